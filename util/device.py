@@ -1,0 +1,198 @@
+"""Which device and number format to compute in, checked before the first batch; what the machine offers."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import platform
+import re
+import resource
+import sys
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+AMP_CHOICES = ("auto", "fp16", "bf16", "off")
+_BF16_CAPABILITY = (8, 0)  # Ampere, the first generation with bf16 arithmetic; older cards emulate it slowly
+_MIB = 1 << 20
+
+
+def select_device(name: str = "auto", *, local_rank: int = 0) -> torch.device:
+    """Returns the device to train on, after one real computation on it has succeeded.
+
+    Args:
+        name: "auto" (a GPU this build can use, else the CPU), "cpu", "cuda" (the card of this process's local
+            rank), "cuda:K", or "mps".
+        local_rank: number of this process on its machine; "auto" and "cuda" take the card of that number.
+
+    Raises:
+        ValueError: unknown name; no such device here; or a GPU of an architecture this torch has no kernels
+            for.
+    """
+    if name == "auto":
+        return _select_automatically(local_rank)
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError(
+                "--device mps: not available on this machine or in this torch build; use --device cpu"
+            )
+        return torch.device("mps")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if match is None:
+        raise ValueError(f"--device {name}: unknown, expected auto, cpu, cuda, cuda:K or mps")
+    device = torch.device("cuda", int(match[1]) if match[1] else local_rank)
+    problem = _cuda_problem(device)
+    if problem:
+        raise ValueError(f"--device {name}: {problem}, or use --device cpu")
+    torch.cuda.set_device(device)
+    return device
+
+
+def _select_automatically(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    problem = _cuda_problem(device)
+    if problem:
+        logger.warning("computing on the CPU: %s", problem)
+        return torch.device("cpu")
+    torch.cuda.set_device(device)
+    return device
+
+
+def _cuda_problem(device: torch.device) -> str:
+    """Returns why the CUDA device cannot be used, with the remedy, or "" after a computation on it."""
+    build = f"torch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"{build} was built without CUDA; install a CUDA build (requirements.txt)"
+    if not torch.cuda.is_available():
+        cuda = torch.version.cuda
+        return f"{build} (CUDA {cuda}) finds no usable GPU; check nvidia-smi and the driver's version"
+    count = torch.cuda.device_count()
+    if device.index >= count:
+        return (
+            f"this process wants GPU {device.index}, but there are {count} here (0 to {count - 1}); "
+            "start no more processes on a machine than it has GPUs"
+        )
+    capability = torch.cuda.get_device_capability(device)
+    card = f"{torch.cuda.get_device_name(device)} (sm_{capability[0]}{capability[1]})"
+    built_for = torch.cuda.get_arch_list()
+    remedy = (
+        "install a torch with kernels for it (for a V100: pip install -r requirements.txt "
+        "-c constraints-v100.txt)"
+    )
+    if not has_kernels_for(capability, built_for):
+        return f"{build} has no kernels for {card}, it was built for {', '.join(built_for)}; {remedy}"
+    try:
+        total = torch.arange(4.0, device=device).square().sum().item()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"{card} failed at a first small computation ({reason}); check the driver, or {remedy}"
+    if total != 14.0:
+        return f"{card} computed 0+1+4+9 as {total}; the card or its driver is faulty"
+    return ""
+
+
+def has_kernels_for(capability: tuple[int, int], built_for: list[str]) -> bool:
+    """True if a torch build runs on a card: machine code of the same major version, or PTX that can be
+    translated.
+
+    Args:
+        capability: of the card, such as (7, 0).
+        built_for: `torch.cuda.get_arch_list()`. "sm_70" is machine code for 7.0 and later 7.x; "compute_70"
+            is PTX for 7.0 and everything later. A suffix ("sm_90a", "sm_100f") ties the code to that
+            architecture (a) or family (f).
+    """
+    for name in built_for:
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)
+        if match is None:
+            continue
+        have = (int(match[2]), int(match[3]))
+        if match[4] == "a":
+            usable = capability == have
+        elif match[1] == "compute" and not match[4]:
+            usable = capability >= have
+        else:
+            usable = capability[0] == have[0] and capability[1] >= have[1]
+        if usable:
+            return True
+    return False
+
+
+def amp_policy(device: torch.device, choice: str = "auto") -> tuple[torch.dtype | None, bool]:
+    """Returns (autocast number format or None for full precision, whether gradients need scaling).
+
+    Args:
+        device: from `select_device`.
+        choice: "auto" is bf16 on cards that have it (capability 8.0 and later), fp16 with gradient scaling on
+            older ones (V100, T4), off elsewhere. "fp16", "bf16" and "off" are taken as they are.
+
+    Raises:
+        ValueError: unknown choice.
+    """
+    if choice not in AMP_CHOICES:
+        raise ValueError(f"--amp {choice}: unknown, expected one of {', '.join(AMP_CHOICES)}")
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= _BF16_CAPABILITY
+    if choice == "auto":
+        gpu_choice = "bf16" if has_bf16 else "fp16"
+        choice = gpu_choice if device.type == "cuda" else "off"
+    elif choice != "off" and device.type == "cpu":
+        logger.warning("--amp %s on a CPU is usually slower than --amp off", choice)
+    elif choice == "bf16" and not has_bf16:
+        logger.warning("--amp bf16: this device only emulates it; --amp fp16 is faster")
+    if choice == "off":
+        return None, False
+    if choice == "bf16":
+        return torch.bfloat16, False
+    return torch.float16, True
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Returns versions, device and machine as plain values, to state at the start of a run and keep with it."""
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cuda": torch.version.cuda,
+        "timm": _version_of("timm"),
+        "rasterio": _version_of("rasterio"),
+        "gdal": _version_of("rasterio", "__gdal_version__"),
+        "numpy": _version_of("numpy"),
+        "device": str(device),
+        "cpus": _usable_cpus(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        facts["device_name"] = torch.cuda.get_device_name(device)
+        facts["capability"] = f"{major}.{minor}"
+        facts["device_memory_mib"] = torch.cuda.get_device_properties(device).total_memory // _MIB
+        facts["cudnn"] = torch.backends.cudnn.version()
+    return facts
+
+
+def _version_of(package: str, attribute: str = "__version__") -> str | None:
+    try:
+        return str(getattr(importlib.import_module(package), attribute, None))
+    except ImportError:
+        return None
+
+
+def _usable_cpus() -> int:
+    """Returns the CPUs this process may run on, which a batch system may have limited."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Returns the most memory used so far: by tensors on a GPU, resident for this process elsewhere."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, Linux KiB

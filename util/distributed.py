@@ -1,0 +1,319 @@
+"""Several processes as one run: start, who am I, agree on a flag, add up, stop. The only user of
+torch.distributed.
+
+In a single process every function here does nothing, or returns what it was given, so callers need no special
+case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Long enough for one process to write a large checkpoint or the sample survey while the others wait.
+TIMEOUT_S = 1800.0
+
+_TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_PEER_ERROR = re.compile(
+    r"connection (was )?(closed|reset|refused)|broken pipe|timed? ?out|socket|"
+    r"unhandled system error|remote process exited|communicator was aborted",
+    re.IGNORECASE,
+)
+
+# gloo group for flags and objects: host memory only, so that no GPU is waited for
+_control: dist.ProcessGroup | None = None
+
+
+class PeerLost(RuntimeError):
+    """Another process of the run has died or stopped answering."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is: number among all, number of all, and the same on this machine alone."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """True for the one process that logs and writes files."""
+        return self.rank == 0
+
+
+def find_ranks(*, world_size: int = 1, local_rank: int = -1, dist_url: str = "env://") -> Ranks:
+    """Returns this process's place, from torchrun's environment variables or else from the flags.
+
+    Args:
+        world_size: number of processes, when not started by torchrun; all on one machine.
+        local_rank: number of this process then, 0 to world_size - 1.
+        dist_url: where they meet then, `tcp://HOST:PORT` or `file:///PATH`.
+
+    Raises:
+        ValueError: torchrun's variables are incomplete or not numbers; flags that contradict each other.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _ranks_of_torchrun()
+    if world_size < 1:
+        raise ValueError(f"--world_size {world_size}: expected 1 or more")
+    if world_size == 1:
+        return Ranks()
+    if not 0 <= local_rank < world_size:
+        raise ValueError(
+            f"--world_size {world_size} needs --local_rank 0 to {world_size - 1} in each process, got "
+            f"{local_rank}; simpler: torchrun --nproc_per_node={world_size} main_pretrain.py ..."
+        )
+    if not re.match(r"(tcp|file)://.", dist_url):
+        raise ValueError(
+            f"--dist_url {dist_url}: without torchrun it must be tcp://HOST:PORT or file:///PATH, the same "
+            f"for all {world_size} processes; simpler: torchrun --nproc_per_node={world_size} "
+            "main_pretrain.py ..."
+        )
+    return Ranks(local_rank, world_size, local_rank, world_size)
+
+
+def _ranks_of_torchrun() -> Ranks:
+    missing = [name for name in _TORCHRUN_VARIABLES if name not in os.environ]
+    world_size = _number("WORLD_SIZE")
+    if missing and world_size > 1:
+        raise ValueError(
+            f"RANK and WORLD_SIZE are set in the environment but not {', '.join(missing)}; start with "
+            "torchrun, or unset RANK"
+        )
+    ranks = Ranks(
+        rank=_number("RANK"),
+        world_size=world_size,
+        local_rank=_number("LOCAL_RANK", default=0),
+        local_world_size=_number("LOCAL_WORLD_SIZE", default=world_size),
+    )
+    if not 0 <= ranks.rank < ranks.world_size:
+        raise ValueError(
+            f"RANK={ranks.rank} with WORLD_SIZE={ranks.world_size}: expected 0 to {ranks.world_size - 1}"
+        )
+    return ranks
+
+
+def _number(name: str, default: int = 0) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(
+            f"environment variable {name}={text!r}: expected a whole number; start with torchrun"
+        ) from error
+
+
+def start(
+    ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeout_s: float = TIMEOUT_S
+) -> None:
+    """Joins the processes of a run: NCCL for tensors on GPUs, gloo for the CPU and for flags and objects.
+
+    Args:
+        ranks: from `find_ranks`.
+        device: from `select_device`; decides what carries tensors.
+        dist_url: as given to `find_ranks`; not used under torchrun.
+        timeout_s: seconds that a process waits for the others before it takes them for lost.
+
+    Raises:
+        PeerLost: the others did not come within the time.
+    """
+    global _control
+    if ranks.world_size == 1 or dist.is_initialized():
+        return
+    timeout = timedelta(seconds=timeout_s)
+    under_torchrun = "MASTER_ADDR" in os.environ and "RANK" in os.environ
+    with peer_errors_named():
+        dist.init_process_group(
+            backend="nccl" if device.type == "cuda" else "gloo",
+            init_method="env://" if under_torchrun else dist_url,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+        _control = dist.new_group(backend="gloo", timeout=timeout)
+
+
+def shutdown() -> None:
+    """Leaves the group; safe to call at any time and more than once."""
+    global _control
+    _control = None
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # a group whose peer died cannot be left politely
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def peer_errors_named() -> Iterator[None]:
+    """Turns what gloo, NCCL and the store raise when another process is gone into `PeerLost`, which says so.
+
+    The functions of this file do so themselves; wrap the training loop in it for what DDP raises in
+    backward().
+    """
+    try:
+        yield
+    except PeerLost:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        if not dist.is_initialized() and not isinstance(error, dist.DistError):
+            raise
+        if not isinstance(error, dist.DistError) and not _PEER_ERROR.search(text):
+            raise
+        place = (
+            f"process {dist.get_rank()} of {dist.get_world_size()}"
+            if dist.is_initialized()
+            else "this process"
+        )
+        detail = text.splitlines()[0][:200] if text else type(error).__name__
+        raise PeerLost(
+            f"{place} lost the others: one of them died or stopped answering ({detail}). Its own message, "
+            "above or in its log, says why; then go on from the last checkpoint with --resume auto"
+        ) from error
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Flags and objects, in host memory
+# ------------------------------------------------------------------------------------------------------------
+
+
+def any_rank(flag: bool) -> bool:
+    """True if `flag` is true in any process; every process must call it. No GPU is waited for."""
+    if _control is None:
+        return bool(flag)
+    with peer_errors_named():
+        value = torch.tensor([int(flag)], dtype=torch.int32)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_control)
+        return bool(value.item())
+
+
+def gather_objects(value: T) -> list[T]:
+    """Returns the `value` of every process, in order of rank, to every process."""
+    if _control is None:
+        return [value]
+    with peer_errors_named():
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=_control)
+        return values
+
+
+def broadcast_object(value: T) -> T:
+    """Returns the `value` of rank 0 to every process."""
+    if _control is None:
+        return value
+    with peer_errors_named():
+        values: list[Any] = [value]
+        dist.broadcast_object_list(values, src=0, group=_control, device=torch.device("cpu"))
+        return values[0]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Calls `function` in rank 0 alone and returns its result to every process.
+
+    Raises:
+        Exception: what `function` raised, in rank 0 as it was and in the others as a copy, so that all stop
+            together.
+    """
+    if _control is None:
+        return function()
+    outcome: tuple[Any, Exception | None] = (None, None)
+    if dist.get_rank() == 0:
+        try:
+            outcome = (function(), None)
+        except Exception as error:
+            broadcast_object((None, _portable(error)))
+            raise
+    result, failure = broadcast_object(outcome)
+    if failure is not None:
+        raise failure
+    return result
+
+
+def _portable(error: Exception) -> Exception:
+    """Returns an exception that survives pickling: of the nearest built-in class, with the same message."""
+    for kind in type(error).__mro__:
+        if kind.__module__ == "builtins" and issubclass(kind, Exception):
+            return kind(str(error))
+    return RuntimeError(str(error))
+
+
+def barrier() -> None:
+    """Waits until every process has come here."""
+    if _control is not None:
+        with peer_errors_named():
+            dist.barrier(group=_control)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tensors
+# ------------------------------------------------------------------------------------------------------------
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the sum of `tensor` over all processes, a new tensor on its device; does not wait for a GPU."""
+    if not dist.is_initialized():
+        return tensor
+    with peer_errors_named():
+        total = tensor.detach().clone()
+        dist.all_reduce(total, op=dist.ReduceOp.SUM)
+        return total
+
+
+def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the mean of a floating-point `tensor` over all processes, a new tensor on its device."""
+    if not dist.is_initialized():
+        return tensor
+    return sum_over_ranks(tensor) / dist.get_world_size()
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """Returns the model in DistributedDataParallel, or as it is in a single process.
+
+    Every parameter that requires a gradient must take part in every loss (multiplied by zero if need be). The
+    graph is
+    not declared static: that would count the gradients of the first backward pass, which under
+        `gradients_shared(..., False)` is not reduced.
+    """
+    if not dist.is_initialized():
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # constant after construction, which makes them equal
+        gradient_as_bucket_view=True,
+        find_unused_parameters=False,
+        static_graph=False,
+    )
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the model itself, out of DistributedDataParallel and torch.compile."""
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return getattr(model, "_orig_mod", model)
+
+
+def gradients_shared(model: nn.Module, shared: bool) -> contextlib.AbstractContextManager[Any]:
+    """Returns a context for forward and backward; gradients are reduced over the processes only if `shared`."""
+    wrapped = getattr(model, "_orig_mod", model)
+    if isinstance(wrapped, DistributedDataParallel) and not shared:
+        return wrapped.no_sync()
+    return contextlib.nullcontext()

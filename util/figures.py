@@ -1,0 +1,187 @@
+"""Pictures of what a model saw, made and missed, in physical units; without pyplot, display or globals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+_COLUMNS = ("input", "masked input", "reconstruction", "target", "error")
+_INVALID_COLOUR = "0.85"  # light grey: not data, or hidden from the model
+_ROBUST_PERCENT = (2.0, 98.0)
+_PANEL_INCHES = 2.2
+
+
+@dataclass(frozen=True)
+class RowImages:
+    """One layer of one tile at one scale. Arrays are (H, W) in physical units, row 0 in the north, NaN =
+    invalid.
+
+    All arrays of a row cover the same ground; the inputs are at the base scale, so they may have fewer pixels
+    than the reconstruction and target of a finer scale.
+
+    Attributes:
+        layer: its name.
+        unit: of the values, such as "nT"; may be empty.
+        scale: pixels of `target` per base pixel and side: 1, 2, 4.
+        pixel_size: edge of a pixel of `target`, in CRS units.
+        image: the whole input tile at the base scale, (h, w).
+        visible: the same with NaN where a patch was removed from the model's sight, (h, w).
+        reconstruction: the model's prediction, (H, W); drawn wherever it is finite.
+        target: the truth at this scale, (H, W); NaN where it is not known and not scored.
+        scored: whether this layer is scored at this scale; said in the title if not.
+    """
+
+    layer: str
+    unit: str
+    scale: int
+    pixel_size: float
+    image: np.ndarray
+    visible: np.ndarray
+    reconstruction: np.ndarray
+    target: np.ndarray
+    scored: bool = True
+
+
+def reconstruction_figure(rows: Sequence[RowImages], *, title: str = "", length_unit: str = "m") -> Figure:
+    """Returns a figure with a row for each layer and scale, and columns input, masked input, reconstruction,
+    target, error.
+
+    The first four panels of a row share their colour limits, the 2 to 98 % range of its input and target; the
+    error (reconstruction minus target) is centred on zero, to the 98 % of its size. Light grey is nodata or
+    hidden.
+
+    Args:
+        rows: what to draw, from top to bottom.
+        title: above everything.
+        length_unit: of the pixel sizes: "m" (extents are given in km) or another, such as "degree".
+
+    Raises:
+        ValueError: no rows, or arrays of a row that do not fit together.
+    """
+    if not rows:
+        raise ValueError("nothing to draw: expected at least one row of images")
+    for row in rows:
+        _check_row(row)
+    height = _PANEL_INCHES * len(rows) + (0.5 if title else 0.1)
+    figure = Figure(figsize=(_PANEL_INCHES * (len(_COLUMNS) + 1.4), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(_COLUMNS), squeeze=False)
+    for row, row_axes in zip(rows, axes, strict=True):
+        _draw_row(figure, row_axes, row, length_unit)
+    for axis, name in zip(axes[0], _COLUMNS, strict=True):
+        axis.set_title(name, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def save_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: int = 110) -> None:
+    """Writes the figure as PNG under a temporary name in the same folder, then renames it.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png", dpi=dpi)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def robust_limits(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Returns the 2 and 98 % quantiles of all finite values, never equal; (0, 1) where none is finite."""
+    values = np.concatenate([np.asarray(array, dtype=np.float64).ravel() for array in arrays])
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return 0.0, 1.0
+    low, high = (float(limit) for limit in np.percentile(values, _ROBUST_PERCENT))
+    if low == high:
+        low, high = float(values.min()), float(values.max())
+    if low == high:
+        margin = abs(low) * 0.01 or 1.0
+        low, high = low - margin, high + margin
+    return low, high
+
+
+def error_limit(error: np.ndarray) -> float:
+    """Returns the size below which 98 % of the finite errors lie, never zero; 1 where none is finite."""
+    size = np.abs(error[np.isfinite(error)])
+    if size.size == 0:
+        return 1.0
+    return float(np.percentile(size, _ROBUST_PERCENT[1])) or float(size.max()) or 1.0
+
+
+def _check_row(row: RowImages) -> None:
+    name = f"row {row.layer!r} at scale {row.scale}"
+    for field in ("image", "visible", "reconstruction", "target"):
+        shape = np.shape(getattr(row, field))
+        if len(shape) != 2:
+            raise ValueError(f"{name}: {field} has shape {shape}, expected (H, W)")
+    if row.image.shape != row.visible.shape:
+        raise ValueError(f"{name}: image {row.image.shape} and visible {row.visible.shape} differ in shape")
+    if row.reconstruction.shape != row.target.shape:
+        raise ValueError(
+            f"{name}: reconstruction {row.reconstruction.shape} and target {row.target.shape} differ in shape"
+        )
+
+
+def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit: str) -> None:
+    low, high = robust_limits([row.image, row.target])
+    error = row.reconstruction - row.target
+    limit = error_limit(error)
+    values_map, error_map = _with_grey("viridis"), _with_grey("RdBu_r")
+    # Same ground in every panel, whatever its number of pixels.
+    extent = (0.0, float(row.target.shape[1]), float(row.target.shape[0]), 0.0)
+    for axis, image in zip(axes, (row.image, row.visible, row.reconstruction, row.target), strict=False):
+        drawn = axis.imshow(
+            np.ma.masked_invalid(image),
+            cmap=values_map,
+            vmin=low,
+            vmax=high,
+            extent=extent,
+            interpolation="nearest",
+        )
+    figure.colorbar(drawn, ax=list(axes[:4]), label=row.unit, fraction=0.02, pad=0.01)
+    drawn = axes[4].imshow(
+        np.ma.masked_invalid(error),
+        cmap=error_map,
+        vmin=-limit,
+        vmax=limit,
+        extent=extent,
+        interpolation="nearest",
+    )
+    figure.colorbar(drawn, ax=axes[4], label=row.unit, fraction=0.05, pad=0.02)
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    axes[0].set_ylabel(_row_label(row, length_unit), fontsize=8)
+
+
+def _row_label(row: RowImages, length_unit: str) -> str:
+    rows, cols = row.target.shape
+    factor, unit = (1e-3, "km") if length_unit == "m" else (1.0, length_unit)
+    ground = f"{cols * row.pixel_size * factor:.4g} x {rows * row.pixel_size * factor:.4g} {unit}"
+    lines = [row.layer, f"scale {row.scale}: {row.pixel_size:.6g} {length_unit} pixels", ground]
+    if not row.scored:
+        lines.append("(not scored)")
+    return "\n".join(lines)
+
+
+def _with_grey(name: str) -> Colormap:
+    colours = colormaps[name].copy()
+    colours.set_bad(_INVALID_COLOUR)
+    return colours
