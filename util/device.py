@@ -153,7 +153,7 @@ def amp_policy(device: torch.device, choice: str = "auto") -> tuple[torch.dtype 
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Returns versions, device and machine as plain values, to state at the start of a run and keep with it."""
+    """Returns versions, device and machine as plain values, to state when a run starts and keep with it."""
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),

@@ -312,7 +312,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def gradients_shared(model: nn.Module, shared: bool) -> contextlib.AbstractContextManager[Any]:
-    """Returns a context for forward and backward; gradients are reduced over the processes only if `shared`."""
+    """Returns a context for forward and backward; gradients are reduced over processes only if `shared`."""
     wrapped = getattr(model, "_orig_mod", model)
     if isinstance(wrapped, DistributedDataParallel) and not shared:
         return wrapped.no_sync()
