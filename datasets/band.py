@@ -1,0 +1,366 @@
+"""Reading one band of one raster by window: file handles, the file's own pixels, the north-up grid."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.warp import Resampling, reproject
+from rasterio.warp import transform as transform_points
+from rasterio.windows import Window
+
+from datasets.aoi import Aoi
+from datasets.layers import Layer
+from datasets.validity import invalid_pixels, to_physical
+
+# Open files per process: well below the usual limit of 1024, and more than the layers of any survey.
+MAX_HANDLES = 256
+# A warped band is computed in square blocks of this edge, so that a pixel does not depend on the window it is
+# read in.
+WARP_BLOCK = 256
+# Source pixels read around the footprint of a warped block: one for bilinear interpolation, and what its
+# sampling may miss.
+_WARP_MARGIN = 3
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixels on the ground, north up: row 0 is the northern edge.
+
+    Attributes:
+        crs: coordinate reference system.
+        left: western edge, CRS units.
+        top: northern edge, CRS units.
+        resolution_x: width of a pixel, CRS units, > 0.
+        resolution_y: height of a pixel, CRS units, > 0.
+        rows: number of rows.
+        cols: number of columns.
+    """
+
+    crs: CRS
+    left: float
+    top: float
+    resolution_x: float
+    resolution_y: float
+    rows: int
+    cols: int
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top), CRS units."""
+        right = self.left + self.cols * self.resolution_x
+        return self.left, self.top - self.rows * self.resolution_y, right, self.top
+
+    @property
+    def transform(self) -> Affine:
+        """Affine transform from (column, row) to (x, y)."""
+        return self.window_transform(0, 0)
+
+    def window_transform(self, row: int, col: int) -> Affine:
+        """Affine transform of a window that starts at (row, col)."""
+        x, y = self.left + col * self.resolution_x, self.top - row * self.resolution_y
+        return Affine(self.resolution_x, 0.0, x, 0.0, -self.resolution_y, y)
+
+
+class _Handles(OrderedDict[str, rasterio.DatasetReader]):
+    """Open files of one thread, the least recently used first."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # identity, for the weak set below
+
+    def __init__(self, pid: int) -> None:
+        super().__init__()
+        self.pid = pid
+
+
+_local = threading.local()
+_all_handles: weakref.WeakSet[_Handles] = weakref.WeakSet()
+_inherited: list[
+    _Handles
+] = []  # handles from before a fork belong to the parent: kept, neither used nor closed
+
+
+def open_dataset(path: str) -> rasterio.DatasetReader:
+    """Return an open dataset that belongs to this process and this thread, reused from call to call.
+
+    At most `MAX_HANDLES` stay open in a process; the least recently used of this thread is closed beyond
+    that.
+
+    Raises:
+        rasterio.errors.RasterioIOError: the file cannot be opened.
+    """
+    pid = os.getpid()
+    handles: _Handles | None = getattr(_local, "handles", None)
+    if handles is None or handles.pid != pid:
+        if handles is not None:
+            _inherited.append(handles)
+        handles = _local.handles = _Handles(pid)
+        _all_handles.add(handles)
+    dataset = handles.get(path)
+    if dataset is not None:
+        handles.move_to_end(path)
+        return dataset
+    total = sum(len(each) for each in list(_all_handles) if each.pid == pid)
+    while handles and total >= MAX_HANDLES:
+        handles.popitem(last=False)[1].close()
+        total -= 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        dataset = rasterio.open(path)
+    handles[path] = dataset
+    return dataset
+
+
+def close_datasets() -> None:
+    """Close every file that this thread has open; the next read opens them again."""
+    handles: _Handles | None = getattr(_local, "handles", None)
+    if handles is not None and handles.pid == os.getpid():
+        while handles:
+            handles.popitem()[1].close()
+
+
+@dataclass(frozen=True)
+class Source:
+    """One band in the file's own pixel frame, as stored. Picklable, holds no handle.
+
+    Attributes:
+        layer: the layer it is for.
+        crs: CRS of the file.
+        transform: affine transform of the file, possibly south-up or rotated.
+        rows: rows stored.
+        cols: columns stored.
+        dtype: NumPy name of the stored type.
+        scale: physical = stored * scale + offset.
+        offset: see scale.
+        nodata: stored values that mean no data, each as the file's type holds it.
+        has_mask: a mask has to be read besides the values.
+        alpha: number of the alpha band, 0 = none.
+        block: (rows, cols) of a block of the file.
+    """
+
+    layer: Layer
+    crs: CRS
+    transform: Affine
+    rows: int
+    cols: int
+    dtype: str
+    scale: float
+    offset: float
+    nodata: tuple[float, ...]
+    has_mask: bool
+    alpha: int
+    block: tuple[int, int]
+
+    def read_stored(self, row: int, col: int, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Read a window that lies inside the file.
+
+        Returns:
+            (rows, cols) in the file's type, and a boolean array of invalid pixels, or None if none can be
+            invalid.
+
+        Raises:
+            OSError: the window cannot be read; names layer, file and window.
+        """
+        window = Window(col, row, cols, rows)
+        try:
+            dataset = open_dataset(self.layer.path)
+            raw = dataset.read(self.layer.band, window=window)
+            invalid = invalid_pixels(raw, self.nodata)
+            if self.has_mask:
+                masked = dataset.read_masks(self.layer.band, window=window) == 0
+                invalid = masked if invalid is None else invalid | masked
+            if self.alpha:
+                clear = dataset.read(self.alpha, window=window) == 0
+                invalid = clear if invalid is None else invalid | clear
+        except (RasterioError, OSError) as error:
+            raise OSError(
+                f"layer '{self.layer.name}' ({self.layer.path}, band {self.layer.band}): rows {row} to "
+                f"{row + rows - 1}, columns {col} to "
+                f"{col + cols - 1} of the file cannot be read ({_reason(error)}); it may be damaged or "
+                f"incomplete: restore it from a good copy"
+            ) from error
+        return raw, invalid
+
+    def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Read a window that lies inside the file as float32 in physical units, NaN = invalid."""
+        raw, invalid = self.read_stored(row, col, rows, cols)
+        return to_physical(raw, invalid, scale=self.scale, offset=self.offset)
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost message of a chain of errors: GDAL's own, where there is one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error)
+
+
+@dataclass(frozen=True, eq=False)
+class RasterBand:
+    """A layer on its native north-up grid, or on a grid it is warped to. Picklable, holds no handle.
+
+    Attributes:
+        layer: the layer.
+        grid: its pixels on the ground.
+        dtype: NumPy name of the type stored in the file.
+        nodata: stored values that mean no data.
+        nodata_rule: what is invalid, in words.
+        scale: physical = stored * scale + offset.
+        offset: see scale.
+        notes: what is odd about the file though it can be used.
+        source: the file's own pixels.
+        warped: True if the grid is not the file's own: values are interpolated (bilinear).
+        aoi: polygons outside which pixels are invalid.
+    """
+
+    layer: Layer
+    grid: Grid
+    dtype: str
+    nodata: tuple[float, ...]
+    nodata_rule: str
+    scale: float
+    offset: float
+    notes: list[str]
+    source: Source = field(repr=False)
+    warped: bool = False
+    aoi: Aoi | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check that the polygons fit the grid.
+
+        Raises:
+            ValueError: the area of interest is in another CRS than the grid.
+        """
+        if self.aoi is not None and self.aoi.crs != self.grid.crs:
+            raise ValueError(
+                f"layer '{self.layer.name}' ({self.layer.path}): area of interest in "
+                f"{self.aoi.crs.to_string()[:60]}, expected "
+                f"{self.grid.crs.to_string()[:60]} of the layer's grid; load it in that CRS"
+            )
+
+    def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Read a window in physical units.
+
+        Args:
+            row: first row on the grid; may be negative or beyond the grid, as may every edge of the window.
+            col: first column.
+            rows: number of rows.
+            cols: number of columns.
+
+        Returns:
+            (rows, cols) float32, contiguous, NaN where invalid or outside the grid; the caller may change it.
+
+        Raises:
+            OSError: the window cannot be read; names layer, file and window.
+        """
+        top, left = max(row, 0), max(col, 0)
+        bottom, right = min(row + rows, self.grid.rows), min(col + cols, self.grid.cols)
+        if bottom <= top or right <= left:
+            return np.full((rows, cols), np.nan, dtype=np.float32)
+        values = self._read_inside(top, left, bottom - top, right - left)
+        if values.shape == (rows, cols):
+            return values
+        padded = np.full((rows, cols), np.nan, dtype=np.float32)
+        padded[top - row : bottom - row, left - col : right - col] = values
+        return padded
+
+    def _read_inside(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        if self.warped:
+            values = self._read_warped(row, col, rows, cols)
+        else:
+            values = self.flip(self.source.read(*self.to_source(row, col, rows, cols)))
+        if self.aoi is not None:
+            values[~self.aoi.inside(self.grid.window_transform(row, col), rows, cols)] = np.nan
+        return values
+
+    def to_source(self, row: int, col: int, rows: int, cols: int) -> tuple[int, int, int, int]:
+        """Turn a window of the grid into that of the file, or the reverse; not for warped bands."""
+        first_row = row if self.source.transform.e < 0 else self.grid.rows - row - rows
+        first_col = col if self.source.transform.a > 0 else self.grid.cols - col - cols
+        return first_row, first_col, rows, cols
+
+    def flip(self, values: np.ndarray) -> np.ndarray:
+        """Turn a (rows, cols) window in the file's orientation north up, or the reverse."""
+        if self.source.transform.e > 0:
+            values = values[::-1]
+        if self.source.transform.a < 0:
+            values = values[:, ::-1]
+        return np.ascontiguousarray(values)
+
+    def _read_warped(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        values = np.empty((rows, cols), dtype=np.float32)
+        for block_row in range(row - row % WARP_BLOCK, row + rows, WARP_BLOCK):
+            for block_col in range(col - col % WARP_BLOCK, col + cols, WARP_BLOCK):
+                block = self._warp_block(block_row, block_col)
+                top, left = max(row, block_row), max(col, block_col)
+                bottom, right = (
+                    min(row + rows, block_row + WARP_BLOCK),
+                    min(col + cols, block_col + WARP_BLOCK),
+                )
+                values[top - row : bottom - row, left - col : right - col] = block[
+                    top - block_row : bottom - block_row, left - block_col : right - block_col
+                ]
+        return values
+
+    def _warp_block(self, row: int, col: int) -> np.ndarray:
+        """Interpolate one block from the source pixels under it, whose invalid ones are NaN already.
+
+        A pixel is valid if the source pixel it lies in is; its value is the bilinear average of the valid
+        ones around it.
+        """
+        rows, cols = min(WARP_BLOCK, self.grid.rows - row), min(WARP_BLOCK, self.grid.cols - col)
+        block = np.full((rows, cols), np.nan, dtype=np.float32)
+        footprint = self._footprint(row, col, rows, cols)
+        if footprint is None:
+            return block
+        source = self.source
+        reproject(
+            source.read(*footprint),
+            block,
+            src_transform=_shifted(source.transform, row=footprint[0], col=footprint[1]),
+            src_crs=source.crs,
+            src_nodata=np.nan,
+            dst_transform=self.grid.window_transform(row, col),
+            dst_crs=self.grid.crs,
+            dst_nodata=np.nan,
+            resampling=Resampling.bilinear,
+        )
+        return block
+
+    def _footprint(self, row: int, col: int, rows: int, cols: int) -> tuple[int, int, int, int] | None:
+        """The window of the file under a block of the grid, found by projecting 17 x 17 points."""
+        share = np.linspace(0.0, 1.0, 17)
+        points_x, points_y = np.meshgrid(
+            self.grid.left + (col + share * cols) * self.grid.resolution_x,
+            self.grid.top - (row + share * rows) * self.grid.resolution_y,
+        )
+        x, y = transform_points(
+            self.grid.crs, self.source.crs, points_x.ravel().tolist(), points_y.ravel().tolist()
+        )
+        place = np.array([x, y])
+        place = place[:, np.isfinite(place).all(axis=0)]
+        if not place.size:
+            return None
+        inverse = ~self.source.transform
+        source_cols = inverse.a * place[0] + inverse.b * place[1] + inverse.c
+        source_rows = inverse.d * place[0] + inverse.e * place[1] + inverse.f
+        top = max(int(np.floor(source_rows.min())) - _WARP_MARGIN, 0)
+        left = max(int(np.floor(source_cols.min())) - _WARP_MARGIN, 0)
+        bottom = min(int(np.ceil(source_rows.max())) + _WARP_MARGIN, self.source.rows)
+        right = min(int(np.ceil(source_cols.max())) + _WARP_MARGIN, self.source.cols)
+        if bottom <= top or right <= left:
+            return None
+        return top, left, bottom - top, right - left
+
+
+def _shifted(transform: Affine, *, row: int, col: int) -> Affine:
+    """The transform of a window that starts at (row, col)."""
+    a, b, c, d, e, f = tuple(transform)[:6]
+    return Affine(a, b, c + a * col + b * row, d, e, f + d * col + e * row)
