@@ -287,9 +287,8 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """Returns the model in DistributedDataParallel, or as it is in a single process.
 
     Every parameter that requires a gradient must take part in every loss (multiplied by zero if need be). The
-    graph is
-    not declared static: that would count the gradients of the first backward pass, which under
-        `gradients_shared(..., False)` is not reduced.
+    graph is not declared static: with accumulation under no_sync() that fails or leaves gradients unreduced
+    (pytorch issue 143580).
     """
     if not dist.is_initialized():
         return model

@@ -240,7 +240,7 @@ class NullLog:
         """Does nothing."""
 
 
-def open_writer(
+def make_writer(
     log_dir: str | os.PathLike[str] | None, *, purge_step: int | None = None, enabled: bool = True
 ) -> Writer:
     """Returns a TensorBoard log in `log_dir`, or a null one if there is no folder or `enabled` is False."""
