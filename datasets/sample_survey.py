@@ -47,7 +47,7 @@ ByteArray = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
 
 DEFAULT_DIRECTORY = "sample_survey"
-SURVEY_VERSION = 1  # raised whenever the same seed and size would give other arrays
+SURVEY_VERSION = 2  # raised whenever the same seed and size would give other arrays
 CELL_M = 100.0  # of magnetics, lithology and the forward model; gravity has cells twice as wide
 MARGIN = 96  # cells modelled beyond each edge, over which contrasts fade out, so that nothing wraps round
 CRS = "EPSG:28354"  # GDA94 / MGA zone 54, metres
@@ -141,7 +141,7 @@ def _model_fields(
     x, y = _eastings(shape[1], first=-MARGIN), _northings(shape[0], first=rows + MARGIN)
     fade = np.outer(_fade(rows), _fade(cols))
     mottle = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), 1.5)
-    mottle /= mottle.std()
+    mottle *= np.float32(0.5) / mottle.std()
     density_of = np.array([0, *(unit.density for unit in UNITS)], dtype=np.float32)
     susceptibility_of = np.array([0, *(unit.susceptibility for unit in UNITS)], dtype=np.float32)
     cover, basin = geology.cover(x, y)
@@ -428,7 +428,7 @@ middle depth, so that beds, faults and plutons dip.
 exactly for cells 100 m wide, and added up.
 
 **Measuring.** Gravity is averaged over its cells and gets a regional trend and 2 % of station noise;
-magnetics gets levelling errors of 2 to 3 % along east-west lines 400 m apart (of the standard deviation, both).
+magnetics gets levelling errors of 2 to 3 % along east-west lines 400 m apart (of the standard deviation).
 Both lose what lies outside the outline, and in lakes and no-fly blocks, which differ between them.
 
 **Deposits** lie in basalt or iron formation near its contacts, where a fault (Au)
