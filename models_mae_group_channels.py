@@ -1,0 +1,774 @@
+"""The grouped-channel multi-scale masked autoencoder, and the encoder alone for fine-tuning.
+
+Channels are divided into groups; every group has its own patch embedding, and one transformer reads the
+tokens of all groups. Most tokens are removed; a small decoder predicts their pixels, and cross-scale heads
+predict finer grids.
+
+References: SatMAE++ (Noman et al., CVPR 2024, arXiv 2403.05419), SatMAE (Cong et al., NeurIPS 2022) and MAE
+(He et al., CVPR 2022). Parameter names and shapes are those of SatMAE++, so that its weights load. We differ:
+
+- predictions are put back into channel order before any loss or head, so groups may come in any order;
+- validity: what stands under invalid pixels changes nothing, and tokens without valid pixels are not looked
+  at;
+- a channel is scored only at the scales it is asked for, and `scale_heads="subpixel"` are light heads of our
+  own;
+- `norm_pix_loss` normalises every channel of a patch by itself: layers in different units have nothing to
+  share.
+
+Shape letters: N batch, C channels, H W base-scale pixels, G groups, L patches per group, D encoder width, E
+decoder width, p patch edge, s scale. `mask` is the token mask, 1 = removed; `valid` is data validity, True =
+usable.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import LayerNorm2d, PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from util.losses import error_totals, masked_patch_mse, patch_moments, pixel_l1
+from util.patches import patchify, random_masking, token_validity, unpatchify
+from util.pos_embed import sincos_1d, sincos_2d
+from util.scale_heads import (
+    SubpixelHead,
+    UpsampleBlock,
+    at_least_float32,
+    detail_rank,
+    full_precision,
+    plan_subpixel,
+)
+
+SENTINEL_GROUPS = ((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))  # the groups of SatMAE and SatMAE++
+NORM_LAYER = partial(nn.LayerNorm, eps=1e-6)
+SCALE_HEADS = ("subpixel", "shared")
+
+
+def check_partition(channel_groups: Sequence[Sequence[int]], in_chans: int) -> tuple[tuple[int, ...], ...]:
+    """Return the groups as tuples if they hold every channel exactly once.
+
+    Raises:
+        ValueError: a group is empty, or a channel is missing, repeated or out of range.
+    """
+    groups = tuple(tuple(int(c) for c in group) for group in channel_groups)
+    listed = [c for group in groups for c in group]
+    problems = {
+        "missing": [c for c in range(in_chans) if c not in listed],
+        "more than once": sorted({c for c in listed if listed.count(c) > 1}),
+        "out of range": sorted({c for c in listed if not 0 <= c < in_chans}),
+        "empty groups": [i for i, group in enumerate(groups) if not group],
+    }
+    found = "; ".join(f"{what} {which}" for what, which in problems.items() if which)
+    if found:
+        raise ValueError(
+            f"channel_groups {groups}: {found}; expected each of channels 0 to {in_chans - 1} in exactly one"
+        )
+    return groups
+
+
+def check_scored(
+    scored: Mapping[Any, Sequence[int]] | None, *, scales: Sequence[int], in_chans: int
+) -> dict[int, tuple[int, ...]]:
+    """Return the channels scored at each scale, sorted; all of them where `scored` is None.
+
+    Raises:
+        ValueError: scales are not 1 and then growing whole numbers, or `scored` names a scale or channel that
+            is not there, or no channel is scored at the base scale.
+    """
+    if not scales or scales[0] != 1 or any(b <= a for a, b in zip(scales, scales[1:], strict=False)):
+        raise ValueError(
+            f"scales {tuple(scales)}: expected 1 followed by growing whole numbers, such as 1 2 4"
+        )
+    if scored is None:
+        return {s: tuple(range(in_chans)) for s in scales}
+    given = {int(s): tuple(sorted({int(c) for c in channels})) for s, channels in scored.items()}
+    for s, channels in given.items():
+        if s not in scales or any(not 0 <= c < in_chans for c in channels):
+            raise ValueError(
+                f"scored channels {list(channels)} at scale {s}: expected scales out of {tuple(scales)} and "
+                f"channels out of 0 to {in_chans - 1}"
+            )
+    if not given.get(1):
+        raise ValueError("no channel is scored at scale 1: expected at least one; list it under scored[1]")
+    return {s: given.get(s, ()) for s in scales}
+
+
+class GroupChannelEncoder(nn.Module):
+    """Patch embeddings of the groups, position and group embeddings, and transformer blocks.
+
+    Both models inherit it, rather than hold it, so that parameter names stay flat and encoder weights move
+    between them. The one parameter that SatMAE++ has not is `nodata_token`; loading weights without it keeps
+    the present one.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int,
+        patch_size: int,
+        in_chans: int,
+        channel_groups: Sequence[Sequence[int]],
+        channel_embed: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        norm_layer: Any,
+        train_embeddings: bool,
+        drop_path: float = 0.0,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if img_size % patch_size:
+            raise ValueError(f"img_size {img_size}: expected a multiple of patch_size {patch_size}")
+        self.channel_groups = check_partition(channel_groups, in_chans)
+        self.group_sizes = [len(group) for group in self.channel_groups]
+        self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
+        self.num_groups, self.num_patches = len(self.channel_groups), (img_size // patch_size) ** 2
+        self.grad_checkpointing = grad_checkpointing
+
+        order = [c for group in self.channel_groups for c in group]
+        group_of = {c: i for i, group in enumerate(self.channel_groups) for c in group}
+        self._register_index("group_order", order)  # channel order -> concatenated groups
+        self._register_index("channel_order", [order.index(c) for c in range(in_chans)])  # and back
+        self._register_index("group_of_channel", [group_of[c] for c in range(in_chans)])
+
+        self.patch_embed = nn.ModuleList(
+            PatchEmbed(img_size, patch_size, size, embed_dim) for size in self.group_sizes
+        )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.nodata_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        position, group = self._embeddings(embed_dim, channel_embed, num_heads, rows=self.num_groups)
+        self.pos_embed = nn.Parameter(position, requires_grad=train_embeddings)
+        self.channel_embed = nn.Parameter(group, requires_grad=train_embeddings)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer, drop_path=rate)
+            for rate in _linear_ramp(drop_path, depth)
+        )
+        self.register_load_state_dict_pre_hook(_keep_nodata_token)
+
+    def _register_index(self, name: str, values: Sequence[int]) -> None:
+        """Hold indices on the model's device, outside of the state dict."""
+        self.register_buffer(name, torch.tensor(list(values), dtype=torch.int64), persistent=False)
+
+    def _embeddings(
+        self, width: int, group_width: int, num_heads: int, *, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Sine-cosine embeddings of position, (1, 1+L, width - group_width), and group number, (1, rows,
+        group_width).
+
+        Row 0 of the position belongs to the class token and is zero.
+        """
+        if width % num_heads or group_width % 2 or (width - group_width) % 4 or group_width >= width:
+            raise ValueError(
+                f"width {width} with {num_heads} heads and {group_width} for the channel embedding: expected "
+                "a width divisible by the heads, an even channel embedding, a multiple of 4 left for position"
+            )
+        grid = sincos_2d(self.img_size // self.patch_size, width - group_width)
+        position = torch.cat([torch.zeros_like(grid[:1]), grid])[None]
+        return position, sincos_1d(torch.arange(rows), group_width)[None]
+
+    def init_weights(self) -> None:
+        """Initialise as MAE does: xavier-uniform linear layers and patch embeddings, normal(0.02) tokens.
+
+        Norms start at 1 and 0, and biases of linear layers at 0; convolutions of the shared heads keep
+        torch's default.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embed in self.patch_embed:
+            nn.init.xavier_uniform_(embed.proj.weight.view(embed.proj.weight.shape[0], -1))
+        for token in (self.cls_token, self.nodata_token):
+            nn.init.normal_(token, std=0.02)
+
+    def _prepare(self, imgs: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images of at least float32 that are zero where they are invalid, and validity."""
+        imgs, valid = _check_images("imgs", imgs, valid, channels=self.in_chans, size=self.img_size)
+        return torch.where(valid, imgs, 0.0), valid
+
+    def embed(self, imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn pixels into tokens with position and group added; tokens without valid pixels are the no-data
+        token.
+
+        Done in full precision whatever the autocast, since values may be far out: 1e5 overflows in fp16.
+
+        Args:
+            imgs: (N, C, H, W), model units, 0 where invalid.
+            valid: (N, C, H, W) bool, True = usable.
+
+        Returns:
+            tokens (N, G, L, D), and which of them hold a valid pixel, (N, G, L) bool.
+        """
+        token_valid = token_validity(
+            valid, self.patch_size, group_order=self.group_order, group_sizes=self.group_sizes
+        )
+        with full_precision(imgs.device):
+            parts = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
+            tokens = torch.stack(
+                [embed(part) for embed, part in zip(self.patch_embed, parts, strict=True)], dim=1
+            )
+            tokens = torch.where(token_valid.unsqueeze(-1), tokens, self.nodata_token.unsqueeze(1))
+            return tokens + self._places(self.pos_embed[:, 1:], self.channel_embed), token_valid
+
+    def _places(self, position: Tensor, group: Tensor) -> Tensor:
+        """Concatenate position (1, L, -) and group (1, G, -) embeddings to (1, G, L, width)."""
+        size = (1, group.shape[1], position.shape[1], -1)
+        return torch.cat([position.unsqueeze(1).expand(size), group.unsqueeze(2).expand(size)], dim=-1)
+
+    def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        """Apply transformer blocks to (N, tokens, width); the residual stream stays as precise as `x` is."""
+        for block in blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+def _linear_ramp(last: float, count: int) -> list[float]:
+    return [last * i / max(count - 1, 1) for i in range(count)]
+
+
+def _keep_nodata_token(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    """Let weights without the no-data token, such as the published ones, load strictly."""
+    state_dict.setdefault(prefix + "nodata_token", module.nodata_token.detach())
+
+
+def _check_images(
+    name: str, images: Tensor, valid: Tensor | None, *, channels: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """Images of at least float32 and their validity, all True if None; a misfit is a ValueError."""
+    if images.ndim != 4 or images.shape[1:] != (channels, size, size):
+        raise ValueError(
+            f"{name} of shape {tuple(images.shape)}: expected (N, {channels}, {size}, {size}) from in_chans, "
+            "img_size and scales; build the model for this size, or cut the images to it"
+        )
+    if valid is None:
+        valid = torch.ones_like(images, dtype=torch.bool)
+    if valid.shape != images.shape or valid.dtype != torch.bool:
+        raise ValueError(
+            f"validity of {name} of shape {tuple(valid.shape)}, {valid.dtype}: expected bool of shape "
+            f"{tuple(images.shape)}, True = usable"
+        )
+    return at_least_float32(images), valid
+
+
+class GroupChannelsVisionTransformer(GroupChannelEncoder):
+    """The encoder with a classification head, for fine-tuning; it reads all tokens."""
+
+    def __init__(
+        self,
+        img_size: int = 96,
+        patch_size: int = 8,
+        in_chans: int = 10,
+        num_classes: int = 62,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 4,
+        *,
+        channel_groups: Sequence[Sequence[int]] = SENTINEL_GROUPS,
+        channel_embed: int = 256,
+        global_pool: bool = True,
+        drop_path: float = 0.0,
+        norm_layer: Any = NORM_LAYER,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            channel_groups=channel_groups,
+            channel_embed=channel_embed,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            norm_layer=norm_layer,
+            train_embeddings=True,
+            drop_path=drop_path,
+            grad_checkpointing=grad_checkpointing,
+        )
+        self.channel_cls_embed = nn.Parameter(torch.zeros(1, 1, channel_embed))
+        self.global_pool = global_pool
+        if global_pool:
+            self.fc_norm = norm_layer(embed_dim)
+        else:
+            self.norm = norm_layer(embed_dim)
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.init_weights()
+
+    def forward_features(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
+        """One embedding per sample: the mean over tokens with valid pixels, or the class token.
+
+        Args:
+            imgs: (N, C, H, W), model units.
+            valid: (N, C, H, W) bool, True = usable; all if None.
+
+        Returns:
+            (N, D); a sample without any valid pixel has the embedding of nothing.
+
+        Raises:
+            ValueError: shapes or types do not fit the model.
+        """
+        imgs, valid = self._prepare(imgs, valid)
+        tokens, token_valid = self.embed(imgs, valid)
+        cls_place = torch.cat([self.pos_embed[:, :1], self.channel_cls_embed], dim=-1)
+        cls = (self.cls_token + cls_place).expand(len(imgs), -1, -1)
+        x = self.run_blocks(self.blocks, torch.cat([cls, tokens.flatten(1, 2)], dim=1))
+        if not self.global_pool:
+            return self.norm(x)[:, 0]
+        weight = token_valid.flatten(1).unsqueeze(-1).to(x.dtype)
+        return self.fc_norm((x[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1))
+
+    def forward(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Class scores before the softmax, (N, num_classes); arguments as in `forward_features`."""
+        return self.head(self.forward_features(imgs, valid))
+
+
+class Reconstruction(NamedTuple):
+    """Everything a forward pass with `details` gives; S scales, in the order of the model's `scales`."""
+
+    loss: Tensor  # scalar, base scale
+    ms_loss: Tensor  # scalar, mean over the finer scales; 0 if none is scored
+    pred: Tensor  # (N, C, L, p*p), as compared with the targets
+    mask: Tensor  # (N, G, L), 1 = removed
+    images: dict[int, Tensor]  # scale -> (N, C, sH, sW), model units; 0 for channels not scored there
+    error_sums: (
+        Tensor  # (S, C): squared error over removed valid pixels; absolute error over valid ones if finer
+    )
+    error_counts: Tensor  # (S, C): number of pixels in each sum
+
+
+class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
+    """The masked autoencoder for pre-training; arguments are those of SatMAE++, and behind the star our own.
+
+    Args:
+        spatial_mask: remove a location in all groups at once.
+        norm_pix_loss: compare with patches normalised, channel by channel, over their own valid pixels.
+        proj_ratio: width of the shared heads, in channels.
+        scales: reconstructed scales, 1 first; a finer image has s times the pixels along each side.
+        scored: channels scored at each scale, all if None; channels of a scale that is not listed are not
+            scored.
+        scale_heads: "shared", the published ones, or "subpixel", light ones.
+        channel_weights: weight of each channel in the losses, 1 if None; 0 leaves a channel out.
+        grad_checkpointing: recompute the blocks in the backward pass, for memory.
+
+    Raises:
+        ValueError: groups are no partition of the channels, widths do not divide, or scales or weights do not
+            fit.
+    """
+
+    weights_1: Tensor
+    is_scored: Tensor
+
+    def __init__(
+        self,
+        img_size: int = 96,
+        patch_size: int = 8,
+        in_chans: int = 10,
+        spatial_mask: bool = False,
+        channel_groups: Sequence[Sequence[int]] = SENTINEL_GROUPS,
+        channel_embed: int = 256,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        decoder_channel_embed: int = 128,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        mlp_ratio: float = 4,
+        norm_layer: Any = NORM_LAYER,
+        norm_pix_loss: bool = False,
+        proj_ratio: int = 4,
+        *,
+        scales: Sequence[int] = (1, 2, 4),
+        scored: Mapping[Any, Sequence[int]] | None = None,
+        scale_heads: str = "shared",
+        channel_weights: Sequence[float] | None = None,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "norm_layer", "__class__")}
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            in_chans=in_chans,
+            channel_groups=channel_groups,
+            channel_embed=channel_embed,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            norm_layer=norm_layer,
+            train_embeddings=False,
+            grad_checkpointing=grad_checkpointing,
+        )
+        self.scales = tuple(int(s) for s in scales)
+        self.scored = check_scored(scored, scales=self.scales, in_chans=in_chans)
+        self.spatial_mask, self.norm_pix_loss, self.scale_heads = spatial_mask, norm_pix_loss, scale_heads
+        weights = [1.0] * in_chans if channel_weights is None else [float(w) for w in channel_weights]
+        self._register_loss_weights(weights)
+        #: Arguments that rebuild the model, fit for JSON; a norm_layer of one's own is not among them.
+        self.config: dict[str, Any] = arguments | {
+            "channel_groups": [list(group) for group in self.channel_groups],
+            "scales": list(self.scales),
+            "scored": {str(s): list(channels) for s, channels in self.scored.items()},
+            "channel_weights": weights,
+        }
+
+        self.norm = norm_layer(embed_dim)
+        width = decoder_embed_dim
+        self.decoder_embed = nn.Linear(embed_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        position, group = self._embeddings(
+            width, decoder_channel_embed, decoder_num_heads, rows=self.num_groups + 1
+        )
+        self.decoder_pos_embed = nn.Parameter(position, requires_grad=False)
+        self.decoder_channel_embed = nn.Parameter(group, requires_grad=False)
+        self.decoder_blocks = nn.ModuleList(
+            Block(width, decoder_num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
+            for _ in range(decoder_depth)
+        )
+        self.decoder_norm = norm_layer(width)
+        self.decoder_pred = nn.ModuleList(nn.Linear(width, size * patch_size**2) for size in self.group_sizes)
+        if scale_heads == "shared":
+            self._build_shared_heads(in_chans * proj_ratio)
+        elif scale_heads == "subpixel":
+            self._build_subpixel_heads(width)
+        else:
+            raise ValueError(f"scale_heads {scale_heads!r}: expected one of {', '.join(SCALE_HEADS)}")
+        self.init_weights()
+
+    def _register_loss_weights(self, weights: Sequence[float]) -> None:
+        """Hold, for each scale, the weight of every channel: 0 where it is not scored."""
+        if len(weights) != self.in_chans or min(weights) < 0:
+            raise ValueError(
+                f"channel_weights {list(weights)}: expected {self.in_chans} numbers, one a channel, "
+                "none negative"
+            )
+        for s in self.scales:
+            at_scale = torch.tensor([w if c in self.scored[s] else 0.0 for c, w in enumerate(weights)])
+            self.register_buffer(f"weights_{s}", at_scale, persistent=False)
+        flags = [[c in self.scored[s] for c in range(self.in_chans)] for s in self.scales]
+        self.register_buffer("is_scored", torch.tensor(flags), persistent=False)
+
+    def _build_shared_heads(self, width: int) -> None:
+        """The published heads: `up_block1` doubles the base scale, `up_block2` that, as far as scales go."""
+        finest = max(s for s in self.scales if self.scored[s])
+        self.head_scales = [2 ** (k + 1) for k in range(finest.bit_length() - 1)]
+        odd = [s for s in self.scales if s & (s - 1)]
+        if odd:
+            raise ValueError(
+                f"scales {self.scales} with scale_heads 'shared': {odd} are no powers of two; expected only "
+                "those, or scale_heads 'subpixel'"
+            )
+        if not self.head_scales:
+            return
+        self.proj_up_conv = nn.Conv2d(self.in_chans, width, 1)
+        self.proj_up_norm = LayerNorm2d(width, eps=1e-6)
+        for k, s in enumerate(self.head_scales, start=1):
+            self.add_module(f"up_block{k}", UpsampleBlock(width, self.in_chans if self.scored.get(s) else 0))
+
+    def _build_subpixel_heads(self, width: int) -> None:
+        self.plan = plan_subpixel(self.scored)
+        rank = detail_rank(self.config, scored=self.scored)
+        self.subpixel_heads = nn.ModuleDict()
+        for s, sources in self.plan.items():
+            for source, channels in sources.items():
+                self._register_index(f"from_{source}_to_{s}", channels)
+            predicted = sources.get(s, ())
+            if predicted:
+                self.subpixel_heads[str(s)] = SubpixelHead(
+                    scale=s,
+                    channel_groups=[[c for c in group if c in predicted] for group in self.channel_groups],
+                    patch_size=self.patch_size,
+                    width=width,
+                    rank=rank,
+                )
+
+    def init_weights(self) -> None:
+        """Initialise as MAE does; light heads start as interpolation, shared ones as torch has it."""
+        super().init_weights()
+        nn.init.normal_(self.mask_token, std=0.02)
+        if self.scale_heads == "subpixel":
+            for head in self.subpixel_heads.values():
+                head.init_weights()
+
+    def _noise(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
+        places = self.num_patches * (1 if self.spatial_mask else self.num_groups)
+        if noise is None:
+            return torch.rand(len(imgs), places, device=imgs.device)
+        if noise.shape != (len(imgs), places):
+            raise ValueError(
+                f"noise of shape {tuple(noise.shape)}: expected ({len(imgs)}, {places}), a number for each "
+                + ("location (spatial_mask)" if self.spatial_mask else "token")
+            )
+        return noise
+
+    def forward_encoder(
+        self, imgs: Tensor, mask_ratio: float, *, valid: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode the visible tokens.
+
+        Args:
+            imgs: (N, C, H, W), model units, 0 where invalid.
+            mask_ratio: share of tokens to remove, 0 <= ratio < 1.
+            valid: (N, C, H, W) bool, True = usable.
+            noise: (N, G*L), or (N, L) with `spatial_mask`; the smallest stay visible.
+
+        Returns:
+            latent (N, 1 + visible, D), class token first; mask (N, G, L), 1 = removed; ids_restore (N, G*L).
+
+        Raises:
+            ValueError: the ratio leaves no token.
+        """
+        keep = int(noise.shape[1] * (1 - mask_ratio))
+        if not 0 < keep <= noise.shape[1]:
+            raise ValueError(
+                f"mask_ratio {mask_ratio} leaves {keep} of {noise.shape[1]} places visible: expected at "
+                "least one; choose a ratio from 0 to below 1"
+            )
+        tokens, token_valid = self.embed(imgs, valid)
+        ids_keep, ids_restore, mask = random_masking(
+            noise, keep=keep, token_valid=token_valid, spatial=self.spatial_mask
+        )
+        x = tokens.flatten(1, 2)  # (N, G*L, D)
+        x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        return self.norm(self.run_blocks(self.blocks, x)), mask, ids_restore
+
+    def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
+        """Fill removed places with the mask token and decode: (N, 1 + visible, D) -> (N, G, L, E)."""
+        x = at_least_float32(self.decoder_embed(latent))
+        n, _, width = x.shape
+        removed = self.mask_token.expand(n, ids_restore.shape[1] + 1 - x.shape[1], -1)
+        tokens = torch.cat([x[:, 1:], removed], dim=1)
+        tokens = tokens.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, width))
+        places = self._places(self.decoder_pos_embed[:, 1:], self.decoder_channel_embed[:, :-1]).flatten(1, 2)
+        cls_place = torch.cat([self.decoder_pos_embed[:, :1], self.decoder_channel_embed[:, -1:]], dim=-1)
+        x = torch.cat([x[:, :1] + cls_place, tokens + places], dim=1)
+        x = self.decoder_norm(self.run_blocks(self.decoder_blocks, x))
+        return x[:, 1:].unflatten(1, (self.num_groups, self.num_patches))
+
+    def predict_patches(self, tokens: Tensor) -> Tensor:
+        """Predict base-scale pixels in channel order, in full precision: (N, G, L, E) -> (N, C, L, p*p)."""
+        with full_precision(tokens.device):
+            tokens = at_least_float32(tokens)
+            parts = [
+                linear(tokens[:, i])
+                .unflatten(-1, (size, -1))
+                .transpose(1, 2)  # (N, channels of the group, L, p*p)
+                for i, (linear, size) in enumerate(zip(self.decoder_pred, self.group_sizes, strict=True))
+            ]
+            return torch.cat(parts, dim=1).index_select(1, self.channel_order)
+
+    def predict_finer(
+        self, pred: Tensor, given: Tensor, *, visible: Tensor, tokens: Tensor
+    ) -> dict[int, Tensor]:
+        """Predict the images of the scored finer scales.
+
+        Args:
+            pred: (N, C, L, p*p) base-scale prediction.
+            given: (N, C, L, p*p) base-scale input.
+            visible: (N, C, L, p*p) bool, True = the encoder has seen this pixel.
+            tokens: (N, G, L, E), decoded.
+
+        Returns:
+            {scale: (N, C, sH, sW)}, at least float32.
+        """
+        if self.scale_heads == "shared":
+            return self._predict_shared(unpatchify(pred, self.patch_size))
+        # A prediction of normalised pixels cannot stand beside pixels as they are.
+        base = pred if self.norm_pix_loss else torch.where(visible, given, pred)
+        return self._predict_subpixel(unpatchify(base, self.patch_size), tokens)
+
+    def _predict_shared(self, base: Tensor) -> dict[int, Tensor]:
+        images: dict[int, Tensor] = {}
+        if not self.head_scales:
+            return images
+        with full_precision(base.device):  # what comes after the norm is bounded
+            x = self.proj_up_norm(F.gelu(self.proj_up_conv(base)))
+        for k, s in enumerate(self.head_scales, start=1):
+            x, image = getattr(self, f"up_block{k}")(x)
+            if image is not None:
+                images[s] = at_least_float32(image)
+        return images
+
+    def _predict_subpixel(self, base: Tensor, tokens: Tensor) -> dict[int, Tensor]:
+        images: dict[int, Tensor] = {}
+        n, channels, height, width = base.shape
+        for s, sources in self.plan.items():
+            whole = None
+            for source in sources:
+                index = getattr(self, f"from_{source}_to_{s}")
+                if source == s:
+                    part = self.subpixel_heads[str(s)](base, tokens)
+                else:
+                    part = F.avg_pool2d(images[source].index_select(1, index), source // s)
+                if len(index) == channels:
+                    whole = part
+                else:
+                    whole = base.new_zeros(n, channels, s * height, s * width) if whole is None else whole
+                    whole = whole.index_copy(1, index, part)
+            images[s] = whole
+        return images
+
+    def forward(
+        self,
+        imgs: Tensor,
+        imgs_up: Sequence[Tensor | None],
+        mask_ratio: float = 0.75,
+        valid: Tensor | None = None,
+        valid_up: Sequence[Tensor | None] | None = None,
+        noise: Tensor | None = None,
+        details: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | Reconstruction:
+        """Remove tokens, reconstruct, and score.
+
+        Args:
+            imgs: (N, C, H, W) at the base scale, model units.
+            imgs_up: a target (N, C, sH, sW) for each finer scale, in order; None where no channel is scored.
+            mask_ratio: share of tokens to remove.
+            valid: (N, C, H, W) bool, True = usable; all if None.
+            valid_up: likewise for the finer targets.
+            noise: (N, G*L), or (N, L) with `spatial_mask`: the smallest stay visible; drawn uniformly if
+                None.
+            details: return a `Reconstruction` with images and sums of errors too.
+
+        Returns:
+            loss, ms_loss (scalars in float32), pred (N, C, L, p*p) in channel order and mask (N, G, L), 1 =
+            removed; the training loop forms the total, 0.6 * loss + 0.4 * ms_loss.
+
+        Raises:
+            ValueError: shapes or types do not fit the model, or the mask ratio leaves no token.
+        """
+        imgs, valid = self._prepare(imgs, valid)
+        finer = self._check_finer(imgs_up, valid_up)
+        noise = self._noise(imgs, noise)
+        latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, valid=valid, noise=noise)
+        tokens = self.forward_decoder(latent, ids_restore)
+        pred = self.predict_patches(tokens)
+
+        given, patch_valid = patchify(imgs, self.patch_size), patchify(valid, self.patch_size)
+        removed = mask.index_select(1, self.group_of_channel).unsqueeze(-1) > 0  # (N, C, L, 1)
+        images = self.predict_finer(pred, given, visible=patch_valid & ~removed, tokens=tokens)
+        with full_precision(imgs.device):
+            mean, spread = patch_moments(given, patch_valid) if self.norm_pix_loss else (0.0, 1.0)
+            target = (given - mean) / spread if self.norm_pix_loss else given
+            loss = masked_patch_mse(
+                pred,
+                target,
+                mask=mask,
+                valid=patch_valid,
+                weights=self.weights_1,
+                group_order=self.group_order,
+                group_sizes=self.group_sizes,
+            )
+            terms = [
+                pixel_l1(images[s], image, valid=ok, weights=getattr(self, f"weights_{s}"))
+                for s, (image, ok) in finer.items()
+            ]
+            ms_loss = sum(terms, loss.new_zeros(())) / max(len(terms), 1)
+            if not details:
+                return loss, ms_loss, pred, mask
+            images[1] = unpatchify(pred * spread + mean, self.patch_size)
+            base_error = torch.where(patch_valid, pred - target, 0.0).square()
+            totals = {1: error_totals(base_error, patch_valid & removed)}
+            for s, (image, ok) in finer.items():
+                totals[s] = error_totals((images[s] - image).abs(), ok)
+            return self._reconstruction((loss, ms_loss, pred, mask), images, totals)
+
+    def _check_finer(
+        self, imgs_up: Sequence[Tensor | None], valid_up: Sequence[Tensor | None] | None
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Targets and validity of the scales at which something is scored."""
+        scales = self.scales[1:]
+        validity = [None] * len(scales) if valid_up is None else list(valid_up)
+        if len(imgs_up) != len(scales) or len(validity) != len(scales):
+            raise ValueError(
+                f"{len(imgs_up)} finer targets and {len(validity)} validities: expected {len(scales)}, one "
+                f"for each of the scales {list(scales)}"
+            )
+        finer = {}
+        for s, image, ok in zip(scales, imgs_up, validity, strict=True):
+            if self.scored[s]:
+                if image is None:
+                    raise ValueError(
+                        f"target of scale {s} is None, but channels {self.scored[s]} are scored there"
+                    )
+                finer[s] = _check_images(
+                    f"target of scale {s}", image, ok, channels=self.in_chans, size=self.img_size * s
+                )
+        return finer
+
+    def _reconstruction(
+        self,
+        result: tuple[Tensor, Tensor, Tensor, Tensor],
+        images: dict[int, Tensor],
+        totals: dict[int, tuple[Tensor, Tensor]],
+    ) -> Reconstruction:
+        """Arrange the details by scale, with zeros where a channel is not scored."""
+        nothing = (torch.zeros_like(self.weights_1), torch.zeros_like(self.weights_1))
+        sums, counts = zip(*(totals.get(s, nothing) for s in self.scales), strict=True)
+        kept = {
+            s: torch.where(scored.view(1, -1, 1, 1), images[s], 0.0)
+            for s, scored in zip(self.scales, self.is_scored, strict=True)
+            if s in images
+        }
+        error_sums = torch.where(self.is_scored, torch.stack(sums), 0.0).detach()
+        return Reconstruction(*result, kept, error_sums, torch.stack(counts) * self.is_scored)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Widths and depths of a model; the decoder's are used in pre-training alone."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    channel_embed: int
+    decoder_embed_dim: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    decoder_channel_embed: int = 128
+
+
+MODEL_SIZES = {
+    "tiny": ModelSize(192, 6, 3, 64, 128, 2, 4, 32),
+    "small": ModelSize(384, 12, 6, 96, 256, 4, 8, 64),
+    "base": ModelSize(768, 12, 12, 256),
+    "large": ModelSize(1024, 24, 16, 256),
+}
+
+
+def build_model(name: str, **arguments: Any) -> MaskedAutoencoderGroupChannelViT:
+    """Build a masked autoencoder by the name of its size.
+
+    Args:
+        name: tiny, small, base or large, or the name of a function below.
+        **arguments: of the model; they go before the size's own.
+
+    Raises:
+        ValueError: the name is not known, or the arguments do not fit.
+    """
+    size = MODEL_SIZES.get(name.removeprefix("mae_vit_").removesuffix("_patch16"))
+    if size is None:
+        raise ValueError(
+            f"model {name!r}: expected one of {', '.join(MODEL_SIZES)}, or such as mae_vit_tiny_patch16"
+        )
+    return MaskedAutoencoderGroupChannelViT(**{**asdict(size), **arguments})
+
+
+# The `patch16` of these names is historical: patch_size decides.
+mae_vit_tiny_patch16 = partial(build_model, "tiny")
+mae_vit_small_patch16 = partial(build_model, "small")
+mae_vit_base_patch16 = partial(build_model, "base")
+mae_vit_large_patch16 = partial(build_model, "large")

@@ -1,0 +1,120 @@
+"""Reconstruction losses over valid pixels. Pure functions; the first axis is always the batch.
+
+Each loss is a mean over pixels within a sample, and then a plain mean over samples, in which a sample without
+anything to score counts as 0. It therefore does not depend on how samples are divided among ranks and
+accumulation steps. With every pixel valid and all weights 1 these are the losses of SatMAE++ (Noman et al.
+2024).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def patch_moments(patches: Tensor, valid: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Mean and spread of every patch over its own valid pixels.
+
+    Args:
+        patches: (N, C, L, p*p), model units, finite.
+        valid: (N, C, L, p*p) bool, True = usable.
+        eps: added to the variance, model units squared, so that a constant patch can be divided by its
+            spread.
+
+    Returns:
+        mean and standard deviation, (N, C, L, 1) each; 0 and sqrt(eps) where no pixel is valid.
+    """
+    count = valid.sum(dim=-1, keepdim=True).clamp(min=1)
+    mean = torch.where(valid, patches, 0.0).sum(dim=-1, keepdim=True) / count
+    variance = torch.where(valid, patches - mean, 0.0).square().sum(dim=-1, keepdim=True) / count
+    return mean, (variance + eps).sqrt()
+
+
+def sum_groups(values: Tensor, *, group_order: Tensor, group_sizes: Sequence[int]) -> Tensor:
+    """Sum over the channels of each group.
+
+    Args:
+        values: (N, C, ...), float.
+        group_order: (C,) int64, the channels in the order of the concatenated groups.
+        group_sizes: channels of each group.
+
+    Returns:
+        (N, G, ...).
+    """
+    parts = values.index_select(1, group_order).split(list(group_sizes), dim=1)
+    return torch.stack([part.sum(dim=1) for part in parts], dim=1)
+
+
+def _mean_over_samples(error: Tensor, weight: Tensor) -> Tensor:
+    """Mean over N of error / weight, (N,) each; a sample without weight counts as 0."""
+    return (error / torch.where(weight > 0, weight, 1.0)).mean()
+
+
+def masked_patch_mse(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    mask: Tensor,
+    valid: Tensor,
+    weights: Tensor,
+    group_order: Tensor,
+    group_sizes: Sequence[int],
+) -> Tensor:
+    """Squared error over the valid pixels of removed tokens.
+
+    The error of a (group, patch) pair is the weighted mean over the valid pixels of its scored channels; a
+    sample's loss is the mean over its removed pairs that have such a pixel, each pair counting by its mean
+    weight.
+
+    Args:
+        pred: (N, C, L, p*p) in channel order.
+        target: (N, C, L, p*p); what stands under invalid pixels is never used.
+        mask: (N, G, L), 1 = removed.
+        valid: (N, C, L, p*p) bool, True = usable.
+        weights: (C,) weight of each channel; 0 = not scored.
+        group_order: (C,) int64, the channels in the order of the concatenated groups.
+        group_sizes: channels of each group.
+
+    Returns:
+        A scalar, 0 if nothing can be scored.
+    """
+    error = torch.where(valid, pred - target, 0.0).square().sum(dim=-1)  # (N, C, L)
+    pixels = valid.sum(dim=-1).to(error.dtype)
+    weight = weights.to(error.dtype).view(1, -1, 1)
+    groups = {"group_order": group_order, "group_sizes": group_sizes}
+    group_pixels = sum_groups(pixels * (weight > 0), **groups).clamp(min=1)  # (N, G, L)
+    pair_error = sum_groups(error * weight, **groups) / group_pixels
+    pair_weight = sum_groups(pixels * weight, **groups) / group_pixels
+    return _mean_over_samples((pair_error * mask).sum(dim=(1, 2)), (pair_weight * mask).sum(dim=(1, 2)))
+
+
+def pixel_l1(pred: Tensor, target: Tensor, *, valid: Tensor, weights: Tensor) -> Tensor:
+    """Absolute error over the valid pixels of scored channels.
+
+    Args:
+        pred: (N, C, H, W).
+        target: (N, C, H, W); what stands under invalid pixels is never used.
+        valid: (N, C, H, W) bool, True = usable.
+        weights: (C,) weight of each channel; 0 = not scored.
+
+    Returns:
+        A scalar, 0 if nothing can be scored.
+    """
+    error = torch.where(valid, pred - target, 0.0).abs().sum(dim=(2, 3))  # (N, C)
+    pixels = valid.sum(dim=(2, 3)).to(error.dtype)
+    weight = weights.to(error.dtype)
+    return _mean_over_samples((error * weight).sum(dim=1), (pixels * weight).sum(dim=1))
+
+
+def error_totals(error: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of an error, and number of values, for each channel.
+
+    Args:
+        error: (N, C, ...), float, finite.
+        counted: (N, C, ...) bool, True = belongs to the sum.
+
+    Returns:
+        sums and counts, (C,) float32 each.
+    """
+    axes = [0, *range(2, error.ndim)]
+    return torch.where(counted, error, 0.0).sum(dim=axes), counted.sum(dim=axes).to(error.dtype)

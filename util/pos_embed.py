@@ -1,0 +1,52 @@
+"""Fixed sine-cosine embeddings of position and of the group number.
+
+References: Vaswani et al. 2017, section 3.5; the 2-D form is that of MAE (He et al. 2022), the split between
+    position
+and group that of SatMAE (Cong et al. 2022).
+"""
+
+import torch
+from torch import Tensor
+
+
+def sincos_1d(positions: Tensor, width: int) -> Tensor:
+    """Embed numbers as [sin(x w_k), cos(x w_k)] with w_k = 10000^(-k / (width / 2)).
+
+    Args:
+        positions: (M,), any numbers.
+        width: length of the embedding, even.
+
+    Returns:
+        (M, width) float32, computed in float64.
+
+    Raises:
+        ValueError: the width is not even.
+    """
+    if width % 2:
+        raise ValueError(f"sine-cosine embedding of width {width}: expected an even number")
+    half = width // 2
+    device = positions.device
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+    angles = positions.to(torch.float64)[:, None] * frequencies[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(torch.float32)
+
+
+def sincos_2d(grid_size: int, width: int) -> Tensor:
+    """Embed the places of a square grid, row by row: half of the width for the column (x), half for the row
+    (y).
+
+    Args:
+        grid_size: rows, and columns, of the grid.
+        width: length of the embedding, a multiple of four.
+
+    Returns:
+        (grid_size * grid_size, width) float32.
+
+    Raises:
+        ValueError: the width is not a multiple of four.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sine-cosine embedding of width {width}: expected a multiple of 4")
+    steps = torch.arange(grid_size)
+    rows, cols = torch.meshgrid(steps, steps, indexing="ij")
+    return torch.cat([sincos_1d(cols.flatten(), width // 2), sincos_1d(rows.flatten(), width // 2)], dim=1)
