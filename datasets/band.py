@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.warp import Resampling, reproject
@@ -22,14 +23,19 @@ from datasets.aoi import Aoi
 from datasets.layers import Layer
 from datasets.validity import invalid_pixels, to_physical
 
+# What rasterio raises when GDAL fails: some of GDAL's own errors pass through it unchanged.
+GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 # Open files per process: well below the usual limit of 1024, and more than the layers of any survey.
 MAX_HANDLES = 256
 # A warped band is computed in square blocks of this edge, so that a pixel does not depend on the window it is
-# read in.
-WARP_BLOCK = 256
+# read in. GDAL takes the projection for straight across a block, which at this size is some hundredths of a
+# pixel off.
+WARP_BLOCK = 128
 # Source pixels read around the footprint of a warped block: one for bilinear interpolation, and what its
 # sampling may miss.
 _WARP_MARGIN = 3
+# A dataset whose places in two CRS differ by less than this share of a pixel is in both.
+_CRS_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -71,60 +77,84 @@ class Grid:
         return Affine(self.resolution_x, 0.0, x, 0.0, -self.resolution_y, y)
 
 
-class _Handles(OrderedDict[str, rasterio.DatasetReader]):
-    """Open files of one thread, the least recently used first."""
+def crs_agree(grid: Grid, crs: CRS) -> bool:
+    """Return whether a grid lies at the same place when its coordinates are taken to be in ``crs``.
 
-    __hash__ = object.__hash__  # type: ignore[assignment]  # identity, for the weak set below
+    The same CRS is often spelled differently by different formats; what counts is that no point of the grid's
+    outline moves by more than a hundredth of a pixel.
+    """
+    if grid.crs == crs:
+        return True
+    if grid.crs.is_geographic != crs.is_geographic:
+        return False
+    left, bottom, right, top = grid.bounds
+    xs = [left, (left + right) / 2, right] * 3
+    ys = [bottom] * 3 + [(bottom + top) / 2] * 3 + [top] * 3
+    try:
+        there_x, there_y = transform_points(grid.crs, crs, xs, ys)
+    except GDAL_ERRORS:
+        return False
+    moved_x = np.abs(np.subtract(there_x, xs)) / grid.resolution_x
+    moved_y = np.abs(np.subtract(there_y, ys)) / grid.resolution_y
+    return bool(np.all(np.maximum(moved_x, moved_y) < _CRS_SHARE))
+
+
+class _Handles:
+    """Open files of one thread of one process, the least recently used first."""
 
     def __init__(self, pid: int) -> None:
-        super().__init__()
         self.pid = pid
+        self.open: OrderedDict[str, rasterio.DatasetReader] = OrderedDict()
 
 
 _local = threading.local()
-_all_handles: weakref.WeakSet[_Handles] = weakref.WeakSet()
-_inherited: list[
-    _Handles
-] = []  # handles from before a fork belong to the parent: kept, neither used nor closed
+_registry: list[weakref.ref[_Handles]] = []  # those of every thread; a list, as copying one is atomic
+_inherited: list[_Handles] = []  # handles from before a fork are the parent's: kept, neither used nor closed
 
 
-def open_dataset(path: str) -> rasterio.DatasetReader:
-    """Return an open dataset that belongs to this process and this thread, reused from call to call.
-
-    At most `MAX_HANDLES` stay open in a process; the least recently used of this thread is closed beyond
-    that.
-
-    Raises:
-        rasterio.errors.RasterioIOError: the file cannot be opened.
-    """
+def _own_handles() -> _Handles:
     pid = os.getpid()
     handles: _Handles | None = getattr(_local, "handles", None)
     if handles is None or handles.pid != pid:
         if handles is not None:
             _inherited.append(handles)
         handles = _local.handles = _Handles(pid)
-        _all_handles.add(handles)
-    dataset = handles.get(path)
+        _registry.append(weakref.ref(handles))
+    return handles
+
+
+def _count_open(pid: int) -> int:
+    alive = [handles for handles in (reference() for reference in list(_registry)) if handles is not None]
+    return sum(len(handles.open) for handles in alive if handles.pid == pid)
+
+
+def open_dataset(path: str) -> rasterio.DatasetReader:
+    """Return an open dataset that belongs to this process and this thread, reused from call to call.
+
+    At most `MAX_HANDLES` stay open in a process; beyond that, this thread's least recently used are closed.
+
+    Raises:
+        rasterio.errors.RasterioIOError: the file cannot be opened.
+    """
+    handles = _own_handles()
+    dataset = handles.open.get(path)
     if dataset is not None:
-        handles.move_to_end(path)
+        handles.open.move_to_end(path)
         return dataset
-    total = sum(len(each) for each in list(_all_handles) if each.pid == pid)
-    while handles and total >= MAX_HANDLES:
-        handles.popitem(last=False)[1].close()
-        total -= 1
+    for _ in range(min(len(handles.open), _count_open(handles.pid) - MAX_HANDLES + 1)):
+        handles.open.popitem(last=False)[1].close()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(path)
-    handles[path] = dataset
+    handles.open[path] = dataset
     return dataset
 
 
 def close_datasets() -> None:
     """Close every file that this thread has open; the next read opens them again."""
-    handles: _Handles | None = getattr(_local, "handles", None)
-    if handles is not None and handles.pid == os.getpid():
-        while handles:
-            handles.popitem()[1].close()
+    handles = _own_handles()
+    while handles.open:
+        handles.open.popitem()[1].close()
 
 
 @dataclass(frozen=True)
@@ -180,12 +210,11 @@ class Source:
             if self.alpha:
                 clear = dataset.read(self.alpha, window=window) == 0
                 invalid = clear if invalid is None else invalid | clear
-        except (RasterioError, OSError) as error:
+        except GDAL_ERRORS as error:
             raise OSError(
                 f"layer '{self.layer.name}' ({self.layer.path}, band {self.layer.band}): rows {row} to "
-                f"{row + rows - 1}, columns {col} to "
-                f"{col + cols - 1} of the file cannot be read ({_reason(error)}); it may be damaged or "
-                f"incomplete: restore it from a good copy"
+                f"{row + rows - 1}, columns {col} to {col + cols - 1} of the file cannot be read "
+                f"({_reason(error)}); it may be damaged or incomplete: restore it from a good copy"
             ) from error
         return raw, invalid
 
@@ -238,11 +267,11 @@ class RasterBand:
         Raises:
             ValueError: the area of interest is in another CRS than the grid.
         """
-        if self.aoi is not None and self.aoi.crs != self.grid.crs:
+        if self.aoi is not None and not crs_agree(self.grid, self.aoi.crs):
             raise ValueError(
                 f"layer '{self.layer.name}' ({self.layer.path}): area of interest in "
-                f"{self.aoi.crs.to_string()[:60]}, expected "
-                f"{self.grid.crs.to_string()[:60]} of the layer's grid; load it in that CRS"
+                f"{self.aoi.crs.to_string()[:60]}, expected {self.grid.crs.to_string()[:60]} of the layer's "
+                "grid; load it in that CRS"
             )
 
     def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:

@@ -27,20 +27,18 @@ COLUMNS = ("path", "name", "band", "kind", "group", "nodata", "units", "normaliz
 RASTER_ENDINGS = frozenset(
     ".tif .tiff .gtiff .ers .nc .nc4 .cdf .gxf .grd .vrt .img .asc .agr .bil .bip .bsq .jp2 .flt .dem .hgt "
     ".dt0 .dt1 .dt2 .h5 .hdf5 "
-    ".sdat .rst .mrf .kea .bt .pix .grib .grb2".split()
+    ".sdat .mrf .kea .bt .pix .grib .grb2".split()
 )
 # Pictures count only if they carry a CRS: a quick look beside the grids is no layer.
 PICTURE_ENDINGS = frozenset(".png .jpg .jpeg .gif .bmp .webp .svg".split())
 # Sidecars of rasters, documents, tables and vector files: never opened.
 OTHER_ENDINGS = frozenset(
     ".aux .xml .ovr .msk .rrd .tfw .tifw .wld .pgw .jgw .gfw .blw .prj .hdr .clr .stx .sgrd .mgrd .rdc .gi "
-    ".qpj .qml .qmd .sld .lyr .lyrx "
-    ".csv .tsv .txt .xyz .md .rst .json .geojson .jsonl .yaml .yml .toml .ini .html .htm .pdf .doc .docx "
-    ".odt .xls .xlsx .ods .ppt .pptx "
-    ".gpkg .shp .shx .dbf .cpg .sbn .sbx .fix .kml .kmz .gml .tab .map .id .mif .mid .fgb .parquet .sqlite "
-    ".db .qgs .qgz .mxd .aprx "
+    ".qpj .qml .qmd .sld .lyr .lyrx .csv .tsv .txt .xyz .md .json .geojson .jsonl .yaml .yml .toml "
+    ".ini .html .htm .pdf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .gpkg .shp .shx .dbf .cpg .sbn .sbx "
+    ".fix .kml .kmz .gml .tab .id .mif .mid .fgb .parquet .sqlite .db .qgs .qgz .mxd .aprx "
     ".py .sh .ipynb .log .zip .gz .tgz .tar .7z .rar .bak .tmp .pth .pt .npz .npy .pkl .lock".split()
-) - {".rst"}
+)
 
 _SUBDATASET = re.compile(r'^(?P<driver>NETCDF|HDF5):"?(?P<file>[^"]+?)"?:(?P<variable>[^:]+)$', re.IGNORECASE)
 _SCHEME = re.compile(r"^(/vsi|[A-Za-z][A-Za-z0-9_+]+:)")
@@ -119,9 +117,8 @@ def layers_from_directory(directory: str | Path) -> list[Layer]:
     if not found:
         raise FileNotFoundError(
             f"data directory {directory}: no rasters in it or in its subfolders; looked for files that GDAL "
-            f"opens "
-            "(GeoTIFF, ERS, netCDF, GXF, Surfer grid, VRT, ...), apart from pictures without CRS, documents, "
-            "tables and vector files"
+            "opens (GeoTIFF, ERS, netCDF, GXF, Surfer grid, VRT, ...), apart from pictures without CRS, "
+            "documents, tables and vector files"
         )
     layers = [layer for path, contents in found for layer in _layers_of(path, contents)]
     return _make_unique(layers, root)
@@ -161,7 +158,7 @@ def read_layers_table(path: str | Path) -> list[Layer]:
         if len(row) > len(columns):
             raise ValueError(
                 f"{where}: {len(row)} cells, expected at most {len(columns)} ({', '.join(columns)}); quote "
-                f"cells with commas"
+                "cells with commas"
             )
         cells = {column: cell for column, cell in zip(columns, row, strict=False) if cell}
         made = _layers_of_row(cells, where, table.parent)
@@ -188,6 +185,11 @@ def write_layers_table(path: str | Path, layers: Sequence[Layer]) -> None:
             writer.writerow(["" if cells[column] is None else cells[column] for column in COLUMNS])
 
 
+def is_plain_path(path: str) -> bool:
+    """Return whether a layer's path names a file, rather than a /vsi path, a URL or a subdataset."""
+    return not _SCHEME.match(path)
+
+
 def _check_columns(table: Path, columns: list[str]) -> list[str]:
     known = ", ".join(COLUMNS)
     if "path" not in columns:
@@ -200,7 +202,7 @@ def _check_columns(table: Path, columns: list[str]) -> list[str]:
     if unknown:
         raise ValueError(
             f"layers table {table}: unknown column '{unknown[0]}', expected some of: {known}; rename or "
-            f"remove it"
+            "remove it"
         )
     repeated = [column for column, count in Counter(columns).items() if count > 1]
     if repeated:
@@ -212,10 +214,10 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
     if "path" not in cells:
         raise ValueError(f"{where}, column 'path': empty, expected a raster file")
     path = _absolute(cells["path"], folder)
-    if not _SCHEME.match(path) and not Path(path).exists():
+    if is_plain_path(path) and not Path(path).exists():
         raise FileNotFoundError(
             f"{where}, column 'path': {cells['path']}: no such file (looked for {path}); paths are relative "
-            f"to the table"
+            "to the table"
         )
     band = _number(
         cells,
@@ -307,8 +309,7 @@ def _rasters_among(paths: Iterable[Path]) -> list[tuple[Path, _Contents]]:
             if ending in RASTER_ENDINGS:
                 raise ValueError(
                     f"{path}: cannot be opened as a raster ({error}); expected what its ending {path.suffix} "
-                    f"says: "
-                    "it may be damaged or incomplete, copy it again or move it away"
+                    "says: it may be damaged or incomplete, copy it again or move it away"
                 ) from error
             logger.info("%s: not a raster, not used", path)
             continue
@@ -344,7 +345,7 @@ def _contents(path: str) -> _Contents:
         coordinates: list[_Raster] = []
         for name in names:
             with rasterio.open(name) as dataset:
-                entry = (name, name.rsplit(":", 1)[-1].strip('"'), _data_bands(dataset))
+                entry = (name, _variable(name), _data_bands(dataset))
                 # Coordinate arrays (latitudes, cell bounds) of a netCDF file have no place on the ground.
                 (coordinates if dataset.transform.is_identity else rasters).append(entry)
     if rasters and coordinates:
@@ -354,6 +355,12 @@ def _contents(path: str) -> _Contents:
             ", ".join(entry[1] for entry in coordinates),
         )
     return _Contents(tuple(rasters or coordinates), files)
+
+
+def _variable(name: str) -> str:
+    """The label of a subdataset: the variable of a netCDF file, the page of a TIFF."""
+    page = re.match(r"GTIFF_DIR:(\d+):", name)
+    return f"page{page[1]}" if page else name.rsplit(":", 1)[-1].strip('"')
 
 
 def _data_bands(dataset: rasterio.DatasetReader) -> tuple[tuple[int, str], ...]:
@@ -396,7 +403,7 @@ def _make_unique(
             paths = ", ".join(f"{layer.path} band {layer.band}" for layer in layers if layer.name == name)
             raise ValueError(
                 f"{source}: {count} layers are named '{name}' ({paths}), expected unique names; give each a "
-                f"'name' of its own"
+                "'name' of its own"
             )
     return layers
 

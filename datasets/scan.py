@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datasets.band import RasterBand, Source
+from datasets.band import WARP_BLOCK, RasterBand
 from datasets.validity import Census, Moments, listed, stored_values
 
 # Larger layers are scanned in part: every n-th chunk, n the smallest that keeps to this many pixels.
@@ -58,61 +58,82 @@ def scan(band: RasterBand) -> BandSummary:
     """Pass over a layer's pixels once, in chunks that follow the file's blocks, and say what is in it.
 
     A layer of more than `SCAN_PIXELS` pixels is sampled: of its chunks, numbered by row i and column j, those
-    with (i + j) divisible by n are read, at full resolution. A warped band is judged on the file's own pixels
-    for dummies, then on the warped ones.
+    with (i + j) divisible by n are read, at full resolution; if that shows no two values, all are. A warped
+    band is judged on the file's own pixels for dummies, then on the warped ones.
 
     Raises:
         ValueError: it cannot be read to the end, has no valid pixel, or only one value.
     """
+    thin = math.ceil(band.grid.rows * band.grid.cols / SCAN_PIXELS)
     try:
-        if band.warped:
-            census = _census(band.source)
-            dummies, doubtful = census.settle_dummies()
-            moments, pixels = _warped_moments(with_dummies(band, dummies))
-            return _summarise(band, census, moments, pixels=pixels, dummies=dummies, doubtful=doubtful)
-        census = _census(band.source, band)
-        dummies, doubtful = census.settle_dummies()
-        return _summarise(
-            band,
-            census,
-            _physical(census.data, band),
-            pixels=census.pixels,
-            dummies=dummies,
-            doubtful=doubtful,
-        )
+        found = _look(band, thin)
+        if thin > 1 and not found.moments.minimum < found.moments.maximum:
+            found = _look(band, 1)
     except OSError as error:
         raise ValueError(str(error)) from error
+    _check_content(band, found)
+    moments = found.moments
+    return BandSummary(
+        valid_fraction=moments.count / found.pixels,
+        minimum=moments.minimum,
+        maximum=moments.maximum,
+        mean=moments.mean,
+        std=moments.std,
+        pixels_read=found.pixels,
+        sampled=found.pixels < band.grid.rows * band.grid.cols,
+        dummies=found.dummies,
+        suspicious=tuple(_suspicions(found)),
+    )
 
 
-def _chunks(rows: int, cols: int, block: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """Windows (row, col, rows, cols) over a raster along its blocks, thinned to about `SCAN_PIXELS` pixels."""
+@dataclass(frozen=True)
+class _Findings:
+    """Moments of the valid pixels in physical units, pixels looked at, dummies, doubtful ones, distinct values."""
+
+    moments: Moments
+    pixels: int
+    dummies: tuple[float, ...]
+    doubtful: tuple[tuple[float, int], ...]
+    distinct: int | None
+
+
+def _look(band: RasterBand, thin: int) -> _Findings:
+    census = Census(band.dtype)
+    source = band.source
+    for window in _chunks(source.rows, source.cols, block=source.block, thin=thin):
+        raw, invalid = source.read_stored(*window)
+        if band.aoi is not None and not band.warped:
+            row, col, rows, cols = band.to_source(*window)
+            inside = band.flip(band.aoi.inside(band.grid.window_transform(row, col), rows, cols))
+            invalid = ~inside if invalid is None else invalid | ~inside
+        census.add(raw, invalid)
+    dummies, doubtful = census.settle_dummies()
+    distinct = None if census.distinct is None else len(census.distinct)
+    if not band.warped:
+        return _Findings(_physical(census.data, band), census.pixels, dummies, doubtful, distinct)
+    moments, pixels = Moments(), 0
+    band = with_dummies(band, dummies)
+    for window in _chunks(band.grid.rows, band.grid.cols, block=(WARP_BLOCK, WARP_BLOCK), thin=thin):
+        values = band.read(*window)
+        moments.add(values[~np.isnan(values)].astype(np.float64))
+        pixels += values.size
+    return _Findings(moments, pixels, dummies, doubtful, distinct)
+
+
+def _chunks(
+    rows: int, cols: int, *, block: tuple[int, int], thin: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """Windows (row, col, rows, cols) over a raster that follow its blocks, about one in ``thin`` of them."""
     block_rows, block_cols = min(block[0], rows), min(block[1], cols)
     chunk_cols = min(cols, max(_CHUNK_PIXELS // block_rows // block_cols, 1) * block_cols)
     chunk_rows = max(_CHUNK_PIXELS // chunk_cols // block_rows, 1) * block_rows
     if chunk_rows * chunk_cols > 2 * _CHUNK_PIXELS:  # blocks larger than a chunk are cut
         chunk_cols = min(chunk_cols, _CHUNK_PIXELS)
         chunk_rows = max(_CHUNK_PIXELS // chunk_cols, 1)
-    every = math.ceil(rows * cols / SCAN_PIXELS)
-    return [
-        (row, col, min(chunk_rows, rows - row), min(chunk_cols, cols - col))
-        for i, row in enumerate(range(0, rows, chunk_rows))
-        for j, col in enumerate(range(0, cols, chunk_cols))
-        if (i + j) % every == 0
-    ]
-
-
-def _census(source: Source, band: RasterBand | None = None) -> Census:
-    """Count a file's stored numbers, within the area of interest of ``band`` if it has one."""
-    census = Census(source.dtype)
-    aoi = band.aoi if band is not None else None
-    for window in _chunks(source.rows, source.cols, source.block):
-        raw, invalid = source.read_stored(*window)
-        if aoi is not None and band is not None:
-            row, col, rows, cols = band.to_source(*window)
-            outside = band.flip(~aoi.inside(band.grid.window_transform(row, col), rows, cols))
-            invalid = outside if invalid is None else invalid | outside
-        census.add(raw, invalid)
-    return census
+    for i, row in enumerate(range(0, rows, chunk_rows)):
+        for j, col in enumerate(range(0, cols, chunk_cols)):
+            if (i + j) % thin == 0:
+                yield row, col, min(chunk_rows, rows - row), min(chunk_cols, cols - col)
 
 
 def _physical(stored: Moments, band: RasterBand) -> Moments:
@@ -121,65 +142,36 @@ def _physical(stored: Moments, band: RasterBand) -> Moments:
     return Moments(stored.count, mean, stored.squares * band.scale**2, ends[0], ends[1])
 
 
-def _warped_moments(band: RasterBand) -> tuple[Moments, int]:
-    moments, pixels = Moments(), 0
-    for window in _chunks(band.grid.rows, band.grid.cols, (256, 256)):
-        values = band.read(*window)
-        moments.add(values[~np.isnan(values)].astype(np.float64))
-        pixels += values.size
-    return moments, pixels
-
-
-def _summarise(
-    band: RasterBand,
-    census: Census,
-    moments: Moments,
-    *,
-    pixels: int,
-    dummies: tuple[float, ...],
-    doubtful: Sequence[tuple[float, int]],
-) -> BandSummary:
-    where, rule = band.layer.where, with_dummies(band, dummies).nodata_rule
+def _check_content(band: RasterBand, found: _Findings) -> None:
+    where, rule = band.layer.where, with_dummies(band, found.dummies).nodata_rule
     inside = " inside the area of interest" if band.aoi is not None else ""
-    if not moments.count:
+    if not found.moments.count:
         raise ValueError(
-            f"{where}: none of {pixels} pixels{inside} is valid ({rule}), expected data; correct the nodata "
-            f"value, or leave the layer out"
+            f"{where}: all nodata: none of {found.pixels} pixels{inside} is valid (invalid: {rule}), "
+            "expected data; correct the nodata value, or leave the layer out"
         )
-    if np.float32(moments.minimum) == np.float32(moments.maximum):
+    if np.float32(found.moments.minimum) == np.float32(found.moments.maximum):
         raise ValueError(
-            f"{where}: constant: every valid pixel{inside} is {moments.minimum:.9g} ({rule}), expected "
-            f"values that differ; leave the layer out"
+            f"{where}: constant: every valid pixel{inside} is {found.moments.minimum:.9g} (invalid: {rule}), "
+            "expected values that differ; leave the layer out"
         )
-    return BandSummary(
-        valid_fraction=moments.count / pixels,
-        minimum=moments.minimum,
-        maximum=moments.maximum,
-        mean=moments.mean,
-        std=moments.std,
-        pixels_read=pixels,
-        sampled=pixels < band.grid.rows * band.grid.cols,
-        dummies=dummies,
-        suspicious=tuple(_suspicions(band, census, moments, doubtful)),
-    )
 
 
-def _suspicions(
-    band: RasterBand, census: Census, moments: Moments, doubtful: Sequence[tuple[float, int]]
-) -> Iterator[str]:
-    for value, count in doubtful:
+def _suspicions(found: _Findings) -> Iterator[str]:
+    moments = found.moments
+    for value, count in found.doubtful:
         yield (
             f"{count} pixels hold {value:.9g}, often a dummy, but other values are near it: taken for data; "
             "set nodata in layers.csv if it means no data"
         )
-    if census.distinct is not None:
+    if found.distinct is not None:
         yield (
-            f"looks like classes: only {len(census.distinct)} distinct whole numbers; "
-            "leave it out if they are not measurements"
+            f"looks like classes: only {found.distinct} distinct whole numbers; leave the layer out if they "
+            "are not measurements"
         )
     step = float(np.spacing(np.float32(max(abs(moments.minimum), abs(moments.maximum)))))
     if step > 0.01 * moments.std:
         yield (
-            f"values near {moments.maximum:.9g} are {step:.3g} apart in float32, against a standard deviation of "
-            f"{moments.std:.3g}: subtract a constant"
+            f"values near {moments.maximum:.9g} are {step:.3g} apart in float32, against a standard "
+            f"deviation of {moments.std:.3g}: subtract a constant"
         )

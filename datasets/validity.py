@@ -24,6 +24,10 @@ KNOWN_DUMMIES = (
     *(-32768.0, -32767.0, 32767.0, 65535.0, -2147483648.0, -2147483647.0, 2147483647.0, 4294967295.0),
 )
 
+# Whole numbers are met by chance in integer data: a known dummy within the range of the others is worth a
+# note only where it is this many times as frequent as the average number there.
+_SPIKE = 10.0
+
 # At most this many distinct whole numbers in a layer look like classes rather than measurements.
 FEW_DISTINCT = 16
 
@@ -108,7 +112,7 @@ def to_physical(raw: np.ndarray, invalid: np.ndarray | None, *, scale: float, of
 
 @dataclass
 class Moments:
-    """Count, mean, spread and range of numbers that arrive in pieces (Chan, Golub & LeVeque 1983), float64."""
+    """Count, mean, spread and range of numbers that arrive in pieces (Chan, Golub & LeVeque 1983)."""
 
     count: int = 0
     mean: float = 0.0
@@ -189,6 +193,12 @@ class Census:
                 if len(self.distinct) > FEW_DISTINCT or any(value != int(value) for value in self.distinct):
                     self.distinct = None
 
+    def _met_by_chance(self, value: float, count: int) -> bool:
+        data = self.data
+        whole = np.dtype(self.dtype).kind in "iu"
+        steps = data.maximum - data.minimum + 1
+        return whole and data.minimum < value < data.maximum and count <= _SPIKE * data.count / steps
+
     def settle_dummies(self) -> tuple[tuple[float, ...], tuple[tuple[float, int], ...]]:
         """Decide which known dummies present are nodata, and count the others back in as data.
 
@@ -196,7 +206,7 @@ class Census:
         range of the others. Nearest first, so that a dummy taken for data widens the range for the next.
 
         Returns:
-            The values that are nodata, and (value, count) of those that were taken for data.
+            The values that are nodata, and (value, count) of those that were taken for data and need a look.
         """
         isolated: list[float] = []
         doubtful: list[tuple[float, int]] = []
@@ -213,7 +223,8 @@ class Census:
             if self.data.count and distance(value) > self.data.maximum - self.data.minimum:
                 isolated.append(value)
             else:
-                doubtful.append((value, count))
+                if not self._met_by_chance(value, count):
+                    doubtful.append((value, count))
                 self.data.merge(Moments(count, value, 0.0, value, value))
                 if self.distinct is not None:
                     self.distinct.add(value)
