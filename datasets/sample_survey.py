@@ -56,6 +56,7 @@ INCLINATION_DEG, DECLINATION_DEG, FIELD_NT = -64.0, 8.0, 58_000.0
 SLABS_M = ((100.0, 250.0), (250.0, 500.0), (500.0, 900.0), (900.0, 1600.0), (1600.0, 2800.0))
 MAGNETICS_NODATA = -99999.0
 GRAVITY_NODATA = float(np.float32(1.70141e38))  # the dummy of Surfer grids, declared as nodata
+GEOTIFF = {"driver": "GTiff", "tiled": True, "blockxsize": 256, "blockysize": 256, "compress": "deflate"}
 
 
 def write_sample_survey(
@@ -90,6 +91,11 @@ def write_sample_survey(
         logger.info("modelling a sample survey of %d x %d cells of 100 m, seed %d", rows, cols, seed)
         _write_files(partial, _make_survey(seed, rows, cols), identity)
         _move_into_place(partial, directory, identity=identity, overwrite=overwrite)
+    except (OSError, RuntimeError) as error:  # pyogrio's errors are not OSErrors
+        raise OSError(
+            f"sample survey: writing {directory} failed ({error}), and nothing was changed there; free some "
+            "space (30 MB are enough for the default size), or choose a place that can be written"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     logger.info("sample survey written to %s", directory)
@@ -284,64 +290,48 @@ def _write_files(folder: Path, survey: Survey, identity: dict[str, int]) -> None
     """Write every file of the survey into `folder`; survey.json, with the size of each, comes last."""
     labels = folder / "labels"
     labels.mkdir()
-    _write_field(
-        folder / "gravity.tif", survey.gravity, nodata=GRAVITY_NODATA, cell_m=2 * CELL_M, units="mGal"
-    )
-    _write_field(
-        folder / "magnetics.tif", survey.magnetics, nodata=MAGNETICS_NODATA, cell_m=CELL_M, units="nT"
-    )
-    rows = [
-        ("gravity.tif", "gravity", "continuous", "mGal"),
-        ("magnetics.tif", "magnetics", "continuous", "nT"),
+    tifs = folder / "gravity.tif", folder / "magnetics.tif", labels / "lithology.tif"
+    _write_raster(tifs[0], survey.gravity, cell_m=2 * CELL_M, nodata=GRAVITY_NODATA, units="mGal")
+    _write_raster(tifs[1], survey.magnetics, cell_m=CELL_M, nodata=MAGNETICS_NODATA, units="nT")
+    _write_raster(tifs[2], survey.lithology, cell_m=CELL_M, nodata=0, units="")
+    layers = [
+        (tif.name, tif.stem, "continuous", unit) for tif, unit in zip(tifs, ("mGal", "nT"), strict=False)
     ]
-    _write_csv(folder / "layers.csv", ("path", "name", "kind", "units"), rows)
+    _write_csv(folder / "layers.csv", ("path", "name", "kind", "units"), layers)
     classes = [(u.code, u.name, "#" + bytes(u.colour).hex(), u.density, u.susceptibility) for u in UNITS]
     header = ("code", "name", "colour", "density", "susceptibility")
     _write_csv(labels / "lithology_classes.csv", header, classes)
-    _write_lithology(labels / "lithology.tif", survey.lithology)
     _write_vectors(labels, survey)
     _write_quicklook(labels / "quicklook.png", survey)
     (folder / "README.md").write_text(_readme(identity), encoding="utf-8")
-    files = {
-        p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()
-    }
-    (folder / "survey.json").write_text(
-        json.dumps({**identity, "files": files}, indent=2) + "\n", encoding="utf-8"
-    )
-
-
-def _profile(shape: tuple[int, ...], cell_m: float) -> dict[str, object]:
-    grid = {"height": shape[0], "width": shape[1], "count": 1, "crs": CRS, "transform": _transform(cell_m)}
-    return {
-        **grid,
-        "driver": "GTiff",
-        "tiled": True,
-        "blockxsize": 256,
-        "blockysize": 256,
-        "compress": "deflate",
-    }
+    written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    record = {**identity, "files": {p.relative_to(folder).as_posix(): p.stat().st_size for p in written}}
+    (folder / "survey.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _transform(cell_m: float) -> Affine:
     return from_origin(LEFT, TOP, cell_m, cell_m)
 
 
-def _write_field(path: Path, values: FloatArray, *, nodata: float, cell_m: float, units: str) -> None:
-    options = {**_profile(values.shape, cell_m), "dtype": "float32", "nodata": nodata, "predictor": 3}
-    with rasterio.open(path, "w", **options) as sink:
-        sink.write(np.where(np.isnan(values), np.float32(nodata), values), 1)
+def _write_raster(
+    path: Path, values: FloatArray | ByteArray, *, cell_m: float, nodata: float, units: str
+) -> None:
+    """Write values, NaN as nodata, and read them back; bytes are class codes, with colours and names."""
+    stored = np.where(np.isnan(values), values.dtype.type(nodata), values)
+    shape = {"height": stored.shape[0], "width": stored.shape[1], "count": 1, "dtype": stored.dtype}
+    place = {"crs": CRS, "transform": _transform(cell_m), "nodata": nodata}
+    predictor = 3 if stored.dtype == np.float32 else 1
+    with rasterio.open(path, "w", **shape, **place, **GEOTIFF, predictor=predictor) as sink:
+        if stored.dtype == np.uint8:
+            sink.write_colormap(1, {0: (255, 255, 255, 0), **{u.code: (*u.colour, 255) for u in UNITS}})
+            sink.update_tags(1, **{f"class_{u.code}": u.name for u in UNITS})
+        sink.write(stored, 1)
         sink.set_band_description(1, path.stem)
         sink.units = (units,)
-        sink.update_tags(synthetic="yes", units=units)
-
-
-def _write_lithology(path: Path, codes: ByteArray) -> None:
-    options = {**_profile(codes.shape, CELL_M), "dtype": "uint8", "nodata": 0}
-    with rasterio.open(path, "w", **options) as sink:
-        sink.write_colormap(1, {0: (255, 255, 255, 0), **{u.code: (*u.colour, 255) for u in UNITS}})
-        sink.write(codes, 1)
-        sink.set_band_description(1, "lithology")
-        sink.update_tags(1, **{f"class_{u.code}": u.name for u in UNITS})
+        sink.update_tags(synthetic="yes")
+    with rasterio.open(path) as source:
+        if not np.array_equal(source.read(1), stored):  # GDAL can report success although a tile was lost
+            raise OSError(f"{path.name} reads back with other values than were written")
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> None:
