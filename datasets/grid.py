@@ -1,0 +1,442 @@
+"""Rasters on disk -> a survey that can be trained on -> batches of native pixels.
+
+`open_survey` does everything that comes before the first batch: layers, reference grid, scan, tiles, held-out
+blocks, statistics; and refuses, by name, what cannot be trained on. `TileReader` cuts tiles out of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from datasets.layers import Layer, layers_from_directory, read_layers_table
+from datasets.pyramid import Pyramid
+from datasets.raster import BandSummary, Grid, RasterBand, load_aoi, open_band, scan, with_dummies
+from datasets.stack import Block, Stack, make_blocks, reference_grid
+from datasets.statistics import (
+    MAX_CELLS,
+    LayerStatistics,
+    correlation_length,
+    layer_statistics,
+    map_cells,
+    mean_coverage,
+)
+from datasets.tiles import TileIndex, index_tiles
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.25
+"""Share of physical memory that decoded layers may take before they are read by window (`cache="auto"`)."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Everything known about a set of layers before the first batch.
+
+    Attributes:
+        stack: the layers on their reference grid.
+        summaries: per layer, what scanning it found.
+        statistics: per layer, values on training ground.
+        groups: channel groups, each a tuple of channel numbers; a partition of the channels.
+        base_resolution: ground edge of a base-scale pixel, CRS units.
+        input_size: base-scale pixels along a tile's edge.
+        scales: scales at which some layer is scored, 1 first.
+        scored: for each of those scales, the channels scored there.
+        tiles: training and validation windows.
+        blocks: layers that travel together.
+        correlation_cells: per layer, autocorrelation length in base-scale pixels.
+        warnings: what a user should know before training.
+    """
+
+    stack: Stack
+    summaries: tuple[BandSummary, ...]
+    statistics: tuple[LayerStatistics, ...]
+    groups: tuple[tuple[int, ...], ...]
+    base_resolution: float
+    input_size: int
+    scales: tuple[int, ...]
+    scored: dict[int, tuple[int, ...]]
+    tiles: TileIndex
+    blocks: tuple[Block, ...]
+    correlation_cells: tuple[float, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers in channel order."""
+        return [band.layer for band in self.stack.bands]
+
+    def pyramid(self, source: Survey | None = None) -> Pyramid:
+        """The on-device pooling with this survey's statistics, for its own tiles or those of another survey."""
+        return Pyramid(
+            blocks=(source or self).blocks,
+            channels=len(self.stack),
+            tile_rows=(source or self).tiles.height,
+            tile_cols=(source or self).tiles.width,
+            input_size=self.input_size,
+            scales=self.scales,
+            scored=self.scored,
+            location=[item.location for item in self.statistics],
+            spread=[item.spread for item in self.statistics],
+        )
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Native pixels of some tiles.
+
+    Attributes:
+        arrays: per block (N, channels, rows, cols) float32, physical units, NaN = invalid.
+        phases: per block (N, 2) float32 (row, col) start of the tile in its first native pixel; None when aligned.
+    """
+
+    arrays: list[torch.Tensor]
+    phases: list[torch.Tensor | None]
+
+    @property
+    def parts(self) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """(arrays, phases), as a `Pyramid` takes them."""
+        return self.arrays, self.phases
+
+    def to(self, device: torch.device) -> Tiles:
+        """The same on another device, copied without waiting."""
+        return Tiles(
+            arrays=[array.to(device, non_blocking=True) for array in self.arrays],
+            phases=[None if p is None else p.to(device, non_blocking=True) for p in self.phases],
+        )
+
+    def pin(self) -> Tiles:
+        """The same in page-locked memory, from which copies to a GPU need not wait."""
+        return Tiles(
+            arrays=[array.pin_memory() for array in self.arrays],
+            phases=[None if p is None else p.pin_memory() for p in self.phases],
+        )
+
+
+class TileReader:
+    """Cuts tiles out of a stack, in native pixels.
+
+    Args:
+        stack: the stack.
+        blocks: which layers travel together.
+    """
+
+    def __init__(self, stack: Stack, blocks: Sequence[Block]) -> None:
+        self.stack = stack
+        self.blocks = tuple(blocks)
+
+    def read(self, origins: np.ndarray) -> Tiles:
+        """Reads tiles.
+
+        Args:
+            origins: (N, 2) reference (row, col) of the tiles.
+
+        Returns:
+            The tiles' native pixels.
+
+        Raises:
+            OSError: naming layer, file and window that could not be read.
+        """
+        arrays, phases = [], []
+        for block in self.blocks:
+            array = np.empty((len(origins), len(block.channels), block.rows, block.cols), dtype=np.float32)
+            phase = np.zeros((len(origins), 2), dtype=np.float32)
+            for n, (row, col) in enumerate(origins):
+                first_row, first_col, phase_y, phase_x = block.window(int(row), int(col))
+                phase[n] = phase_y, phase_x
+                for k, channel in enumerate(block.channels):
+                    array[n, k] = self.stack.read(channel, first_row, first_col, block.rows, block.cols)
+            arrays.append(torch.from_numpy(array))
+            phases.append(None if block.aligned else torch.from_numpy(phase))
+        return Tiles(arrays=arrays, phases=phases)
+
+
+def open_survey(
+    *,
+    data_dir: str | None = None,
+    layers_table: str | None = None,
+    dropped_bands: Sequence[int] = (),
+    masked_bands: Sequence[int] = (),
+    grouped_bands: Sequence[Sequence[int]] | None = None,
+    one_group: bool = False,
+    input_size: int,
+    scales: Sequence[int],
+    base_resolution: float | None = None,
+    extent: str = "union",
+    reproject: bool = False,
+    aoi: str | None = None,
+    min_valid: float = 0.5,
+    tile_overlap: float = 0.75,
+    val_fraction: float = 0.1,
+    val_block: int = 0,
+    val_buffer: int = 8,
+    seed: int = 0,
+    cache: str = "auto",
+    local_ranks: int = 1,
+) -> Survey:
+    """Opens layers and prepares everything that training needs to know of them.
+
+    Args:
+        data_dir: directory of rasters, stacked in sorted order.
+        layers_table: CSV that names layers, one a row; give one of the two.
+        dropped_bands: layer numbers to leave out; the others are numbered anew.
+        masked_bands: layer numbers (after dropping) presented as wholly invalid.
+        grouped_bands: channel groups by layer number; default by the table's `group` column, else by resolution.
+        one_group: all layers in one group.
+        input_size: base-scale pixels along a tile's edge.
+        scales: reconstructed scales, whole numbers with 1 among them.
+        base_resolution: ground edge of a base-scale pixel, CRS units; default finest resolution x largest scale.
+        extent: `union` or `intersection` of the layers' extents.
+        reproject: warp layers lazily to the first layer's CRS.
+        aoi: polygons file; ground outside is invalid.
+        min_valid: least valid share of a tile.
+        tile_overlap: share of a training tile that the next repeats.
+        val_fraction: share of valid ground held out.
+        val_block: edge of a held-out block in tiles, 0 = automatic.
+        val_buffer: distance of training from held-out blocks, base-scale pixels.
+        seed: decides which blocks are held out.
+        cache: `auto`, `ram` or `none`.
+        local_ranks: processes on this machine that each hold the layers.
+
+    Returns:
+        The survey.
+
+    Raises:
+        ValueError: for anything in the data or the numbers that cannot be trained on, by name.
+        FileNotFoundError: for files that are not there.
+    """
+    bands, summaries, notes = _open_bands(
+        _choose_layers(data_dir, layers_table, dropped_bands), reproject=reproject, aoi=aoi
+    )
+    _check_numbers(masked_bands, len(bands), "--masked_bands")
+    reference = reference_grid(bands, extent=extent)
+    stack = Stack(bands, reference, hidden=masked_bands)
+    if _fits_memory(stack, cache, local_ranks):
+        stack.load()
+    base = base_resolution or max(reference.resolution_x, reference.resolution_y) * max(scales)
+    height = _tile_edge(input_size, base, reference.resolution_y)
+    width = _tile_edge(input_size, base, reference.resolution_x)
+    step = _origin_step(base, reference)
+    maps, cell = [], step
+    for channel in range(len(stack)):
+        cell_map, cell = map_cells(stack, channel, step=step)
+        maps.append(cell_map)
+    tiles = index_tiles(
+        mean_coverage(maps, cell),
+        (reference.rows, reference.cols),
+        height=height,
+        width=width,
+        step=step,
+        overlap=tile_overlap,
+        min_valid=min_valid,
+        val_fraction=val_fraction,
+        val_block=val_block,
+        buffer=round(val_buffer * height / input_size),
+        seed=seed,
+    )
+    kept_scales, scored, scale_notes = score_scales(bands, scales=scales, base_resolution=base)
+    visible = [c for c in range(len(stack)) if c not in stack.hidden]
+    statistics = tuple(_statistics(stack, channel, tiles) for channel in range(len(stack)))
+    lengths = tuple(_correlation_cells(m.mean, cell * input_size / height) for m in maps)
+    if not visible:
+        raise ValueError("--masked_bands hides every layer; leave at least one")
+    return Survey(
+        stack=stack,
+        summaries=summaries,
+        statistics=statistics,
+        groups=channel_groups(bands, grouped_bands=grouped_bands, one_group=one_group),
+        base_resolution=float(base),
+        input_size=input_size,
+        scales=kept_scales,
+        scored=scored,
+        tiles=tiles,
+        blocks=make_blocks(stack, tile_rows=height, tile_cols=width, step=step),
+        correlation_cells=lengths,
+        warnings=tuple(notes + scale_notes + _geographic_note(reference)),
+    )
+
+
+def _choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands: Sequence[int]) -> list[Layer]:
+    if (data_dir is None) == (layers_table is None):
+        raise ValueError(
+            "give either --data_dir (a directory of rasters) or --train_path (a table of layers), one of them"
+        )
+    layers = layers_from_directory(data_dir) if data_dir is not None else read_layers_table(str(layers_table))
+    _check_numbers(dropped_bands, len(layers), "--dropped_bands")
+    kept = [layer for number, layer in enumerate(layers) if number not in set(dropped_bands)]
+    if not kept:
+        raise ValueError(f"--dropped_bands leaves none of the {len(layers)} layers; keep at least one")
+    return kept
+
+
+def _check_numbers(numbers: Sequence[int], count: int, flag: str) -> None:
+    wrong = [n for n in numbers if not 0 <= n < count]
+    if wrong:
+        raise ValueError(f"{flag} names layer {wrong[0]}, expected 0..{count - 1} (there are {count} layers)")
+
+
+def _open_bands(
+    layers: Sequence[Layer], *, reproject: bool, aoi: str | None
+) -> tuple[list[RasterBand], tuple[BandSummary, ...], list[str]]:
+    """Opens and scans every layer; dummies that scanning recognised become invalid, and are named in the notes."""
+    target = None
+    if reproject:
+        first = open_band(layers[0])
+        target = first.grid.crs
+    bands = [open_band(layer, reproject_to=target) for layer in layers]
+    if aoi is not None:
+        polygons = load_aoi(aoi, bands[0].grid.crs)
+        bands = [replace(band, aoi=polygons) for band in bands]
+    summaries, notes = [], []
+    for number, band in enumerate(bands):
+        summary = scan(band)
+        if summary.dummies:
+            bands[number] = with_dummies(band, summary.dummies)
+        notes += [f"layer '{band.layer.name}': {text}" for text in (*band.notes, *summary.suspicious)]
+        summaries.append(summary)
+    return bands, tuple(summaries), notes
+
+
+def _fits_memory(stack: Stack, cache: str, local_ranks: int) -> bool:
+    if cache != "auto":
+        return cache == "ram"
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stack.memory_bytes * local_ranks <= MEMORY_SHARE * physical
+
+
+def _tile_edge(input_size: int, base: float, resolution: float) -> int:
+    edge = input_size * base / resolution
+    if abs(edge - round(edge)) > 1e-6 * edge or round(edge) < 1:
+        raise ValueError(
+            f"--input_size {input_size} x --base_resolution {base:g} is {edge:.6g} reference pixels of {resolution:g}, "
+            "expected a whole number; choose a base resolution that is a simple multiple of the finest resolution"
+        )
+    return round(edge)
+
+
+def _origin_step(base: float, reference: Grid) -> int:
+    """Tile origins lie on base-scale pixels where those are whole reference pixels, else on any reference pixel."""
+    steps = {base / reference.resolution_x, base / reference.resolution_y}
+    whole = {round(s) for s in steps if abs(s - round(s)) < 1e-6 and round(s) >= 1}
+    return whole.pop() if len(whole) == 1 and len(whole) == len({round(s, 6) for s in steps}) else 1
+
+
+def score_scales(
+    bands: Sequence[RasterBand], *, scales: Sequence[int], base_resolution: float
+) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]], list[str]]:
+    """Decides which layer is scored at which scale: none at a scale finer than its own pixels.
+
+    Args:
+        bands: the layers.
+        scales: scales asked for.
+        base_resolution: edge of a base-scale pixel, CRS units.
+
+    Returns:
+        The scales at which some layer is scored, the channels scored at each, and notes for the user.
+
+    Raises:
+        ValueError: if no layer can be scored at the base scale.
+    """
+    scored = {}
+    for scale in sorted(scales):
+        pixel = base_resolution / scale * (1 + 1e-6)
+        scored[scale] = tuple(
+            c for c, band in enumerate(bands) if max(band.grid.resolution_x, band.grid.resolution_y) <= pixel
+        )
+    if not scored[1]:
+        finest = min(max(b.grid.resolution_x, b.grid.resolution_y) for b in bands)
+        raise ValueError(
+            f"--base_resolution {base_resolution:g} is finer than every layer (the finest has pixels of {finest:g}); "
+            f"choose at least {finest:g}"
+        )
+    notes = [
+        f"layer '{band.layer.name}' has pixels of {max(band.grid.resolution_x, band.grid.resolution_y):g}, coarser than "
+        f"the base pixel of {base_resolution:g}: the model sees it but is not scored on it; a --base_resolution of "
+        f"{max(band.grid.resolution_x, band.grid.resolution_y):g} would score it"
+        for c, band in enumerate(bands)
+        if c not in scored[1]
+    ]
+    empty = [scale for scale in scored if not scored[scale]]
+    notes += [f"no layer is as fine as scale {scale} ({base_resolution / scale:g}): it is left out" for scale in empty]
+    kept = {scale: channels for scale, channels in scored.items() if channels}
+    return tuple(kept), kept, notes
+
+
+def channel_groups(
+    bands: Sequence[RasterBand],
+    *,
+    grouped_bands: Sequence[Sequence[int]] | None = None,
+    one_group: bool = False,
+) -> tuple[tuple[int, ...], ...]:
+    """Groups of channels that share tokens.
+
+    Args:
+        bands: the layers.
+        grouped_bands: groups by layer number, as given.
+        one_group: everything together.
+
+    Returns:
+        The groups: as given, one, by the `group` column of the layers table, or by native resolution (finest first).
+
+    Raises:
+        ValueError: if the groups given are not a partition of the layers.
+    """
+    count = len(bands)
+    if grouped_bands is not None:
+        groups = tuple(tuple(group) for group in grouped_bands)
+        flat = [c for group in groups for c in group]
+        missing = sorted(set(range(count)) - set(flat))
+        extra = sorted(set(flat) - set(range(count)))
+        twice = sorted({c for c in flat if flat.count(c) > 1})
+        if missing or extra or twice or not all(groups):
+            names = ", ".join(f"{c} = {band.layer.name}" for c, band in enumerate(bands))
+            raise ValueError(
+                f"--grouped_bands {[list(g) for g in groups]} is not a partition of the {count} layers ({names}): "
+                f"missing {missing}, twice {twice}, unknown {extra}; name every layer number once"
+            )
+        return groups
+    if one_group:
+        return (tuple(range(count)),)
+    by_key: dict[tuple[float, str], list[int]] = {}
+    for channel, band in enumerate(bands):
+        resolution = round(max(band.grid.resolution_x, band.grid.resolution_y), 9)
+        key = (-1.0, band.layer.group) if band.layer.group else (resolution, "")
+        by_key.setdefault(key, []).append(channel)
+    return tuple(tuple(by_key[key]) for key in sorted(by_key))
+
+
+def _statistics(stack: Stack, channel: int, tiles: TileIndex) -> LayerStatistics:
+    if channel in stack.hidden:
+        return LayerStatistics(
+            name=stack.bands[channel].layer.name,
+            normalize="none",
+            location=0.0,
+            spread=1.0,
+            mean=0.0,
+            std=1.0,
+            median=0.0,
+            count=0,
+            sampled=False,
+        )
+    return layer_statistics(stack, channel, tiles.held_out)
+
+
+def _correlation_cells(mean: np.ndarray, cell_in_base_pixels: float) -> float:
+    """Autocorrelation length in base-scale pixels; NaN where the cell map is too large to ask."""
+    if mean.size > MAX_CELLS // 4 or not np.isfinite(mean).any():
+        return float("nan")
+    return correlation_length(mean) * cell_in_base_pixels
+
+
+def _geographic_note(reference: Grid) -> list[str]:
+    if not reference.crs.is_geographic:
+        return []
+    return [
+        f"CRS {reference.crs.to_string()} is in degrees: tiles cover less ground towards the poles and do not cross the "
+        "date line; reproject to a metric CRS for a survey of any height"
+    ]

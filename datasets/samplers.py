@@ -1,0 +1,92 @@
+"""Which tiles make a micro-batch, on which rank, in which optimiser step: a pure function of counts.
+
+An optimiser step (an update) takes `batch_size * accum_iter * world_size` consecutive tiles of the epoch's order.
+They are dealt to the ranks one by one and cut into micro-batches, so the tiles of an update are the same whatever
+the number of ranks; the last update of an epoch takes what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward pass of one rank.
+
+    Attributes:
+        update: number of the update within the epoch.
+        positions: (n,) int64 positions in the epoch's order; never empty.
+        weight: factor for the mean loss of these tiles, such that gradients, summed over the micro-batches of an
+            update and averaged over ranks, are those of the mean over all tiles of the update. Zero for a rank that
+            has no tile left and repeats one so that all ranks stay in step.
+        is_last: True for the last micro-batch of the update on this rank: gradients are exchanged here.
+    """
+
+    update: int
+    positions: np.ndarray
+    weight: float
+    is_last: bool
+
+
+def updates_per_epoch(tiles: int, *, batch_size: int, accum_iter: int, world_size: int) -> int:
+    """Number of optimiser steps that visit every tile once."""
+    return -(-tiles // (batch_size * accum_iter * world_size))
+
+
+def plan_epoch(
+    tiles: int, *, batch_size: int, accum_iter: int, rank: int, world_size: int, start_update: int = 0
+) -> Iterator[MicroBatch]:
+    """Yields the micro-batches of one rank for one epoch.
+
+    Args:
+        tiles: number of tiles in the epoch.
+        batch_size: most tiles in a micro-batch.
+        accum_iter: micro-batches per update and rank (fewer in the last update).
+        rank: number of this process.
+        world_size: number of processes.
+        start_update: first update to yield, when an epoch is resumed.
+
+    Yields:
+        Micro-batches in order.
+    """
+    share = batch_size * accum_iter * world_size
+    for update in range(start_update, -(-tiles // share)):
+        members = np.arange(update * share, min((update + 1) * share, tiles), dtype=np.int64)
+        mine = members[rank::world_size]
+        if not len(mine):
+            yield MicroBatch(update=update, positions=members[:1], weight=0.0, is_last=True)
+            continue
+        parts = [mine[k : k + batch_size] for k in range(0, len(mine), batch_size)]
+        for number, part in enumerate(parts):
+            yield MicroBatch(
+                update=update,
+                positions=part,
+                weight=len(part) * world_size / len(members),
+                is_last=number == len(parts) - 1,
+            )
+
+
+def token_noise(positions: np.ndarray, *, tokens: int, seed: int, epoch: int) -> np.ndarray:
+    """Uniform noise that decides the mask of each tile, a function of (seed, epoch, position) alone.
+
+    Args:
+        positions: (n,) positions in the epoch's order.
+        tokens: number of maskable tokens of a tile.
+        seed: seed of the run.
+        epoch: number of the epoch; validation uses -1, so that its masks never change.
+
+    Returns:
+        (n, tokens) float32 in [0, 1).
+    """
+    key = np.random.SeedSequence((seed, epoch + 1, 3)).generate_state(1, np.uint64)[0]
+    rows = [
+        np.random.Generator(np.random.Philox(key=np.array([key, position], dtype=np.uint64))).random(
+            tokens, dtype=np.float32
+        )
+        for position in positions
+    ]
+    return np.stack(rows)

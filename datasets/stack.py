@@ -1,0 +1,284 @@
+"""The stack: layers of different resolution laid over one reference grid.
+
+The reference grid is the pixel grid of the finest layer, extended over the union (or cut to the intersection)
+of all extents. A layer keeps its own pixels: what ties it to the reference grid is a `Placement`, two numbers
+per axis. Ratios of resolution need not be whole numbers and grids may be shifted by part of a pixel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from datasets.raster import Grid, RasterBand
+
+SNAP = 0.01
+"""Misfits below this share of a native pixel, over the whole survey, are rounding of coordinates, not geometry."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a layer's pixels lie: `native = offset + ratio * reference`, in pixels, per axis.
+
+    Attributes:
+        ratio_x: native columns per reference column (0.5 for a 200 m layer on a 100 m reference grid).
+        ratio_y: native rows per reference row.
+        offset_x: native column of the reference grid's left edge.
+        offset_y: native row of the reference grid's top edge.
+    """
+
+    ratio_x: float
+    ratio_y: float
+    offset_x: float
+    offset_y: float
+
+    def native_row(self, row: float) -> float:
+        """Native row coordinate of a reference row edge."""
+        return round(self.offset_y + self.ratio_y * row, 6)
+
+    def native_col(self, col: float) -> float:
+        """Native column coordinate of a reference column edge."""
+        return round(self.offset_x + self.ratio_x * col, 6)
+
+    def is_aligned(self, *, rows: int, cols: int, step: int) -> bool:
+        """True when windows of (rows, cols) at multiples of `step` start and end on native pixel edges."""
+        parts = (
+            self.offset_x,
+            self.offset_y,
+            self.ratio_x * cols,
+            self.ratio_y * rows,
+            self.ratio_x * step,
+            self.ratio_y * step,
+        )
+        return all(abs(part - round(part)) < 1e-6 for part in parts)
+
+
+def place(layer: Grid, reference: Grid) -> Placement:
+    """Places a layer's grid on the reference grid.
+
+    Args:
+        layer: grid of the layer.
+        reference: the reference grid, same CRS.
+
+    Returns:
+        The placement; ratios and offsets within `SNAP` of a simple fraction are snapped to it, so that rounding
+        of stored coordinates (0.0008 m on a 200 m grid, say) does not become a sub-pixel shift.
+    """
+    ratio_x = _snap_ratio(reference.resolution_x / layer.resolution_x, reference.cols)
+    ratio_y = _snap_ratio(reference.resolution_y / layer.resolution_y, reference.rows)
+    offset_x = _snap_offset((reference.left - layer.left) / layer.resolution_x)
+    offset_y = _snap_offset((layer.top - reference.top) / layer.resolution_y)
+    return Placement(ratio_x=ratio_x, ratio_y=ratio_y, offset_x=offset_x, offset_y=offset_y)
+
+
+def _snap_ratio(ratio: float, length: int) -> float:
+    simple = float(Fraction(ratio).limit_denominator(64))
+    return simple if abs(simple - ratio) * length < SNAP else ratio
+
+
+def _snap_offset(offset: float) -> float:
+    simple = float(Fraction(offset).limit_denominator(64))
+    nearest_half = round(offset * 2) / 2
+    if abs(offset - nearest_half) < SNAP:
+        return nearest_half
+    return simple if abs(simple - offset) < SNAP / 10 else offset
+
+
+def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Grid:
+    """The finest layer's pixel grid over the union or the intersection of the layers' extents.
+
+    Args:
+        bands: opened layers; all must share one CRS.
+        extent: `union` or `intersection`.
+
+    Returns:
+        A grid whose pixel edges coincide with those of the finest layer (the first one among equals). The union
+        grows outwards to whole pixels, the intersection shrinks inwards.
+
+    Raises:
+        ValueError: if CRS differ, or if the layers share no ground.
+    """
+    first = bands[0]
+    for band in bands[1:]:
+        if band.grid.crs != first.grid.crs:
+            raise ValueError(
+                f"layer '{band.layer.name}' ({band.layer.path}): CRS {_crs_name(band.grid)}, expected "
+                f"{_crs_name(first.grid)} of layer '{first.layer.name}' ({first.layer.path}); all layers must share "
+                "one CRS: add --reproject to warp them on the fly, or reproject the file first (gdalwarp -t_srs)"
+            )
+    _check_overlap(bands)
+    finest = min((band.grid for band in bands), key=lambda grid: max(grid.resolution_x, grid.resolution_y))
+    pick, shrink = (max, min) if extent == "intersection" else (min, max)
+    left = pick(band.grid.bounds[0] for band in bands)
+    bottom = pick(band.grid.bounds[1] for band in bands)
+    right = shrink(band.grid.bounds[2] for band in bands)
+    top = shrink(band.grid.bounds[3] for band in bands)
+    inwards = extent == "intersection"
+    col_start = _edge((left - finest.left) / finest.resolution_x, up=inwards)
+    col_stop = _edge((right - finest.left) / finest.resolution_x, up=not inwards)
+    row_start = _edge((finest.top - top) / finest.resolution_y, up=inwards)
+    row_stop = _edge((finest.top - bottom) / finest.resolution_y, up=not inwards)
+    if col_stop <= col_start or row_stop <= row_start:
+        raise ValueError(
+            "the layers' extents share no ground (intersection is empty); use --extent union or check coordinates: "
+            + _extents(bands)
+        )
+    return Grid(
+        crs=finest.crs,
+        left=finest.left + col_start * finest.resolution_x,
+        top=finest.top - row_start * finest.resolution_y,
+        resolution_x=finest.resolution_x,
+        resolution_y=finest.resolution_y,
+        rows=row_stop - row_start,
+        cols=col_stop - col_start,
+    )
+
+
+def _edge(position: float, *, up: bool) -> int:
+    nearest = round(position)
+    if abs(position - nearest) < SNAP:
+        return nearest
+    return math.ceil(position) if up else math.floor(position)
+
+
+def _check_overlap(bands: Sequence[RasterBand]) -> None:
+    """Refuses a layer that touches none of the others: most often a wrong zone or swapped coordinates."""
+    for index, band in enumerate(bands):
+        left, bottom, right, top = band.grid.bounds
+        others = [other.grid.bounds for k, other in enumerate(bands) if k != index]
+        if others and not any(left < o[2] and o[0] < right and bottom < o[3] and o[1] < top for o in others):
+            raise ValueError(
+                f"layer '{band.layer.name}' ({band.layer.path}) does not overlap any other layer; expected common "
+                f"ground; check its coordinates, or leave it out. Extents: {_extents(bands)}"
+            )
+
+
+def _extents(bands: Sequence[RasterBand]) -> str:
+    return "; ".join(
+        f"{b.layer.name} x {b.grid.bounds[0]:.6g}..{b.grid.bounds[2]:.6g}, y {b.grid.bounds[1]:.6g}..{b.grid.bounds[3]:.6g}"
+        for b in bands
+    )
+
+
+def _crs_name(grid: Grid) -> str:
+    return grid.crs.to_string()
+
+
+class Stack:
+    """Layers on a reference grid, read by window at their own resolution.
+
+    Attributes:
+        bands: the opened layers, in channel order.
+        reference: the reference grid.
+        placements: one per layer.
+        hidden: channels presented as wholly invalid (`--masked_bands`).
+    """
+
+    def __init__(self, bands: Sequence[RasterBand], reference: Grid, *, hidden: Sequence[int] = ()) -> None:
+        self.bands = tuple(bands)
+        self.reference = reference
+        self.placements = tuple(place(band.grid, reference) for band in self.bands)
+        self.hidden = frozenset(hidden)
+        self._arrays: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.bands)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that all layers take when decoded to float32."""
+        return sum(4 * band.grid.rows * band.grid.cols for band in self.bands)
+
+    @property
+    def in_memory(self) -> bool:
+        """True once `load` has decoded every layer."""
+        return len(self._arrays) == len(self.bands)
+
+    def load(self) -> None:
+        """Decodes every layer into memory once; later reads are slices of these arrays."""
+        for channel, band in enumerate(self.bands):
+            self._arrays[channel] = band.read(0, 0, band.grid.rows, band.grid.cols)
+
+    def read(self, channel: int, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Reads a window of one layer in its native pixels.
+
+        Args:
+            channel: number of the layer.
+            row: first native row, may be negative or beyond the layer.
+            col: first native column, likewise.
+            rows: number of rows.
+            cols: number of columns.
+
+        Returns:
+            (rows, cols) float32, physical units, NaN where invalid or outside the layer.
+
+        Raises:
+            OSError: if the file cannot be read there; the message names layer, file and window.
+        """
+        if channel in self.hidden:
+            return np.full((rows, cols), np.nan, dtype=np.float32)
+        array = self._arrays.get(channel)
+        if array is None:
+            return self.bands[channel].read(row, col, rows, cols)
+        if row >= 0 and col >= 0 and row + rows <= array.shape[0] and col + cols <= array.shape[1]:
+            return array[row : row + rows, col : col + cols]
+        window = np.full((rows, cols), np.nan, dtype=np.float32)
+        top, left = max(row, 0), max(col, 0)
+        bottom, right = min(row + rows, array.shape[0]), min(col + cols, array.shape[1])
+        if bottom > top and right > left:
+            window[top - row : bottom - row, left - col : right - col] = array[top:bottom, left:right]
+        return window
+
+
+@dataclass(frozen=True)
+class Block:
+    """Layers whose windows have the same shape and the same place: they travel in one tensor.
+
+    Attributes:
+        channels: numbers of the layers.
+        rows: native rows of a window.
+        cols: native columns of a window.
+        aligned: every window starts on a native pixel edge; otherwise a phase goes with each window.
+        placement: the common placement.
+    """
+
+    channels: tuple[int, ...]
+    rows: int
+    cols: int
+    aligned: bool
+    placement: Placement
+
+    def window(self, row: int, col: int) -> tuple[int, int, float, float]:
+        """First native row and column of the tile at reference (row, col), and the tile's phase inside them."""
+        y, x = self.placement.native_row(row), self.placement.native_col(col)
+        first_row, first_col = math.floor(y), math.floor(x)
+        return first_row, first_col, y - first_row, x - first_col
+
+
+def make_blocks(stack: Stack, *, tile_rows: int, tile_cols: int, step: int) -> tuple[Block, ...]:
+    """Groups the layers of a stack by the shape and place of their windows.
+
+    Args:
+        stack: the stack.
+        tile_rows: tile height, reference pixels.
+        tile_cols: tile width, reference pixels.
+        step: tile origins are multiples of this, reference pixels.
+
+    Returns:
+        Blocks that together hold every channel once.
+    """
+    groups: dict[tuple[Placement, bool], list[int]] = {}
+    for channel, placement in enumerate(stack.placements):
+        aligned = placement.is_aligned(rows=tile_rows, cols=tile_cols, step=step)
+        groups.setdefault((placement, aligned), []).append(channel)
+    blocks = []
+    for (placement, aligned), channels in groups.items():
+        extra = 0 if aligned else 1
+        rows = math.ceil(round(placement.ratio_y * tile_rows, 6)) + extra
+        cols = math.ceil(round(placement.ratio_x * tile_cols, 6)) + extra
+        blocks.append(Block(channels=tuple(channels), rows=rows, cols=cols, aligned=aligned, placement=placement))
+    return tuple(blocks)

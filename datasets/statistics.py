@@ -1,0 +1,251 @@
+"""Streaming passes over a stack: where the ground is valid, and how each layer's values are spread.
+
+Nothing here holds more than a few rows of native pixels of a layer. Above `SAMPLED_PIXELS` a layer is sampled:
+one row of native pixels per row of coverage cells, which is stated in the result.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from datasets.stack import Stack
+from datasets.tiles import Coverage, HeldOut
+
+SAMPLED_PIXELS = 2**27
+"""Native pixels above which a layer's coverage and statistics are sampled."""
+
+MAX_CELLS = 2**24
+"""Most cells of the coverage map; beyond, cells grow by whole multiples."""
+
+CHUNK_PIXELS = 2**22
+QUANTILE_SAMPLE = 2**20
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """Values of one layer on training ground, physical units.
+
+    Attributes:
+        name: name of the layer.
+        normalize: `standard` (mean, standard deviation), `robust` (median, half the 16-84 % range) or `none` (0, 1).
+        location: what is subtracted to reach model units.
+        spread: what is divided by.
+        mean: mean of valid training pixels.
+        std: their standard deviation.
+        median: their median (of a regular sample).
+        count: how many pixels were read.
+        sampled: True when not every pixel was read.
+    """
+
+    name: str
+    normalize: str
+    location: float
+    spread: float
+    mean: float
+    std: float
+    median: float
+    count: int
+    sampled: bool
+
+
+@dataclass(frozen=True)
+class CellMap:
+    """One layer on coverage cells: `fraction` and `mean`, (cell rows, cell cols) float32, NaN mean where empty."""
+
+    fraction: np.ndarray
+    mean: np.ndarray
+
+
+def overlap_matrix(edges: np.ndarray, count: int) -> sparse.csr_matrix:
+    """Lengths shared by intervals and unit pixels, along one axis.
+
+    Args:
+        edges: (n + 1,) increasing interval edges, in pixels of the axis.
+        count: number of pixels, pixel j covering [j, j + 1).
+
+    Returns:
+        (n, count) sparse float64: entry (i, j) is the length of [edges[i], edges[i + 1]) inside pixel j.
+    """
+    starts, stops = edges[:-1], edges[1:]
+    first = np.floor(starts + 1e-9).astype(np.int64)
+    reach = int(np.max(np.ceil(stops - 1e-9).astype(np.int64) - first)) if len(starts) else 0
+    columns = first[:, None] + np.arange(max(reach, 1))
+    length = np.minimum(stops[:, None], columns + 1) - np.maximum(starts[:, None], columns)
+    inside = (columns >= 0) & (columns < count) & (length > 1e-9)
+    rows = np.broadcast_to(np.arange(len(starts))[:, None], columns.shape)
+    return sparse.csr_matrix(
+        (length[inside], (rows[inside], columns[inside])), shape=(len(starts), count), dtype=np.float64
+    )
+
+
+def _cell_edge(shape: tuple[int, int], step: int) -> int:
+    grow = 1
+    while math.ceil(shape[0] / (step * grow)) * math.ceil(shape[1] / (step * grow)) > MAX_CELLS:
+        grow += 1
+    return step * grow
+
+
+def _row_chunks(stack: Stack, channel: int, rows_of_cells: np.ndarray) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Yields (first native row, values, sampled) down a layer: all rows, or one per row of cells when sampled."""
+    grid = stack.bands[channel].grid
+    if grid.rows * grid.cols > SAMPLED_PIXELS:
+        centres = np.unique(np.floor((rows_of_cells[:-1] + rows_of_cells[1:]) / 2).astype(np.int64))
+        for row in centres[(centres >= 0) & (centres < grid.rows)]:
+            yield int(row), stack.read(channel, int(row), 0, 1, grid.cols), True
+        return
+    height = max(1, CHUNK_PIXELS // grid.cols)
+    for row in range(0, grid.rows, height):
+        count = min(height, grid.rows - row)
+        yield row, stack.read(channel, row, 0, count, grid.cols), False
+
+
+def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
+    """Averages one layer over square cells of the reference grid.
+
+    Args:
+        stack: the stack.
+        channel: number of the layer.
+        step: smallest cell edge, reference pixels.
+
+    Returns:
+        The map and the cell edge used (a multiple of `step`, larger on very large surveys). `fraction` is the valid
+        share of a cell's ground; `mean` the area-weighted mean of its valid pixels.
+    """
+    reference, placement = stack.reference, stack.placements[channel]
+    grid = stack.bands[channel].grid
+    cell = _cell_edge((reference.rows, reference.cols), step)
+    edges_y = np.append(np.arange(0, reference.rows, cell), reference.rows).astype(np.float64)
+    edges_x = np.append(np.arange(0, reference.cols, cell), reference.cols).astype(np.float64)
+    native_y = placement.offset_y + placement.ratio_y * edges_y
+    native_x = placement.offset_x + placement.ratio_x * edges_x
+    weights_y, weights_x = overlap_matrix(native_y, grid.rows), overlap_matrix(native_x, grid.cols)
+    weight = np.zeros((len(edges_y) - 1, len(edges_x) - 1))
+    total = np.zeros_like(weight)
+    area = np.outer(np.diff(native_y), np.diff(native_x))
+    by_row = weights_y.tocsc()
+    for first, values, sampled in _row_chunks(stack, channel, native_y):
+        valid = np.isfinite(values)
+        part = by_row[:, first : first + len(values)]
+        if sampled:  # the row stands for the whole height of its cells
+            part = sparse.csr_matrix((native_y[:-1] <= first + 0.5) & (first + 0.5 < native_y[1:])).T * float(
+                np.diff(native_y)[0]
+            )
+        weight += part @ (valid @ weights_x.T)
+        total += part @ (np.where(valid, values, 0.0) @ weights_x.T)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(weight > 0, total / weight, np.nan)
+        fraction = np.clip(weight / area, 0.0, 1.0)
+    return CellMap(fraction=fraction.astype(np.float32), mean=mean.astype(np.float32)), cell
+
+
+def mean_coverage(maps: list[CellMap], cell: int) -> Coverage:
+    """Valid share of the ground, averaged over layers."""
+    return Coverage(fraction=np.stack([m.fraction for m in maps]).mean(axis=0), cell=cell)
+
+
+def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStatistics:
+    """Mean, spread and median of one layer over training ground only.
+
+    Args:
+        stack: the stack.
+        channel: number of the layer.
+        held_out: blocks (and their buffer) whose pixels are not read.
+
+    Returns:
+        The statistics, with location and spread by the layer's `normalize`.
+
+    Raises:
+        ValueError: if training ground holds no valid pixel of the layer, or all are equal.
+    """
+    band, placement = stack.bands[channel], stack.placements[channel]
+    columns = np.floor((np.arange(band.grid.cols) + 0.5 - placement.offset_x) / placement.ratio_x).astype(np.int64)
+    count, mean, square, sampled = 0, 0.0, 0.0, False
+    kept: list[np.ndarray] = []
+    thin = max(1, band.grid.rows * band.grid.cols // QUANTILE_SAMPLE)
+    cells_y = np.arange(0, stack.reference.rows + 1, max(1, stack.reference.rows // 4096))
+    native_y = placement.offset_y + placement.ratio_y * cells_y
+    for first, values, sampled in _row_chunks(stack, channel, native_y):
+        rows = np.floor((np.arange(first, first + len(values)) + 0.5 - placement.offset_y) / placement.ratio_y)
+        training = held_out.training_ground(rows.astype(np.int64), columns)
+        chosen = values[training & np.isfinite(values)].astype(np.float64)
+        if not len(chosen):
+            continue
+        delta = chosen.mean() - mean
+        merged = count + len(chosen)
+        square += ((chosen - chosen.mean()) ** 2).sum() + delta**2 * count * len(chosen) / merged
+        mean += delta * len(chosen) / merged
+        count = merged
+        kept.append(chosen[::thin])
+    name = band.layer.name
+    if not count:
+        raise ValueError(
+            f"layer '{name}' ({band.layer.path}): no valid pixel on training ground; change --seed or --val_fraction"
+        )
+    std = math.sqrt(square / count)
+    if std == 0:
+        raise ValueError(
+            f"layer '{name}' ({band.layer.path}): constant ({mean:g}) on training ground; leave it out (--dropped_bands)"
+        )
+    low, median, high = np.quantile(np.concatenate(kept), [0.16, 0.5, 0.84])
+    method = band.layer.normalize
+    location, spread = {
+        "standard": (mean, std),
+        "robust": (float(median), float(high - low) / 2 or std),
+        "none": (0.0, 1.0),
+    }[method]
+    return LayerStatistics(
+        name=name,
+        normalize=method,
+        location=float(location),
+        spread=float(spread),
+        mean=float(mean),
+        std=float(std),
+        median=float(median),
+        count=count,
+        sampled=sampled,
+    )
+
+
+def correlation_length(mean: np.ndarray) -> float:
+    """Distance at which a gridded field's autocorrelation falls to 1/e.
+
+    Args:
+        mean: (rows, cols) float, NaN where invalid; at most a few million cells.
+
+    Returns:
+        Length in cells, averaged over both axes (linear interpolation between lags); infinite when the
+        autocorrelation stays above 1/e over a third of the grid.
+    """
+    valid = np.isfinite(mean)
+    values = np.where(valid, mean - np.nanmean(mean), 0.0)
+    lengths = []
+    for axis in (0, 1):
+        previous = 1.0
+        found = math.inf
+        variance = float((values**2).sum() / valid.sum())
+        for lag in range(1, max(2, mean.shape[axis] // 3)):
+            a = [slice(None)] * 2
+            b = [slice(None)] * 2
+            a[axis], b[axis] = slice(lag, None), slice(None, -lag)
+            pairs = valid[tuple(a)] & valid[tuple(b)]
+            if not pairs.any():
+                break
+            now = float((values[tuple(a)] * values[tuple(b)]).sum() / pairs.sum() / variance)
+            if now < 1 / math.e:
+                found = lag - 1 + (previous - 1 / math.e) / (previous - now)
+                break
+            previous = now
+        lengths.append(found)
+    return float(np.mean(lengths))
+
+
+def save_statistics(path: str | Path, statistics: list[LayerStatistics]) -> None:
+    """Writes statistics as JSON, one object a layer."""
+    Path(path).write_text(json.dumps([asdict(item) for item in statistics], indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,751 @@
+"""Pre-trains a grouped-channel multi-scale masked autoencoder on rasters as they lie on disk.
+
+Reads top to bottom: options, data, model, optimiser, loop, end. `python -m main_pretrain --help` lists the options;
+docs/pretraining.md explains what a run leaves behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.optim import param_groups_weight_decay
+
+import models_mae_group_channels as models
+from datasets.grid import Survey, TileReader, Tiles, open_survey
+from datasets.layers import write_layers_table
+from datasets.loader import prefetch
+from datasets.sample_survey import DEFAULT_DIRECTORY, write_sample_survey
+from datasets.samplers import MicroBatch, plan_epoch, token_noise, updates_per_epoch
+from datasets.statistics import save_statistics
+from util import checkpoint as ckpt
+from util import distributed as dist
+from util import options
+from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
+from util.engine import StepMeter, Updater, WindowOfSteps, make_adamw
+from util.log import progress, setup_logging
+from util.lr_sched import learning_rate
+from util.run_files import LAST_PICTURE, Clock, LayerFacts, RunFiles, reconstruction_rows, score_lines
+from util.skill import HeldOutEvaluator, ScoredBatch
+
+logger = logging.getLogger("main_pretrain")
+
+VERSION = "0.1.0"
+VALIDATION_EPOCH = -1
+"""Masks of held-out tiles are drawn as those of this epoch: always the same."""
+
+MAY_CHANGE = set(
+    "accum_iter batch_size cache compile data_dir device dist_url epochs figure_every grad_checkpointing keep_every "
+    "local_rank log_dir log_every no_progress num_workers output_dir pin_mem resume save_minutes start_epoch test_path "
+    "train_path val_tiles world_size".split()
+)
+"""Options that do not decide which numbers a run computes, or whose effect is checked elsewhere."""
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options, under the names that SatMAE users know where they exist there."""
+    parser = argparse.ArgumentParser("main_pretrain", description=__doc__.split("\n\n")[0])
+    options.add_data_options(parser)
+    options.add_model_options(parser)
+    train = parser.add_argument_group("training")
+    train.add_argument("--epochs", type=options.positive_int, default=50, help="epochs in all (50)")
+    train.add_argument("--accum_iter", type=options.positive_int, default=1, help="micro-batches per update (1)")
+    train.add_argument("--tiles_per_epoch", type=options.positive_int, help="tiles in an epoch (one per window)")
+    train.add_argument("--lr", type=options.positive, help="peak learning rate (blr x effective batch / 256)")
+    train.add_argument("--blr", type=options.positive, default=1e-3, help="base learning rate (1e-3)")
+    train.add_argument("--min_lr", type=options.non_negative, default=0.0, help="final learning rate (0)")
+    train.add_argument("--warmup_epochs", type=options.non_negative, default=5, help="epochs of warm-up (5)")
+    train.add_argument("--weight_decay", type=options.non_negative, default=0.05, help="AdamW weight decay (0.05)")
+    train.add_argument("--clip_grad", type=options.positive, default=1.0, help="largest gradient norm (1)")
+    train.add_argument("--base_loss_weight", type=options.non_negative, default=0.6, help="base scale's weight (0.6)")
+    train.add_argument("--scale_loss_weight", type=options.non_negative, default=0.4, help="finer scales' (0.4)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", default="./output_dir", help="checkpoints, log and pictures")
+    run.add_argument("--log_dir", help="TensorBoard events (output_dir)")
+    run.add_argument("--resume", default="", help="auto: newest good checkpoint of output_dir; or a checkpoint's path")
+    run.add_argument("--start_epoch", type=options.count, default=0, help="number of the first epoch (0)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
+    run.add_argument("--compile", action="store_true", help="compile the model (worth it on a GPU)")
+    run.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks to save memory")
+    run.add_argument("--num_workers", type=options.count, default=2, help="threads that read ahead (2)")
+    run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked batches")
+    run.add_argument("--log_every", type=options.positive_int, default=20, help="updates between readings (20)")
+    run.add_argument("--figure_every", type=options.count, default=5, help="epochs between pictures, 0 = end only (5)")
+    run.add_argument("--val_tiles", type=options.positive_int, default=256, help="most held-out tiles scored (256)")
+    run.add_argument("--keep_every", type=options.positive_int, default=10, help="epochs between kept checkpoints (10)")
+    run.add_argument(
+        "--save_minutes",
+        type=options.positive,
+        default=10.0,
+        help="minutes between checkpoints inside an epoch (10)",
+    )
+    run.add_argument("--no_progress", action="store_true", help="no progress bar")
+    run.add_argument("--world_size", type=options.positive_int, default=1, help="processes (set by torchrun)")
+    run.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers")
+    run.add_argument("--dist_url", default="env://", help="where processes meet (env://)")
+    return parser
+
+
+@dataclass
+class Place:
+    """Where a run stands: next epoch, next update within it, optimiser steps done."""
+
+    epoch: int = 0
+    update: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is and how its rate goes.
+
+    Attributes:
+        tiles: tiles in an epoch.
+        updates: optimiser steps in an epoch.
+        epochs: epochs in all.
+        warmup_steps: steps of warm-up.
+        peak_lr: highest rate.
+        min_lr: final rate.
+        effective_batch: tiles in an update.
+    """
+
+    tiles: int
+    updates: int
+    epochs: int
+    warmup_steps: int
+    peak_lr: float
+    min_lr: float
+    effective_batch: int
+
+    def lr(self, step: int) -> float:
+        """Rate of a step."""
+        return learning_rate(
+            step,
+            peak=self.peak_lr,
+            floor=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.epochs * self.updates,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a run that its loop works with; none of them changes identity while it lasts."""
+
+    args: argparse.Namespace
+    ranks: dist.Ranks
+    device: torch.device
+    survey: Survey
+    network: models.MaskedAutoencoderGroupChannelViT
+    model: torch.nn.Module
+    updater: Updater
+    schedule: Schedule
+    files: RunFiles
+    layers: list[LayerFacts]
+    clock: Clock
+    place: Place
+
+
+class RunFailed(RuntimeError):
+    """Ends a run that had begun, with one message."""
+
+
+class Stop:
+    """Remembers that a signal asked the run to end; a second Ctrl-C ends it at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT == self.signal:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Returns:
+        Exit status: 0 when done, or stopped by a signal after a checkpoint; 1 when the run failed; 2 for bad input.
+    """
+    args = get_args_parser().parse_args(argv)
+    ranks = dist.Ranks()
+    try:
+        ranks = dist.find_ranks(world_size=args.world_size, local_rank=args.local_rank, dist_url=args.dist_url)
+        setup_logging(ranks.rank)
+        device = select_device(args.device, local_rank=ranks.local_rank)
+        dist.start(ranks, device, dist_url=args.dist_url)
+        run = prepare(args, device, ranks)
+    except (ValueError, FileNotFoundError, OSError) as error:
+        return report(error, ranks, status=2)
+    try:
+        train(run)
+    except (RunFailed, OSError, dist.PeerLost) as error:
+        return report(error, ranks, status=1)
+    finally:
+        run.files.close()
+        dist.shutdown()
+    return 0
+
+
+def report(error: Exception, ranks: dist.Ranks, *, status: int) -> int:
+    """Says once, from the main process, why the run ends."""
+    if ranks.is_main or isinstance(error, dist.PeerLost):
+        print(f"main_pretrain: error: {error}", file=sys.stderr)
+    dist.shutdown()
+    return status
+
+
+# ---------------------------------------------------------------------------------------------------- before the loop
+
+
+def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> Run:
+    """Opens the data, builds model and optimiser, and finds where to go on.
+
+    Raises:
+        ValueError, OSError: bad input.
+    """
+    amp_dtype, needs_scaler = amp_policy(device, args.amp)
+    output_dir = Path(args.output_dir)
+    dist.on_main(lambda: check_writable(output_dir))
+    environment = describe_environment(device) | {
+        "processes": ranks.world_size,
+        "precision": str(amp_dtype or "fp32"),
+    }
+    logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
+
+    # data
+    if args.data_dir is None and args.train_path is None:
+        logger.info("no --data_dir or --train_path given: using the sample survey in ./%s", DEFAULT_DIRECTORY)
+        args.train_path = str(dist.on_main(lambda: write_sample_survey(DEFAULT_DIRECTORY)) / "layers.csv")
+    survey = open_survey(**options.survey_options(args), local_ranks=ranks.local_world_size)
+    log_survey(survey)
+
+    # model
+    torch.manual_seed(args.seed)
+    network = build_network(args, survey).to(device)
+    model = dist.wrap(torch.compile(network) if args.compile else network, device)
+
+    # optimiser and schedule
+    batches = {"batch_size": args.batch_size, "accum_iter": args.accum_iter, "world_size": ranks.world_size}
+    tiles = args.tiles_per_epoch or len(survey.tiles.train)
+    updates = updates_per_epoch(tiles, **batches)
+    effective_batch = args.batch_size * args.accum_iter * ranks.world_size
+    schedule = Schedule(
+        tiles=tiles,
+        updates=updates,
+        epochs=args.epochs,
+        warmup_steps=round(args.warmup_epochs * updates),
+        peak_lr=args.lr or args.blr * effective_batch / 256,
+        min_lr=args.min_lr,
+        effective_batch=effective_batch,
+    )
+    updater = Updater(
+        model,
+        make_adamw(param_groups_weight_decay(network, args.weight_decay), lr=schedule.peak_lr),
+        amp_dtype=amp_dtype,
+        scaler=torch.amp.GradScaler(device.type, enabled=needs_scaler),
+        device_type=device.type,
+        clip_grad=args.clip_grad,
+    )
+    layers = [
+        LayerFacts(layer.name, layer.units, item.location, item.spread)
+        for layer, item in zip(survey.layers, survey.statistics, strict=True)
+    ]
+    files = RunFiles(
+        output_dir,
+        Path(args.log_dir or output_dir),
+        layers=layers,
+        scales=survey.scales,
+        scored=survey.scored,
+        enabled=ranks.is_main,
+    )
+    run = Run(
+        args,
+        ranks,
+        device,
+        survey,
+        network,
+        model,
+        updater,
+        schedule,
+        files,
+        layers,
+        Clock(),
+        Place(args.start_epoch),
+    )
+    begin_or_resume(run, environment)
+    return run
+
+
+def build_network(args: argparse.Namespace, survey: Survey) -> models.MaskedAutoencoderGroupChannelViT:
+    """The model that a survey and the options ask for."""
+    return models.build_model(
+        args.model,
+        img_size=args.input_size,
+        patch_size=args.patch_size,
+        in_chans=len(survey.stack),
+        channel_groups=survey.groups,
+        spatial_mask=args.spatial_mask,
+        norm_pix_loss=args.norm_pix_loss,
+        scales=survey.scales,
+        scored=survey.scored,
+        scale_heads=args.scale_heads,
+        channel_weights=[layer.loss_weight for layer in survey.layers],
+        grad_checkpointing=args.grad_checkpointing,
+    )
+
+
+def maskable(network: models.MaskedAutoencoderGroupChannelViT) -> int:
+    """Number of things that masking chooses among: tokens, or places with `spatial_mask`."""
+    return network.num_patches * (1 if network.spatial_mask else network.num_groups)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses an output directory that cannot be written, before anything is computed.
+
+    Raises:
+        ValueError: naming the directory and why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--output_dir {folder}: not writable ({error.strerror}); choose another directory") from error
+
+
+def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
+    """Takes up an earlier run where it stopped, or opens the records of a new one.
+
+    Raises:
+        ValueError: the checkpoint is of another configuration, or none can be used.
+    """
+    args, files, place = run.args, run.files, run.place
+    state = find_checkpoint(args.resume, files.output_dir)
+    if state is None:
+        place.step = place.epoch * run.schedule.updates
+        aside = files.open(resume_step=None)
+        if aside is not None:
+            logger.warning("%s held an earlier run: it is now in %s", files.output_dir, aside)
+        if run.ranks.is_main:
+            write_layers_table(files.output_dir / "layers.csv", run.survey.layers)
+            save_statistics(files.output_dir / "statistics.json", list(run.survey.statistics))
+    else:
+        ckpt.check_same_configuration(state["facts"], run_facts(run), "configuration")
+        run.network.load_state_dict(state["model"])
+        run.updater.optimizer.load_state_dict(state["optimizer"])
+        run.updater.scaler.load_state_dict(state["scaler"])
+        ckpt.restore_rng_state(state["rng"], run.device)
+        place.epoch, place.update, place.step = state["epoch"], state["update"], state["step"]
+        run.clock.trained_s = state["trained_s"]
+        files.open(resume_step=place.step)
+        logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
+    files.describe({"options": vars(args), "environment": environment})
+    logger.info(
+        "%s: %.2f M parameters; %d tiles and %d updates an epoch, effective batch %d, peak rate %.3g",
+        args.model,
+        sum(p.numel() for p in run.network.parameters() if p.requires_grad) / 1e6,
+        run.schedule.tiles,
+        run.schedule.updates,
+        run.schedule.effective_batch,
+        run.schedule.peak_lr,
+    )
+
+
+def find_checkpoint(resume: str, output_dir: Path) -> dict[str, Any] | None:
+    """The state to go on from: none, the newest good one of the run (`auto`), or that of a file."""
+    if not resume:
+        return None
+    if resume != "auto":
+        return ckpt.load_checkpoint(resume)
+    found = ckpt.find_resumable(output_dir)
+    if found is None:
+        logger.info("--resume auto: %s holds no checkpoint, starting afresh", output_dir)
+        return None
+    for path, reason in found.skipped:
+        logger.warning("passed over %s: %s", path, reason)
+    logger.info("going on from %s", found.path)
+    return found.state
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """What must be the same for a run to be continued exactly."""
+    config = {key: value for key, value in run.network.config.items() if key != "grad_checkpointing"}
+    decisive = {key: value for key, value in vars(run.args).items() if key not in MAY_CHANGE and value is not None}
+    return {
+        "model": config,
+        "layers": [{"name": layer.name, "kind": layer.kind, "units": layer.units} for layer in run.survey.layers],
+        "statistics": [asdict(item) for item in run.survey.statistics],
+        "options": decisive,
+        "effective batch (batch_size x accum_iter x processes)": run.schedule.effective_batch,
+        "tiles an epoch": run.schedule.tiles,
+    }
+
+
+def checkpoint_state(run: Run) -> dict[str, Any]:
+    """Everything that a checkpoint holds."""
+    return {
+        "model": run.network.state_dict(),
+        "optimizer": run.updater.optimizer.state_dict(),
+        "scaler": run.updater.scaler.state_dict(),
+        "epoch": run.place.epoch,
+        "update": run.place.update,
+        "step": run.place.step,
+        "rng": ckpt.collect_rng_state(run.device),
+        "model_config": run.network.config,
+        "layers": [asdict(layer) for layer in run.survey.layers],
+        "statistics": [asdict(item) for item in run.survey.statistics],
+        "options": {key: value for key, value in vars(run.args).items()},
+        "version": VERSION,
+        "facts": run_facts(run),
+        "trained_s": run.clock.trained_s,
+    }
+
+
+def log_survey(survey: Survey) -> None:
+    """States what will be read."""
+    for channel, (band, summary) in enumerate(zip(survey.stack.bands, survey.summaries, strict=True)):
+        logger.info(
+            "layer %d %s: %d x %d pixels of %g, %.0f %% valid, %.6g to %.6g %s, scored at %s",
+            channel,
+            band.layer.name,
+            band.grid.cols,
+            band.grid.rows,
+            band.grid.resolution_x,
+            100 * summary.valid_fraction,
+            summary.minimum,
+            summary.maximum,
+            band.layer.units,
+            " ".join(f"{s}x" for s in survey.scales if channel in survey.scored[s]) or "no scale",
+        )
+    logger.info(
+        "base pixel %g, tile %d pixels = %g; %d training and %d held-out tiles; groups %s; layers %s",
+        survey.base_resolution,
+        survey.input_size,
+        survey.base_resolution * survey.input_size,
+        len(survey.tiles.train),
+        len(survey.tiles.val),
+        [list(group) for group in survey.groups],
+        "in memory" if survey.stack.in_memory else "read by window",
+    )
+    for warning in survey.warnings:
+        logger.warning("%s", warning)
+
+
+# ------------------------------------------------------------------------------------------------------------ the loop
+
+
+def train(run: Run) -> None:
+    """Trains from where the run stands to its last epoch, scoring held-out ground after each.
+
+    Raises:
+        RunFailed: a loss was not finite.
+        OSError: a tile could not be read or a checkpoint not written; earlier checkpoints are intact.
+    """
+    args, files, place = run.args, run.files, run.place
+    reader = TileReader(run.survey.stack, run.survey.blocks)
+    evaluator, example = prepare_scoring(run)
+    stop = Stop()
+    while place.epoch < args.epochs:
+        if not train_epoch(run, reader, stop):
+            return
+        epoch = place.epoch
+        place.epoch, place.update = epoch + 1, 0
+        is_end = place.epoch == args.epochs
+        with run.clock.paused():
+            scores = score(run, evaluator)
+            line = files.log_epoch(scores, step=place.step, epoch=epoch, seconds=run.clock.trained_s)
+            logger.info(
+                "epoch %d: loss %.4f, held-out loss %s, %.0f tiles/s, waited %.1f %%, %.0f s",
+                epoch,
+                line["train_loss"],
+                f"{line['val_loss']:.4f}" if scores else "-",
+                line["tiles_per_s"],
+                100 * line["wait_share"],
+                line["seconds"],
+            )
+            for row in score_lines(line, {layer.name: layer.unit for layer in run.layers}):
+                logger.info("%s", row)
+            if example is not None and (is_end or (args.figure_every and place.epoch % args.figure_every == 0)):
+                draw(run, evaluator, example)
+            save(run, keep=is_end or place.epoch % args.keep_every == 0)
+        if dist.any_rank(stop.signal is not None) and not is_end:
+            logger.warning("stopped by signal %s after epoch %d; continue with --resume auto", stop.signal, epoch)
+            return
+    logger.info("checkpoint   %s", files.output_dir / ckpt.LAST)
+    logger.info("picture      %s", files.output_dir / LAST_PICTURE)
+    logger.info("tensorboard  tensorboard --logdir %s", files.log_dir)
+
+
+def train_epoch(run: Run, reader: TileReader, stop: Stop) -> bool:
+    """Trains the rest of the current epoch.
+
+    Returns:
+        False if a signal stopped it part way, after a checkpoint.
+    """
+    args, place, schedule, ranks, device = run.args, run.place, run.schedule, run.ranks, run.device
+    pyramid, updater, survey = run.survey.pyramid(), run.updater, run.survey
+    origins = survey.tiles.epoch(seed=args.seed, epoch=place.epoch, tiles=schedule.tiles)
+    fetch = partial(fetch_tiles, reader, origins, run=run, epoch=place.epoch)
+    plan = plan_epoch(
+        schedule.tiles,
+        batch_size=args.batch_size,
+        accum_iter=args.accum_iter,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        start_update=place.update,
+    )
+    meter = StepMeter(
+        updates=args.log_every,
+        scales=len(survey.scales),
+        channels=len(survey.stack),
+        device=device,
+        check_gradients=not updater.scaler.is_enabled(),
+    )
+    bar = progress(
+        total=schedule.updates,
+        initial=place.update,
+        desc=f"epoch {place.epoch}",
+        unit="update",
+        enabled=ranks.is_main and not args.no_progress,
+    )
+    seen_tiles: deque[list[np.ndarray]] = deque([[]], maxlen=args.log_every)
+    saved_at = time.monotonic()
+    run.model.train()
+    for micro, (tiles, noise) in run.clock.timed(prefetch(plan, fetch, workers=args.num_workers)):
+        seen_tiles[-1].append(origins[micro.positions])
+        sample = pyramid(*tiles.to(device).parts)
+        with dist.gradients_shared(run.model, micro.is_last), dist.peer_errors_named():
+            with updater.autocast():
+                out = run.model(
+                    sample.imgs,
+                    sample.imgs_up,
+                    mask_ratio=args.mask_ratio,
+                    valid=sample.valid,
+                    valid_up=sample.valid_up,
+                    noise=noise.to(device, non_blocking=True),
+                    details=True,
+                )
+            loss = args.base_loss_weight * out.loss + args.scale_loss_weight * out.ms_loss
+            updater.backward(loss * micro.weight)
+        meter.add(
+            losses=(loss, out.loss, out.ms_loss),
+            weight=micro.weight,
+            error_sums=out.error_sums,
+            error_counts=out.error_counts,
+        )
+        run.clock.tiles += len(micro.positions) if micro.weight else 0
+        if not micro.is_last:
+            continue
+
+        lr = schedule.lr(place.step)
+        meter.end_update(updater.step(lr))
+        place.step, place.update = place.step + 1, place.update + 1
+        bar.update(1)
+        stopping = dist.any_rank(stop.signal is not None)
+        due = dist.any_rank(time.monotonic() - saved_at > 60 * args.save_minutes)
+        is_end = place.update == schedule.updates
+        if meter.is_full or is_end or stopping or due:
+            window = meter.read(dist.mean_over_ranks, dist.sum_over_ranks)
+            refuse_non_finite(window, seen_tiles, run)
+            log_window(run, window, lr)
+            bar.set_postfix(loss=f"{window.loss:.4f}", refresh=False)
+            seen_tiles.clear()
+        seen_tiles.append([])
+        if (stopping or due) and not is_end:
+            save(run, keep=False)
+            saved_at = time.monotonic()
+        if stopping and not is_end:
+            bar.close()
+            logger.warning(
+                "stopped by signal %s in epoch %d after update %d; continue with --resume auto",
+                stop.signal,
+                place.epoch,
+                place.update,
+            )
+            return False
+    bar.close()
+    return True
+
+
+def fetch_tiles(
+    reader: TileReader, origins: np.ndarray, micro: MicroBatch, *, run: Run, epoch: int
+) -> tuple[Tiles, torch.Tensor]:
+    """Reads the tiles of a micro-batch and draws their masks' noise; runs in the reading threads."""
+    tiles = reader.read(origins[micro.positions])
+    noise = token_noise(micro.positions, tokens=maskable(run.network), seed=run.args.seed, epoch=epoch)
+    pinned = run.args.pin_mem and run.device.type == "cuda"
+    return (tiles.pin(), torch.from_numpy(noise).pin_memory()) if pinned else (tiles, torch.from_numpy(noise))
+
+
+def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:
+    """Records what was seen since the last reading."""
+    run.files.log_training(
+        window,
+        step=run.place.step,
+        epoch=run.place.epoch,
+        lr=lr,
+        speed=run.clock.read(run.ranks.world_size),
+        memory_bytes=peak_memory_bytes(run.device),
+    )
+
+
+def refuse_non_finite(window: WindowOfSteps, seen_tiles: Sequence[list[np.ndarray]], run: Run) -> None:
+    """Stops all ranks together when a loss was not finite; the weights were not touched by it.
+
+    Raises:
+        RunFailed: naming step and tiles.
+    """
+    if window.first_bad is None:
+        return
+    here = np.concatenate(seen_tiles[window.first_bad]).tolist() if window.bad_here else []
+    tiles = [tile for part in dist.gather_objects(here) for tile in part]
+    step = run.place.step - len(seen_tiles) + window.first_bad
+    edge = f"{run.survey.tiles.height} x {run.survey.tiles.width}"
+    raise RunFailed(
+        f"loss not finite at step {step} (epoch {run.place.epoch}); the weights were left as they were, and the last "
+        f"checkpoint in {run.files.output_dir} is good. Tiles of that step, as (row, col) of {edge} reference pixels: "
+        f"{tiles or 'unknown (the gradient overflowed)'}. Look at the layers there, or lower --lr, then --resume auto"
+    )
+
+
+def save(run: Run, *, keep: bool) -> None:
+    """Writes a checkpoint from the main process; all ranks fail together if it cannot be written."""
+    dist.on_main(lambda: run.files.save(checkpoint_state(run), keep=keep))
+
+
+# ------------------------------------------------------------------------------------------------------------- scoring
+
+
+def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
+    """Makes the evaluator of held-out tiles, and chooses the tile that is drawn.
+
+    Returns:
+        The evaluator, and the number of the held-out tile with most valid ground (None if nothing is held out).
+    """
+    args, survey, ranks = run.args, run.survey, run.ranks
+    source, origins = survey, survey.tiles.val
+    if args.test_path:
+        source, origins = open_test_survey(args, survey)
+    if len(origins) > args.val_tiles:
+        origins = origins[np.linspace(0, len(origins) - 1, args.val_tiles).round().astype(int)]
+    if not len(origins):
+        logger.warning("no held-out tiles: nothing will be scored (see --val_fraction)")
+    reader, pyramid = TileReader(source.stack, source.blocks), survey.pyramid(source)
+
+    def fetch(numbers: np.ndarray) -> ScoredBatch:
+        sample = pyramid(*reader.read(origins[numbers]).to(run.device).parts)
+        noise = token_noise(numbers, tokens=maskable(run.network), seed=args.seed, epoch=VALIDATION_EPOCH)
+        return ScoredBatch(*sample, noise=torch.from_numpy(noise).to(run.device))
+
+    mine = np.arange(len(origins))[ranks.rank :: ranks.world_size]
+    evaluator = HeldOutEvaluator(
+        fetch=fetch,
+        batches=[mine[k : k + args.batch_size] for k in range(0, len(mine), args.batch_size)],
+        scales=survey.scales,
+        scored_at_base=[c in survey.scored[1] for c in range(len(survey.stack))],
+        means=[(item.mean - item.location) / item.spread for item in survey.statistics],
+        groups=survey.groups,
+        patch_size=args.patch_size,
+        base_in_units=not args.norm_pix_loss,
+        sum_over_ranks=lambda tensor: dist.sum_over_ranks(tensor.to(run.device)).cpu(),
+    )
+    if not len(origins):
+        return evaluator, None
+    tiles = source.tiles
+    share = tiles.coverage.of_windows(origins[:, 0], origins[:, 1], height=tiles.height, width=tiles.width)
+    return evaluator, int(share.argmax())
+
+
+def open_test_survey(args: argparse.Namespace, survey: Survey) -> tuple[Survey, np.ndarray]:
+    """Opens the survey of --test_path, all of whose tiles are scored.
+
+    Raises:
+        ValueError: if its layers are not those that are trained on.
+    """
+    chosen = options.survey_options(args) | {
+        "data_dir": None,
+        "layers_table": args.test_path,
+        "base_resolution": survey.base_resolution,
+        "val_fraction": 0.0,
+        "tile_overlap": 0.5,
+    }
+    other = open_survey(**chosen)
+    names, expected = [layer.name for layer in other.layers], [layer.name for layer in survey.layers]
+    if names != expected:
+        raise ValueError(f"--test_path {args.test_path}: layers {names}, expected {expected} as in training")
+    return other, other.tiles.train
+
+
+@torch.no_grad()
+def predict(run: Run, batch: ScoredBatch) -> models.Reconstruction:
+    """The model's reconstruction of a held-out batch, under its fixed masks."""
+    run.network.eval()
+    with run.updater.autocast():
+        out = run.network(
+            batch.imgs,
+            batch.imgs_up,
+            mask_ratio=run.args.mask_ratio,
+            valid=batch.valid,
+            valid_up=batch.valid_up,
+            noise=batch.noise,
+            details=True,
+        )
+    assert isinstance(out, models.Reconstruction)
+    return out
+
+
+def score(run: Run, evaluator: HeldOutEvaluator):
+    """Scores held-out ground on all ranks; None if nothing is held out."""
+    if not dist.any_rank(bool(evaluator.batches)):
+        return None
+    show = partial(progress, desc="held-out", unit="batch", enabled=run.ranks.is_main and not run.args.no_progress)
+    weights = (run.args.base_loss_weight, run.args.scale_loss_weight)
+    return evaluator(partial(predict, run), loss_weights=weights, show=show)
+
+
+def draw(run: Run, evaluator: HeldOutEvaluator, example: int) -> None:
+    """Draws one held-out tile as it is reconstructed now."""
+    if not run.ranks.is_main:
+        return
+    batch = evaluator.fetch(np.array([example]))
+    out = predict(run, batch)
+    hidden = evaluator.hidden_pixels(out.mask, batch.imgs.shape)
+    survey = run.survey
+    rows = reconstruction_rows(
+        layers=run.layers,
+        scales=survey.scales,
+        scored=survey.scored,
+        base_resolution=survey.base_resolution,
+        targets=[t[0].cpu() for t in (batch.imgs, *batch.imgs_up)],
+        valid=[v[0].cpu() for v in (batch.valid, *batch.valid_up)],
+        images={scale: image[0].cpu() for scale, image in out.images.items()},
+        hidden=hidden[0].cpu(),
+    )
+    run.files.draw(
+        rows,
+        title=f"held-out tile after epoch {run.place.epoch}",
+        epoch=run.place.epoch,
+        step=run.place.step,
+        length_unit="degree" if survey.stack.reference.crs.is_geographic else "m",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+"""Learning rate as a pure function of the step, so that resuming cannot get it wrong."""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate(step: int, *, peak: float, floor: float, warmup_steps: int, total_steps: int) -> float:
+    """Linear warm-up, then half a cosine down to the floor (Loshchilov and Hutter 2017, as in MAE).
+
+    Args:
+        step: optimiser steps done before this one, from 0.
+        peak: rate at the end of the warm-up.
+        floor: rate at the end of training.
+        warmup_steps: length of the warm-up.
+        total_steps: length of the whole run.
+
+    Returns:
+        The rate for this step.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    span = max(1, total_steps - warmup_steps)
+    progress = min(1.0, (step - warmup_steps) / span)
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))

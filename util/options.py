@@ -1,0 +1,189 @@
+"""Command-line options that several programs share, so that each accepts and refuses the same."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+MODEL_NAMES = ("tiny", "small", "base", "large")
+
+
+def positive_int(text: str) -> int:
+    """Parses a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def count(text: str) -> int:
+    """Parses a whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Parses a number of at least 0 and below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0 <= value < 1")
+    return value
+
+
+def share(text: str) -> float:
+    """Parses a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
+    return value
+
+
+def positive(text: str) -> float:
+    """Parses a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return value
+
+
+def non_negative(text: str) -> float:
+    """Parses a finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return value
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides which pixels are read: layers, reference grid, tiles, held-out ground."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_type", default="grid", choices=["grid"], help="kind of data (rasters on disk)")
+    data.add_argument("--data_dir", help="directory of rasters, one layer a band, stacked in sorted order")
+    data.add_argument("--train_path", help="layers.csv: one layer a row (column `path`; see docs/data.md)")
+    data.add_argument(
+        "--test_path",
+        help="layers.csv of another survey with the same layers, scored instead of held-out blocks",
+    )
+    data.add_argument("--dropped_bands", type=count, nargs="+", default=[], metavar="N", help="layers to leave out")
+    data.add_argument(
+        "--masked_bands",
+        type=count,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="layers kept but shown as no-data",
+    )
+    data.add_argument(
+        "--grouped_bands",
+        type=count,
+        nargs="+",
+        action="append",
+        metavar="N",
+        help="one channel group by layer numbers, after dropping; repeat the flag (default: by resolution)",
+    )
+    data.add_argument("--extent", default="union", choices=["union", "intersection"], help="ground of the stack")
+    data.add_argument("--reproject", action="store_true", help="warp layers on the fly to the first layer's CRS")
+    data.add_argument("--aoi", help="polygons file; ground outside counts as no-data")
+    data.add_argument(
+        "--cache",
+        default="auto",
+        choices=["auto", "ram", "none"],
+        help="ram: decode layers once; none: read windows; auto: ram if they take at most a quarter of memory",
+    )
+    tiles = parser.add_argument_group("tiles")
+    tiles.add_argument("--input_size", type=positive_int, default=96, help="tile edge at the base scale, pixels (96)")
+    tiles.add_argument("--scales", type=positive_int, nargs="+", default=[1, 2, 4], help="reconstructed scales (1 2 4)")
+    tiles.add_argument(
+        "--base_resolution",
+        type=positive,
+        help="ground edge of a base-scale pixel, CRS units (finest resolution x largest scale)",
+    )
+    tiles.add_argument("--tile_overlap", type=fraction, default=0.75, help="overlap of training tiles (0.75)")
+    tiles.add_argument("--min_valid", type=share, default=0.5, help="least valid share of a tile (0.5)")
+    tiles.add_argument("--val_fraction", type=fraction, default=0.1, help="share of ground held out (0.1)")
+    tiles.add_argument("--val_block", type=count, default=0, help="edge of a held-out block, tiles (0: automatic)")
+    tiles.add_argument(
+        "--val_buffer",
+        type=count,
+        default=8,
+        help="distance of training from held-out blocks, base pixels (8)",
+    )
+    tiles.add_argument("--seed", type=count, default=0, help="seed of tiles, masks, weights and held-out blocks (0)")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides the network and its masking."""
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model_type",
+        default="group_c",
+        choices=["group_c", "vanilla"],
+        help="group_c: tokens per channel group; vanilla: one group of all layers",
+    )
+    model.add_argument(
+        "--model",
+        default="mae_vit_tiny_patch16",
+        choices=[f"mae_vit_{name}_patch16" for name in MODEL_NAMES] + list(MODEL_NAMES),
+        metavar="NAME",
+        help="mae_vit_{tiny,small,base,large}_patch16 (tiny); the patch size is --patch_size",
+    )
+    model.add_argument("--patch_size", type=positive_int, default=8, help="patch edge, base-scale pixels (8)")
+    model.add_argument("--mask_ratio", type=fraction, default=0.75, help="share of tokens hidden (0.75)")
+    model.add_argument("--spatial_mask", action="store_true", help="hide a place in all groups at once")
+    model.add_argument("--norm_pix_loss", action="store_true", help="base-scale targets normalised per patch")
+    model.add_argument(
+        "--scale_heads",
+        default="subpixel",
+        choices=["subpixel", "shared"],
+        help="finer scales: subpixel (light) or shared (the published convolutions)",
+    )
+    model.add_argument("--batch_size", type=positive_int, default=16, help="tiles per step and process (16)")
+
+
+def survey_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `datasets.grid.open_survey` that the options name, checked for consistency.
+
+    Raises:
+        ValueError: if sizes, scales or patches do not fit together.
+    """
+    check_sizes(input_size=args.input_size, patch_size=args.patch_size, scales=args.scales)
+    return {
+        "data_dir": args.data_dir,
+        "layers_table": args.train_path,
+        "dropped_bands": args.dropped_bands,
+        "masked_bands": args.masked_bands,
+        "grouped_bands": args.grouped_bands,
+        "one_group": args.model_type == "vanilla",
+        "input_size": args.input_size,
+        "scales": args.scales,
+        "base_resolution": args.base_resolution,
+        "extent": args.extent,
+        "reproject": args.reproject,
+        "aoi": args.aoi,
+        "min_valid": args.min_valid,
+        "tile_overlap": args.tile_overlap,
+        "val_fraction": args.val_fraction,
+        "val_block": args.val_block,
+        "val_buffer": args.val_buffer,
+        "seed": args.seed,
+        "cache": args.cache,
+    }
+
+
+def check_sizes(*, input_size: int, patch_size: int, scales: Sequence[int]) -> None:
+    """Refuses sizes that do not fit together.
+
+    Raises:
+        ValueError: naming the flag, its value, and what would fit.
+    """
+    if input_size % patch_size:
+        below = input_size // patch_size * patch_size
+        raise ValueError(
+            f"--input_size {input_size} is not a multiple of --patch_size {patch_size}; "
+            f"{below or patch_size} or {below + patch_size} would be"
+        )
+    if 1 not in scales or len(set(scales)) != len(scales):
+        raise ValueError(f"--scales {' '.join(map(str, scales))}: expected distinct whole numbers with 1 among them")

@@ -1,0 +1,309 @@
+"""What a training run leaves behind: log.txt, TensorBoard events, pictures, checkpoints, tables of what was used."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from util import checkpoint as ckpt
+from util.engine import WindowOfSteps
+from util.figures import RowImages, reconstruction_figure, save_figure
+from util.log import JsonLines, Writer, make_writer
+from util.skill import REGIONS, Scores
+
+T = TypeVar("T")
+LAST_PICTURE = "reconstruction-last.png"
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What reporting needs of a layer: its name, unit, and model units -> physical (x * spread + location)."""
+
+    name: str
+    unit: str
+    location: float
+    spread: float
+
+
+class Clock:
+    """Time spent training and, of that, waiting for data."""
+
+    def __init__(self) -> None:
+        self.tiles = 0
+        self._start = time.monotonic()
+        self._waited = 0.0
+        self.trained_s = 0.0
+
+    def timed(self, items: Iterable[T]) -> Iterator[T]:
+        """Yields the items and counts the time until each is there as waiting for data."""
+        source = iter(items)
+        while True:
+            begin = time.monotonic()
+            item = next(source, None)
+            self._waited += time.monotonic() - begin
+            if item is None:
+                return
+            yield item
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside out."""
+        begin = time.monotonic()
+        yield
+        self._start += time.monotonic() - begin
+
+    def read(self, world_size: int) -> dict[str, float]:
+        """Tiles per second over all ranks, share of time waiting, and seconds trained so far; starts anew."""
+        now = time.monotonic()
+        elapsed = max(now - self._start, 1e-9)
+        result = {"tiles_per_s": self.tiles * world_size / elapsed, "wait_share": self._waited / elapsed}
+        self.trained_s += elapsed
+        self.tiles, self._start, self._waited = 0, now, 0.0
+        return result
+
+
+class RunFiles:
+    """Writes a run's records; does nothing in ranks other than the main one.
+
+    Args:
+        output_dir: checkpoints, log.txt, pictures.
+        log_dir: TensorBoard events.
+        layers: the layers in channel order.
+        scales: scales, 1 first.
+        scored: for each scale, the channels scored at it.
+        enabled: False in ranks that only compute.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        log_dir: Path,
+        *,
+        layers: Sequence[LayerFacts],
+        scales: Sequence[int],
+        scored: Mapping[int, Sequence[int]],
+        enabled: bool,
+    ) -> None:
+        self.output_dir = output_dir
+        self.log_dir = log_dir
+        self._layers = tuple(layers)
+        self._scales = tuple(scales)
+        self._scored = {scale: set(scored[scale]) for scale in scales}
+        self._enabled = enabled
+        self._writer: Writer = make_writer(None)
+        self._lines: JsonLines | None = None
+        self._train: dict[str, Any] = {}
+
+    def open(self, *, resume_step: int | None) -> Path | None:
+        """Opens the records: after a resumed step, or afresh with an earlier run's files moved aside.
+
+        Returns:
+            Where an earlier run was moved to, None if there was none.
+        """
+        if not self._enabled:
+            return None
+        aside = None if resume_step is not None else ckpt.set_aside(self.output_dir, self.log_dir)
+        purge = None if resume_step is None else resume_step + 1
+        self._lines = JsonLines(self.output_dir / "log.txt", purge_step=purge)
+        self._writer = make_writer(self.log_dir, purge_step=purge)
+        return aside
+
+    def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Puts tables of facts (options, environment, layers) into TensorBoard."""
+        for name, table in tables.items():
+            rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
+            self._writer.text(name, f"| | |\n|---|---|\n{rows}")
+
+    def log_training(
+        self,
+        seen: WindowOfSteps,
+        *,
+        step: int,
+        epoch: int,
+        lr: float,
+        speed: Mapping[str, float],
+        memory_bytes: int,
+    ) -> None:
+        """Records a window of training steps."""
+        self._train = {
+            "train_loss": seen.loss,
+            "train_base_loss": seen.base_loss,
+            "train_scale_loss": seen.scale_loss,
+            "lr": lr,
+            "grad_norm": seen.grad_norm,
+            **speed,
+            "peak_memory_mb": memory_bytes / 2**20,
+        }
+        tags = {
+            "train/loss": seen.loss,
+            "train/base_loss": seen.base_loss,
+            "train/scale_loss": seen.scale_loss,
+            "optim/lr": lr,
+            "optim/grad_norm": seen.grad_norm,
+            "speed/tiles_per_s": speed["tiles_per_s"],
+            "speed/wait_share": speed["wait_share"],
+            "memory/peak_mb": memory_bytes / 2**20,
+        }
+        layers: dict[str, dict[str, float]] = {}
+        for level, channel, scale, layer in self._entries():
+            value = float(seen.layer_losses[level, channel])
+            layers.setdefault(layer.name, {})[f"{scale}x"] = value
+            tags[f"train_layers/{layer.name}_{scale}x"] = value
+        self._train["train_layers"] = layers
+        for tag, value in tags.items():
+            if math.isfinite(value):
+                self._writer.scalar(tag, value, step)
+        if self._lines is not None:
+            self._lines.write({"kind": "train", "step": step, "epoch": epoch, **self._train})
+
+    def log_epoch(self, scores: Scores | None, *, step: int, epoch: int, seconds: float) -> dict[str, Any]:
+        """Records the end of an epoch with the held-out scores, in physical units.
+
+        Returns:
+            The line written: per layer and scale `rmse`, `rmse_mean`, `rmse_interpolation` (units of the layer),
+            `skill`, and at finer scales `skill_hidden` and `skill_visible`.
+        """
+        line: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": epoch, "seconds": round(seconds, 3)}
+        line |= self._train
+        if scores is not None:
+            line |= {
+                "val_loss": scores.loss,
+                "val_base_loss": scores.base_loss,
+                "val_scale_loss": scores.scale_loss,
+                "val_tiles": scores.tiles,
+                "val": self._layer_scores(scores),
+            }
+            for name in ("val_loss", "val_base_loss", "val_scale_loss"):
+                self._writer.scalar(f"val/{name.removeprefix('val_')}", line[name], step)
+            for layer, by_scale in line["val"].items():
+                for scale, values in by_scale.items():
+                    for key in ("skill", "rmse"):
+                        if math.isfinite(values[key]):
+                            self._writer.scalar(f"val_{key}/{layer}_{scale}", values[key], step)
+        self._writer.flush()
+        if self._lines is not None:
+            self._lines.write(line)
+        return line
+
+    def draw(self, rows: Sequence[RowImages], *, title: str, epoch: int, step: int, length_unit: str) -> None:
+        """Draws reconstructions into TensorBoard and as PNG."""
+        if not self._enabled:
+            return
+        figure = reconstruction_figure(rows, title=title, length_unit=length_unit)
+        self._writer.figure("reconstruction", figure, step)
+        self._writer.flush()
+        picture = self.output_dir / f"reconstruction-{epoch}.png"
+        save_figure(picture, figure)
+        last = self.output_dir / f".{LAST_PICTURE}.tmp"
+        last.write_bytes(picture.read_bytes())
+        os.replace(last, self.output_dir / LAST_PICTURE)
+
+    def save(self, state: Mapping[str, Any], *, keep: bool) -> None:
+        """Writes checkpoint-last.pth and, to keep, checkpoint-<epoch>.pth.
+
+        Raises:
+            OSError: the disk is full or the folder not writable; earlier checkpoints are intact.
+        """
+        if self._enabled:
+            self._writer.flush()
+            ckpt.save_run_checkpoint(self.output_dir, state, epoch_file=keep)
+
+    def close(self) -> None:
+        """Closes the records."""
+        self._writer.close()
+        if self._lines is not None:
+            self._lines.close()
+
+    def _entries(self) -> Iterator[tuple[int, int, int, LayerFacts]]:
+        """(level, channel, scale, layer) of everything that is scored."""
+        for level, scale in enumerate(self._scales):
+            for channel, layer in enumerate(self._layers):
+                if channel in self._scored[scale]:
+                    yield level, channel, scale, layer
+
+    def _layer_scores(self, scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
+        skill = scores.skill
+        table: dict[str, dict[str, dict[str, float]]] = {}
+        for level, channel, scale, layer in self._entries():
+            values = {
+                name: math.sqrt(mse) * layer.spread if (mse := float(source[0, level, channel])) >= 0 else math.nan
+                for name, source in (
+                    ("rmse", scores.model),
+                    ("rmse_mean", scores.mean),
+                    ("rmse_interpolation", scores.interpolation),
+                )
+            }
+            values["skill"] = float(skill[0, level, channel])
+            if level:
+                for region, name in enumerate(REGIONS[1:], start=1):
+                    values[f"skill_{name}"] = float(skill[region, level, channel])
+            table.setdefault(layer.name, {})[f"{scale}x"] = values
+        return table
+
+
+def score_lines(line: Mapping[str, Any], units: Mapping[str, str]) -> list[str]:
+    """The held-out part of an epoch's record as a table to read."""
+    rows = []
+    for layer, by_scale in line.get("val", {}).items():
+        for scale, v in by_scale.items():
+            rows.append(
+                f"  {layer:<20} {scale:>3}  rmse {v['rmse']:10.4g}  interpolation {v['rmse_interpolation']:10.4g}  "
+                f"mean {v['rmse_mean']:10.4g} {units.get(layer, ''):<6} skill {v['skill']:+.3f}"
+            )
+    return rows
+
+
+def reconstruction_rows(
+    *,
+    layers: Sequence[LayerFacts],
+    scales: Sequence[int],
+    scored: Mapping[int, Sequence[int]],
+    base_resolution: float,
+    targets: Sequence[torch.Tensor],
+    valid: Sequence[torch.Tensor],
+    images: Mapping[int, torch.Tensor],
+    hidden: torch.Tensor,
+) -> list[RowImages]:
+    """Makes the rows of a reconstruction figure from one tile.
+
+    Args:
+        layers: the layers in channel order.
+        scales: scales, 1 first.
+        scored: for each scale, the channels scored at it.
+        base_resolution: edge of a base-scale pixel, CRS units.
+        targets: per scale (C, sH, sW), model units.
+        valid: likewise bool.
+        images: predictions by scale, (C, sH, sW), model units.
+        hidden: (C, H, W) bool, True inside hidden tokens.
+
+    Returns:
+        One row for each layer and scale that is scored, in physical units. At the base scale, where visible pixels
+        are not predicted, the reconstruction shows them as they were given.
+    """
+    nan = torch.tensor(float("nan"))
+    rows = []
+    for c, layer in enumerate(layers):
+        image = torch.where(valid[0][c], targets[0][c], nan)
+        for level, scale in enumerate(scales):
+            if c not in scored[scale]:
+                continue
+            prediction = images[scale][c].float()
+            if level == 0:
+                prediction = torch.where(hidden[c], prediction, targets[0][c])
+            arrays = [
+                image,
+                torch.where(hidden[c], nan, image),
+                torch.where(valid[level][c], prediction, nan),
+                torch.where(valid[level][c], targets[level][c], nan),
+            ]
+            physical = [(array * layer.spread + layer.location).numpy() for array in arrays]
+            rows.append(RowImages(layer.name, layer.unit, scale, base_resolution / scale, *physical))
+    return rows
