@@ -57,9 +57,7 @@ class Aoi:
         near = [polygon for polygon in self.polygons if shapely.intersects(shapely.envelope(polygon), box)]
         if not near:
             return np.zeros((rows, cols), dtype=bool)
-        return geometry_mask(
-            near, out_shape=(rows, cols), transform=transform, all_touched=False, invert=True
-        )
+        return geometry_mask(near, out_shape=(rows, cols), transform=transform, all_touched=False, invert=True)
 
 
 def load_aoi(path: str | Path, crs: CRS) -> Aoi:
@@ -75,9 +73,7 @@ def load_aoi(path: str | Path, crs: CRS) -> Aoi:
         ValueError: it cannot be read, has no CRS, holds no polygon, or cannot be brought to ``crs``.
     """
     if not str(path).startswith("/vsi") and not Path(path).exists():
-        raise FileNotFoundError(
-            f"area of interest {path}: no such file; --aoi takes a vector file with polygons"
-        )
+        raise FileNotFoundError(f"area of interest {path}: no such file; --aoi takes a vector file with polygons")
     try:
         frame = geopandas.read_file(path)
     except Exception as error:  # the drivers raise a different type each
@@ -89,9 +85,7 @@ def load_aoi(path: str | Path, crs: CRS) -> Aoi:
     kept = kept[~kept.is_empty]
     if not len(kept):
         kinds = ", ".join(sorted(set(geometries.geom_type.dropna()))) or "nothing"
-        raise ValueError(
-            f"area of interest {path}: no polygons (it holds {kinds}); draw the area as polygons"
-        )
+        raise ValueError(f"area of interest {path}: no polygons (it holds {kinds}); draw the area as polygons")
     if len(kept) < len(geometries):
         logger.warning(
             "area of interest %s: %d of %d shapes are not polygons, not used",
@@ -100,9 +94,7 @@ def load_aoi(path: str | Path, crs: CRS) -> Aoi:
             len(geometries),
         )
     if kept.crs is None:
-        raise ValueError(
-            f"area of interest {path}: has no CRS, expected one; set it (for example with ogr2ogr -a_srs)"
-        )
+        raise ValueError(f"area of interest {path}: has no CRS, expected one; set it (for example with ogr2ogr -a_srs)")
     return Aoi(str(path), crs, _to_crs(kept, crs, path))
 
 
@@ -112,9 +104,7 @@ def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[sh
     if shapes.crs != target:
         left, bottom, right, top = shapes.total_bounds
         shapes = shapes.segmentize(max(right - left, top - bottom) * _EDGE_SHARE).to_crs(target)
-    polygons = [
-        part for part in shapes.make_valid() if part is not None and not part.is_empty and part.area > 0
-    ]
+    polygons = [part for part in shapes.make_valid() if part is not None and not part.is_empty and part.area > 0]
     if not polygons or not np.isfinite(shapely.total_bounds(np.array(polygons, dtype=object))).all():
         raise ValueError(
             f"area of interest {path}: its polygons have no area in {crs.to_string()[:60]}; check its CRS "

@@ -360,6 +360,8 @@ class RasterBand:
             dst_crs=self.grid.crs,
             dst_nodata=np.nan,
             resampling=Resampling.bilinear,
+            XSCALE=1,  # plain interpolation: left to itself, GDAL widens the kernel by a factor that depends
+            YSCALE=1,  # on the block, and blurs a turned grid
         )
         return block
 
@@ -370,9 +372,7 @@ class RasterBand:
             self.grid.left + (col + share * cols) * self.grid.resolution_x,
             self.grid.top - (row + share * rows) * self.grid.resolution_y,
         )
-        x, y = transform_points(
-            self.grid.crs, self.source.crs, points_x.ravel().tolist(), points_y.ravel().tolist()
-        )
+        x, y = transform_points(self.grid.crs, self.source.crs, points_x.ravel().tolist(), points_y.ravel().tolist())
         place = np.array([x, y])
         place = place[:, np.isfinite(place).all(axis=0)]
         if not place.size:

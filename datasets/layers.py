@@ -34,9 +34,9 @@ PICTURE_ENDINGS = frozenset(".png .jpg .jpeg .gif .bmp .webp .svg".split())
 # Sidecars of rasters, documents, tables and vector files: never opened.
 OTHER_ENDINGS = frozenset(
     ".aux .xml .ovr .msk .rrd .tfw .tifw .wld .pgw .jgw .gfw .blw .prj .hdr .clr .stx .sgrd .mgrd .rdc .gi "
-    ".qpj .qml .qmd .sld .lyr .lyrx .csv .tsv .txt .xyz .md .json .geojson .jsonl .yaml .yml .toml "
-    ".ini .html .htm .pdf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .gpkg .shp .shx .dbf .cpg .sbn .sbx "
-    ".fix .kml .kmz .gml .tab .id .mif .mid .fgb .parquet .sqlite .db .qgs .qgz .mxd .aprx "
+    ".qpj .qml .qmd .sld .lyr .lyrx .csv .tsv .txt .xyz .md .json .geojson .jsonl .yaml .yml .toml .ini "
+    ".html .htm .pdf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .gpkg .shp .shx .dbf .cpg .sbn .sbx .fix "
+    ".kml .kmz .gml .tab .id .mif .mid .fgb .parquet .sqlite .db .qgs .qgz .mxd .aprx "
     ".py .sh .ipynb .log .zip .gz .tgz .tar .7z .rar .bak .tmp .pth .pt .npz .npy .pkl .lock".split()
 )
 
@@ -103,17 +103,13 @@ def layers_from_directory(directory: str | Path) -> list[Layer]:
         FileNotFoundError: there is no such directory, or no raster in it.
         ValueError: a file whose ending says raster cannot be opened.
     """
-    root = Path(directory).expanduser()
+    root = Path(os.path.abspath(Path(directory).expanduser()))
     if not root.is_dir():
-        raise FileNotFoundError(
-            f"data directory {directory}: no such directory; --data_dir takes a folder of rasters"
-        )
+        raise FileNotFoundError(f"data directory {directory}: no such directory; --data_dir takes a folder of rasters")
     here = sorted(path for path in root.iterdir() if path.is_file())
     found = _rasters_among(here)
     if not found:
-        found = _rasters_among(
-            sorted(path for path in root.rglob("*") if path.is_file() and path.parent != root)
-        )
+        found = _rasters_among(sorted(path for path in root.rglob("*") if path.is_file() and path.parent != root))
     if not found:
         raise FileNotFoundError(
             f"data directory {directory}: no rasters in it or in its subfolders; looked for files that GDAL "
@@ -138,17 +134,13 @@ def read_layers_table(path: str | Path) -> list[Layer]:
     """
     table = Path(path).expanduser()
     if not table.is_file():
-        raise FileNotFoundError(
-            f"layers table {path}: no such file; --train_path takes a CSV with a column 'path'"
-        )
+        raise FileNotFoundError(f"layers table {path}: no such file; --train_path takes a CSV with a column 'path'")
     with open(table, newline="", encoding="utf-8-sig") as stream:
         try:
             reader = csv.reader(stream, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"layers table {path}: not a CSV text file ({error}); save it as CSV, UTF-8"
-            ) from error
+            raise ValueError(f"layers table {path}: not a CSV text file ({error}); save it as CSV, UTF-8") from error
     lines = [(number, row) for number, row in lines if any(row)]
     columns = _check_columns(table, [cell.lower() for cell in lines[0][1]] if lines else [])
     layers: list[Layer] = []
@@ -201,8 +193,7 @@ def _check_columns(table: Path, columns: list[str]) -> list[str]:
     unknown = [column for column in columns if column not in COLUMNS]
     if unknown:
         raise ValueError(
-            f"layers table {table}: unknown column '{unknown[0]}', expected some of: {known}; rename or "
-            "remove it"
+            f"layers table {table}: unknown column '{unknown[0]}', expected some of: {known}; rename or remove it"
         )
     repeated = [column for column, count in Counter(columns).items() if count > 1]
     if repeated:
@@ -322,9 +313,7 @@ def _rasters_among(paths: Iterable[Path]) -> list[tuple[Path, _Contents]]:
         name
         for path, contents in opened.items()
         for other, name in names.items()
-        if other != path
-        and name in contents.files
-        and not (names[path] in opened[other].files and other < path)
+        if other != path and name in contents.files and not (names[path] in opened[other].files and other < path)
     }
     for path in opened:
         if names[path] in parts:
@@ -381,9 +370,7 @@ def _layers_of(path: Path, contents: _Contents, *, stem: str | None = None) -> l
         repeated = Counter(labels)
         for (number, _), label in zip(bands, labels, strict=True):
             distinct = label if label and repeated[label] == 1 else f"b{number}"
-            layers.append(
-                Layer(name=prefix if len(bands) == 1 else f"{prefix}_{distinct}", path=file, band=number)
-            )
+            layers.append(Layer(name=prefix if len(bands) == 1 else f"{prefix}_{distinct}", path=file, band=number))
     return layers
 
 

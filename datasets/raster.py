@@ -46,9 +46,8 @@ __all__ = [
 _SHEAR = 1e-3
 # Blocks of a TIFF whose presence is checked; of larger files every n-th.
 _BLOCKS_LOOKED_AT = 100_000
-# Formats whose size follows from the header: a shorter file is incomplete, though GDAL reads zeros for what
-# is missing.
-_RAW_DRIVERS = frozenset("BT EHdr ENVI ERS GS7BG GSBG GTX ISCE netCDF PAux ROI_PAC RRASTER RST".split())
+# Formats that GDAL fills up with zeros where the file is too short; its size follows from the header.
+_RAW_DRIVERS = ("ENVI", "netCDF")
 _COMPRESSED = (b"\x1f\x8b", b"\x89HDF")
 
 
@@ -151,9 +150,7 @@ def _check_band(layer: Layer, dataset: rasterio.DatasetReader) -> None:
         held = f"{dataset.count} band(s)"
         if dataset.subdatasets:
             held += f" of its own, but the subdatasets {', '.join(dataset.subdatasets)}"
-        raise ValueError(
-            f"{layer.where}: there is no band {layer.band}, the file has {held}; correct 'band' or 'path'"
-        )
+        raise ValueError(f"{layer.where}: there is no band {layer.band}, the file has {held}; correct 'band' or 'path'")
     dtype = dataset.dtypes[layer.band - 1]
     if "complex" in dtype:
         raise ValueError(
@@ -162,13 +159,10 @@ def _check_band(layer: Layer, dataset: rasterio.DatasetReader) -> None:
         )
     if dataset.width < 1 or dataset.height < 1:
         raise ValueError(
-            f"{layer.where}: {dataset.height} rows x {dataset.width} columns, expected at least one pixel; "
-            "leave it out"
+            f"{layer.where}: {dataset.height} rows x {dataset.width} columns, expected at least one pixel; leave it out"
         )
     if dataset.colorinterp[layer.band - 1] == ColorInterp.alpha:
-        raise ValueError(
-            f"{layer.where}: an alpha band, which is a mask, expected measurements; choose another band"
-        )
+        raise ValueError(f"{layer.where}: an alpha band, which is a mask, expected measurements; choose another band")
     scale, offset = dataset.scales[layer.band - 1], dataset.offsets[layer.band - 1]
     if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
         raise ValueError(
@@ -233,16 +227,14 @@ def _has_category_names(dataset: rasterio.DatasetReader, band: int) -> bool:
 
 def _checked_crs(layer: Layer, dataset: rasterio.DatasetReader) -> CRS:
     if dataset.transform.is_identity:
-        remedy = "set it (gdal_edit.py -a_ullr), or leave the file out"
+        remedy = "set it (gdal_edit.py -a_ullr or rio edit-info --transform), or leave the file out"
         if dataset.gcps[0] or dataset.rpcs:
             remedy = "it has control points: run gdalwarp on it"
-        raise ValueError(
-            f"{layer.where}: has no geotransform, expected pixels with a place on the ground; {remedy}"
-        )
+        raise ValueError(f"{layer.where}: has no geotransform, expected pixels with a place on the ground; {remedy}")
     if not dataset.crs:
         raise ValueError(
             f"{layer.where}: has no CRS, expected a coordinate reference system; set the one it was made in "
-            "(gdal_edit.py -a_srs EPSG:..., or a .prj file beside it)"
+            "(gdal_edit.py -a_srs EPSG:... FILE, or rio edit-info --crs EPSG:... FILE)"
         )
     return dataset.crs
 
@@ -255,9 +247,7 @@ def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[tuple[float,
     rule: list[str] = []
     notes: list[str] = []
     if declared is not None and in_dtype(declared, dtype) is None:
-        notes.append(
-            f"declares nodata {declared:.9g}, which no pixel of type {dtype} can hold: it matches nothing"
-        )
+        notes.append(f"declares nodata {declared:.9g}, which no pixel of type {dtype} can hold: it matches nothing")
     elif declared is not None:
         values.append(declared)
         rule.append(f"declared {declared:.9g}")
@@ -272,9 +262,7 @@ def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[tuple[float,
     return stored_values(values, dtype), rule, notes
 
 
-def _make_source(
-    layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nodata: tuple[float, ...]
-) -> Source:
+def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nodata: tuple[float, ...]) -> Source:
     index = layer.band - 1
     flags = set(dataset.mask_flag_enums[index])
     colours = dataset.colorinterp

@@ -88,7 +88,7 @@ def scan(band: RasterBand) -> BandSummary:
 
 @dataclass(frozen=True)
 class _Findings:
-    """Moments of the valid pixels in physical units, pixels looked at, dummies, doubtful ones, distinct values."""
+    """What a pass found: moments in physical units, pixels looked at, dummies, doubtful, distinct values."""
 
     moments: Moments
     pixels: int
@@ -120,9 +120,7 @@ def _look(band: RasterBand, thin: int) -> _Findings:
     return _Findings(moments, pixels, dummies, doubtful, distinct)
 
 
-def _chunks(
-    rows: int, cols: int, *, block: tuple[int, int], thin: int
-) -> Iterator[tuple[int, int, int, int]]:
+def _chunks(rows: int, cols: int, *, block: tuple[int, int], thin: int) -> Iterator[tuple[int, int, int, int]]:
     """Windows (row, col, rows, cols) over a raster that follow its blocks, about one in ``thin`` of them."""
     block_rows, block_cols = min(block[0], rows), min(block[1], cols)
     chunk_cols = min(cols, max(_CHUNK_PIXELS // block_rows // block_cols, 1) * block_cols)
@@ -137,6 +135,8 @@ def _chunks(
 
 
 def _physical(stored: Moments, band: RasterBand) -> Moments:
+    if not stored.count:
+        return stored
     ends = sorted((stored.minimum * band.scale + band.offset, stored.maximum * band.scale + band.offset))
     mean = stored.mean * band.scale + band.offset
     return Moments(stored.count, mean, stored.squares * band.scale**2, ends[0], ends[1])

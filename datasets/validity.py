@@ -216,9 +216,7 @@ class Census:
 
         remaining = dict(self.dummies)
         while remaining:
-            value = (
-                min(remaining, key=lambda each: (distance(each), each)) if self.data.count else min(remaining)
-            )
+            value = min(remaining, key=lambda each: (distance(each), each)) if self.data.count else min(remaining)
             count = remaining.pop(value)
             if self.data.count and distance(value) > self.data.maximum - self.data.minimum:
                 isolated.append(value)
