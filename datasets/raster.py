@@ -46,8 +46,8 @@ __all__ = [
 _SHEAR = 1e-3
 # Blocks of a TIFF whose presence is checked; of larger files every n-th.
 _BLOCKS_LOOKED_AT = 100_000
-# Formats that GDAL fills up with zeros where the file is too short; its size follows from the header.
-_RAW_DRIVERS = ("ENVI", "netCDF")
+# Uncompressed formats, whose size follows from the header: GDAL may read zeros where the file is too short.
+_RAW_DRIVERS = frozenset("BT EHdr ENVI ERS GTX ISCE netCDF PAux ROI_PAC RRASTER RST".split())
 _COMPRESSED = (b"\x1f\x8b", b"\x89HDF")
 
 
@@ -172,18 +172,21 @@ def _check_band(layer: Layer, dataset: rasterio.DatasetReader) -> None:
 
 
 def _check_size(layer: Layer, dataset: rasterio.DatasetReader) -> None:
-    """Refuse a raw file shorter than its pixels: GDAL takes what is missing for zeros in some formats."""
+    """Refuse a raw file shorter than its pixels: GDAL may take what is missing for zeros."""
     files = [Path(name) for name in dataset.files if Path(name).is_file()]
     if dataset.driver not in _RAW_DRIVERS or not files:
         return
-    largest = max(files, key=lambda file: file.stat().st_size)
-    size = largest.stat().st_size
+    data = max(files, key=lambda file: file.stat().st_size)
+    size = data.stat().st_size
     expected = dataset.width * dataset.height * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
-    with open(largest, "rb") as stream:
-        if size >= expected or stream.read(4).startswith(_COMPRESSED):
-            return
+    with open(data, "rb") as stream:
+        compressed = stream.read(4).startswith(_COMPRESSED)
+    packed = "NBITS" in dataset.tags(layer.band, ns="IMAGE_STRUCTURE")
+    foreign = dataset.driver == "ERS" and data.suffix != ""  # the header may name an ECW or TIFF file
+    if size >= expected or compressed or packed or foreign:
+        return
     raise ValueError(
-        f"{layer.where}: incomplete: {largest} has {size} bytes, expected at least {expected} for "
+        f"{layer.where}: incomplete: {data} has {size} bytes, expected at least {expected} for "
         f"{dataset.height} rows x {dataset.width} columns; restore it from a good copy"
     )
 

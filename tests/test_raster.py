@@ -5,6 +5,7 @@ import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -377,11 +378,12 @@ class TestScan:
         monkeypatch.setattr(scan_module, "_CHUNK_PIXELS", 700)
         values = np.random.default_rng(0).normal(50_000.0, 30.0, (90, 71)).astype("float32")
         values[10:30, 5:9] = NAN
-        for layout in (
+        layouts: list[dict[str, Any]] = [
             {"blockysize": 4},
             {"tiled": True, "blockxsize": 16, "blockysize": 16},
             {"blockysize": 90},
-        ):
+        ]
+        for layout in layouts:
             summary = scan(opened(write_grid(tmp_path / "a.tif", values, **layout)))
             close_datasets()
             exact = values[~np.isnan(values)].astype(float)
@@ -452,12 +454,11 @@ class TestScan:
     )
     def test_truncated_files_are_refused(self, tmp_path, options):
         values = np.random.default_rng(1).normal(size=(64, 48)).astype("float32")
-        path = write_grid(tmp_path / "a.dat", values, **options)
-        header = {"ERS": tmp_path / "a.dat.ers"}.get(str(options.get("driver")), path)
-        data = max((p for p in tmp_path.iterdir()), key=lambda p: p.stat().st_size)
+        path = write_grid(tmp_path / ("a.ers" if options.get("driver") == "ERS" else "a.dat"), values, **options)
+        data = max(tmp_path.iterdir(), key=lambda file: file.stat().st_size)
         os.truncate(data, int(data.stat().st_size * 0.7))
         with pytest.raises(ValueError, match="cannot be opened|cannot be read|incomplete"):
-            scan(opened(header if header.exists() else path))
+            scan(opened(path))
 
     def test_truncated_netcdf_is_refused(self, tmp_path):
         source = write_grid(tmp_path / "a.tif", ramp(64, 48))
