@@ -53,8 +53,10 @@ class Aoi:
         """
         left, top = transform.c, transform.f
         right, bottom = left + cols * transform.a, top + rows * transform.e
-        box = shapely.box(min(left, right), min(bottom, top), max(left, right), max(bottom, top))
-        near = [polygon for polygon in self.polygons if shapely.intersects(shapely.envelope(polygon), box)]
+        lows_x, lows_y, highs_x, highs_y = shapely.bounds(np.array(self.polygons, dtype=object)).T
+        touches_x = (lows_x <= max(left, right)) & (highs_x >= min(left, right))
+        touches_y = (lows_y <= max(bottom, top)) & (highs_y >= min(bottom, top))
+        near = [self.polygons[k] for k in np.flatnonzero(touches_x & touches_y)]
         if not near:
             return np.zeros((rows, cols), dtype=bool)
         return geometry_mask(near, out_shape=(rows, cols), transform=transform, all_touched=False, invert=True)

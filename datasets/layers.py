@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import csv
-import logging
 import math
 import os
-import re
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import rasterio
-from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 
-logger = logging.getLogger(__name__)
+from datasets.contents import (
+    Contents,
+    absolute_path,
+    clean_label,
+    file_of,
+    is_plain_path,
+    look_into,
+    rasters_among,
+    stem_of,
+)
 
 KINDS = ("continuous", "categorical", "circular")
 NORMALIZE = ("standard", "robust", "none")
 COLUMNS = ("path", "name", "band", "kind", "group", "nodata", "units", "normalize", "loss_weight")
-
-# A file with one of these endings is meant to be a raster: if it cannot be opened, that is an error.
-RASTER_ENDINGS = frozenset(
-    ".tif .tiff .gtiff .ers .nc .nc4 .cdf .gxf .grd .vrt .img .asc .agr .bil .bip .bsq .jp2 .flt .dem .hgt "
-    ".dt0 .dt1 .dt2 .h5 .hdf5 "
-    ".sdat .mrf .kea .bt .pix .grib .grb2".split()
-)
-# Pictures count only if they carry a CRS: a quick look beside the grids is no layer.
-PICTURE_ENDINGS = frozenset(".png .jpg .jpeg .gif .bmp .webp .svg".split())
-# Sidecars of rasters, documents, tables and vector files: never opened.
-OTHER_ENDINGS = frozenset(
-    ".aux .xml .ovr .msk .rrd .tfw .tifw .wld .pgw .jgw .gfw .blw .prj .hdr .clr .stx .sgrd .mgrd .rdc .gi "
-    ".qpj .qml .qmd .sld .lyr .lyrx .csv .tsv .txt .xyz .md .json .geojson .jsonl .yaml .yml .toml .ini "
-    ".html .htm .pdf .doc .docx .odt .xls .xlsx .ods .ppt .pptx .gpkg .shp .shx .dbf .cpg .sbn .sbx .fix "
-    ".kml .kmz .gml .tab .id .mif .mid .fgb .parquet .sqlite .db .qgs .qgz .mxd .aprx "
-    ".py .sh .ipynb .log .zip .gz .tgz .tar .7z .rar .bak .tmp .pth .pt .npz .npy .pkl .lock".split()
-)
-
-_SUBDATASET = re.compile(r'^(?P<driver>NETCDF|HDF5):"?(?P<file>[^"]+?)"?:(?P<variable>[^:]+)$', re.IGNORECASE)
-_SCHEME = re.compile(r"^(/vsi|[A-Za-z][A-Za-z0-9_+]+:)")
 
 
 @dataclass(frozen=True)
@@ -78,19 +62,6 @@ class Layer:
         return f"layer '{self.name}' ({self.path}, band {self.band})"
 
 
-# (path, variable, ((band number, description), ...)) of one raster in a file.
-_Raster = tuple[str, str, tuple[tuple[int, str], ...]]
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """What a file holds: each raster in it, the other files it consists of, and whether it has a CRS."""
-
-    rasters: tuple[_Raster, ...]
-    files: frozenset[str] = field(default_factory=frozenset)
-    has_crs: bool = True
-
-
 def layers_from_directory(directory: str | Path) -> list[Layer]:
     """Return a layer for every band of every raster in a directory, sorted by file name.
 
@@ -106,10 +77,10 @@ def layers_from_directory(directory: str | Path) -> list[Layer]:
     root = Path(os.path.abspath(Path(directory).expanduser()))
     if not root.is_dir():
         raise FileNotFoundError(f"data directory {directory}: no such directory; --data_dir takes a folder of rasters")
-    here = sorted(path for path in root.iterdir() if path.is_file())
-    found = _rasters_among(here)
+    here = sorted(path for path in root.iterdir() if not path.is_dir())
+    found = rasters_among(here)
     if not found:
-        found = _rasters_among(sorted(path for path in root.rglob("*") if path.is_file() and path.parent != root))
+        found = rasters_among(sorted(path for path in root.rglob("*") if not path.is_dir() and path.parent != root))
     if not found:
         raise FileNotFoundError(
             f"data directory {directory}: no rasters in it or in its subfolders; looked for files that GDAL "
@@ -171,15 +142,10 @@ def write_layers_table(path: str | Path, layers: Sequence[Layer]) -> None:
         writer.writerow(COLUMNS)
         for layer in layers:
             cells = {column: getattr(layer, column) for column in COLUMNS}
-            cells["path"] = _absolute(layer.path, Path.cwd())
+            cells["path"] = absolute_path(layer.path, Path.cwd())
             if layer.kind == "continuous" and not layer.kind_stated:
                 cells["kind"] = ""
             writer.writerow(["" if cells[column] is None else cells[column] for column in COLUMNS])
-
-
-def is_plain_path(path: str) -> bool:
-    """Return whether a layer's path names a file, rather than a /vsi path, a URL or a subdataset."""
-    return not _SCHEME.match(path)
 
 
 def _check_columns(table: Path, columns: list[str]) -> list[str]:
@@ -204,7 +170,7 @@ def _check_columns(table: Path, columns: list[str]) -> list[str]:
 def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Layer]:
     if "path" not in cells:
         raise ValueError(f"{where}, column 'path': empty, expected a raster file")
-    path = _absolute(cells["path"], folder)
+    path = absolute_path(cells["path"], folder)
     if is_plain_path(path) and not Path(path).exists():
         raise FileNotFoundError(
             f"{where}, column 'path': {cells['path']}: no such file (looked for {path}); paths are relative "
@@ -247,9 +213,9 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
         kind_stated="kind" in cells,
     )
     if band is not None:
-        return [replace(template, name=cells.get("name", _stem(path)))]
+        return [replace(template, name=cells.get("name", stem_of(path)))]
     try:
-        contents = _contents(path)
+        contents = look_into(path)
     except (RasterioError, OSError) as error:
         raise ValueError(
             f"{where}: {path} cannot be opened as a raster ({error}); it may be damaged or incomplete"
@@ -288,85 +254,12 @@ def _choice(cells: dict[str, str], column: str, where: str, allowed: Sequence[st
     return value
 
 
-def _rasters_among(paths: Iterable[Path]) -> list[tuple[Path, _Contents]]:
-    opened: dict[Path, _Contents] = {}
-    for path in paths:
-        ending = path.suffix.lower()
-        if path.name.startswith(".") or ending in OTHER_ENDINGS:
-            continue
-        try:
-            contents = _contents(str(path))
-        except (RasterioError, OSError) as error:
-            if ending in RASTER_ENDINGS:
-                raise ValueError(
-                    f"{path}: cannot be opened as a raster ({error}); expected what its ending {path.suffix} "
-                    "says: it may be damaged or incomplete, copy it again or move it away"
-                ) from error
-            logger.info("%s: not a raster, not used", path)
-            continue
-        if ending in PICTURE_ENDINGS and not contents.has_crs:
-            logger.warning("%s: a picture without CRS, not used as a layer", path)
-            continue
-        opened[path] = contents
-    names = {path: os.path.realpath(path) for path in opened}
-    parts = {
-        name
-        for path, contents in opened.items()
-        for other, name in names.items()
-        if other != path and name in contents.files and not (names[path] in opened[other].files and other < path)
-    }
-    for path in opened:
-        if names[path] in parts:
-            logger.info("%s: part of another raster in the directory, not a layer of its own", path)
-    return [(path, contents) for path, contents in opened.items() if names[path] not in parts]
-
-
-def _contents(path: str) -> _Contents:
-    """Look at a file's header, or at that of each of its subdatasets (netCDF variables, TIFF pages)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with rasterio.open(path) as dataset:
-            files = frozenset(os.path.realpath(name) for name in dataset.files) - {os.path.realpath(path)}
-            if not dataset.subdatasets:
-                return _Contents(((path, "", _data_bands(dataset)),), files, dataset.crs is not None)
-            names = list(dataset.subdatasets)
-        rasters: list[_Raster] = []
-        coordinates: list[_Raster] = []
-        for name in names:
-            with rasterio.open(name) as dataset:
-                entry = (name, _variable(name), _data_bands(dataset))
-                # Coordinate arrays (latitudes, cell bounds) of a netCDF file have no place on the ground.
-                (coordinates if dataset.transform.is_identity else rasters).append(entry)
-    if rasters and coordinates:
-        logger.warning(
-            "%s: variables without georeference are not used: %s",
-            path,
-            ", ".join(entry[1] for entry in coordinates),
-        )
-    return _Contents(tuple(rasters or coordinates), files)
-
-
-def _variable(name: str) -> str:
-    """The label of a subdataset: the variable of a netCDF file, the page of a TIFF."""
-    page = re.match(r"GTIFF_DIR:(\d+):", name)
-    return f"page{page[1]}" if page else name.rsplit(":", 1)[-1].strip('"')
-
-
-def _data_bands(dataset: rasterio.DatasetReader) -> tuple[tuple[int, str], ...]:
-    alpha = [interpretation == ColorInterp.alpha for interpretation in dataset.colorinterp]
-    return tuple(
-        (number, description or "")
-        for number, description, is_alpha in zip(dataset.indexes, dataset.descriptions, alpha, strict=True)
-        if not is_alpha
-    )
-
-
-def _layers_of(path: Path, contents: _Contents, *, stem: str | None = None) -> list[Layer]:
-    stem = stem or _stem(str(path))
+def _layers_of(path: Path, contents: Contents, *, stem: str | None = None) -> list[Layer]:
+    stem = stem or stem_of(str(path))
     layers = []
     for file, variable, bands in contents.rasters:
-        prefix = f"{stem}_{_clean(variable)}" if len(contents.rasters) > 1 else stem
-        labels = [_clean(description) for _, description in bands]
+        prefix = f"{stem}_{clean_label(variable)}" if len(contents.rasters) > 1 else stem
+        labels = [clean_label(description) for _, description in bands]
         repeated = Counter(labels)
         for (number, _), label in zip(bands, labels, strict=True):
             distinct = label if label and repeated[label] == 1 else f"b{number}"
@@ -396,33 +289,10 @@ def _make_unique(
 
 
 def _folder_prefix(layer: Layer, root: Path) -> str:
-    folder = os.path.relpath(Path(_file_of(layer.path)).parent, root)
+    folder = os.path.relpath(Path(file_of(layer.path)).parent, root)
     parts = [part for part in Path(folder).parts if part not in (".", "..")]
     return "_".join([*parts, layer.name])
 
 
 def _ending_suffix(layer: Layer, root: Path) -> str:
-    return f"{layer.name}_{Path(_file_of(layer.path)).suffix.lstrip('.').lower()}"
-
-
-def _file_of(path: str) -> str:
-    match = _SUBDATASET.match(path)
-    return match["file"] if match else path
-
-
-def _stem(path: str) -> str:
-    match = _SUBDATASET.match(path)
-    return f"{Path(match['file']).stem}_{_clean(match['variable'])}" if match else Path(path).stem
-
-
-def _clean(label: str) -> str:
-    return re.sub(r"[^\w.+-]+", "_", label.strip()).strip("_")
-
-
-def _absolute(path: str, folder: Path) -> str:
-    match = _SUBDATASET.match(path)
-    if match:
-        return f"{match['driver']}:{os.path.abspath(folder / match['file'])}:{match['variable']}"
-    if _SCHEME.match(path):
-        return path
-    return os.path.abspath(folder / Path(path).expanduser())
+    return f"{layer.name}_{Path(file_of(layer.path)).suffix.lstrip('.').lower()}"

@@ -23,7 +23,8 @@ from rasterio.vrt import WarpedVRT
 
 from datasets.aoi import Aoi, load_aoi
 from datasets.band import GDAL_ERRORS, Grid, RasterBand, Source, close_datasets, crs_agree
-from datasets.layers import Layer, is_plain_path
+from datasets.contents import is_plain_path
+from datasets.layers import Layer
 from datasets.scan import SCAN_PIXELS, BandSummary, scan, with_dummies
 from datasets.validity import HUGE, in_dtype, listed, stored_values
 

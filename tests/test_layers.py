@@ -110,6 +110,11 @@ class TestDirectory:
         with pytest.raises(ValueError, match=rf"{name}: cannot be opened as a raster"):
             layers_from_directory(tmp_path)
 
+    def test_dangling_link_is_refused(self, tmp_path):
+        (tmp_path / "gone.tif").symlink_to(tmp_path / "elsewhere.tif")
+        with pytest.raises(ValueError, match="gone.tif: cannot be opened as a raster"):
+            layers_from_directory(tmp_path)
+
     def test_netcdf_variables_are_layers(self, tmp_path):
         netcdf = pytest.importorskip("scipy.io").netcdf_file(tmp_path / "both.nc", "w")
         for name, size, start in (("y", 3, 5_999_950.0), ("x", 4, 500_050.0)):
