@@ -49,6 +49,7 @@ CHECKPOINT_KEYS = (
 )
 LAST = "checkpoint-last.pth"
 PREVIOUS = "checkpoint-previous.pth"
+RUN_FILES = ("checkpoint-*.pth", "log.txt", "layers.csv", "statistics.json", "reconstruction-*.png")
 
 _COMMENT = re.compile(rb"GRID-MAE step=(\d{12}) sha256=([0-9a-f]{64})")
 _COMMENT_BYTES = len(b"GRID-MAE step=" + b"0" * 12 + b" sha256=" + b"0" * 64)
@@ -87,12 +88,15 @@ class _DigestingFile:
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
-        self._held = (
-            b""  # the zip's last two bytes, the comment's length, are only known to be the last in seal()
-        )
+        self._held = b""  # the zip's last two bytes, the comment's length, are only known to be the last in seal()
         self._digest = hashlib.sha256()
         self._error: OSError | None = None
-        self.size = 0  # bytes asked to be written, whether or not they could be
+        self._size = 0  # bytes asked to be written, whether or not they could be
+
+    @property
+    def size_sealed(self) -> int:
+        """Bytes the file will have when the zip written so far is sealed."""
+        return self._size + len(self._held) + _COMMENT_BYTES
 
     def write(self, data: Any) -> int:
         """Writes `data` (bytes-like) but for the last two bytes seen so far; returns its length."""
@@ -124,7 +128,7 @@ class _DigestingFile:
         os.fsync(self._raw.fileno())
 
     def _put(self, data: bytes | memoryview) -> None:
-        self.size += len(data)
+        self._size += len(data)
         self._digest.update(data)
         view = memoryview(data)
         try:
@@ -158,7 +162,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
         with open(temporary, "xb", buffering=0) as raw:
             out = _DigestingFile(raw)
             torch.save(dict(state), cast(BinaryIO, out))
-            needed = out.size + _COMMENT_BYTES
+            needed = out.size_sealed
             out.seal(int(state.get("step", 0)))
         os.replace(temporary, path)
     except OSError as error:
@@ -205,9 +209,7 @@ def load_checkpoint(
             f"checkpoint {path}: cannot be read ({_first_line(error)}); use an earlier one"
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(
-            f"checkpoint {path}: holds a {type(state).__name__}, expected a dict of {list(required)}"
-        )
+        raise CheckpointError(f"checkpoint {path}: holds a {type(state).__name__}, expected a dict of {list(required)}")
     missing = [key for key in required if key not in state]
     if missing:
         raise CheckpointError(
@@ -276,9 +278,7 @@ def _check_plain(value: Any, place: str) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def save_run_checkpoint(
-    output_dir: str | os.PathLike[str], state: Mapping[str, Any], *, epoch_file: bool
-) -> Path:
+def save_run_checkpoint(output_dir: str | os.PathLike[str], state: Mapping[str, Any], *, epoch_file: bool) -> Path:
     """Writes checkpoint-last.pth, keeps the one before as checkpoint-previous.pth, and returns the path
     written.
 
@@ -322,9 +322,7 @@ def save_run_checkpoint(
     return last
 
 
-def find_resumable(
-    output_dir: str | os.PathLike[str], *, map_location: str | torch.device = "cpu"
-) -> Resumable | None:
+def find_resumable(output_dir: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> Resumable | None:
     """Returns the newest good checkpoint of a run, by optimiser step, or None where the run has none.
 
     Damaged ones are passed over, each with its reason in `skipped`; the caller says so. Nothing is changed on
@@ -348,24 +346,29 @@ def find_resumable(
     return None
 
 
-def set_aside(output_dir: str | os.PathLike[str]) -> Path | None:
-    """Moves the checkpoints of an earlier run into a new folder earlier-<n> beside them; returns it, None if
-    none.
+def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """Moves what an earlier run left into a new folder earlier-<n> beside it; returns it, None if no run did.
 
-    For a run that starts afresh in a folder already used: nothing is overwritten, and a later resume cannot
-    mistake the earlier run's checkpoints for its own.
+    For a run that starts afresh in a folder already used: nothing is overwritten, a later resume cannot
+        mistake the earlier run's checkpoints for its own, and TensorBoard shows the earlier run as one of its
+        own.
+
+    Args:
+        output_dir: checkpoints, log, tables and pictures are moved.
+        log_dir: TensorBoard events directly in it are moved too; default `output_dir`.
     """
     folder = Path(output_dir)
-    found = sorted(path for path in folder.glob("checkpoint-*.pth") if path.is_file())
+    found = [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    found += [path for path in sorted(Path(log_dir or folder).glob("events.out.tfevents.*")) if path.is_file()]
     if not found:
         return None
     number = 1
     while (folder / f"earlier-{number}").exists():
         number += 1
     target = folder / f"earlier-{number}"
-    target.mkdir()
+    target.mkdir(parents=True)
     for path in found:
-        os.replace(path, target / path.name)
+        shutil.move(path, target / path.name)
     return target
 
 
@@ -542,9 +545,7 @@ def check_same_configuration(saved: Mapping[str, Any], current: Mapping[str, Any
             lines.append(f"{key}: checkpoint {old!r}, now {new!r}")
     if lines:
         raise ValueError(
-            f"{what} of the checkpoint differs from this run's in {len(lines)} value(s): "
-            + "; ".join(lines)
-            + ". "
+            f"{what} of the checkpoint differs from this run's in {len(lines)} value(s): " + "; ".join(lines) + ". "
             "Give the same values to continue that run, or start afresh without --resume in another "
             "--output_dir"
         )

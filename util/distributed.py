@@ -8,9 +8,11 @@ case.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -104,9 +106,7 @@ def _ranks_of_torchrun() -> Ranks:
         local_world_size=_number("LOCAL_WORLD_SIZE", default=world_size),
     )
     if not 0 <= ranks.rank < ranks.world_size:
-        raise ValueError(
-            f"RANK={ranks.rank} with WORLD_SIZE={ranks.world_size}: expected 0 to {ranks.world_size - 1}"
-        )
+        raise ValueError(f"RANK={ranks.rank} with WORLD_SIZE={ranks.world_size}: expected 0 to {ranks.world_size - 1}")
     return ranks
 
 
@@ -120,9 +120,7 @@ def _number(name: str, default: int = 0) -> int:
         ) from error
 
 
-def start(
-    ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeout_s: float = TIMEOUT_S
-) -> None:
+def start(ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeout_s: float = TIMEOUT_S) -> None:
     """Joins the processes of a run: NCCL for tensors on GPUs, gloo for the CPU and for flags and objects.
 
     Args:
@@ -139,7 +137,7 @@ def start(
         return
     timeout = timedelta(seconds=timeout_s)
     under_torchrun = "MASTER_ADDR" in os.environ and "RANK" in os.environ
-    with peer_errors_named():
+    try:
         dist.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
             init_method="env://" if under_torchrun else dist_url,
@@ -149,6 +147,13 @@ def start(
             device_id=device if device.type == "cuda" else None,
         )
         _control = dist.new_group(backend="gloo", timeout=timeout)
+    except RuntimeError as error:
+        meeting = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}" if under_torchrun else dist_url
+        raise PeerLost(
+            f"process {ranks.rank} of {ranks.world_size} could not join the others at {meeting} within "
+            f"{timeout_s:.0f} s ({_first_line(error)}); check that all were started with the same address, "
+            "and that its port is free and can be reached"
+        ) from error
 
 
 def shutdown() -> None:
@@ -156,6 +161,10 @@ def shutdown() -> None:
     global _control
     _control = None
     if dist.is_initialized():
+        # torch 2.7 takes the group apart while holding the interpreter's lock, and waits for ever if a thread
+        # of
+        # gloo needs that lock to free its last tensor (pytorch pull request 154976): let it do so first.
+        time.sleep(0.2)
         with contextlib.suppress(RuntimeError):  # a group whose peer died cannot be left politely
             dist.destroy_process_group()
 
@@ -172,21 +181,19 @@ def peer_errors_named() -> Iterator[None]:
     except PeerLost:
         raise
     except RuntimeError as error:
-        text = str(error)
-        if not dist.is_initialized() and not isinstance(error, dist.DistError):
+        of_peers = isinstance(error, dist.DistError) or _PEER_ERROR.search(str(error))
+        if not (dist.is_initialized() and of_peers):
             raise
-        if not isinstance(error, dist.DistError) and not _PEER_ERROR.search(text):
-            raise
-        place = (
-            f"process {dist.get_rank()} of {dist.get_world_size()}"
-            if dist.is_initialized()
-            else "this process"
-        )
-        detail = text.splitlines()[0][:200] if text else type(error).__name__
+        place = f"process {dist.get_rank()} of {dist.get_world_size()}"
         raise PeerLost(
-            f"{place} lost the others: one of them died or stopped answering ({detail}). Its own message, "
-            "above or in its log, says why; then go on from the last checkpoint with --resume auto"
+            f"{place} lost the others: one of them died or stopped answering ({_first_line(error)}). Its "
+            "own message, above or in its log, says why; then go on from the last checkpoint with --resume "
+            "auto"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -246,10 +253,32 @@ def on_main(function: Callable[[], T]) -> T:
     return result
 
 
+def together(function: Callable[[], T]) -> T:
+    """Calls `function` in every process and returns its result there, unless it failed in any of them.
+
+    Raises:
+        Exception: what `function` raised in the process of lowest rank that failed (a copy in the others), so that
+            all stop together instead of waiting for one another.
+    """
+    if _control is None:
+        return function()
+    result: Any = None
+    failure: Exception | None = None
+    try:
+        result = function()
+    except Exception as error:
+        failure = error
+    failures = gather_objects(None if failure is None else _portable(failure))
+    first = next((error for error in failures if error is not None), None)
+    if first is not None:
+        raise first from failure
+    return result
+
+
 def _portable(error: Exception) -> Exception:
-    """Returns an exception that survives pickling: of the nearest built-in class, with the same message."""
+    """Returns an exception that survives pickling: of a plain class, with the same message."""
     for kind in type(error).__mro__:
-        if kind.__module__ == "builtins" and issubclass(kind, Exception):
+        if kind in (ValueError, FileNotFoundError, OSError, TypeError, KeyError):
             return kind(str(error))
     return RuntimeError(str(error))
 
@@ -292,10 +321,14 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if not dist.is_initialized():
         return model
+    # Buffers are constants here and need no broadcast in each forward pass; torch 2.15 has a new name for
+    # that.
+    names = inspect.signature(DistributedDataParallel).parameters
+    sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     return DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # constant after construction, which makes them equal
+        **{sync_buffers: False},
         gradient_as_bucket_view=True,
         find_unused_parameters=False,
         static_graph=False,
