@@ -41,6 +41,7 @@ from util.scale_heads import (
     at_least_float32,
     detail_rank,
     full_precision,
+    mean_pool,
     plan_subpixel,
 )
 
@@ -81,9 +82,7 @@ def check_scored(
             is not there, or no channel is scored at the base scale.
     """
     if not scales or scales[0] != 1 or any(b <= a for a, b in zip(scales, scales[1:], strict=False)):
-        raise ValueError(
-            f"scales {tuple(scales)}: expected 1 followed by growing whole numbers, such as 1 2 4"
-        )
+        raise ValueError(f"scales {tuple(scales)}: expected 1 followed by growing whole numbers, such as 1 2 4")
     if scored is None:
         return {s: tuple(range(in_chans)) for s in scales}
     given = {int(s): tuple(sorted({int(c) for c in channels})) for s, channels in scored.items()}
@@ -138,9 +137,7 @@ class GroupChannelEncoder(nn.Module):
         self._register_index("channel_order", [order.index(c) for c in range(in_chans)])  # and back
         self._register_index("group_of_channel", [group_of[c] for c in range(in_chans)])
 
-        self.patch_embed = nn.ModuleList(
-            PatchEmbed(img_size, patch_size, size, embed_dim) for size in self.group_sizes
-        )
+        self.patch_embed = nn.ModuleList(PatchEmbed(img_size, patch_size, size, embed_dim) for size in self.group_sizes)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.nodata_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         position, group = self._embeddings(embed_dim, channel_embed, num_heads, rows=self.num_groups)
@@ -156,9 +153,7 @@ class GroupChannelEncoder(nn.Module):
         """Hold indices on the model's device, outside of the state dict."""
         self.register_buffer(name, torch.tensor(list(values), dtype=torch.int64), persistent=False)
 
-    def _embeddings(
-        self, width: int, group_width: int, num_heads: int, *, rows: int
-    ) -> tuple[Tensor, Tensor]:
+    def _embeddings(self, width: int, group_width: int, num_heads: int, *, rows: int) -> tuple[Tensor, Tensor]:
         """Sine-cosine embeddings of position, (1, 1+L, width - group_width), and group number, (1, rows,
         group_width).
 
@@ -207,14 +202,10 @@ class GroupChannelEncoder(nn.Module):
         Returns:
             tokens (N, G, L, D), and which of them hold a valid pixel, (N, G, L) bool.
         """
-        token_valid = token_validity(
-            valid, self.patch_size, group_order=self.group_order, group_sizes=self.group_sizes
-        )
+        token_valid = token_validity(valid, self.patch_size, group_order=self.group_order, group_sizes=self.group_sizes)
         with full_precision(imgs.device):
             parts = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
-            tokens = torch.stack(
-                [embed(part) for embed, part in zip(self.patch_embed, parts, strict=True)], dim=1
-            )
+            tokens = torch.stack([embed(part) for embed, part in zip(self.patch_embed, parts, strict=True)], dim=1)
             tokens = torch.where(token_valid.unsqueeze(-1), tokens, self.nodata_token.unsqueeze(1))
             return tokens + self._places(self.pos_embed[:, 1:], self.channel_embed), token_valid
 
@@ -342,9 +333,7 @@ class Reconstruction(NamedTuple):
     pred: Tensor  # (N, C, L, p*p), as compared with the targets
     mask: Tensor  # (N, G, L), 1 = removed
     images: dict[int, Tensor]  # scale -> (N, C, sH, sW), model units; 0 for channels not scored there
-    error_sums: (
-        Tensor  # (S, C): squared error over removed valid pixels; absolute error over valid ones if finer
-    )
+    error_sums: Tensor  # (S, C): squared error over removed valid pixels; absolute error over valid ones if finer
     error_counts: Tensor  # (S, C): number of pixels in each sum
 
 
@@ -428,9 +417,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         width = decoder_embed_dim
         self.decoder_embed = nn.Linear(embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        position, group = self._embeddings(
-            width, decoder_channel_embed, decoder_num_heads, rows=self.num_groups + 1
-        )
+        position, group = self._embeddings(width, decoder_channel_embed, decoder_num_heads, rows=self.num_groups + 1)
         self.decoder_pos_embed = nn.Parameter(position, requires_grad=False)
         self.decoder_channel_embed = nn.Parameter(group, requires_grad=False)
         self.decoder_blocks = nn.ModuleList(
@@ -451,8 +438,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         """Hold, for each scale, the weight of every channel: 0 where it is not scored."""
         if len(weights) != self.in_chans or min(weights) < 0:
             raise ValueError(
-                f"channel_weights {list(weights)}: expected {self.in_chans} numbers, one a channel, "
-                "none negative"
+                f"channel_weights {list(weights)}: expected {self.in_chans} numbers, one a channel, none negative"
             )
         for s in self.scales:
             at_scale = torch.tensor([w if c in self.scored[s] else 0.0 for c, w in enumerate(weights)])
@@ -563,16 +549,12 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         with full_precision(tokens.device):
             tokens = at_least_float32(tokens)
             parts = [
-                linear(tokens[:, i])
-                .unflatten(-1, (size, -1))
-                .transpose(1, 2)  # (N, channels of the group, L, p*p)
+                linear(tokens[:, i]).unflatten(-1, (size, -1)).transpose(1, 2)  # (N, channels of the group, L, p*p)
                 for i, (linear, size) in enumerate(zip(self.decoder_pred, self.group_sizes, strict=True))
             ]
             return torch.cat(parts, dim=1).index_select(1, self.channel_order)
 
-    def predict_finer(
-        self, pred: Tensor, given: Tensor, *, visible: Tensor, tokens: Tensor
-    ) -> dict[int, Tensor]:
+    def predict_finer(self, pred: Tensor, given: Tensor, *, visible: Tensor, tokens: Tensor) -> dict[int, Tensor]:
         """Predict the images of the scored finer scales.
 
         Args:
@@ -612,7 +594,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 if source == s:
                     part = self.subpixel_heads[str(s)](base, tokens)
                 else:
-                    part = F.avg_pool2d(images[source].index_select(1, index), source // s)
+                    part = mean_pool(images[source].index_select(1, index), source // s)
                 if len(index) == channels:
                     whole = part
                 else:
@@ -701,9 +683,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         for s, image, ok in zip(scales, imgs_up, validity, strict=True):
             if self.scored[s]:
                 if image is None:
-                    raise ValueError(
-                        f"target of scale {s} is None, but channels {self.scored[s]} are scored there"
-                    )
+                    raise ValueError(f"target of scale {s} is None, but channels {self.scored[s]} are scored there")
                 finer[s] = _check_images(
                     f"target of scale {s}", image, ok, channels=self.in_chans, size=self.img_size * s
                 )
@@ -761,9 +741,7 @@ def build_model(name: str, **arguments: Any) -> MaskedAutoencoderGroupChannelViT
     """
     size = MODEL_SIZES.get(name.removeprefix("mae_vit_").removesuffix("_patch16"))
     if size is None:
-        raise ValueError(
-            f"model {name!r}: expected one of {', '.join(MODEL_SIZES)}, or such as mae_vit_tiny_patch16"
-        )
+        raise ValueError(f"model {name!r}: expected one of {', '.join(MODEL_SIZES)}, or such as mae_vit_tiny_patch16")
     return MaskedAutoencoderGroupChannelViT(**{**asdict(size), **arguments})
 
 

@@ -50,16 +50,12 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     n, c, count, pixels = patches.shape
     p, edge = patch_size, round(count**0.5)
     if edge * edge != count or pixels != p * p:
-        raise ValueError(
-            f"patches of shape {tuple(patches.shape)}: expected (N, C, L, {p * p}) with L a square number"
-        )
+        raise ValueError(f"patches of shape {tuple(patches.shape)}: expected (N, C, L, {p * p}) with L a square number")
     images = patches.reshape(n, c, edge, edge, p, p)
     return images.transpose(3, 4).reshape(n, c, edge * p, edge * p)
 
 
-def token_validity(
-    valid: Tensor, patch_size: int, *, group_order: Tensor, group_sizes: Sequence[int]
-) -> Tensor:
+def token_validity(valid: Tensor, patch_size: int, *, group_order: Tensor, group_sizes: Sequence[int]) -> Tensor:
     """Say which tokens carry information: those with a valid pixel in any channel of their group.
 
     Args:
@@ -76,9 +72,7 @@ def token_validity(
     return torch.stack([part.any(dim=1) for part in parts], dim=1)
 
 
-def random_masking(
-    noise: Tensor, *, keep: int, token_valid: Tensor, spatial: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def random_masking(noise: Tensor, *, keep: int, token_valid: Tensor, spatial: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the visible tokens of each sample: valid ones first, and among equals the smallest noise.
 
     A token without valid pixels is therefore visible only where the valid ones run out. The number of visible

@@ -1,0 +1,97 @@
+import json
+
+import pytest
+import torch
+
+from models_mae_group_channels import build_model
+from scripts import benchmark
+from util.cost import head_share, step_cost
+
+
+def tiny(**changes):
+    arguments = {"img_size": 32, "in_chans": 2, "channel_groups": ((0,), (1,)), "depth": 1, **changes}
+    with torch.device("meta"):
+        return build_model("tiny", **arguments)
+
+
+def test_forward_flops_are_those_on_paper():
+    # 32 pixels, patch 8: 2 x 16 tokens, of which 8 are visible; one encoder block, two decoder blocks.
+    def block(length, width):
+        return length * 12 * width**2 + 2 * length**2 * width
+
+    embed, predict = 2 * 16 * 64 * 192, 2 * 16 * 64 * 128
+    expected = embed + block(9, 192) + 9 * 192 * 128 + 2 * block(33, 128) + predict
+    cost = step_cost(tiny(scales=(1,)), batch_size=3)
+    assert cost.forward_flops == 3 * 2 * expected
+    assert cost.head_forward_flops == 0 and cost.head_share == 0
+
+
+def test_heads_are_what_finer_scales_add():
+    model = tiny(scale_heads="shared")
+    cost = step_cost(model, batch_size=2)
+    width, pixels = 8, 32 * 32
+    per_block = width * width * (4 * 4 + 4 * 2 * 9) + 4 * 9 * width * 2  # an input pixel gives four of the output
+    expected = 2 * width + per_block + 4 * per_block
+    assert cost.head_forward_flops == 2 * 2 * pixels * expected
+    assert cost.head_share == pytest.approx(head_share(model))
+    assert cost.step_flops > 2.5 * cost.forward_flops
+
+
+def test_memory_counts_states_and_what_the_backward_pass_needs():
+    model = tiny(scale_heads="subpixel")
+    one, four = (step_cost(model, batch_size=n) for n in (1, 4))
+    assert one.state_bytes == four.state_bytes
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert one.state_bytes == 4 * (3 * trained + one.parameters)
+    assert 3 < four.saved_bytes / one.saved_bytes <= 4.01
+    assert four.input_bytes == 4 * one.input_bytes == 4 * 2 * 32 * 32 * 21 * 5
+    assert four.peak_bytes == four.state_bytes + four.saved_bytes + four.input_bytes
+
+
+def test_saved_bytes_are_those_of_a_real_forward_pass():
+    torch.manual_seed(0)
+    model = build_model("tiny", img_size=32, in_chans=1, channel_groups=((0,),), scale_heads="subpixel")
+    images = [torch.randn(4, 1, 32 * s, 32 * s) for s in (1, 2, 4)]
+    saved = {}
+
+    def save(tensor):
+        saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+        model(images[0], images[1:])
+    for tensor in model.parameters():
+        saved.pop(tensor.untyped_storage()._cdata, None)
+    real = sum(storage.nbytes() for storage in saved.values())
+    assert step_cost(model, batch_size=4).saved_bytes == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["tiny", "base"])
+@pytest.mark.parametrize("layers", [2, 8, 20, 100])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_light_heads_stay_within_their_share(name, layers, groups):
+    channel_groups = benchmark.divide(layers, groups)
+    with torch.device("meta"):
+        model = build_model(name, in_chans=layers, channel_groups=channel_groups, depth=6 if name == "tiny" else 12)
+        light = type(model)(**{**model.config, "scale_heads": "subpixel"})
+    assert 0 < head_share(light) <= 0.15
+
+
+def test_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="batch_size 0: expected at least 1"):
+        step_cost(tiny(), batch_size=0)
+
+
+def test_benchmarks_print_one_json_object(capsys):
+    assert benchmark.main(["heads", "--models", "tiny", "--layers", "2", "--input_size", "32", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["groups"] for row in rows] == [1, 2] and all(row["subpixel"] < row["shared"] for row in rows)
+    arguments = ["step", "--input_size", "16", "--batch_size", "1", "--steps", "1", "--warmup", "0", "--json"]
+    assert benchmark.main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["times"]) == {"subpixel", "shared"} and result["machine"]["torch"] == torch.__version__
+
+
+def test_benchmark_refuses_with_status_2(capsys):
+    assert benchmark.main(["heads", "--models", "huge"]) == 2
+    assert "expected one of tiny, small, base, large" in capsys.readouterr().err
