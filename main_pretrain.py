@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
 import sys
 import time
 from collections import deque
@@ -23,20 +22,20 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import models_mae_group_channels as models
-from datasets.grid import Survey, TileReader, Tiles, open_survey
+from datasets.grid import Survey, TileReader, Tiles, open_survey, smooth_layers
 from datasets.layers import write_layers_table
 from datasets.loader import prefetch
-from datasets.sample_survey import DEFAULT_DIRECTORY, write_sample_survey
+from datasets.sample_survey import default_survey
 from datasets.samplers import MicroBatch, plan_epoch, token_noise, updates_per_epoch
 from datasets.statistics import save_statistics
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
 from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
-from util.engine import StepMeter, Updater, WindowOfSteps, make_adamw
+from util.engine import StepMeter, Stop, Updater, WindowOfSteps, make_adamw
 from util.log import progress, setup_logging
-from util.lr_sched import learning_rate
-from util.run_files import LAST_PICTURE, Clock, LayerFacts, RunFiles, reconstruction_rows, score_lines
+from util.lr_sched import Schedule
+from util.run_files import LAST_PICTURE, Clock, LayerFacts, RunFiles, check_writable, reconstruction_rows, score_lines
 from util.skill import HeldOutEvaluator, ScoredBatch
 
 logger = logging.getLogger("main_pretrain")
@@ -78,7 +77,6 @@ def get_args_parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
     run.add_argument("--compile", action="store_true", help="compile the model (worth it on a GPU)")
-    run.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks to save memory")
     run.add_argument("--num_workers", type=options.count, default=2, help="threads that read ahead (2)")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked batches")
     run.add_argument("--log_every", type=options.positive_int, default=20, help="updates between readings (20)")
@@ -108,36 +106,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long a run is and how its rate goes.
+class ScoredTiles:
+    """Held-out tiles: the survey that they lie in and their (m, 2) origins in its reference pixels."""
 
-    Attributes:
-        tiles: tiles in an epoch.
-        updates: optimiser steps in an epoch.
-        epochs: epochs in all.
-        warmup_steps: steps of warm-up.
-        peak_lr: highest rate.
-        min_lr: final rate.
-        effective_batch: tiles in an update.
-    """
-
-    tiles: int
-    updates: int
-    epochs: int
-    warmup_steps: int
-    peak_lr: float
-    min_lr: float
-    effective_batch: int
-
-    def lr(self, step: int) -> float:
-        """Rate of a step."""
-        return learning_rate(
-            step,
-            peak=self.peak_lr,
-            floor=self.min_lr,
-            warmup_steps=self.warmup_steps,
-            total_steps=self.epochs * self.updates,
-        )
+    survey: Survey
+    origins: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -148,6 +121,7 @@ class Run:
     ranks: dist.Ranks
     device: torch.device
     survey: Survey
+    scored: ScoredTiles
     network: models.MaskedAutoencoderGroupChannelViT
     model: torch.nn.Module
     updater: Updater
@@ -160,20 +134,6 @@ class Run:
 
 class RunFailed(RuntimeError):
     """Ends a run that had begun, with one message."""
-
-
-class Stop:
-    """Remembers that a signal asked the run to end; a second Ctrl-C ends it at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: object) -> None:
-        if number == signal.SIGINT == self.signal:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -190,10 +150,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = select_device(args.device, local_rank=ranks.local_rank)
         dist.start(ranks, device, dist_url=args.dist_url)
         run = prepare(args, device, ranks)
-    except (ValueError, FileNotFoundError, OSError) as error:
+    except (ValueError, OSError) as error:
         return report(error, ranks, status=2)
+    except dist.PeerLost as error:
+        return report(error, ranks, status=1)
     try:
-        train(run)
+        with Stop() as stop:
+            train(run, stop)
     except (RunFailed, OSError, dist.PeerLost) as error:
         return report(error, ranks, status=1)
     finally:
@@ -230,10 +193,14 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
     # data
     if args.data_dir is None and args.train_path is None:
-        logger.info("no --data_dir or --train_path given: using the sample survey in ./%s", DEFAULT_DIRECTORY)
-        args.train_path = str(dist.on_main(lambda: write_sample_survey(DEFAULT_DIRECTORY)) / "layers.csv")
-    survey = open_survey(**options.survey_options(args), local_ranks=ranks.local_world_size)
-    log_survey(survey)
+        args.train_path = str(dist.on_main(default_survey) / "layers.csv")
+        logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
+    survey = dist.together(lambda: open_survey(**options.survey_options(args), local_ranks=ranks.local_world_size))
+    scored = dist.together(lambda: scored_tiles(args, survey))
+    for text in survey.lines():
+        logger.info("%s", text)
+    for text in (*survey.warnings, *smooth_layers(survey, args.patch_size)):
+        logger.warning("%s", text)
 
     # model
     torch.manual_seed(args.seed)
@@ -275,18 +242,19 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         enabled=ranks.is_main,
     )
     run = Run(
-        args,
-        ranks,
-        device,
-        survey,
-        network,
-        model,
-        updater,
-        schedule,
-        files,
-        layers,
-        Clock(),
-        Place(args.start_epoch),
+        args=args,
+        ranks=ranks,
+        device=device,
+        survey=survey,
+        scored=scored,
+        network=network,
+        model=model,
+        updater=updater,
+        schedule=schedule,
+        files=files,
+        layers=layers,
+        clock=Clock(),
+        place=Place(args.start_epoch),
     )
     begin_or_resume(run, environment)
     return run
@@ -294,40 +262,20 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
 def build_network(args: argparse.Namespace, survey: Survey) -> models.MaskedAutoencoderGroupChannelViT:
     """The model that a survey and the options ask for."""
-    return models.build_model(
-        args.model,
-        img_size=args.input_size,
-        patch_size=args.patch_size,
-        in_chans=len(survey.stack),
-        channel_groups=survey.groups,
-        spatial_mask=args.spatial_mask,
-        norm_pix_loss=args.norm_pix_loss,
+    arguments = options.model_arguments(
+        args,
+        channels=len(survey.stack),
+        groups=survey.groups,
         scales=survey.scales,
         scored=survey.scored,
-        scale_heads=args.scale_heads,
-        channel_weights=[layer.loss_weight for layer in survey.layers],
-        grad_checkpointing=args.grad_checkpointing,
+        loss_weights=[layer.loss_weight for layer in survey.layers],
     )
+    return models.build_model(args.model, **arguments)
 
 
 def maskable(network: models.MaskedAutoencoderGroupChannelViT) -> int:
     """Number of things that masking chooses among: tokens, or places with `spatial_mask`."""
     return network.num_patches * (1 if network.spatial_mask else network.num_groups)
-
-
-def check_writable(folder: Path) -> None:
-    """Refuses an output directory that cannot be written, before anything is computed.
-
-    Raises:
-        ValueError: naming the directory and why.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"--output_dir {folder}: not writable ({error.strerror}); choose another directory") from error
 
 
 def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
@@ -337,16 +285,10 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         ValueError: the checkpoint is of another configuration, or none can be used.
     """
     args, files, place = run.args, run.files, run.place
-    state = find_checkpoint(args.resume, files.output_dir)
-    if state is None:
-        place.step = place.epoch * run.schedule.updates
-        aside = files.open(resume_step=None)
-        if aside is not None:
-            logger.warning("%s held an earlier run: it is now in %s", files.output_dir, aside)
-        if run.ranks.is_main:
-            write_layers_table(files.output_dir / "layers.csv", run.survey.layers)
-            save_statistics(files.output_dir / "statistics.json", list(run.survey.statistics))
-    else:
+    state = dist.together(lambda: find_checkpoint(args.resume, files.output_dir))
+    elsewhere = args.resume not in ("", "auto") and Path(args.resume).resolve().parent != files.output_dir.resolve()
+    place.step = place.epoch * run.schedule.updates
+    if state is not None:
         ckpt.check_same_configuration(state["facts"], run_facts(run), "configuration")
         run.network.load_state_dict(state["model"])
         run.updater.optimizer.load_state_dict(state["optimizer"])
@@ -354,8 +296,13 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         ckpt.restore_rng_state(state["rng"], run.device)
         place.epoch, place.update, place.step = state["epoch"], state["update"], state["step"]
         run.clock.trained_s = state["trained_s"]
-        files.open(resume_step=place.step)
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
+    aside = files.open(resume_step=None if state is None or elsewhere else place.step)
+    if aside is not None:
+        logger.warning("%s held an earlier run: it is now in %s", files.output_dir, aside)
+    if run.ranks.is_main:
+        write_layers_table(files.output_dir / "layers.csv", run.survey.layers)
+        save_statistics(files.output_dir / "statistics.json", list(run.survey.statistics))
     files.describe({"options": vars(args), "environment": environment})
     logger.info(
         "%s: %.2f M parameters; %d tiles and %d updates an epoch, effective batch %d, peak rate %.3g",
@@ -418,40 +365,10 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
     }
 
 
-def log_survey(survey: Survey) -> None:
-    """States what will be read."""
-    for channel, (band, summary) in enumerate(zip(survey.stack.bands, survey.summaries, strict=True)):
-        logger.info(
-            "layer %d %s: %d x %d pixels of %g, %.0f %% valid, %.6g to %.6g %s, scored at %s",
-            channel,
-            band.layer.name,
-            band.grid.cols,
-            band.grid.rows,
-            band.grid.resolution_x,
-            100 * summary.valid_fraction,
-            summary.minimum,
-            summary.maximum,
-            band.layer.units,
-            " ".join(f"{s}x" for s in survey.scales if channel in survey.scored[s]) or "no scale",
-        )
-    logger.info(
-        "base pixel %g, tile %d pixels = %g; %d training and %d held-out tiles; groups %s; layers %s",
-        survey.base_resolution,
-        survey.input_size,
-        survey.base_resolution * survey.input_size,
-        len(survey.tiles.train),
-        len(survey.tiles.val),
-        [list(group) for group in survey.groups],
-        "in memory" if survey.stack.in_memory else "read by window",
-    )
-    for warning in survey.warnings:
-        logger.warning("%s", warning)
-
-
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
-def train(run: Run) -> None:
+def train(run: Run, stop: Stop) -> None:
     """Trains from where the run stands to its last epoch, scoring held-out ground after each.
 
     Raises:
@@ -461,7 +378,8 @@ def train(run: Run) -> None:
     args, files, place = run.args, run.files, run.place
     reader = TileReader(run.survey.stack, run.survey.blocks)
     evaluator, example = prepare_scoring(run)
-    stop = Stop()
+    if place.epoch >= args.epochs:
+        logger.info("all %d epochs are done; a larger --epochs would go on", args.epochs)
     while place.epoch < args.epochs:
         if not train_epoch(run, reader, stop):
             return
@@ -640,11 +558,7 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
         The evaluator, and the number of the held-out tile with most valid ground (None if nothing is held out).
     """
     args, survey, ranks = run.args, run.survey, run.ranks
-    source, origins = survey, survey.tiles.val
-    if args.test_path:
-        source, origins = open_test_survey(args, survey)
-    if len(origins) > args.val_tiles:
-        origins = origins[np.linspace(0, len(origins) - 1, args.val_tiles).round().astype(int)]
+    source, origins = run.scored.survey, run.scored.origins
     if not len(origins):
         logger.warning("no held-out tiles: nothing will be scored (see --val_fraction)")
     reader, pyramid = TileReader(source.stack, source.blocks), survey.pyramid(source)
@@ -673,24 +587,29 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
     return evaluator, int(share.argmax())
 
 
-def open_test_survey(args: argparse.Namespace, survey: Survey) -> tuple[Survey, np.ndarray]:
-    """Opens the survey of --test_path, all of whose tiles are scored.
+def scored_tiles(args: argparse.Namespace, survey: Survey) -> ScoredTiles:
+    """The tiles to score: in held-out blocks, or all of the survey of --test_path; at most --val_tiles of them.
 
     Raises:
-        ValueError: if its layers are not those that are trained on.
+        ValueError: the layers of --test_path are not those that are trained on.
     """
-    chosen = options.survey_options(args) | {
-        "data_dir": None,
-        "layers_table": args.test_path,
-        "base_resolution": survey.base_resolution,
-        "val_fraction": 0.0,
-        "tile_overlap": 0.5,
-    }
-    other = open_survey(**chosen)
-    names, expected = [layer.name for layer in other.layers], [layer.name for layer in survey.layers]
-    if names != expected:
-        raise ValueError(f"--test_path {args.test_path}: layers {names}, expected {expected} as in training")
-    return other, other.tiles.train
+    source, origins = survey, survey.tiles.val
+    if args.test_path:
+        chosen = options.survey_options(args) | {
+            "data_dir": None,
+            "layers_table": args.test_path,
+            "base_resolution": survey.base_resolution,
+            "val_fraction": 0.0,
+            "tile_overlap": 0.5,
+        }
+        source = open_survey(**chosen)
+        names, expected = [layer.name for layer in source.layers], [layer.name for layer in survey.layers]
+        if names != expected:
+            raise ValueError(f"--test_path {args.test_path}: layers {names}, expected {expected} as in training")
+        origins = source.tiles.train
+    if len(origins) > args.val_tiles:
+        origins = origins[np.linspace(0, len(origins) - 1, args.val_tiles).round().astype(int)]
+    return ScoredTiles(source, origins)
 
 
 @torch.no_grad()

@@ -45,12 +45,8 @@ UNITS = (
     RockUnit(10, "dolerite dyke", (40, 40, 40), 2.98, 0.040),
     RockUnit(11, "basin sandstone", (255, 250, 215), 2.50, 0.0),
 )
-GNEISS, GREYWACKE, SCHIST, FELSIC, BASALT, IRON, GRANITE, GABBRO, HORNFELS, DYKE, BASIN = (
-    unit.code for unit in UNITS
-)
-COVER_DENSITY = UNITS[
-    BASIN - 1
-].density  # of all that covers the bedrock, basins and soil; it is not magnetic
+GNEISS, GREYWACKE, SCHIST, FELSIC, BASALT, IRON, GRANITE, GABBRO, HORNFELS, DYKE, BASIN = (unit.code for unit in UNITS)
+COVER_DENSITY = UNITS[BASIN - 1].density  # of all that covers the bedrock, basins and soil; it is not magnetic
 # The rock column, oldest bed first: (code, thinnest, thickest) in metres of true thickness.
 COLUMN = (
     *((GNEISS, 1800, 3600), (BASALT, 1400, 2600), (IRON, 400, 700), (SCHIST, 800, 1600)),
@@ -207,9 +203,7 @@ class Geology:
         Returns:
             Two (rows, cols) arrays: class codes, and the texture, zero in intrusions.
         """
-        entry = np.floor(self.stratigraphic_height(x, y, depth_m) / np.float32(COLUMN_STEP_M)).astype(
-            np.int32
-        )
+        entry = np.floor(self.stratigraphic_height(x, y, depth_m) / np.float32(COLUMN_STEP_M)).astype(np.int32)
         entry %= len(self.column_code)
         code, texture = self.column_code[entry], self.column_texture[entry]
         rough = np.float32(0.13) * self.roughness(x, y)

@@ -16,7 +16,7 @@ import torch
 
 from datasets.layers import Layer, layers_from_directory, read_layers_table
 from datasets.pyramid import Pyramid
-from datasets.raster import BandSummary, Grid, RasterBand, load_aoi, open_band, scan, with_dummies
+from datasets.raster import BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band, scan, with_dummies
 from datasets.stack import Block, Stack, make_blocks, reference_grid
 from datasets.statistics import (
     MAX_CELLS,
@@ -70,6 +70,25 @@ class Survey:
     def layers(self) -> list[Layer]:
         """The layers in channel order."""
         return [band.layer for band in self.stack.bands]
+
+    def lines(self) -> list[str]:
+        """What will be read, as lines to log."""
+        lines = []
+        for channel, (band, summary) in enumerate(zip(self.stack.bands, self.summaries, strict=True)):
+            scored = " ".join(f"{scale}x" for scale in self.scales if channel in self.scored[scale]) or "no scale"
+            lines.append(
+                f"layer {channel} {band.layer.name}: {band.grid.cols} x {band.grid.rows} pixels of "
+                f"{band.grid.resolution_x:g}, {100 * summary.valid_fraction:.0f} % valid, {summary.minimum:.6g} to "
+                f"{summary.maximum:.6g} {band.layer.units}, scored at {scored}"
+            )
+        ground = self.base_resolution * self.input_size
+        lines.append(
+            f"base pixel {self.base_resolution:g}, tile {self.input_size} pixels = {ground:g}; "
+            f"{len(self.tiles.train)} training and {len(self.tiles.val)} held-out tiles; groups "
+            f"{[list(group) for group in self.groups]}; layers "
+            f"{'in memory' if self.stack.in_memory else 'read by window'}"
+        )
+        return lines
 
     def pyramid(self, source: Survey | None = None) -> Pyramid:
         """The on-device pooling with this survey's statistics, for its own tiles or those of another survey."""
@@ -263,9 +282,7 @@ def open_survey(
 
 def _choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands: Sequence[int]) -> list[Layer]:
     if (data_dir is None) == (layers_table is None):
-        raise ValueError(
-            "give either --data_dir (a directory of rasters) or --train_path (a table of layers), one of them"
-        )
+        raise ValueError("give one of --data_dir (a directory of rasters) and --train_path (a table of layers)")
     layers = layers_from_directory(data_dir) if data_dir is not None else read_layers_table(str(layers_table))
     _check_numbers(dropped_bands, len(layers), "--dropped_bands")
     kept = [layer for number, layer in enumerate(layers) if number not in set(dropped_bands)]
@@ -284,10 +301,7 @@ def _open_bands(
     layers: Sequence[Layer], *, reproject: bool, aoi: str | None
 ) -> tuple[list[RasterBand], tuple[BandSummary, ...], list[str]]:
     """Opens and scans every layer; dummies that scanning recognised become invalid, and are named in the notes."""
-    target = None
-    if reproject:
-        first = open_band(layers[0])
-        target = first.grid.crs
+    target = layer_crs(layers[0]) if reproject else None
     bands = [open_band(layer, reproject_to=target) for layer in layers]
     if aoi is not None:
         polygons = load_aoi(aoi, bands[0].grid.crs)
@@ -355,11 +369,10 @@ def score_scales(
             f"choose at least {finest:g}"
         )
     notes = [
-        f"layer '{band.layer.name}' has pixels of {max(band.grid.resolution_x, band.grid.resolution_y):g}, coarser than "
-        f"the base pixel of {base_resolution:g}: the model sees it but is not scored on it; a --base_resolution of "
-        f"{max(band.grid.resolution_x, band.grid.resolution_y):g} would score it"
+        f"layer '{band.layer.name}' has pixels of {pixel:g}, coarser than the base pixel of {base_resolution:g}: the "
+        f"model sees it but is not scored on it; a --base_resolution of {pixel:g} would score it"
         for c, band in enumerate(bands)
-        if c not in scored[1]
+        if c not in scored[1] and (pixel := max(band.grid.resolution_x, band.grid.resolution_y))
     ]
     empty = [scale for scale in scored if not scored[scale]]
     notes += [f"no layer is as fine as scale {scale} ({base_resolution / scale:g}): it is left out" for scale in empty]
@@ -410,6 +423,29 @@ def channel_groups(
     return tuple(tuple(by_key[key]) for key in sorted(by_key))
 
 
+def smooth_layers(survey: Survey, patch_size: int) -> list[str]:
+    """Names the layers whose hidden patches interpolation predicts well, so that a model has little to add.
+
+    Args:
+        survey: the survey.
+        patch_size: patch edge, base-scale pixels.
+
+    Returns:
+        One sentence for each layer whose autocorrelation length is at least a patch.
+    """
+    return [
+        f"layer '{layer.name}': its autocorrelation length is {_length_text(length)} base pixels, and a patch has only "
+        f"{patch_size}: interpolation will be hard to beat; a larger --base_resolution or --patch_size asks for more "
+        "than smoothness"
+        for layer, length in zip(survey.layers, survey.correlation_cells, strict=True)
+        if length >= patch_size
+    ]
+
+
+def _length_text(length: float) -> str:
+    return f"{length:.1f}" if np.isfinite(length) else "longer than a third of the survey, beyond any number of"
+
+
 def _statistics(stack: Stack, channel: int, tiles: TileIndex) -> LayerStatistics:
     if channel in stack.hidden:
         return LayerStatistics(
@@ -437,6 +473,6 @@ def _geographic_note(reference: Grid) -> list[str]:
     if not reference.crs.is_geographic:
         return []
     return [
-        f"CRS {reference.crs.to_string()} is in degrees: tiles cover less ground towards the poles and do not cross the "
-        "date line; reproject to a metric CRS for a survey of any height"
+        f"CRS {reference.crs.to_string()} is in degrees: tiles cover less ground towards the poles and do not cross "
+        "the date line; reproject to a metric CRS for a survey of any height"
     ]

@@ -93,9 +93,7 @@ class Wavenumbers:
         if not cell_m > 0:
             raise ValueError(f"cell_m is {cell_m}, expected a positive length in metres")
         self.shape = (shape[0], shape[1])
-        rows, cols = (
-            fft.next_fast_len(n + (n if pad_cells is None else pad_cells), real=True) for n in self.shape
-        )
+        rows, cols = (fft.next_fast_len(n + (n if pad_cells is None else pad_cells), real=True) for n in self.shape)
         self.padded_shape = (rows, cols)
         north = -2 * np.pi * fft.fftfreq(rows, cell_m)  # rows run southwards
         east = 2 * np.pi * fft.rfftfreq(cols, cell_m)
@@ -113,9 +111,7 @@ class Wavenumbers:
         unit = np.float32(2 * math.pi * GRAVITATION * KG_M3_PER_G_CM3 * MGAL_PER_SI)
         return self._transform(density) * (unit * self.cell * seen * np.exp(-self.k * np.float32(top_m)))
 
-    def magnetics(
-        self, susceptibility: NDArray[np.floating], *, top_m: float, bottom_m: float
-    ) -> ComplexArray:
+    def magnetics(self, susceptibility: NDArray[np.floating], *, top_m: float, bottom_m: float) -> ComplexArray:
         """Spectrum of a slab of (rows, cols) SI values, to be multiplied by `earth_field`."""
         _check_depths(top_m, bottom_m)
         decay = np.exp(-self.k * np.float32(top_m)) - np.exp(-self.k * np.float32(bottom_m))
@@ -140,6 +136,4 @@ class Wavenumbers:
 
 def _check_depths(top_m: float, bottom_m: float) -> None:
     if not 0 < top_m < bottom_m:
-        raise ValueError(
-            f"slab from {top_m} m to {bottom_m} m: expected 0 < top_m < bottom_m, in metres of depth"
-        )
+        raise ValueError(f"slab from {top_m} m to {bottom_m} m: expected 0 < top_m < bottom_m, in metres of depth")

@@ -102,6 +102,25 @@ def write_sample_survey(
     return directory
 
 
+def default_survey() -> Path:
+    """The survey that programs use when no data is given: the complete one in `DEFAULT_DIRECTORY`, else a new one.
+
+    Returns:
+        Its directory. A survey of any seed and size already there is used as it is.
+
+    Raises:
+        ValueError: the directory holds something else, or a survey that is not complete.
+        OSError: the place cannot be written.
+    """
+    directory = Path(DEFAULT_DIRECTORY)
+    try:
+        identity = json.loads((directory / "survey.json").read_text(encoding="utf-8"))
+        seed, rows, cols = (int(identity[key]) for key in ("seed", "rows", "cols"))
+    except (OSError, ValueError, KeyError):
+        return write_sample_survey(directory)
+    return write_sample_survey(directory, seed=seed, rows=rows, cols=cols)
+
+
 @dataclass(frozen=True)
 class Deposit:
     """A mineral deposit at (x, y) in the survey's CRS, in a host rock."""
@@ -216,9 +235,7 @@ def _outline(rng: np.random.Generator, rows: int, cols: int) -> BoolArray:
     x, y = _eastings(cols, cell_m=1 / size), _northings(rows, first=rows, cell_m=1 / size)
     to_edge = np.minimum(np.minimum(x, cols / size - x), np.minimum(y, rows / size - y))
     coast = Waves.draw(rng, count=20, shortest=0.012, longest=0.9, growth=0.75)(x, y)
-    height = (
-        to_edge * (1 - np.float32(0.5) * np.clip(1 - x / np.float32(0.35), 0, 1)) + np.float32(0.03) * coast
-    )
+    height = to_edge * (1 - np.float32(0.5) * np.clip(1 - x / np.float32(0.35), 0, 1)) + np.float32(0.03) * coast
     inside = height > np.quantile(height[::2, ::2], 0.10)
     pieces, count = ndimage.label(inside)
     return pieces == 1 + np.argmax(np.bincount(pieces.ravel(), minlength=count + 1)[1:])
@@ -271,9 +288,7 @@ def _place_deposits(geology: Geology, lithology: ByteArray, rng: np.random.Gener
         easting, northing = LEFT + float(x[0, j]), TOP - rows * CELL_M + float(y[i, 0])
         near = any(math.hypot(easting - d.x, northing - d.y) < 1200 for d in deposits)
         if chance[i, j] > 1e-6 and not near and len(deposits) < wanted:
-            commodity, kind = (
-                ("Au", "orogenic") if fault_like[i, j] < pluton_like[i, j] else ("Cu-Au", "skarn")
-            )
+            commodity, kind = ("Au", "orogenic") if fault_like[i, j] < pluton_like[i, j] else ("Cu-Au", "skarn")
             name, host_name = f"prospect {len(deposits) + 1}", UNITS[rock[i, j] - 1].name
             deposits.append(Deposit(name, commodity, kind, host_name, easting, northing))
     return tuple(deposits)
@@ -294,9 +309,7 @@ def _write_files(folder: Path, survey: Survey, identity: dict[str, int]) -> None
     _write_raster(tifs[0], survey.gravity, cell_m=2 * CELL_M, nodata=GRAVITY_NODATA, units="mGal")
     _write_raster(tifs[1], survey.magnetics, cell_m=CELL_M, nodata=MAGNETICS_NODATA, units="nT")
     _write_raster(tifs[2], survey.lithology, cell_m=CELL_M, nodata=0, units="")
-    layers = [
-        (tif.name, tif.stem, "continuous", unit) for tif, unit in zip(tifs, ("mGal", "nT"), strict=False)
-    ]
+    layers = [(tif.name, tif.stem, "continuous", unit) for tif, unit in zip(tifs, ("mGal", "nT"), strict=False)]
     _write_csv(folder / "layers.csv", ("path", "name", "kind", "units"), layers)
     classes = [(u.code, u.name, "#" + bytes(u.colour).hex(), u.density, u.susceptibility) for u in UNITS]
     header = ("code", "name", "colour", "density", "susceptibility")
@@ -313,9 +326,7 @@ def _transform(cell_m: float) -> Affine:
     return from_origin(LEFT, TOP, cell_m, cell_m)
 
 
-def _write_raster(
-    path: Path, values: FloatArray | ByteArray, *, cell_m: float, nodata: float, units: str
-) -> None:
+def _write_raster(path: Path, values: FloatArray | ByteArray, *, cell_m: float, nodata: float, units: str) -> None:
     """Write values, NaN as nodata, and read them back; bytes are class codes, with colours and names."""
     stored = np.where(np.isnan(values), values.dtype.type(nodata), values)
     shape = {"height": stored.shape[0], "width": stored.shape[1], "count": 1, "dtype": stored.dtype}
@@ -381,9 +392,7 @@ def _write_quicklook(path: Path, survey: Survey) -> None:
     colours = ListedColormap([(1, 1, 1), *(tuple(v / 255 for v in u.colour) for u in UNITS)])
     limits = {"vmin": -0.5, "vmax": len(UNITS) + 0.5, "interpolation": "nearest"}
     right.imshow(survey.lithology[::step, ::step], cmap=colours, extent=extent, **limits)
-    right.plot(
-        [d.x / 1000 for d in survey.deposits], [d.y / 1000 for d in survey.deposits], "k*", markersize=5
-    )
+    right.plot([d.x / 1000 for d in survey.deposits], [d.y / 1000 for d in survey.deposits], "k*", markersize=5)
     right.set_title("lithology and deposits (km)")
     figure.savefig(path, dpi=110)
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from datasets.raster import Grid, RasterBand
+from datasets.raster import Grid, RasterBand, crs_agree
 
 SNAP = 0.01
 """Misfits below this share of a native pixel, over the whole survey, are rounding of coordinates, not geometry."""
@@ -104,7 +104,7 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
     """
     first = bands[0]
     for band in bands[1:]:
-        if band.grid.crs != first.grid.crs:
+        if not crs_agree(band.grid, first.grid.crs):
             raise ValueError(
                 f"layer '{band.layer.name}' ({band.layer.path}): CRS {_crs_name(band.grid)}, expected "
                 f"{_crs_name(first.grid)} of layer '{first.layer.name}' ({first.layer.path}); all layers must share "
@@ -159,8 +159,8 @@ def _check_overlap(bands: Sequence[RasterBand]) -> None:
 
 def _extents(bands: Sequence[RasterBand]) -> str:
     return "; ".join(
-        f"{b.layer.name} x {b.grid.bounds[0]:.6g}..{b.grid.bounds[2]:.6g}, y {b.grid.bounds[1]:.6g}..{b.grid.bounds[3]:.6g}"
-        for b in bands
+        f"{name} x {left:.6g}..{right:.6g}, y {bottom:.6g}..{top:.6g}"
+        for name, (left, bottom, right, top) in ((band.layer.name, band.grid.bounds) for band in bands)
     )
 
 

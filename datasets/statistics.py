@@ -166,12 +166,13 @@ def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStat
     """
     band, placement = stack.bands[channel], stack.placements[channel]
     columns = np.floor((np.arange(band.grid.cols) + 0.5 - placement.offset_x) / placement.ratio_x).astype(np.int64)
-    count, mean, square, sampled = 0, 0.0, 0.0, False
+    count, mean, square = 0, 0.0, 0.0
+    sampled = band.grid.rows * band.grid.cols > SAMPLED_PIXELS
     kept: list[np.ndarray] = []
     thin = max(1, band.grid.rows * band.grid.cols // QUANTILE_SAMPLE)
     cells_y = np.arange(0, stack.reference.rows + 1, max(1, stack.reference.rows // 4096))
     native_y = placement.offset_y + placement.ratio_y * cells_y
-    for first, values, sampled in _row_chunks(stack, channel, native_y):
+    for first, values, _ in _row_chunks(stack, channel, native_y):
         rows = np.floor((np.arange(first, first + len(values)) + 0.5 - placement.offset_y) / placement.ratio_y)
         training = held_out.training_ground(rows.astype(np.int64), columns)
         chosen = values[training & np.isfinite(values)].astype(np.float64)
@@ -191,7 +192,8 @@ def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStat
     std = math.sqrt(square / count)
     if std == 0:
         raise ValueError(
-            f"layer '{name}' ({band.layer.path}): constant ({mean:g}) on training ground; leave it out (--dropped_bands)"
+            f"layer '{name}' ({band.layer.path}): constant ({mean:g}) on training ground, expected values that vary; "
+            "leave it out (--dropped_bands)"
         )
     low, median, high = np.quantile(np.concatenate(kept), [0.16, 0.5, 0.84])
     method = band.layer.normalize

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -182,3 +185,32 @@ class StepMeter:
             first_bad=first_bad,
             bad_here=bad_here,
         )
+
+
+class Stop:
+    """Within its context, remembers that a signal asked the run to end; a second Ctrl-C ends it at once.
+
+    Attributes:
+        signal: number of the signal, None until there is one.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        """Starts listening."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Puts back what handled the signals before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: object) -> None:
+        if number == signal.SIGINT == self.signal:
+            raise KeyboardInterrupt
+        self.signal = number

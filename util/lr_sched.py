@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 
 def learning_rate(step: int, *, peak: float, floor: float, warmup_steps: int, total_steps: int) -> float:
@@ -23,3 +24,36 @@ def learning_rate(step: int, *, peak: float, floor: float, warmup_steps: int, to
     span = max(1, total_steps - warmup_steps)
     progress = min(1.0, (step - warmup_steps) / span)
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is and how its rate goes.
+
+    Attributes:
+        tiles: tiles in an epoch.
+        updates: optimiser steps in an epoch.
+        epochs: epochs in all.
+        warmup_steps: steps of warm-up.
+        peak_lr: highest rate.
+        min_lr: final rate.
+        effective_batch: tiles in an update.
+    """
+
+    tiles: int
+    updates: int
+    epochs: int
+    warmup_steps: int
+    peak_lr: float
+    min_lr: float
+    effective_batch: int
+
+    def lr(self, step: int) -> float:
+        """Rate of a step."""
+        return learning_rate(
+            step,
+            peak=self.peak_lr,
+            floor=self.min_lr,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.epochs * self.updates,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MODEL_NAMES = ("tiny", "small", "base", "large")
@@ -140,6 +140,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=["subpixel", "shared"],
         help="finer scales: subpixel (light) or shared (the published convolutions)",
     )
+    model.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks to save memory")
     model.add_argument("--batch_size", type=positive_int, default=16, help="tiles per step and process (16)")
 
 
@@ -170,6 +171,31 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
         "val_buffer": args.val_buffer,
         "seed": args.seed,
         "cache": args.cache,
+    }
+
+
+def model_arguments(
+    args: argparse.Namespace,
+    *,
+    channels: int,
+    groups: Sequence[Sequence[int]],
+    scales: Sequence[int],
+    scored: Mapping[int, Sequence[int]],
+    loss_weights: Sequence[float],
+) -> dict[str, Any]:
+    """The keyword arguments of `build_model` that the options and a survey name."""
+    return {
+        "img_size": args.input_size,
+        "patch_size": args.patch_size,
+        "in_chans": channels,
+        "channel_groups": groups,
+        "spatial_mask": args.spatial_mask,
+        "norm_pix_loss": args.norm_pix_loss,
+        "scales": scales,
+        "scored": scored,
+        "scale_heads": args.scale_heads,
+        "channel_weights": loss_weights,
+        "grad_checkpointing": args.grad_checkpointing,
     }
 
 

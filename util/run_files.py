@@ -70,6 +70,21 @@ class Clock:
         return result
 
 
+def check_writable(folder: Path) -> None:
+    """Refuses an output directory that cannot be written, before anything is computed.
+
+    Raises:
+        ValueError: naming the directory and why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"--output_dir {folder}: not writable ({error.strerror}); choose another directory") from error
+
+
 class RunFiles:
     """Writes a run's records; does nothing in ranks other than the main one.
 

@@ -1,0 +1,169 @@
+"""Says what would be read, and how, before any training: `python -m scripts.describe_grids --data_dir DIR [--json]`.
+
+Takes the data, tile and model options of `main_pretrain`, and accepts and refuses exactly what it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import models_mae_group_channels as models
+from datasets.grid import Survey, open_survey, smooth_layers
+from datasets.sample_survey import default_survey
+from util import options
+from util.cost import StepCost, step_cost
+from util.log import setup_logging
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser("describe_grids", description=__doc__.split("\n\n")[0])
+    options.add_data_options(parser)
+    options.add_model_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a page to read")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; exit status 2 for bad input."""
+    args = get_args_parser().parse_args(argv)
+    setup_logging()
+    logging.getLogger("datasets").setLevel(logging.WARNING)
+    try:
+        if args.data_dir is None and args.train_path is None:
+            args.train_path = str(default_survey() / "layers.csv")
+        survey = open_survey(**options.survey_options(args))
+        network = models.build_model(
+            args.model,
+            **options.model_arguments(
+                args,
+                channels=len(survey.stack),
+                groups=survey.groups,
+                scales=survey.scales,
+                scored=survey.scored,
+                loss_weights=[layer.loss_weight for layer in survey.layers],
+            ),
+        )
+        cost = step_cost(network, batch_size=args.batch_size, mask_ratio=args.mask_ratio)
+    except (ValueError, OSError) as error:
+        print(f"describe_grids: error: {error}", file=sys.stderr)
+        return 2
+    facts = describe(survey, cost, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size)
+    print(json.dumps(facts, indent=2, allow_nan=False) if args.json else as_text(facts))
+    return 0
+
+
+def describe(survey: Survey, cost: StepCost, *, model: str, batch_size: int, patch_size: int) -> dict[str, Any]:
+    """What a survey is, as one object for JSON; values in physical units over valid pixels."""
+    reference, base = survey.stack.reference, survey.base_resolution
+    layers = []
+    for channel, (band, summary) in enumerate(zip(survey.stack.bands, survey.summaries, strict=True)):
+        layer = band.layer
+        layers.append(
+            {
+                "name": layer.name,
+                "path": str(layer.path),
+                "band": layer.band,
+                "kind": layer.kind,
+                "units": layer.units,
+                "crs": band.grid.crs.to_string(),
+                "resolution": [band.grid.resolution_x, band.grid.resolution_y],
+                "shape": [band.grid.rows, band.grid.cols],
+                "dtype": band.dtype,
+                "nodata": _nodata(band.nodata),
+                "nodata_rule": band.nodata_rule,
+                "valid_fraction": summary.valid_fraction,
+                "min": summary.minimum,
+                "max": summary.maximum,
+                "mean": summary.mean,
+                "std": summary.std,
+                "sampled": summary.sampled,
+                "suspicious": [*band.notes, *summary.suspicious],
+                "group": next(g for g, group in enumerate(survey.groups) if channel in group),
+                "correlation_length": _finite(survey.correlation_cells[channel] * base),
+            }
+        )
+    return {
+        "layers": layers,
+        "reference": {
+            "crs": reference.crs.to_string(),
+            "resolution": [reference.resolution_x, reference.resolution_y],
+            "shape": [reference.rows, reference.cols],
+            "bounds": list(reference.bounds),
+        },
+        "base_resolution": base,
+        "tile": {"pixels": survey.input_size, "ground": base * survey.input_size, "patch_ground": base * patch_size},
+        "scales": list(survey.scales),
+        "scored": {
+            layer.name: [scale for scale in survey.scales if channel in survey.scored[scale]]
+            for channel, layer in enumerate(survey.layers)
+        },
+        "groups": [[survey.layers[c].name for c in group] for group in survey.groups],
+        "tiles": {"train": len(survey.tiles.train), "val": len(survey.tiles.val)},
+        "estimate": {
+            "model": model,
+            "parameters": cost.parameters,
+            "batch_size": batch_size,
+            "flops_per_step": cost.step_flops,
+            "forward_flops_per_step": cost.forward_flops,
+            "head_share": cost.head_forward_flops / cost.forward_flops,
+            "memory_bytes": cost.state_bytes + cost.saved_bytes + cost.input_bytes,
+            "layers_in_memory": survey.stack.in_memory,
+            "layers_bytes": survey.stack.memory_bytes,
+        },
+        "warnings": [*survey.warnings, *smooth_layers(survey, patch_size)],
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """The same as a page to read."""
+    lines = []
+    for number, layer in enumerate(facts["layers"]):
+        resolution = " x ".join(f"{r:g}" for r in layer["resolution"])
+        scored = " ".join(f"{scale}x" for scale in facts["scored"][layer["name"]]) or "no scale"
+        length = layer["correlation_length"]
+        lines += [
+            f"layer {number}  {layer['name']}  "
+            f"({layer['path']}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
+            f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}, {layer['crs'][:70]}",
+            f"    {100 * layer['valid_fraction']:.1f} % valid; {layer['nodata_rule']}",
+            f"    {layer['min']:.6g} to {layer['max']:.6g} {layer['units']}, mean {layer['mean']:.6g}, "
+            f"spread {layer['std']:.6g}; autocorrelation length {'-' if length is None else format(length, '.4g')}",
+            f"    group {layer['group']}, scored at {scored}",
+        ]
+        lines += [f"    look at: {text}" for text in layer["suspicious"]]
+    reference, tile, estimate = facts["reference"], facts["tile"], facts["estimate"]
+    memory = "held in memory" if estimate["layers_in_memory"] else "read by window"
+    lines += [
+        f"reference grid  {reference['shape'][1]} x {reference['shape'][0]} pixels of "
+        f"{' x '.join(f'{r:g}' for r in reference['resolution'])}, {reference['crs'][:70]}",
+        f"base pixel      {facts['base_resolution']:g}; scales "
+        + ", ".join(f"{s}x = {facts['base_resolution'] / s:g}" for s in facts["scales"]),
+        f"tile            {tile['pixels']} base pixels = {tile['ground']:g}; a patch covers {tile['patch_ground']:g}",
+        f"tiles           {facts['tiles']['train']} for training, {facts['tiles']['val']} held out",
+        f"layers          {estimate['layers_bytes'] / 2**20:.1f} MiB as float32, {memory}",
+        f"model           {estimate['model']}, {estimate['parameters'] / 1e6:.2f} M parameters; a step of "
+        f"{estimate['batch_size']} tiles takes {estimate['flops_per_step'] / 1e9:.1f} GFLOP and about "
+        f"{estimate['memory_bytes'] / 2**30:.2f} GiB; finer-scale heads {100 * estimate['head_share']:.1f} % of forward",
+    ]
+    return "\n".join(lines + [f"warning: {text}" for text in facts["warnings"]])
+
+
+def _nodata(values: Sequence[float]) -> float | str | list[float | str] | None:
+    """One value as it is, several as a list, none as null; what JSON cannot write as text."""
+    plain = [value if math.isfinite(value) else str(value) for value in map(float, values)]
+    return None if not plain else plain[0] if len(plain) == 1 else plain
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
