@@ -146,20 +146,31 @@ def _edge(position: float, *, up: bool) -> int:
 
 
 def _check_overlap(bands: Sequence[RasterBand]) -> None:
-    """Refuses a layer that touches none of the others: most often a wrong zone or swapped coordinates."""
-    for index, band in enumerate(bands):
-        left, bottom, right, top = band.grid.bounds
-        others = [other.grid.bounds for k, other in enumerate(bands) if k != index]
-        if others and not any(left < o[2] and o[0] < right and bottom < o[3] and o[1] < top for o in others):
-            raise ValueError(
-                f"layer '{band.layer.name}' ({band.layer.path}) does not overlap any other layer; expected common "
-                f"ground; check its coordinates, or leave it out. Extents: {_extents(bands)}"
-            )
+    """Refuses layers that lie apart from the others: most often a wrong zone or swapped coordinates."""
+    bounds = [band.grid.bounds for band in bands]
+    together, found = {0}, {0}
+    while found:
+        found = {k for k in range(len(bands)) if k not in together and any(_meet(bounds[k], bounds[j]) for j in found)}
+        together |= found
+    apart = set(range(len(bands))) - together
+    if not apart:
+        return
+    lonely, others = (apart, together) if len(apart) <= len(together) else (together, apart)
+    band, names = bands[min(lonely)], ", ".join(f"'{bands[k].layer.name}'" for k in sorted(others))
+    raise ValueError(
+        f"layer '{band.layer.name}' ({band.layer.path}) does not overlap {names}; expected common ground; check its "
+        f"coordinates, or leave it out. Extents: {_extents(bands)}"
+    )
+
+
+def _meet(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    """Whether two rectangles (left, bottom, right, top) share ground."""
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _extents(bands: Sequence[RasterBand]) -> str:
     return "; ".join(
-        f"{name} x {left:.6g}..{right:.6g}, y {bottom:.6g}..{top:.6g}"
+        f"{name} x {left:.10g}..{right:.10g}, y {bottom:.10g}..{top:.10g}"
         for name, (left, bottom, right, top) in ((band.layer.name, band.grid.bounds) for band in bands)
     )
 
