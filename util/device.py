@@ -38,9 +38,7 @@ def select_device(name: str = "auto", *, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")
     if name == "mps":
         if not torch.backends.mps.is_available():
-            raise ValueError(
-                "--device mps: not available on this machine or in this torch build; use --device cpu"
-            )
+            raise ValueError("--device mps: not available on this machine or in this torch build; use --device cpu")
         return torch.device("mps")
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if match is None:
@@ -82,10 +80,7 @@ def _cuda_problem(device: torch.device) -> str:
     capability = torch.cuda.get_device_capability(device)
     card = f"{torch.cuda.get_device_name(device)} (sm_{capability[0]}{capability[1]})"
     built_for = torch.cuda.get_arch_list()
-    remedy = (
-        "install a torch with kernels for it (for a V100: pip install -r requirements.txt "
-        "-c constraints-v100.txt)"
-    )
+    remedy = "install a torch with kernels for it (for a V100: pip install -r requirements.txt -c constraints-v100.txt)"
     if not has_kernels_for(capability, built_for):
         return f"{build} has no kernels for {card}, it was built for {', '.join(built_for)}; {remedy}"
     try:
@@ -172,7 +167,6 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         facts["device_name"] = torch.cuda.get_device_name(device)
         facts["capability"] = f"{major}.{minor}"
         facts["device_memory_mib"] = torch.cuda.get_device_properties(device).total_memory // _MIB
-        facts["cudnn"] = torch.backends.cudnn.version()
     return facts
 
 

@@ -175,13 +175,9 @@ def _row_label(row: RowImages, length_unit: str) -> str:
     rows, cols = row.target.shape
     factor, unit = (1e-3, "km") if length_unit == "m" else (1.0, length_unit)
     ground = f"{cols * row.pixel_size * factor:.4g} x {rows * row.pixel_size * factor:.4g} {unit}"
-    lines = [row.layer, f"scale {row.scale}: {row.pixel_size:.6g} {length_unit} pixels", ground]
-    if not row.scored:
-        lines.append("(not scored)")
-    return "\n".join(lines)
+    name = row.layer if row.scored else f"{row.layer} (not scored)"
+    return f"{name}\nscale {row.scale}: {row.pixel_size:.6g} {length_unit} pixels\n{ground}"
 
 
 def _with_grey(name: str) -> Colormap:
-    colours = colormaps[name].copy()
-    colours.set_bad(_INVALID_COLOUR)
-    return colours
+    return colormaps[name].with_extremes(bad=_INVALID_COLOUR)

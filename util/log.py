@@ -48,9 +48,7 @@ def setup_logging(rank: int = 0) -> None:
     """
     handler = _BarHandler(sys.stderr)
     who = "" if rank == 0 else f"[rank {rank}] "
-    handler.setFormatter(
-        logging.Formatter(f"%(asctime)s %(levelname).1s {who}%(message)s", datefmt="%H:%M:%S")
-    )
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {who}%(message)s", datefmt="%H:%M:%S"))
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, _BarHandler)]:
         root.removeHandler(old)
@@ -96,9 +94,7 @@ def progress(
 class JsonLines:
     """Appends one JSON object a line to a file; numbers that JSON does not have, NaN and inf, become null."""
 
-    def __init__(
-        self, path: str | os.PathLike[str], *, purge_step: int | None = None, enabled: bool = True
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, purge_step: int | None = None, enabled: bool = True) -> None:
         """Opens the file.
 
         Args:
