@@ -82,9 +82,7 @@ def test_saving_the_models_own_state_dict_works(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    ckpt.save_checkpoint(
-        tmp_path / "a.pth", {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    )
+    ckpt.save_checkpoint(tmp_path / "a.pth", {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
     loaded = ckpt.load_checkpoint(tmp_path / "a.pth", required=("model", "optimizer"))
     assert equal(dict(loaded["model"]), dict(model.state_dict()))
     optimizer.load_state_dict(loaded["optimizer"])
@@ -196,9 +194,7 @@ def test_a_file_size_limit_stops_the_save_and_keeps_what_was_there(tmp_path, fil
     ckpt.save_run_checkpoint(tmp_path, make_state(1, size=10), epoch_file=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     file_size_limit(limit)
-    message = (
-        r"checkpoint-last.pth not written: File too large \(4\d{5} bytes needed, \d+ bytes free\).*intact"
-    )
+    message = r"checkpoint-last.pth not written: File too large \(4\d{5} bytes needed, \d+ bytes free\).*intact"
     with pytest.raises(OSError, match=message):
         ckpt.save_run_checkpoint(tmp_path, make_state(2, size=50_000), epoch_file=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -339,9 +335,7 @@ def test_leftovers_of_a_killed_save_are_removed_by_the_next(tmp_path):
 @pytest.mark.parametrize("links", [True, False])
 def test_whenever_a_save_is_killed_a_good_checkpoint_is_found(tmp_path, monkeypatch, links):
     if not links:
-        monkeypatch.setattr(
-            ckpt.os, "link", lambda source, target: (_ for _ in ()).throw(OSError(1, "no links"))
-        )
+        monkeypatch.setattr(ckpt.os, "link", lambda source, target: (_ for _ in ()).throw(OSError(1, "no links")))
     chooser = random.Random(0)
     step = 1
     ckpt.save_run_checkpoint(tmp_path, make_state(step, size=20_000), epoch_file=False)
@@ -350,9 +344,7 @@ def test_whenever_a_save_is_killed_a_good_checkpoint_is_found(tmp_path, monkeypa
         if child == 0:
             try:
                 for later in range(step + 1, step + 1000):
-                    ckpt.save_run_checkpoint(
-                        tmp_path, make_state(later, epoch=later, size=20_000), epoch_file=True
-                    )
+                    ckpt.save_run_checkpoint(tmp_path, make_state(later, epoch=later, size=20_000), epoch_file=True)
             finally:
                 os._exit(1)
         time.sleep(chooser.uniform(0.002, 0.04))
