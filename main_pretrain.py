@@ -41,6 +41,8 @@ from util.skill import HeldOutEvaluator, ScoredBatch
 logger = logging.getLogger("main_pretrain")
 
 VERSION = "0.1.0"
+DEFAULT_LR = 1e-3
+"""Peak rate when neither --lr nor --blr is given: right for the tiny model at 64 tiles an update."""
 VALIDATION_EPOCH = -1
 """Masks of held-out tiles are drawn as those of this epoch: always the same."""
 
@@ -61,10 +63,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     train.add_argument("--epochs", type=options.positive_int, default=50, help="epochs in all (50)")
     train.add_argument("--accum_iter", type=options.positive_int, default=1, help="micro-batches per update (1)")
     train.add_argument("--tiles_per_epoch", type=options.positive_int, help="tiles in an epoch (one per window)")
-    train.add_argument("--lr", type=options.positive, help="peak learning rate (blr x effective batch / 256)")
-    train.add_argument("--blr", type=options.positive, default=1e-3, help="base learning rate (1e-3)")
+    train.add_argument("--lr", type=options.positive, help="peak learning rate (1e-3, or as --blr gives it)")
+    train.add_argument("--blr", type=options.positive, help="peak learning rate as blr x effective batch / 256")
     train.add_argument("--min_lr", type=options.non_negative, default=0.0, help="final learning rate (0)")
-    train.add_argument("--warmup_epochs", type=options.non_negative, default=5, help="epochs of warm-up (5)")
+    train.add_argument("--warmup_epochs", type=options.non_negative, default=3, help="epochs of warm-up (3)")
     train.add_argument("--weight_decay", type=options.non_negative, default=0.05, help="AdamW weight decay (0.05)")
     train.add_argument("--clip_grad", type=options.positive, default=1.0, help="largest gradient norm (1)")
     train.add_argument("--base_loss_weight", type=options.non_negative, default=0.6, help="base scale's weight (0.6)")
@@ -217,7 +219,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         updates=updates,
         epochs=args.epochs,
         warmup_steps=round(args.warmup_epochs * updates),
-        peak_lr=args.lr or args.blr * effective_batch / 256,
+        peak_lr=args.lr or (args.blr * effective_batch / 256 if args.blr else DEFAULT_LR),
         min_lr=args.min_lr,
         effective_batch=effective_batch,
     )

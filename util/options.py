@@ -94,7 +94,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="ram: decode layers once; none: read windows; auto: ram if they take at most a quarter of memory",
     )
     tiles = parser.add_argument_group("tiles")
-    tiles.add_argument("--input_size", type=positive_int, default=96, help="tile edge at the base scale, pixels (96)")
+    tiles.add_argument("--input_size", type=positive_int, default=48, help="tile edge at the base scale, pixels (48)")
     tiles.add_argument("--scales", type=positive_int, nargs="+", default=[1, 2, 4], help="reconstructed scales (1 2 4)")
     tiles.add_argument(
         "--base_resolution",
@@ -141,7 +141,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="finer scales: subpixel (light) or shared (the published convolutions)",
     )
     model.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks to save memory")
-    model.add_argument("--batch_size", type=positive_int, default=16, help="tiles per step and process (16)")
+    model.add_argument("--batch_size", type=positive_int, default=64, help="tiles per step and process (64)")
 
 
 def survey_options(args: argparse.Namespace) -> dict[str, Any]:
