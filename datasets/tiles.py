@@ -16,6 +16,9 @@ SHIFT_TRIES = 8
 AUTO_VAL_BLOCKS = 12
 """Held-out blocks are as large as they can be with at least this many blocks in the survey."""
 
+LEAST_SHARE = 1e-6
+"""Valid shares this close are equal (they are sums of rounded numbers), and a tile with less has nothing to show."""
+
 
 def integral(values: np.ndarray) -> np.ndarray:
     """Summed-area table with a leading row and column of zeros, (rows + 1, cols + 1) float64."""
@@ -29,6 +32,11 @@ def window_sums(
 ) -> np.ndarray:
     """Sums over half-open windows [top, bottom) x [left, right) from a summed-area table."""
     return table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+
+
+def is_enough(share: np.ndarray, min_valid: float) -> np.ndarray:
+    """Whether windows with these valid shares can be tiles, (n,) bool; one without valid ground never is."""
+    return share >= max(min_valid - LEAST_SHARE, LEAST_SHARE)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Coverage:
             width: window width, reference pixels.
 
         Returns:
-            (n,) float64 in 0..1. Exact when origins and size are multiples of the cell, else to the nearest cell.
+            (n,) float64 in 0..1. Exact when origins and size are multiples of the cell; else of whole cells near it.
         """
         table = integral(self.fraction)
         top, left = rows // self.cell, cols // self.cell
@@ -172,7 +180,7 @@ class TileIndex:
         rows, cols = origins[:, 0], origins[:, 1]
         share = self.coverage.of_windows(rows, cols, height=self.height, width=self.width)
         touched = self.held_out.touched(rows, cols, height=self.height, width=self.width)
-        return (share >= self.min_valid) & ~touched
+        return is_enough(share, self.min_valid) & ~touched
 
 
 def origins(length: int, tile: int, stride: int, step: int) -> np.ndarray:
@@ -221,7 +229,8 @@ def index_tiles(
         overlap: share of a tile that the next one repeats, 0 <= overlap < 1.
         min_valid: least valid share of a tile, 0..1.
         val_fraction: share of the valid ground to hold out, 0 <= val_fraction < 1; 0 holds out nothing.
-        val_block: edge of a held-out block in tiles; 0 chooses it (`auto_val_block`).
+        val_block: edge of a held-out block in tiles, at most as many as the survey is high or wide; 0 chooses it
+            (`auto_val_block`).
         buffer: distance that training keeps from held-out blocks, reference pixels.
         seed: decides which blocks are held out.
 
@@ -240,7 +249,7 @@ def index_tiles(
     stride_x = max(step, round(width * (1 - overlap) / step) * step)
     anchors = _grid(origins(shape[0], height, stride_y, step), origins(shape[1], width, stride_x, step))
     share = coverage.of_windows(anchors[:, 0], anchors[:, 1], height=height, width=width)
-    anchors = anchors[share >= min_valid]
+    anchors = anchors[is_enough(share, min_valid)]
     if not len(anchors):
         raise ValueError(
             f"no tile reaches --min_valid {min_valid:g}: the best of {len(share)} has {share.max():.2f} valid ground; "
@@ -252,7 +261,7 @@ def index_tiles(
         anchors,
         shape,
         tile=(height, width),
-        block=(edge * height, edge * width),
+        block=(min(edge, shape[0] // height) * height, min(edge, shape[1] // width) * width),
         min_valid=min_valid,
         val_fraction=val_fraction,
         buffer=buffer,
@@ -302,8 +311,9 @@ def _choose_blocks(
     share = coverage.of_windows(corners[:, 0], corners[:, 1], height=block[0], width=block[1])
     wanted = val_fraction * float(coverage.fraction.sum()) * coverage.cell**2
     taken = 0.0
+    usable = is_enough(share, min_valid)
     for number in np.random.default_rng((seed, 2)).permutation(len(corners)):
-        if share[number] < min_valid:
+        if not usable[number]:
             continue
         trial = chosen.copy()
         trial.flat[number] = True
@@ -334,4 +344,4 @@ def _validation_tiles(
         tiles.append(_grid(rows, cols))
     found = np.concatenate(tiles)
     share = coverage.of_windows(found[:, 0], found[:, 1], height=height, width=width)
-    return found[share >= min_valid]
+    return found[is_enough(share, min_valid)]
