@@ -89,22 +89,23 @@ class HeldOut:
 
     def touched(self, rows: np.ndarray, cols: np.ndarray, *, height: int, width: int) -> np.ndarray:
         """Whether windows come closer than the buffer to a held-out block, (n,) bool."""
-        table = integral(self.chosen)
-        limit_y, limit_x = self.chosen.shape
-
-        def block(position: np.ndarray, size: int, limit: int) -> np.ndarray:
-            return np.clip(position // size, 0, limit)
-
-        top = block(np.maximum(rows - self.buffer, 0), self.height, limit_y)
-        left = block(np.maximum(cols - self.buffer, 0), self.width, limit_x)
-        bottom = np.clip((rows + height - 1 + self.buffer) // self.height + 1, 0, limit_y)
-        right = np.clip((cols + width - 1 + self.buffer) // self.width + 1, 0, limit_x)
-        return window_sums(table, top, left, np.maximum(bottom, top), np.maximum(right, left)) > 0
+        top, bottom = self._span(rows, height, self.height, self.chosen.shape[0])
+        left, right = self._span(cols, width, self.width, self.chosen.shape[1])
+        return window_sums(integral(self.chosen), top, left, bottom, right) > 0
 
     def training_ground(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """True for reference pixels (outer product of rows and cols) that lie outside blocks and buffers."""
-        grid_rows, grid_cols = np.meshgrid(rows, cols, indexing="ij")
-        return ~self.touched(grid_rows, grid_cols, height=1, width=1)
+        top, bottom = self._span(rows, 1, self.height, self.chosen.shape[0])
+        left, right = self._span(cols, 1, self.width, self.chosen.shape[1])
+        table = integral(self.chosen).astype(np.int32)
+        strips = table[bottom] - table[top]
+        return strips[:, right] == strips[:, left]
+
+    def _span(self, first: np.ndarray, size: int, block: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """Half-open range of blocks, along one axis, that windows with their buffer reach into."""
+        start = np.clip((first - self.buffer) // block, 0, limit)
+        stop = np.clip((first + size - 1 + self.buffer) // block + 1, 0, limit)
+        return start, np.maximum(start, stop)
 
     def rectangles(self) -> list[tuple[int, int, int, int]]:
         """Held-out blocks as (row, col, height, width), reference pixels."""
