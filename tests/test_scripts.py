@@ -1,0 +1,255 @@
+"""The shell scripts, run with stand-ins for Python, pip and SLURM that write down how they were called."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHELL_SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").glob("*.s*") if path.suffix != ".py")
+
+FAKE_PYTHON = """#!/usr/bin/env bash
+# Passes for Python: says its version, makes environments out of itself, and notes whatever else it is asked
+# to do.
+case "$*" in
+-VV) echo "Python 3.11.0 (stand-in)" ;;
+"-m venv --clear "*) rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
+-c*) ;;
+*) echo "$(basename "$(dirname "$(dirname "$0")")")/python $*" >> "$CALLS" ;;
+esac
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A copy of the project's scripts and requirements, with a stand-in for python3 first on the path."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt", "constraints-v100.txt"):
+        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    for name in ("GRIDMAE_PYTHON", "GRIDMAE_LANE", "GRIDMAE_TEST_PROCESSES"):
+        monkeypatch.delenv(name, raising=False)
+    add_program(tmp_path, "python3", FAKE_PYTHON)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls.txt"))
+    return folder
+
+
+def add_program(tmp_path: Path, name: str, text: str) -> Path:
+    """Puts an executable into tmp_path/bin."""
+    path = tmp_path / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def calls(tmp_path: Path) -> list[str]:
+    """What the stand-ins wrote down since last asked."""
+    path = tmp_path / "calls.txt"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return lines
+
+
+def run(*command, cwd="/") -> subprocess.CompletedProcess:
+    """Runs a command from another folder than the project's."""
+    return subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("script", [*SHELL_SCRIPTS, ".ci/run"])
+def test_scripts_are_valid_bash_that_stops_on_errors(script):
+    assert run("bash", "-n", ROOT / script).stderr == ""
+    if script != "scripts/environment.sh":  # sourced by the others, which set it
+        assert "\nset -euo pipefail\n" in (ROOT / script).read_text()
+
+
+def test_the_environment_is_made_once_and_again_when_the_requirements_change(project, tmp_path):
+    script = project / "scripts" / "test.sh"
+    checks = [
+        ".venv/python -m ruff format --check .",
+        ".venv/python -m ruff check .",
+        ".venv/python -m mypy .",
+        ".venv/python -m pytest -q -n 2 -k grid",
+    ]
+    install = (
+        f".venv/python -m pip install --disable-pip-version-check -r {project}/requirements.txt "
+        f"-r {project}/requirements-dev.txt -c {project}/constraints.txt"
+    )
+    assert run("bash", script, "-k", "grid").returncode == 0
+    assert calls(tmp_path) == [install, *checks]
+    assert run("bash", script, "-k", "grid").returncode == 0
+    assert calls(tmp_path) == checks
+    with open(project / "requirements.txt", "a") as file:
+        file.write("another\n")
+    assert run("bash", script, "-k", "grid").returncode == 0
+    assert calls(tmp_path) == [install, *checks]
+
+
+def test_the_v100_lane_has_an_environment_of_its_own(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRIDMAE_LANE", "v100")
+    assert run("bash", project / "scripts" / "test.sh").returncode == 0
+    first = calls(tmp_path)[0]
+    assert first.startswith(".venv-v100/python -m pip install") and first.endswith("/constraints-v100.txt")
+
+
+def test_a_given_interpreter_is_used_as_it_is(project, tmp_path, monkeypatch):
+    other = tmp_path / "mine" / "bin" / "python"
+    other.parent.mkdir(parents=True)
+    shutil.copy(tmp_path / "bin" / "python3", other)
+    monkeypatch.setenv("GRIDMAE_PYTHON", str(other))
+    assert run("bash", project / "scripts" / "test.sh").returncode == 0
+    assert [call.split(" ")[0] for call in calls(tmp_path)] == ["mine/python"] * 4
+    assert not (project / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("GRIDMAE_PYTHON", "/no/such/python", "GRIDMAE_PYTHON=/no/such/python: no such program"),
+        ("GRIDMAE_PYTHON", "false", "GRIDMAE_PYTHON=false lacks packages of requirements.txt"),
+        ("GRIDMAE_LANE", "a100", "GRIDMAE_LANE=a100: unknown, expected v100 or nothing"),
+    ],
+)
+def test_a_wrong_environment_is_refused(project, tmp_path, monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    result = run("bash", project / "scripts" / "test.sh")
+    assert result.returncode == 2 and message in result.stderr
+    assert calls(tmp_path) == []
+
+
+def test_a_failed_installation_is_tried_again(project, tmp_path):
+    failing = FAKE_PYTHON.replace("-c*) ;;", '-c*) ;;\n"-m pip"*) exit 1 ;;')
+    add_program(tmp_path, "python3", failing)
+    result = run("bash", project / "scripts" / "test.sh")
+    assert result.returncode == 2 and "could not be installed" in result.stderr
+    add_program(tmp_path, "python3", FAKE_PYTHON)
+    assert run("bash", project / "scripts" / "test.sh").returncode == 0
+    assert len(calls(tmp_path)) == 5
+
+
+def test_quick_start_trains_in_a_new_folder_each_time(project, tmp_path):
+    script = project / "scripts" / "quickstart.sh"
+    for number in (1, 2):
+        result = run("bash", script, "--epochs", "1")
+        assert result.returncode == 0, result.stderr
+        output = f"quickstart_output/run-{number}"
+        training = next(call for call in calls(tmp_path) if "-m main_pretrain" in call)
+        assert f"--output_dir {output} " in training and training.endswith("--epochs 1")
+        assert f"{output}/checkpoint-last.pth" in result.stdout
+        assert f"-m tensorboard.main --logdir {output}" in result.stdout
+        assert (project / output).is_dir()
+
+
+@pytest.mark.parametrize("script", ["pretrain_one_gpu.sh", "pretrain_torchrun.sh"])
+def test_launch_scripts_pass_on_what_they_are_given(project, tmp_path, script):
+    (tmp_path / "layers.csv").touch()
+    result = run("bash", project / "scripts" / script, "layers.csv", "out", "--epochs", "3", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    launch = calls(tmp_path)[-1]
+    assert f"--train_path {tmp_path}/layers.csv --output_dir {tmp_path}/out --log_dir {tmp_path}/out" in launch
+    assert launch.endswith("--resume auto --epochs 3")
+    result = run("bash", project / "scripts" / script, "layers.csv")
+    assert result.returncode == 2 and "usage:" in result.stderr
+
+
+# SLURM
+
+
+@pytest.fixture
+def slurm(project, tmp_path, monkeypatch):
+    """Stand-ins for SLURM's programs: two tasks, `scancel --signal` reaches them, `scontrol` is noted."""
+    training = tmp_path / "training.py"
+    add_program(
+        tmp_path, "python_of_job", f'#!/usr/bin/env bash\n[ "$1" = -c ] || exec {sys.executable} {training} "$@"\n'
+    )
+    answer = 'show) printf "node7\\nnode8\\n" ;; *) echo "scontrol $*" >> "$CALLS" ;;'
+    add_program(tmp_path, "scontrol", f"#!/usr/bin/env bash\ncase $1 in {answer} esac\n")
+    add_program(
+        tmp_path, "scancel", f'#!/usr/bin/env bash\necho "scancel $*" >> "$CALLS"; kill -USR1 $(cat {tmp_path}/pids)\n'
+    )
+    add_program(
+        tmp_path,
+        "srun",
+        f"""#!/usr/bin/env bash
+shift # --kill-on-bad-exit
+for task in 0 1; do
+    export SLURM_PROCID=$((8 + task)) SLURM_LOCALID=$task SLURM_NTASKS=16 SLURM_NTASKS_PER_NODE=8
+    "$@" & echo $! >> {tmp_path}/pids
+done
+status=0
+for task in $(jobs -p); do wait $task || status=$?; done
+exit $status
+""",
+    )
+    monkeypatch.setenv("GRIDMAE_PYTHON", "python_of_job")
+    monkeypatch.setenv("SLURM_SUBMIT_DIR", str(project))
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node[7-8]")
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    (tmp_path / "layers.csv").touch()
+    return training
+
+
+def start_job(project: Path, tmp_path: Path) -> subprocess.Popen:
+    """Starts the batch script as SLURM would, from its own copy of it."""
+    job = shutil.copy(project / "scripts" / "pretrain_slurm.sbatch", tmp_path / "job")
+    return subprocess.Popen(
+        ["bash", str(job), str(tmp_path / "layers.csv"), str(tmp_path / "out"), "--epochs", "3"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_slurm_job_trains_with_torchruns_variables(project, tmp_path, slurm):
+    slurm.write_text(
+        "import os, sys\n"
+        "names = 'RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT'.split()\n"
+        "print(*[os.environ[name] for name in names], *sys.argv[1:3], *sys.argv[-3:], flush=True)\n"
+    )
+    job = start_job(project, tmp_path)
+    said = job.communicate(timeout=60)[0]
+    assert job.returncode == 0, said
+    assert sorted(said.splitlines()) == [
+        "8 16 0 8 node7 20123 -m main_pretrain auto --epochs 3",
+        "9 16 1 8 node7 20123 -m main_pretrain auto --epochs 3",
+    ]
+    assert calls(tmp_path) == []  # not requeued
+
+
+def test_a_slurm_job_that_fails_ends_with_its_status(project, tmp_path, slurm):
+    slurm.write_text("raise SystemExit(2)")
+    job = start_job(project, tmp_path)
+    job.communicate(timeout=60)
+    assert job.returncode == 2
+    assert calls(tmp_path) == []
+
+
+def test_a_slurm_job_near_its_limit_saves_and_goes_back_into_the_queue(project, tmp_path, slurm):
+    slurm.write_text(
+        "import os, signal, sys, time\n"
+        f"folder = {str(tmp_path)!r} + '/'\n"
+        "def save(*_):\n"
+        "    time.sleep(0.5)\n"
+        "    open(folder + 'saved-' + os.environ['RANK'], 'w').close()\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGUSR1, save)\n"
+        "open(folder + 'ready-' + os.environ['RANK'], 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    job = start_job(project, tmp_path)
+    deadline = time.monotonic() + 30
+    while not all((tmp_path / f"ready-{rank}").exists() for rank in (8, 9)):
+        assert time.monotonic() < deadline and job.poll() is None
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    said = job.communicate(timeout=60)[0]
+    assert "the time limit is near" in said
+    assert (tmp_path / "saved-8").exists() and (tmp_path / "saved-9").exists()
+    assert calls(tmp_path) == ["scancel --signal=USR1 123", "scontrol requeue 123"]
