@@ -59,42 +59,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("main_pretrain", description=__doc__.split("\n\n")[0])
     options.add_data_options(parser)
     options.add_model_options(parser)
-    train = parser.add_argument_group("training")
-    train.add_argument("--epochs", type=options.positive_int, default=50, help="epochs in all (50)")
-    train.add_argument("--accum_iter", type=options.positive_int, default=1, help="micro-batches per update (1)")
-    train.add_argument("--tiles_per_epoch", type=options.positive_int, help="tiles in an epoch (one per window)")
-    train.add_argument("--lr", type=options.positive, help="peak learning rate (1e-3, or as --blr gives it)")
-    train.add_argument("--blr", type=options.positive, help="peak learning rate as blr x effective batch / 256")
-    train.add_argument("--min_lr", type=options.non_negative, default=0.0, help="final learning rate (0)")
-    train.add_argument("--warmup_epochs", type=options.non_negative, default=3, help="epochs of warm-up (3)")
-    train.add_argument("--weight_decay", type=options.non_negative, default=0.05, help="AdamW weight decay (0.05)")
-    train.add_argument("--clip_grad", type=options.positive, default=1.0, help="largest gradient norm (1)")
-    train.add_argument("--base_loss_weight", type=options.non_negative, default=0.6, help="base scale's weight (0.6)")
-    train.add_argument("--scale_loss_weight", type=options.non_negative, default=0.4, help="finer scales' (0.4)")
-    run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", default="./output_dir", help="checkpoints, log and pictures")
-    run.add_argument("--log_dir", help="TensorBoard events (output_dir)")
-    run.add_argument("--resume", default="", help="auto: newest good checkpoint of output_dir; or a checkpoint's path")
-    run.add_argument("--start_epoch", type=options.count, default=0, help="number of the first epoch (0)")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
-    run.add_argument("--compile", action="store_true", help="compile the model (worth it on a GPU)")
-    run.add_argument("--num_workers", type=options.count, default=2, help="threads that read ahead (2)")
-    run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked batches")
-    run.add_argument("--log_every", type=options.positive_int, default=20, help="updates between readings (20)")
-    run.add_argument("--figure_every", type=options.count, default=5, help="epochs between pictures, 0 = end only (5)")
-    run.add_argument("--val_tiles", type=options.positive_int, default=256, help="most held-out tiles scored (256)")
-    run.add_argument("--keep_every", type=options.positive_int, default=10, help="epochs between kept checkpoints (10)")
-    run.add_argument(
-        "--save_minutes",
-        type=options.positive,
-        default=10.0,
-        help="minutes between checkpoints inside an epoch (10)",
-    )
-    run.add_argument("--no_progress", action="store_true", help="no progress bar")
-    run.add_argument("--world_size", type=options.positive_int, default=1, help="processes (set by torchrun)")
-    run.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers")
-    run.add_argument("--dist_url", default="env://", help="where processes meet (env://)")
+    options.add_training_options(parser)
+    options.add_run_options(parser)
     return parser
 
 
@@ -287,17 +253,17 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         ValueError: the checkpoint is of another configuration, or none can be used.
     """
     args, files, place = run.args, run.files, run.place
-    state = dist.together(lambda: find_checkpoint(args.resume, files.output_dir))
+    state = dist.together(lambda: ckpt.find_checkpoint(args.resume, files.output_dir))
     elsewhere = args.resume not in ("", "auto") and Path(args.resume).resolve().parent != files.output_dir.resolve()
     place.step = place.epoch * run.schedule.updates
     if state is not None:
-        ckpt.check_same_configuration(state["facts"], run_facts(run), "configuration")
+        ckpt.check_same_configuration(state.get("facts", {}), run_facts(run), "configuration")
         run.network.load_state_dict(state["model"])
         run.updater.optimizer.load_state_dict(state["optimizer"])
         run.updater.scaler.load_state_dict(state["scaler"])
         ckpt.restore_rng_state(state["rng"], run.device)
         place.epoch, place.update, place.step = state["epoch"], state["update"], state["step"]
-        run.clock.trained_s = state["trained_s"]
+        run.clock.trained_s = state.get("trained_s", 0.0)
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
     aside = files.open(resume_step=None if state is None or elsewhere else place.step)
     if aside is not None:
@@ -315,22 +281,6 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         run.schedule.effective_batch,
         run.schedule.peak_lr,
     )
-
-
-def find_checkpoint(resume: str, output_dir: Path) -> dict[str, Any] | None:
-    """The state to go on from: none, the newest good one of the run (`auto`), or that of a file."""
-    if not resume:
-        return None
-    if resume != "auto":
-        return ckpt.load_checkpoint(resume)
-    found = ckpt.find_resumable(output_dir)
-    if found is None:
-        logger.info("--resume auto: %s holds no checkpoint, starting afresh", output_dir)
-        return None
-    for path, reason in found.skipped:
-        logger.warning("passed over %s: %s", path, reason)
-    logger.info("going on from %s", found.path)
-    return found.state
 
 
 def run_facts(run: Run) -> dict[str, Any]:

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
 survey=(--train_path sample_survey/layers.csv)
-training=(--epochs 10 --warmup_epochs 1)
+training=(--epochs 25 --warmup_epochs 2)
 
 number=1
 while [ -e "quickstart_output/run-$number" ]; do

@@ -346,6 +346,31 @@ def find_resumable(output_dir: str | os.PathLike[str], *, map_location: str | to
     return None
 
 
+def find_checkpoint(resume: str, output_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Returns the state that a run goes on from.
+
+    Args:
+        resume: empty (none), `auto` (the newest good checkpoint of the run, None if it has none), or a file.
+        output_dir: folder of the run.
+
+    Raises:
+        CheckpointError: the file, or every checkpoint of the run, is damaged.
+        FileNotFoundError: there is no such file.
+    """
+    if not resume:
+        return None
+    if resume != "auto":
+        return load_checkpoint(resume)
+    found = find_resumable(output_dir)
+    if found is None:
+        logger.info("--resume auto: %s holds no checkpoint, starting afresh", output_dir)
+        return None
+    for path, reason in found.skipped:
+        logger.warning("passed over %s: %s", path, reason)
+    logger.info("going on from %s", found.path)
+    return found.state
+
+
 def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str] | None = None) -> Path | None:
     """Moves what an earlier run left into a new folder earlier-<n> beside it; returns it, None if no run did.
 

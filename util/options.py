@@ -144,6 +144,50 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--batch_size", type=positive_int, default=64, help="tiles per step and process (64)")
 
 
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides how weights are learned."""
+    train = parser.add_argument_group("training")
+    train.add_argument("--epochs", type=positive_int, default=50, help="epochs in all (50)")
+    train.add_argument("--accum_iter", type=positive_int, default=1, help="micro-batches per update (1)")
+    train.add_argument("--tiles_per_epoch", type=positive_int, help="tiles in an epoch (one per window)")
+    train.add_argument("--lr", type=positive, help="peak learning rate (1e-3, or as --blr gives it)")
+    train.add_argument("--blr", type=positive, help="peak learning rate as blr x effective batch / 256")
+    train.add_argument("--min_lr", type=non_negative, default=0.0, help="final learning rate (0)")
+    train.add_argument("--warmup_epochs", type=non_negative, default=3, help="epochs of warm-up (3)")
+    train.add_argument("--weight_decay", type=non_negative, default=0.05, help="AdamW weight decay (0.05)")
+    train.add_argument("--clip_grad", type=positive, default=1.0, help="largest gradient norm (1)")
+    train.add_argument("--base_loss_weight", type=non_negative, default=0.6, help="base scale's weight (0.6)")
+    train.add_argument("--scale_loss_weight", type=non_negative, default=0.4, help="finer scales' (0.4)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what decides where and how a run computes, and what it leaves behind."""
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", default="./output_dir", help="checkpoints, log and pictures")
+    run.add_argument("--log_dir", help="TensorBoard events (output_dir)")
+    run.add_argument("--resume", default="", help="auto: newest good checkpoint of output_dir; or a checkpoint's path")
+    run.add_argument("--start_epoch", type=count, default=0, help="number of the first epoch (0)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
+    run.add_argument("--compile", action="store_true", help="compile the model (worth it on a GPU)")
+    run.add_argument("--num_workers", type=count, default=2, help="threads that read ahead (2)")
+    run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked batches")
+    run.add_argument("--log_every", type=positive_int, default=20, help="updates between readings (20)")
+    run.add_argument("--figure_every", type=count, default=5, help="epochs between pictures, 0 = end only (5)")
+    run.add_argument("--val_tiles", type=positive_int, default=256, help="most held-out tiles scored (256)")
+    run.add_argument("--keep_every", type=positive_int, default=10, help="epochs between kept checkpoints (10)")
+    run.add_argument(
+        "--save_minutes",
+        type=positive,
+        default=10.0,
+        help="minutes between checkpoints inside an epoch (10)",
+    )
+    run.add_argument("--no_progress", action="store_true", help="no progress bar")
+    run.add_argument("--world_size", type=positive_int, default=1, help="processes (set by torchrun)")
+    run.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers")
+    run.add_argument("--dist_url", default="env://", help="where processes meet (env://)")
+
+
 def survey_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `datasets.grid.open_survey` that the options name, checked for consistency.
 
