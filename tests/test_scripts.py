@@ -211,7 +211,8 @@ def test_a_slurm_job_trains_with_torchruns_variables(project, tmp_path, slurm):
     slurm.write_text(
         "import os, sys\n"
         "names = 'RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT'.split()\n"
-        "print(*[os.environ[name] for name in names], *sys.argv[1:3], *sys.argv[-3:], flush=True)\n"
+        "said = [os.environ[name] for name in names] + sys.argv[1:3] + sys.argv[-3:]\n"
+        "os.write(1, (' '.join(said) + '\\n').encode())\n"  # in one piece
     )
     job = start_job(project, tmp_path)
     said = job.communicate(timeout=60)[0]
