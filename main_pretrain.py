@@ -257,7 +257,8 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
     elsewhere = args.resume not in ("", "auto") and Path(args.resume).resolve().parent != files.output_dir.resolve()
     place.step = place.epoch * run.schedule.updates
     if state is not None:
-        ckpt.check_same_configuration(state.get("facts", {}), run_facts(run), "configuration")
+        for what, value in run_facts(run).items():
+            ckpt.check_same_configuration({what: state.get("facts", {}).get(what)}, {what: value}, what)
         run.network.load_state_dict(state["model"])
         run.updater.optimizer.load_state_dict(state["optimizer"])
         run.updater.scaler.load_state_dict(state["scaler"])
@@ -284,16 +285,19 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
 
 
 def run_facts(run: Run) -> dict[str, Any]:
-    """What must be the same for a run to be continued exactly."""
-    config = {key: value for key, value in run.network.config.items() if key != "grad_checkpointing"}
+    """What must be the same for a run to be continued exactly, what a user decides first."""
     decisive = {key: value for key, value in vars(run.args).items() if key not in MAY_CHANGE and value is not None}
+    values = [
+        {"name": item.name, "location": f"{item.location:.6g}", "spread": f"{item.spread:.6g}"}
+        for item in run.survey.statistics
+    ]
     return {
-        "model": config,
-        "layers": [{"name": layer.name, "kind": layer.kind, "units": layer.units} for layer in run.survey.layers],
-        "statistics": [asdict(item) for item in run.survey.statistics],
         "options": decisive,
         "effective batch (batch_size x accum_iter x processes)": run.schedule.effective_batch,
+        "layers": [{"name": layer.name, "kind": layer.kind, "units": layer.units} for layer in run.survey.layers],
+        "model": {key: value for key, value in run.network.config.items() if key != "grad_checkpointing"},
         "tiles an epoch": run.schedule.tiles,
+        "statistics": values,
     }
 
 
