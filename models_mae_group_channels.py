@@ -414,22 +414,11 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         }
 
         self.norm = norm_layer(embed_dim)
-        width = decoder_embed_dim
-        self.decoder_embed = nn.Linear(embed_dim, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        position, group = self._embeddings(width, decoder_channel_embed, decoder_num_heads, rows=self.num_groups + 1)
-        self.decoder_pos_embed = nn.Parameter(position, requires_grad=False)
-        self.decoder_channel_embed = nn.Parameter(group, requires_grad=False)
-        self.decoder_blocks = nn.ModuleList(
-            Block(width, decoder_num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer)
-            for _ in range(decoder_depth)
-        )
-        self.decoder_norm = norm_layer(width)
-        self.decoder_pred = nn.ModuleList(nn.Linear(width, size * patch_size**2) for size in self.group_sizes)
+        self._build_decoder(norm_layer)
         if scale_heads == "shared":
             self._build_shared_heads(in_chans * proj_ratio)
         elif scale_heads == "subpixel":
-            self._build_subpixel_heads(width)
+            self._build_subpixel_heads(decoder_embed_dim)
         else:
             raise ValueError(f"scale_heads {scale_heads!r}: expected one of {', '.join(SCALE_HEADS)}")
         self.init_weights()
@@ -445,6 +434,22 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             self.register_buffer(f"weights_{s}", at_scale, persistent=False)
         flags = [[c in self.scored[s] for c in range(self.in_chans)] for s in self.scales]
         self.register_buffer("is_scored", torch.tensor(flags), persistent=False)
+
+    def _build_decoder(self, norm_layer: Any) -> None:
+        config, width = self.config, self.config["decoder_embed_dim"]
+        heads = config["decoder_num_heads"]
+        self.decoder_embed = nn.Linear(config["embed_dim"], width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        # The last row of the group embedding belongs to the class token.
+        position, group = self._embeddings(width, config["decoder_channel_embed"], heads, rows=self.num_groups + 1)
+        self.decoder_pos_embed = nn.Parameter(position, requires_grad=False)
+        self.decoder_channel_embed = nn.Parameter(group, requires_grad=False)
+        self.decoder_blocks = nn.ModuleList(
+            Block(width, heads, config["mlp_ratio"], qkv_bias=True, norm_layer=norm_layer)
+            for _ in range(config["decoder_depth"])
+        )
+        self.decoder_norm = norm_layer(width)
+        self.decoder_pred = nn.ModuleList(nn.Linear(width, size * self.patch_size**2) for size in self.group_sizes)
 
     def _build_shared_heads(self, width: int) -> None:
         """The published heads: `up_block1` doubles the base scale, `up_block2` that, as far as scales go."""
@@ -654,19 +659,25 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 group_order=self.group_order,
                 group_sizes=self.group_sizes,
             )
-            terms = [
-                pixel_l1(images[s], image, valid=ok, weights=getattr(self, f"weights_{s}"))
-                for s, (image, ok) in finer.items()
-            ]
-            ms_loss = sum(terms, loss.new_zeros(())) / max(len(terms), 1)
+            result = (loss, self._finer_loss(images, finer, zero=loss.new_zeros(())), pred, mask)
             if not details:
-                return loss, ms_loss, pred, mask
+                return result
             images[1] = unpatchify(pred * spread + mean, self.patch_size)
             base_error = torch.where(patch_valid, pred - target, 0.0).square()
             totals = {1: error_totals(base_error, patch_valid & removed)}
             for s, (image, ok) in finer.items():
                 totals[s] = error_totals((images[s] - image).abs(), ok)
-            return self._reconstruction((loss, ms_loss, pred, mask), images, totals)
+            return self._reconstruction(result, images, totals)
+
+    def _finer_loss(
+        self, images: Mapping[int, Tensor], finer: Mapping[int, tuple[Tensor, Tensor]], *, zero: Tensor
+    ) -> Tensor:
+        """Mean over the scored finer scales of their absolute errors; zero if there is none."""
+        terms = [
+            pixel_l1(images[s], target, valid=ok, weights=getattr(self, f"weights_{s}"))
+            for s, (target, ok) in finer.items()
+        ]
+        return torch.stack(terms).mean() if terms else zero
 
     def _check_finer(
         self, imgs_up: Sequence[Tensor | None], valid_up: Sequence[Tensor | None] | None

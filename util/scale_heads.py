@@ -131,7 +131,7 @@ class SubpixelHead(nn.Module):
             with torch.no_grad():
                 taps.copy_(cell_average_taps(self.scale).expand_as(taps))
         if self.rank:
-            nn.init.normal_(self.patterns, std=0.1)
+            nn.init.normal_(self.patterns, std=0.02)
             for linear in self.amplitudes.values():
                 nn.init.zeros_(linear.weight)
                 nn.init.zeros_(linear.bias)
