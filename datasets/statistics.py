@@ -13,10 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
+from scipy import fft, sparse
 
 from datasets.stack import Stack
 from datasets.tiles import Coverage, HeldOut
+from datasets.validity import Moments
 
 SAMPLED_PIXELS = 2**27
 """Native pixels above which a layer's coverage and statistics are sampled."""
@@ -133,10 +134,9 @@ def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
     for first, values, sampled in _row_chunks(stack, channel, native_y):
         valid = np.isfinite(values)
         part = by_row[:, first : first + len(values)]
-        if sampled:  # the row stands for the whole height of its cells
-            part = sparse.csr_matrix((native_y[:-1] <= first + 0.5) & (first + 0.5 < native_y[1:])).T * float(
-                np.diff(native_y)[0]
-            )
+        if sampled:  # the row stands for the whole height of its cell
+            inside = (native_y[:-1] <= first + 0.5) & (first + 0.5 < native_y[1:])
+            part = sparse.csr_matrix((np.diff(native_y) * inside)[:, None])
         weight += part @ (valid @ weights_x.T)
         total += part @ (np.where(valid, values, 0.0) @ weights_x.T)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -151,7 +151,7 @@ def mean_coverage(maps: list[CellMap], cell: int) -> Coverage:
 
 
 def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStatistics:
-    """Mean, spread and median of one layer over training ground only.
+    """Mean, spread and median of one layer over the training ground of the reference grid only.
 
     Args:
         stack: the stack.
@@ -164,37 +164,34 @@ def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStat
     Raises:
         ValueError: if training ground holds no valid pixel of the layer, or all are equal.
     """
-    band, placement = stack.bands[channel], stack.placements[channel]
+    band, placement, reference = stack.bands[channel], stack.placements[channel], stack.reference
     columns = np.floor((np.arange(band.grid.cols) + 0.5 - placement.offset_x) / placement.ratio_x).astype(np.int64)
-    count, mean, square = 0, 0.0, 0.0
+    columns_inside = (columns >= 0) & (columns < reference.cols)
+    moments = Moments()
     sampled = band.grid.rows * band.grid.cols > SAMPLED_PIXELS
     kept: list[np.ndarray] = []
     thin = max(1, band.grid.rows * band.grid.cols // QUANTILE_SAMPLE)
-    cells_y = np.arange(0, stack.reference.rows + 1, max(1, stack.reference.rows // 4096))
+    cells_y = np.arange(0, reference.rows + 1, max(1, reference.rows // 4096))
     native_y = placement.offset_y + placement.ratio_y * cells_y
     for first, values, _ in _row_chunks(stack, channel, native_y):
-        rows = np.floor((np.arange(first, first + len(values)) + 0.5 - placement.offset_y) / placement.ratio_y)
-        training = held_out.training_ground(rows.astype(np.int64), columns)
+        centres = np.arange(first, first + len(values)) + 0.5
+        rows = np.floor((centres - placement.offset_y) / placement.ratio_y).astype(np.int64)
+        inside = np.outer((rows >= 0) & (rows < reference.rows), columns_inside)
+        training = held_out.training_ground(rows, columns) & inside
         chosen = values[training & np.isfinite(values)].astype(np.float64)
-        if not len(chosen):
-            continue
-        delta = chosen.mean() - mean
-        merged = count + len(chosen)
-        square += ((chosen - chosen.mean()) ** 2).sum() + delta**2 * count * len(chosen) / merged
-        mean += delta * len(chosen) / merged
-        count = merged
+        moments.add(chosen)
         kept.append(chosen[::thin])
     name = band.layer.name
-    if not count:
+    if not moments.count:
         raise ValueError(
             f"layer '{name}' ({band.layer.path}): no valid pixel on training ground; change --seed or --val_fraction"
         )
-    std = math.sqrt(square / count)
-    if std == 0:
+    if moments.minimum == moments.maximum:
         raise ValueError(
-            f"layer '{name}' ({band.layer.path}): constant ({mean:g}) on training ground, expected values that vary; "
-            "leave it out (--dropped_bands)"
+            f"layer '{name}' ({band.layer.path}): constant ({moments.mean:g}) on training ground, expected values that "
+            "vary; leave it out (--dropped_bands)"
         )
+    mean, std = moments.mean, moments.std
     low, median, high = np.quantile(np.concatenate(kept), [0.16, 0.5, 0.84])
     method = band.layer.normalize
     location, spread = {
@@ -210,7 +207,7 @@ def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStat
         mean=float(mean),
         std=float(std),
         median=float(median),
-        count=count,
+        count=moments.count,
         sampled=sampled,
     )
 
@@ -223,29 +220,33 @@ def correlation_length(mean: np.ndarray) -> float:
 
     Returns:
         Length in cells, averaged over both axes (linear interpolation between lags); infinite when the
-        autocorrelation stays above 1/e over a third of the grid.
+        autocorrelation stays above 1/e over a third of the grid, or the field is constant.
     """
     valid = np.isfinite(mean)
     values = np.where(valid, mean - np.nanmean(mean), 0.0)
-    lengths = []
-    for axis in (0, 1):
-        previous = 1.0
-        found = math.inf
-        variance = float((values**2).sum() / valid.sum())
-        for lag in range(1, max(2, mean.shape[axis] // 3)):
-            a = [slice(None)] * 2
-            b = [slice(None)] * 2
-            a[axis], b[axis] = slice(lag, None), slice(None, -lag)
-            pairs = valid[tuple(a)] & valid[tuple(b)]
-            if not pairs.any():
-                break
-            now = float((values[tuple(a)] * values[tuple(b)]).sum() / pairs.sum() / variance)
-            if now < 1 / math.e:
-                found = lag - 1 + (previous - 1 / math.e) / (previous - now)
-                break
-            previous = now
-        lengths.append(found)
-    return float(np.mean(lengths))
+    if not values.any():
+        return math.inf
+    return float(np.mean([_decay_length(values, valid), _decay_length(values.T, valid.T)]))
+
+
+def _decay_length(values: np.ndarray, valid: np.ndarray) -> float:
+    """Lag in rows at which the autocorrelation of values about 0 falls to 1/e; products are summed by FFT."""
+    lags = max(2, len(values) // 3)
+    size = fft.next_fast_len(len(values) + lags, real=True)
+
+    def products(of: np.ndarray) -> np.ndarray:
+        spectrum = fft.rfft(of.astype(np.float64), size, axis=0)
+        return fft.irfft((np.abs(spectrum) ** 2).sum(axis=1), size)[:lags]
+
+    pairs = np.rint(products(valid))
+    covariance = np.divide(products(values), pairs, out=np.zeros(lags), where=pairs > 0)
+    correlation = covariance / covariance[0]
+    low = np.flatnonzero((correlation < 1 / math.e) & (pairs > 0))
+    reached = np.flatnonzero(pairs == 0)
+    if not len(low) or (len(reached) and reached[0] < low[0]):
+        return math.inf
+    lag = low[0]
+    return float(lag - 1 + (correlation[lag - 1] - 1 / math.e) / (correlation[lag - 1] - correlation[lag]))
 
 
 def save_statistics(path: str | Path, statistics: list[LayerStatistics]) -> None:
