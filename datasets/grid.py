@@ -27,6 +27,7 @@ from datasets.statistics import (
     mean_coverage,
 )
 from datasets.tiles import TileIndex, index_tiles
+from datasets.validity import listed
 
 logger = logging.getLogger(__name__)
 
@@ -229,24 +230,31 @@ def open_survey(
         ValueError: for anything in the data or the numbers that cannot be trained on, by name.
         FileNotFoundError: for files that are not there.
     """
-    bands, summaries, notes = _open_bands(
-        _choose_layers(data_dir, layers_table, dropped_bands), reproject=reproject, aoi=aoi
-    )
-    _check_numbers(masked_bands, len(bands), "--masked_bands")
+    # What the headers alone can refuse is refused before a pixel is read.
+    layers = _choose_layers(data_dir, layers_table, dropped_bands)
+    _check_numbers(masked_bands, len(layers), "--masked_bands")
+    if len(set(masked_bands)) == len(layers):
+        raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")
+    target = layer_crs(layers[0]) if reproject else None
+    bands = [open_band(layer, reproject_to=target) for layer in layers]
     reference = reference_grid(bands, extent=extent)
-    stack = Stack(bands, reference, hidden=masked_bands)
-    if _fits_memory(stack, cache, local_ranks):
-        stack.load()
+    groups = channel_groups(bands, grouped_bands=grouped_bands, one_group=one_group)
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * max(scales)
     height = _tile_edge(input_size, base, reference.resolution_y)
     width = _tile_edge(input_size, base, reference.resolution_x)
     step = _origin_step(base, reference)
+    kept_scales, scored, scale_notes = score_scales(bands, scales=scales, base_resolution=base, hidden=masked_bands)
+
+    bands, summaries, notes = _scan_bands(bands, aoi=aoi)
+    stack = Stack(bands, reference, hidden=masked_bands)
+    if _fits_memory(stack, cache, local_ranks):
+        stack.load()
     maps, cell = [], step
     for channel in range(len(stack)):
         cell_map, cell = map_cells(stack, channel, step=step)
         maps.append(cell_map)
     tiles = index_tiles(
-        mean_coverage(maps, cell),
+        mean_coverage([m for channel, m in enumerate(maps) if channel not in stack.hidden], cell),
         (reference.rows, reference.cols),
         height=height,
         width=width,
@@ -255,27 +263,21 @@ def open_survey(
         min_valid=min_valid,
         val_fraction=val_fraction,
         val_block=val_block,
-        buffer=round(val_buffer * height / input_size),
+        buffer=round(val_buffer * max(height, width) / input_size),
         seed=seed,
     )
-    kept_scales, scored, scale_notes = score_scales(bands, scales=scales, base_resolution=base)
-    visible = [c for c in range(len(stack)) if c not in stack.hidden]
-    statistics = tuple(_statistics(stack, channel, tiles) for channel in range(len(stack)))
-    lengths = tuple(_correlation_cells(m.mean, cell * input_size / height) for m in maps)
-    if not visible:
-        raise ValueError("--masked_bands hides every layer; leave at least one")
     return Survey(
         stack=stack,
         summaries=summaries,
-        statistics=statistics,
-        groups=channel_groups(bands, grouped_bands=grouped_bands, one_group=one_group),
+        statistics=tuple(_statistics(stack, channel, tiles) for channel in range(len(stack))),
+        groups=groups,
         base_resolution=float(base),
         input_size=input_size,
         scales=kept_scales,
         scored=scored,
         tiles=tiles,
         blocks=make_blocks(stack, tile_rows=height, tile_cols=width, step=step),
-        correlation_cells=lengths,
+        correlation_cells=tuple(_correlation_cells(m.mean, cell * input_size / height) for m in maps),
         warnings=tuple(notes + scale_notes + _geographic_note(reference)),
     )
 
@@ -297,12 +299,11 @@ def _check_numbers(numbers: Sequence[int], count: int, flag: str) -> None:
         raise ValueError(f"{flag} names layer {wrong[0]}, expected 0..{count - 1} (there are {count} layers)")
 
 
-def _open_bands(
-    layers: Sequence[Layer], *, reproject: bool, aoi: str | None
+def _scan_bands(
+    bands: Sequence[RasterBand], *, aoi: str | None
 ) -> tuple[list[RasterBand], tuple[BandSummary, ...], list[str]]:
-    """Opens and scans every layer; dummies that scanning recognised become invalid, and are named in the notes."""
-    target = layer_crs(layers[0]) if reproject else None
-    bands = [open_band(layer, reproject_to=target) for layer in layers]
+    """Scans every layer; dummies that scanning recognises become invalid, and are named in the notes."""
+    bands = list(bands)
     if aoi is not None:
         polygons = load_aoi(aoi, bands[0].grid.crs)
         bands = [replace(band, aoi=polygons) for band in bands]
@@ -311,6 +312,10 @@ def _open_bands(
         summary = scan(band)
         if summary.dummies:
             bands[number] = with_dummies(band, summary.dummies)
+            notes.append(
+                f"layer '{band.layer.name}': {listed(summary.dummies)} is not declared as nodata but stands far from "
+                "all other values: taken for no-data; set nodata in layers.csv, or in the file, to settle it"
+            )
         notes += [f"layer '{band.layer.name}': {text}" for text in (*band.notes, *summary.suspicious)]
         summaries.append(summary)
     return bands, tuple(summaries), notes
@@ -341,7 +346,7 @@ def _origin_step(base: float, reference: Grid) -> int:
 
 
 def score_scales(
-    bands: Sequence[RasterBand], *, scales: Sequence[int], base_resolution: float
+    bands: Sequence[RasterBand], *, scales: Sequence[int], base_resolution: float, hidden: Sequence[int] = ()
 ) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]], list[str]]:
     """Decides which layer is scored at which scale: none at a scale finer than its own pixels.
 
@@ -349,6 +354,7 @@ def score_scales(
         bands: the layers.
         scales: scales asked for.
         base_resolution: edge of a base-scale pixel, CRS units.
+        hidden: channels that are shown as no-data: there is nothing to score them on.
 
     Returns:
         The scales at which some layer is scored, the channels scored at each, and notes for the user.
@@ -356,23 +362,24 @@ def score_scales(
     Raises:
         ValueError: if no layer can be scored at the base scale.
     """
-    scored = {}
-    for scale in sorted(scales):
-        pixel = base_resolution / scale * (1 + 1e-6)
-        scored[scale] = tuple(
-            c for c, band in enumerate(bands) if max(band.grid.resolution_x, band.grid.resolution_y) <= pixel
-        )
+    pixels = {
+        c: max(band.grid.resolution_x, band.grid.resolution_y) for c, band in enumerate(bands) if c not in set(hidden)
+    }
+    scored = {
+        scale: tuple(c for c, pixel in pixels.items() if pixel <= base_resolution / scale * (1 + 1e-6))
+        for scale in sorted(scales)
+    }
     if not scored[1]:
-        finest = min(max(b.grid.resolution_x, b.grid.resolution_y) for b in bands)
+        finest = min(pixels.values())
         raise ValueError(
             f"--base_resolution {base_resolution:g} is finer than every layer (the finest has pixels of {finest:g}); "
             f"choose at least {finest:g}"
         )
     notes = [
-        f"layer '{band.layer.name}' has pixels of {pixel:g}, coarser than the base pixel of {base_resolution:g}: the "
-        f"model sees it but is not scored on it; a --base_resolution of {pixel:g} would score it"
-        for c, band in enumerate(bands)
-        if c not in scored[1] and (pixel := max(band.grid.resolution_x, band.grid.resolution_y))
+        f"layer '{bands[c].layer.name}' has pixels of {pixel:g}, coarser than the base pixel of {base_resolution:g}: "
+        f"the model sees it but is not scored on it; a --base_resolution of {pixel:g} would score it"
+        for c, pixel in pixels.items()
+        if c not in scored[1]
     ]
     empty = [scale for scale in scored if not scored[scale]]
     notes += [f"no layer is as fine as scale {scale} ({base_resolution / scale:g}): it is left out" for scale in empty]
@@ -434,16 +441,16 @@ def smooth_layers(survey: Survey, patch_size: int) -> list[str]:
         One sentence for each layer whose autocorrelation length is at least a patch.
     """
     return [
-        f"layer '{layer.name}': its autocorrelation length is {_length_text(length)} base pixels, and a patch has only "
-        f"{patch_size}: interpolation will be hard to beat; a larger --base_resolution or --patch_size asks for more "
-        "than smoothness"
+        f"layer '{layer.name}' is smooth: its autocorrelation length, {_length_text(length)}, is not below a patch's "
+        f"{patch_size} base pixels, so interpolation will be hard to beat; a larger --base_resolution or --patch_size "
+        "asks for more than smoothness"
         for layer, length in zip(survey.layers, survey.correlation_cells, strict=True)
         if length >= patch_size
     ]
 
 
 def _length_text(length: float) -> str:
-    return f"{length:.1f}" if np.isfinite(length) else "longer than a third of the survey, beyond any number of"
+    return f"{length:.1f} base pixels" if np.isfinite(length) else "over a third of the survey"
 
 
 def _statistics(stack: Stack, channel: int, tiles: TileIndex) -> LayerStatistics:
