@@ -27,16 +27,21 @@ find_interpreter() {
 }
 
 make_environment() {
-    local constraints="$1" folder="$2" base wanted
+    local constraints="$1" folder="$2" base version wanted installed
     base="$(find_interpreter)"
-    wanted="$(cat "$project"/requirements.txt "$project"/requirements-dev.txt "$constraints" | cksum) $("$base" -VV)"
+    version="$("$base" -VV)"
+    wanted="$version, $(cat "$project"/requirements.txt "$project"/requirements-dev.txt "$constraints" | cksum)"
+    installed="$(cat "$folder/installed.txt" 2>/dev/null || true)"
     PYTHON="$folder/bin/python"
-    if [ -x "$PYTHON" ] && [ "$(cat "$folder/installed.txt" 2>/dev/null)" = "$wanted" ]; then
+    if [ -x "$PYTHON" ] && [ "$installed" = "$wanted" ]; then
         return
     fi
     echo "Making the environment $folder (once; torch is a large download)" >&2
-    "$base" -m venv --clear "$folder" ||
-        fail "Python cannot make environments here; on Debian and Ubuntu: apt install python3-venv"
+    if [ ! -x "$PYTHON" ] || [ "${installed%, *}" != "$version" ]; then
+        "$base" -m venv --clear "$folder" ||
+            fail "Python cannot make environments here; on Debian and Ubuntu: apt install python3-venv"
+    fi
+    printf '%s, unfinished\n' "$version" >"$folder/installed.txt"
     "$PYTHON" -m pip install --disable-pip-version-check \
         -r "$project/requirements.txt" -r "$project/requirements-dev.txt" -c "$constraints" >&2 ||
         fail "The packages could not be installed (see above); run this again once the cause is mended." \
