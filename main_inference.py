@@ -424,12 +424,27 @@ OUTPUTS = {
 }
 
 
+def spread_tiles(survey: ReopenedSurvey, engine: Engine, most: int) -> np.ndarray:
+    """(n, 2) origins of some tiles, spread over the survey in no regular order."""
+    rows, cols = engine.lattice(ground_of(survey))
+    numbers = np.random.default_rng(most).permutation(len(rows) * len(cols))[:most]
+    return np.stack([rows[numbers // len(cols)], cols[numbers % len(cols)]], axis=1)
+
+
+def reader(survey: ReopenedSurvey, engine: Engine) -> SampleOf:
+    """Reads single tiles, wherever they lie."""
+    size = engine.model.img_size
+
+    def sample(origins: np.ndarray) -> Any:
+        top, left = (int(x) for x in origins[0])
+        return survey.read(top, left, top + size, left + size).sample(origins, engine.device)
+
+    return sample
+
+
 @torch.inference_mode()
 def measure_errors(survey: ReopenedSurvey, engine: Engine, views: Views, finest: dict[int, int]) -> dict[int, float]:
     """Errors of hidden pixels, by channel in model units, on tiles spread over the survey."""
-    rows, cols = survey.shape
-    tiles = engine.tiles_of(Unit(0, 0, 0, 0, rows, cols), ground_of(survey))
-    tiles = tiles[np.linspace(0, len(tiles) - 1, min(ERROR_TILES, len(tiles))).round().astype(int)]
     wanted: dict[int, list[int]] = {}
     for c, s in finest.items():
         wanted.setdefault(s, []).append(c)
