@@ -36,6 +36,8 @@ SPLINE_POINTS = 1500
 """Points of the rim that the spline goes through, at most: the nearest to the hole."""
 TRIES = 4000
 
+Hole = tuple[slice, slice]
+
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
@@ -51,7 +53,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: np.random.Generator) -> list[slice]:
+def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: np.random.Generator) -> list[Hole]:
     """Chooses squares of valid pixels, apart from each other and from pixels already taken.
 
     Args:
@@ -77,7 +79,7 @@ def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: 
     return holes
 
 
-def baselines(values: np.ndarray, hole: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
+def baselines(values: np.ndarray, hole: Hole) -> tuple[np.ndarray, np.ndarray]:
     """A hole filled linearly and by a thin-plate spline from the valid pixels around it."""
     around = tuple(slice(max(0, side.start - RIM), side.stop + RIM) for side in hole)
     window = values[around]
@@ -93,7 +95,7 @@ def baselines(values: np.ndarray, hole: tuple[slice, slice]) -> tuple[np.ndarray
     return linear.reshape(shape), spline.reshape(shape)
 
 
-def write_punched(layer: Layer, folder: Path, holes: Sequence[tuple[slice, slice]]) -> Layer:
+def write_punched(layer: Layer, folder: Path, holes: Sequence[Hole]) -> Layer:
     """Copies a layer's valid pixels to a file with the holes as nodata."""
     band = open_band(layer)
     values = band.read(0, 0, band.grid.rows, band.grid.cols)
@@ -145,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(layer: Layer, folder: Path, holes: Sequence[tuple[slice, slice]]) -> str:
+def measure(layer: Layer, folder: Path, holes: Sequence[Hole]) -> str:
     """One row of the table: root mean square errors, and the share of errors within the uncertainty."""
     band = open_band(layer)
     truth = band.read(0, 0, band.grid.rows, band.grid.cols)
