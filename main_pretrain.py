@@ -268,7 +268,8 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
     aside = files.open(resume_step=None if state is None or elsewhere else place.step)
     if aside is not None:
-        logger.warning("%s held an earlier run: it is now in %s", files.output_dir, aside)
+        what = "an earlier run" if state is None or elsewhere else "newer checkpoints"
+        logger.warning("%s held %s: now in %s", files.output_dir, what, aside)
     if run.ranks.is_main:
         write_layers_table(files.output_dir / "layers.csv", run.survey.layers)
         save_statistics(files.output_dir / "statistics.json", list(run.survey.statistics))
