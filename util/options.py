@@ -251,9 +251,7 @@ def check_sizes(*, input_size: int, patch_size: int, scales: Sequence[int]) -> N
     """
     if input_size % patch_size:
         below = input_size // patch_size * patch_size
-        raise ValueError(
-            f"--input_size {input_size} is not a multiple of --patch_size {patch_size}; "
-            f"{below or patch_size} or {below + patch_size} would be"
-        )
+        fits = f"{below} or {below + patch_size}" if below else str(patch_size)
+        raise ValueError(f"--input_size {input_size} is not a multiple of --patch_size {patch_size}; {fits} would be")
     if 1 not in scales or len(set(scales)) != len(scales):
         raise ValueError(f"--scales {' '.join(map(str, scales))}: expected distinct whole numbers with 1 among them")
