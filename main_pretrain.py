@@ -134,9 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(error: Exception, ranks: dist.Ranks, *, status: int) -> int:
-    """Says once, from the main process, why the run ends."""
-    if ranks.is_main or isinstance(error, dist.PeerLost):
+    """Says why the run ends: once, from the main process, what all have met; else from each process its own."""
+    if ranks.is_main:
         print(f"main_pretrain: error: {error}", file=sys.stderr)
+    elif not dist.is_shared(error):
+        print(f"main_pretrain: error in process {ranks.rank} of {ranks.world_size}: {error}", file=sys.stderr)
     dist.shutdown()
     return status
 
@@ -152,7 +154,9 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     """
     amp_dtype, needs_scaler = amp_policy(device, args.amp)
     output_dir = Path(args.output_dir)
-    dist.on_main(lambda: check_writable(output_dir))
+    dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
+    if args.log_dir:
+        dist.on_main(lambda: check_writable(Path(args.log_dir), flag="--log_dir"))
     environment = describe_environment(device) | {
         "processes": ranks.world_size,
         "precision": str(amp_dtype or "fp32"),
@@ -493,11 +497,13 @@ def refuse_non_finite(window: WindowOfSteps, seen_tiles: Sequence[list[np.ndarra
     tiles = [tile for part in dist.gather_objects(here) for tile in part]
     step = run.place.step - len(seen_tiles) + window.first_bad
     edge = f"{run.survey.tiles.height} x {run.survey.tiles.width}"
-    raise RunFailed(
+    error = RunFailed(
         f"loss not finite at step {step} (epoch {run.place.epoch}); the weights were left as they were, and the last "
         f"checkpoint in {run.files.output_dir} is good. Tiles of that step, as (row, col) of {edge} reference pixels: "
-        f"{tiles or 'unknown (the gradient overflowed)'}. Look at the layers there, or lower --lr, then --resume auto"
+        f"{tiles or 'unknown (the gradient overflowed)'}. Mend the layers there or lower --lr, and start afresh: "
+        "--resume auto repeats the same steps"
     )
+    raise dist.mark_shared(error)
 
 
 def save(run: Run, *, keep: bool) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +85,21 @@ class Started:
         arguments: its command line.
         message_file: gets its standard error.
         before: called in the process before training, for limits and sabotage; must be importable.
+        variables: of its environment.
     """
 
     def __init__(
-        self, arguments: Sequence[str], message_file: Path, *, before: Callable[[], None] | None = None
+        self,
+        arguments: Sequence[str],
+        message_file: Path,
+        *,
+        before: Callable[[], None] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self._message_file = message_file
         context = multiprocessing.get_context("forkserver")
         self.process = context.Process(
-            target=_train_and_exit, args=(list(arguments), str(message_file), before), daemon=True
+            target=_train_and_exit, args=(list(arguments), str(message_file), before, variables or {}), daemon=True
         )
         self.process.start()
 
@@ -119,10 +125,12 @@ class Started:
             time.sleep(0.002)
 
 
-def _train_and_exit(arguments: list[str], message_file: str, before: Callable[[], None] | None) -> None:
+def _train_and_exit(
+    arguments: list[str], message_file: str, before: Callable[[], None] | None, variables: Mapping[str, str]
+) -> None:
     for name in TORCHRUN_VARIABLES:
         os.environ.pop(name, None)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ.update({"GLOO_SOCKET_IFNAME": "lo", **variables})
     torch.set_num_threads(1)
     sys.stderr = open(message_file, "w", encoding="utf-8", buffering=1)  # noqa: SIM115 - open until the process ends
     os.dup2(sys.stderr.fileno(), 2)
@@ -137,14 +145,21 @@ def run_ranks(
     *,
     world_size: int = 2,
     limit_s: float = 120.0,
-    before: Sequence[Callable[[], None] | None] = (None, None),
+    before: Sequence[Callable[[], None] | None] = (),
+    variables: Mapping[str, str] | None = None,
 ) -> list[tuple[int, str]]:
     """Runs the processes of one run; returns exit status and standard error of each, in order of rank."""
     meeting = folder / f"meet-{uuid.uuid4().hex}"
     together = ["--world_size", str(world_size), "--dist_url", f"file://{meeting}"]
+    actions = [*before, *[None] * (world_size - len(before))]
     processes = [
-        Started([*arguments, *together, "--local_rank", str(rank)], folder / f"rank-{rank}.err", before=before[rank])
-        for rank in range(world_size)
+        Started(
+            [*arguments, *together, "--local_rank", str(rank)],
+            folder / f"rank-{rank}.err",
+            before=action,
+            variables=variables,
+        )
+        for rank, action in enumerate(actions)
     ]
     return [process.wait(limit_s) for process in processes]
 

@@ -70,8 +70,8 @@ class Clock:
         return result
 
 
-def check_writable(folder: Path) -> None:
-    """Refuses an output directory that cannot be written, before anything is computed.
+def check_writable(folder: Path, *, flag: str) -> None:
+    """Refuses a directory that cannot be written, by the flag that names it, before anything is computed.
 
     Raises:
         ValueError: naming the directory and why.
@@ -82,7 +82,7 @@ def check_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"--output_dir {folder}: not writable ({error.strerror}); choose another directory") from error
+        raise ValueError(f"{flag} {folder}: not writable ({error.strerror}); choose another directory") from error
 
 
 class RunFiles:
