@@ -152,6 +152,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     Raises:
         ValueError, OSError: bad input.
     """
+    if not args.base_loss_weight + args.scale_loss_weight:
+        raise ValueError("--base_loss_weight 0 and --scale_loss_weight 0 leave nothing to learn; raise one of them")
     amp_dtype, needs_scaler = amp_policy(device, args.amp)
     output_dir = Path(args.output_dir)
     dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
@@ -368,7 +370,8 @@ def train(run: Run, stop: Stop) -> None:
             logger.warning("stopped by signal %s after epoch %d; continue with --resume auto", stop.signal, epoch)
             return
     logger.info("checkpoint   %s", files.output_dir / ckpt.LAST)
-    logger.info("picture      %s", files.output_dir / LAST_PICTURE)
+    if (files.output_dir / LAST_PICTURE).exists():
+        logger.info("picture      %s", files.output_dir / LAST_PICTURE)
     logger.info("tensorboard  tensorboard --logdir %s", files.log_dir)
 
 
