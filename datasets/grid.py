@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class Survey:
             lines.append(
                 f"layer {channel} {band.layer.name}: {band.grid.cols} x {band.grid.rows} pixels of "
                 f"{band.grid.resolution_x:g}, {100 * summary.valid_fraction:.0f} % valid, {summary.minimum:.6g} to "
-                f"{summary.maximum:.6g} {band.layer.units}, scored at {scored}"
+                f"{summary.maximum:.6g}{' ' * bool(band.layer.units)}{band.layer.units}, scored at {scored}"
             )
         ground = self.base_resolution * self.input_size
         lines.append(
@@ -92,15 +93,19 @@ class Survey:
         return lines
 
     def pyramid(self, source: Survey | None = None) -> Pyramid:
-        """The on-device pooling with this survey's statistics, for its own tiles or those of another survey."""
+        """The on-device pooling with this survey's statistics, for its own tiles or those of another survey.
+
+        A layer that is coarser in the other survey is not scored there at scales finer than its pixels.
+        """
+        source = source or self
         return Pyramid(
-            blocks=(source or self).blocks,
+            blocks=source.blocks,
             channels=len(self.stack),
-            tile_rows=(source or self).tiles.height,
-            tile_cols=(source or self).tiles.width,
+            tile_rows=source.tiles.height,
+            tile_cols=source.tiles.width,
             input_size=self.input_size,
             scales=self.scales,
-            scored=self.scored,
+            scored={s: sorted({*self.scored[s]} & {*source.scored.get(s, ())}) for s in self.scales},
             location=[item.location for item in self.statistics],
             spread=[item.spread for item in self.statistics],
         )
@@ -280,6 +285,29 @@ def open_survey(
         correlation_cells=tuple(_correlation_cells(m.mean, cell * input_size / height) for m in maps),
         warnings=tuple(notes + scale_notes + _geographic_note(reference)),
     )
+
+
+def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -> Survey:
+    """Opens another survey of the same layers, all of whose tiles are for scoring.
+
+    Args:
+        survey: the survey that is trained on.
+        table: CSV that names the other survey's layers.
+        chosen: arguments of `open_survey` that the first one was opened with.
+
+    Raises:
+        ValueError: if its layers are not those that are trained on, or it cannot be used.
+        FileNotFoundError: for files that are not there.
+    """
+    replaced = {"data_dir": None, "layers_table": table, "base_resolution": survey.base_resolution}
+    other = open_survey(**{**chosen, **replaced, "val_fraction": 0.0, "tile_overlap": 0.5})
+    names, expected = [layer.name for layer in other.layers], [layer.name for layer in survey.layers]
+    if names != expected:
+        raise ValueError(
+            f"--test_path {table}: layers {', '.join(names)}; expected {', '.join(expected)} as in training; name and "
+            "order them in the table like those"
+        )
+    return other
 
 
 def _choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands: Sequence[int]) -> list[Layer]:

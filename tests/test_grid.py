@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rasterio.warp import transform
 
 from datasets import grid
-from datasets.grid import TileReader, open_survey, smooth_layers
+from datasets.grid import TileReader, open_survey, open_test_survey, smooth_layers
 from tests.rasters import ramp, write_grid
 from util.options import add_data_options, add_model_options, survey_options
 
@@ -415,6 +415,35 @@ class TestSurvey:
         expected = (field(40, seed=5)[8:12, 8:12].mean() - location) / spread
         assert sample.imgs[0, 0, 0, 0] == pytest.approx(expected, abs=1e-5)
         assert not sample.valid_up[1][0, 1].any()
+
+
+class TestTestSurvey:
+    CHOSEN = SMALL | {"val_fraction": 0.2, "val_buffer": 0, "input_size": 2}
+
+    def opened(self, tmp_path, text, **layers):
+        """A training survey of a (100 m) and b (200 m), and another one of the given layers and table."""
+        coarse = (field(20, seed=1), {"resolution": 200.0})
+        survey = open_survey(data_dir=make(tmp_path / "train", a=field(40), b=coarse), **self.CHOSEN)
+        make(tmp_path / "test", **layers)
+        (tmp_path / "test" / "layers.csv").write_text(text)
+        return survey, open_test_survey(survey, str(tmp_path / "test" / "layers.csv"), chosen=self.CHOSEN)
+
+    def test_all_of_its_ground_is_scored_at_the_base_resolution_of_training(self, tmp_path):
+        layers = {"x": field(80, seed=5), "y": field(80, seed=6)}
+        survey, other = self.opened(tmp_path, "path,name\nx.tif,a\ny.tif,b\n", **layers)
+        assert other.base_resolution == survey.base_resolution == 400.0
+        assert not other.tiles.held_out.chosen.any()
+        assert len(other.tiles.train) == 19 * 19  # tiles of 8 pixels every 4 of 80
+
+    def test_a_layer_that_is_coarser_there_is_not_scored_finer_than_its_pixels(self, tmp_path):
+        coarse = (field(20, seed=5), {"resolution": 200.0})
+        survey, other = self.opened(tmp_path, "path\na.tif\nb.tif\n", a=coarse, b=coarse)
+        sample = survey.pyramid(other)(*TileReader(other.stack, other.blocks).read(other.tiles.train).parts)
+        assert survey.scored[4] == (0,) and sample.valid_up[0].all() and not sample.valid_up[1].any()
+
+    def test_other_layers_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"--test_path .*layers\.csv: layers b, a; expected a, b as in training"):
+            self.opened(tmp_path, "path\nb.tif\na.tif\n", a=field(40), b=field(40))
 
 
 class TestTiles:
