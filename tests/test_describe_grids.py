@@ -203,6 +203,7 @@ def test_bad_input_is_refused_with_status_2_and_one_message(arguments, pattern, 
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "data"
     folder.mkdir()
+    status: int | str | None
     try:
         status = describe_grids.main(arguments(folder))
     except SystemExit as stop:  # how argparse refuses

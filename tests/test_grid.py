@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import logging
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -18,7 +19,7 @@ from datasets.grid import TileReader, open_survey, open_test_survey, smooth_laye
 from tests.rasters import ramp, write_grid
 from util.options import add_data_options, add_model_options, survey_options
 
-SMALL = {"input_size": 4, "scales": (1, 2, 4), "val_fraction": 0.0}
+SMALL: dict[str, Any] = {"input_size": 4, "scales": (1, 2, 4), "val_fraction": 0.0}
 """Tiles of 4 x 4 base pixels of 4 reference pixels each."""
 
 
@@ -182,9 +183,11 @@ class TestBands:
             survey(folder, dropped_bands=[1], masked_bands=[2])
 
     def test_both_or_neither_of_directory_and_table(self, tmp_path):
-        for options in ({}, {"data_dir": "a", "layers_table": "b"}):
+        neither: dict[str, str] = {}
+        both = {"data_dir": "a", "layers_table": "b"}
+        for options in (neither, both):
             with pytest.raises(ValueError, match="give one of --data_dir .* and --train_path"):
-                open_survey(**options, **SMALL)
+                open_survey(**(SMALL | options))
 
 
 class TestReading:

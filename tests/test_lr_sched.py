@@ -1,10 +1,12 @@
 """The learning rate as a function of the step."""
 
+from typing import Any
+
 import pytest
 
 from util.lr_sched import Schedule, learning_rate
 
-RUN = {"peak": 1e-3, "floor": 1e-5, "warmup_steps": 10, "total_steps": 110}
+RUN: dict[str, Any] = {"peak": 1e-3, "floor": 1e-5, "warmup_steps": 10, "total_steps": 110}
 
 
 @pytest.mark.parametrize(

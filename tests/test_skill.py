@@ -1,6 +1,7 @@
 """Skill against the layer mean and interpolation: on planes, written-out errors, and predictors with a known skill."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,7 +200,7 @@ class HeldOutGround:
         )
 
     def evaluator(self, *, batches=((0, 1, 2), (3, 4, 5), (6, 7)), **options):
-        arguments = {
+        arguments: dict[str, Any] = {
             "fetch": self.fetch,
             "batches": [np.array(batch) for batch in batches],
             "scales": self.scales,
@@ -298,14 +299,18 @@ class TestEvaluator:
     def test_ranks_add_up(self):
         """What is summed over ranks is additive: one evaluator with everything equals two with a part each."""
         ground = HeldOutGround()
-        parts = []
-        for batches in ([[0, 1, 2]], [[3, 4], [5, 6, 7]], []):
-            seen = []
-            evaluator = ground.evaluator(batches=batches, sum_over_ranks=lambda x, seen=seen: seen.append(x) or x)
-            ground.score(layer_mean, evaluator)
-            parts.append(seen)
-        whole = []
-        ground.score(layer_mean, ground.evaluator(sum_over_ranks=lambda x: whole.append(x) or x))
+
+        def summed(batches):
+            seen: list[torch.Tensor] = []
+
+            def sum_over_ranks(tensor):
+                seen.append(tensor)
+                return tensor
+
+            ground.score(layer_mean, ground.evaluator(batches=batches, sum_over_ranks=sum_over_ranks))
+            return seen
+
+        whole, *parts = (summed(batches) for batches in ([range(8)], [[0, 1, 2]], [[3, 4], [5, 6, 7]], []))
         assert len(whole) == len(parts[0]) == len(parts[2]) == 4
         for total, *each in zip(whole, *parts, strict=True):
             torch.testing.assert_close(sum(each), total)

@@ -1,6 +1,8 @@
 """Layers of different resolution over one reference grid: placement, extents, windows."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -284,8 +286,6 @@ class TestBlocks:
                 assert phase == pytest.approx(0, abs=2e-6)
 
 
-class fake_stack:
+def fake_stack(*placements: Placement) -> Any:
     """Only what `make_blocks` looks at."""
-
-    def __init__(self, *placements):
-        self.placements = placements
+    return SimpleNamespace(placements=placements)

@@ -42,7 +42,7 @@ def stack_of(folder, *arrays, extent="union", normalize="standard", **options):
 class TestOverlapMatrix:
     def test_written_out(self):
         matrix = overlap_matrix(np.array([-0.5, 0.5, 2.0, 3.75]), 3).toarray()
-        np.testing.assert_allclose(matrix, [[0.5, 0, 0], [0.5, 1, 0], [0, 0, 1]])
+        np.testing.assert_allclose(matrix, np.array([[0.5, 0, 0], [0.5, 1, 0], [0, 0, 1]]))
 
     @settings(deadline=None)
     @given(
@@ -74,8 +74,8 @@ class TestMapCells:
         """Cells of 2 x 2 pixels; the last column of cells is one pixel wide."""
         cells, cell = map_cells(stack_of(tmp_path, self.VALUES), 0, step=2)
         assert cell == 2
-        np.testing.assert_allclose(cells.fraction, [[1, 0.25, 1], [0.75, 1, 1]])
-        np.testing.assert_allclose(cells.mean, [[3, 3, 6], [4 / 3, 8, 1]], rtol=1e-6)
+        np.testing.assert_allclose(cells.fraction, np.array([[1, 0.25, 1], [0.75, 1, 1]]))
+        np.testing.assert_allclose(cells.mean, np.array([[3, 3, 6], [4 / 3, 8, 1]]), rtol=1e-6)
         assert cells.fraction.dtype == cells.mean.dtype == np.float32
 
     def test_an_empty_cell_has_no_mean(self, tmp_path):
