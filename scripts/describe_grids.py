@@ -132,17 +132,16 @@ def as_text(facts: dict[str, Any]) -> str:
     for number, layer in enumerate(facts["layers"]):
         resolution = " x ".join(f"{r:g}" for r in layer["resolution"])
         scored = " ".join(f"{scale}x" for scale in facts["scored"][layer["name"]]) or "no scale"
-        length = layer["correlation_length"]
+        length = "unknown" if layer["correlation_length"] is None else format(layer["correlation_length"], ".4g")
         lines += [
             f"layer {number}  {layer['name']}  "
             f"({layer['path']}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
             f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}, {layer['crs'][:70]}",
             f"    {100 * layer['valid_fraction']:.1f} % valid; {layer['nodata_rule']}",
             f"    {layer['min']:.6g} to {layer['max']:.6g}{' ' * bool(layer['units'])}{layer['units']}, mean {layer['mean']:.6g}, "
-            f"spread {layer['std']:.6g}; autocorrelation length {'-' if length is None else format(length, '.4g')}",
+            f"spread {layer['std']:.6g}; autocorrelation length {length}",
             f"    group {layer['group']}, scored at {scored}",
         ]
-        lines += [f"    look at: {text}" for text in layer["suspicious"]]
     reference, tile, estimate = facts["reference"], facts["tile"], facts["estimate"]
     memory = "held in memory" if estimate["layers_in_memory"] else "read by window"
     lines += [

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -237,6 +238,17 @@ class TestLayerStatistics:
         assert sampled.sampled and not full.sampled
         assert sampled.mean == pytest.approx(full.mean, abs=0.2)
         assert sampled.std == pytest.approx(full.std, rel=0.05)
+
+    def test_memory_does_not_grow_with_the_layer(self, tmp_path, monkeypatch):
+        """A layer of 1.3 MB as float64, read in chunks of 4000 pixels."""
+        monkeypatch.setattr(statistics, "CHUNK_PIXELS", 4000)
+        monkeypatch.setattr(statistics, "QUANTILE_SAMPLE", 1000)
+        stack = stack_of(tmp_path, np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32))
+        tracemalloc.start()
+        layer_statistics(stack, 0, NOTHING_HELD_OUT)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 300_000
 
     @pytest.mark.parametrize("value", [0.0, 0.1, -1234.567])
     def test_constant_on_training_ground(self, tmp_path, value):
