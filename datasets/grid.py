@@ -18,7 +18,7 @@ import torch
 from datasets.layers import Layer, layers_from_directory, read_layers_table
 from datasets.pyramid import Pyramid
 from datasets.raster import BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band, scan, with_dummies
-from datasets.stack import Block, Stack, make_blocks, reference_grid
+from datasets.stack import ALIKE, Block, Stack, longest_edge, make_blocks, reference_grid
 from datasets.statistics import (
     MAX_CELLS,
     LayerStatistics,
@@ -390,11 +390,9 @@ def score_scales(
     Raises:
         ValueError: if no layer can be scored at the base scale.
     """
-    pixels = {
-        c: max(band.grid.resolution_x, band.grid.resolution_y) for c, band in enumerate(bands) if c not in set(hidden)
-    }
+    pixels = {c: longest_edge(band) for c, band in enumerate(bands) if c not in set(hidden)}
     scored = {
-        scale: tuple(c for c, pixel in pixels.items() if pixel <= base_resolution / scale * (1 + 1e-6))
+        scale: tuple(c for c, pixel in pixels.items() if pixel <= base_resolution / scale * ALIKE)
         for scale in sorted(scales)
     }
     if not scored[1]:
@@ -451,8 +449,12 @@ def channel_groups(
     if one_group:
         return (tuple(range(count)),)
     by_key: dict[tuple[float, str], list[int]] = {}
+    resolutions: list[float] = []
+    for edge in sorted(longest_edge(band) for band in bands):
+        if not resolutions or edge > resolutions[-1] * ALIKE:
+            resolutions.append(edge)
     for channel, band in enumerate(bands):
-        resolution = round(max(band.grid.resolution_x, band.grid.resolution_y), 9)
+        resolution = max(r for r in resolutions if r <= longest_edge(band))
         key = (-1.0, band.layer.group) if band.layer.group else (resolution, "")
         by_key.setdefault(key, []).append(channel)
     return tuple(tuple(by_key[key]) for key in sorted(by_key))

@@ -138,8 +138,8 @@ def as_text(facts: dict[str, Any]) -> str:
             f"({layer['path']}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
             f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}, {layer['crs'][:70]}",
             f"    {100 * layer['valid_fraction']:.1f} % valid; {layer['nodata_rule']}",
-            f"    {layer['min']:.6g} to {layer['max']:.6g}{' ' * bool(layer['units'])}{layer['units']}, mean {layer['mean']:.6g}, "
-            f"spread {layer['std']:.6g}; autocorrelation length {length}",
+            f"    {layer['min']:.6g} to {layer['max']:.6g}{' ' * bool(layer['units'])}{layer['units']}, "
+            f"mean {layer['mean']:.6g}, spread {layer['std']:.6g}; autocorrelation length {length}",
             f"    group {layer['group']}, scored at {scored}",
         ]
     reference, tile, estimate = facts["reference"], facts["tile"], facts["estimate"]

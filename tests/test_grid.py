@@ -16,6 +16,7 @@ from rasterio.warp import transform
 
 from datasets import grid
 from datasets.grid import TileReader, open_survey, open_test_survey, smooth_layers
+from datasets.loader import prefetch
 from tests.rasters import ramp, write_grid
 from util.options import add_data_options, add_model_options, survey_options
 
@@ -83,6 +84,14 @@ class TestGroups:
         table.write_text("path,group\na.tif,\nb.tif,\nc.tif,mine\nd.tif,\n")
         opened = open_survey(layers_table=str(table), **SMALL)
         assert opened.groups == ((2,), (0,), (1, 3))
+
+    def test_resolutions_that_differ_by_rounding_are_one(self, tmp_path):
+        """99.97 m, as warping makes of 100 m: one group, scored alike."""
+        nearly = (field(40, seed=3), {"resolution": 99.97})
+        opened = survey(two_resolutions(tmp_path, d=nearly), extent="intersection")
+        assert opened.base_resolution == 400.0
+        assert opened.groups == ((0, 2, 3), (1,))
+        assert opened.scored == {1: (0, 1, 2, 3), 2: (0, 1, 2, 3), 4: (0, 2, 3)}
 
     @pytest.mark.parametrize(
         "groups, wrong",
@@ -211,6 +220,17 @@ class TestReading:
         np.testing.assert_array_equal(origins, lazy.tiles.epoch(seed=seed, epoch=0))
         for a, b in zip(flat(samples(ram, origins)), flat(samples(lazy, origins)), strict=True):
             assert torch.equal(a, b)
+
+    def test_the_same_tiles_whatever_the_number_of_reading_threads(self, odd_survey):
+        opened = survey(odd_survey, cache="none", base_resolution=400.0)
+        reader, origins = TileReader(opened.stack, opened.blocks), opened.tiles.epoch(seed=0, epoch=0)
+        jobs = [origins[k : k + 3] for k in range(0, len(origins), 3)]
+        alone, *others = (list(prefetch(jobs, reader.read, workers=workers)) for workers in (0, 2, 4))
+        for other in others:
+            for (origin, tiles), (other_origin, other_tiles) in zip(alone, other, strict=True):
+                np.testing.assert_array_equal(origin, other_origin)
+                for a, b in zip(tiles.arrays, other_tiles.arrays, strict=True):
+                    np.testing.assert_array_equal(a.numpy(), b.numpy())
 
     def test_cache_auto_reads_by_window_what_does_not_fit(self, tmp_path, monkeypatch):
         folder = two_resolutions(tmp_path)

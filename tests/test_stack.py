@@ -118,6 +118,16 @@ class TestReferenceGrid:
         assert (grid.resolution_x, grid.resolution_y, grid.rows, grid.cols) == (50.0, 50.0, 8, 8)
         assert numbers(place(thin.grid, grid)) == (5.0, 0.5, 0.0, 0.0)
 
+    def test_of_layers_that_are_alike_the_first_is_the_reference(self, tmp_path):
+        """Another CRS's 100 m may become 99.97 m when warped: that makes no finer grid."""
+        bands = [
+            band(tmp_path / "coarse.tif", rows=2, cols=3, resolution=200.0),
+            band(tmp_path / "given.tif", rows=4, cols=6),
+            band(tmp_path / "warped.tif", rows=4, cols=6, resolution=99.97),
+        ]
+        grid = reference_grid(bands)
+        assert (grid.resolution_x, grid.cols) == (100.0, 6)
+
     def test_south_up_file_lies_where_the_north_up_one_lies(self, tmp_path):
         north = band(tmp_path / "north.tif")
         south = band(tmp_path / "south.tif", south_up=True)
