@@ -196,7 +196,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
             + ", ".join(OUTPUTS)
         )
     output_dir = Path(args.output_dir)
-    dist.on_main(lambda: check_writable(output_dir))
+    dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
     environment = describe_environment(device) | {"processes": ranks.world_size}
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
 

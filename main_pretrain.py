@@ -134,9 +134,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(error: Exception, ranks: dist.Ranks, *, status: int) -> int:
-    """Says once, from the main process, why the run ends."""
-    if ranks.is_main or isinstance(error, dist.PeerLost):
+    """Says why the run ends: once, from the main process, what all have met; else from each process its own."""
+    if ranks.is_main:
         print(f"main_pretrain: error: {error}", file=sys.stderr)
+    elif not dist.is_shared(error):
+        print(f"main_pretrain: error in process {ranks.rank} of {ranks.world_size}: {error}", file=sys.stderr)
     dist.shutdown()
     return status
 
@@ -150,9 +152,13 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     Raises:
         ValueError, OSError: bad input.
     """
+    if not args.base_loss_weight + args.scale_loss_weight:
+        raise ValueError("--base_loss_weight 0 and --scale_loss_weight 0 leave nothing to learn; raise one of them")
     amp_dtype, needs_scaler = amp_policy(device, args.amp)
     output_dir = Path(args.output_dir)
-    dist.on_main(lambda: check_writable(output_dir))
+    dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
+    if args.log_dir:
+        dist.on_main(lambda: check_writable(Path(args.log_dir), flag="--log_dir"))
     environment = describe_environment(device) | {
         "processes": ranks.world_size,
         "precision": str(amp_dtype or "fp32"),
@@ -268,7 +274,8 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
     aside = files.open(resume_step=None if state is None or elsewhere else place.step)
     if aside is not None:
-        logger.warning("%s held an earlier run: it is now in %s", files.output_dir, aside)
+        what = "an earlier run" if state is None or elsewhere else "newer checkpoints"
+        logger.warning("%s held %s: now in %s", files.output_dir, what, aside)
     if run.ranks.is_main:
         write_layers_table(files.output_dir / "layers.csv", run.survey.layers)
         save_statistics(files.output_dir / "statistics.json", list(run.survey.statistics))
@@ -364,7 +371,8 @@ def train(run: Run, stop: Stop) -> None:
             logger.warning("stopped by signal %s after epoch %d; continue with --resume auto", stop.signal, epoch)
             return
     logger.info("checkpoint   %s", files.output_dir / ckpt.LAST)
-    logger.info("picture      %s", files.output_dir / LAST_PICTURE)
+    if (files.output_dir / LAST_PICTURE).exists():
+        logger.info("picture      %s", files.output_dir / LAST_PICTURE)
     logger.info("tensorboard  tensorboard --logdir %s", files.log_dir)
 
 
@@ -493,11 +501,13 @@ def refuse_non_finite(window: WindowOfSteps, seen_tiles: Sequence[list[np.ndarra
     tiles = [tile for part in dist.gather_objects(here) for tile in part]
     step = run.place.step - len(seen_tiles) + window.first_bad
     edge = f"{run.survey.tiles.height} x {run.survey.tiles.width}"
-    raise RunFailed(
+    error = RunFailed(
         f"loss not finite at step {step} (epoch {run.place.epoch}); the weights were left as they were, and the last "
         f"checkpoint in {run.files.output_dir} is good. Tiles of that step, as (row, col) of {edge} reference pixels: "
-        f"{tiles or 'unknown (the gradient overflowed)'}. Look at the layers there, or lower --lr, then --resume auto"
+        f"{tiles or 'unknown (the gradient overflowed)'}. Mend the layers there or lower --lr, and start afresh: "
+        "--resume auto repeats the same steps"
     )
+    raise dist.mark_shared(error)
 
 
 def save(run: Run, *, keep: bool) -> None:

@@ -201,21 +201,21 @@ class Source:
         """
         window = Window(col, row, cols, rows)
         try:
-            dataset = open_dataset(self.layer.path)
-            raw = dataset.read(self.layer.band, window=window)
-            invalid = invalid_pixels(raw, self.nodata)
-            if self.has_mask:
-                masked = dataset.read_masks(self.layer.band, window=window) == 0
-                invalid = masked if invalid is None else invalid | masked
-            if self.alpha:
-                clear = dataset.read(self.alpha, window=window) == 0
-                invalid = clear if invalid is None else invalid | clear
+            with rasterio.Env():  # brings what GDAL remarks to the log
+                dataset = open_dataset(self.layer.path)
+                raw = dataset.read(self.layer.band, window=window)
+                masked = dataset.read_masks(self.layer.band, window=window) == 0 if self.has_mask else None
+                clear = dataset.read(self.alpha, window=window) == 0 if self.alpha else None
         except GDAL_ERRORS as error:
             raise OSError(
                 f"layer '{self.layer.name}' ({self.layer.path}, band {self.layer.band}): rows {row} to "
                 f"{row + rows - 1}, columns {col} to {col + cols - 1} of the file cannot be read "
                 f"({_reason(error)}); it may be damaged or incomplete: restore it from a good copy"
             ) from error
+        invalid = invalid_pixels(raw, self.nodata)
+        for more in (masked, clear):
+            if more is not None:
+                invalid = more if invalid is None else invalid | more
         return raw, invalid
 
     def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
@@ -247,6 +247,7 @@ class RasterBand:
         source: the file's own pixels.
         warped: True if the grid is not the file's own: values are interpolated (bilinear).
         aoi: polygons outside which pixels are invalid.
+        stated: nodata values as the file declares and the layers table gives them, not rounded to the type.
     """
 
     layer: Layer
@@ -260,6 +261,7 @@ class RasterBand:
     source: Source = field(repr=False)
     warped: bool = False
     aoi: Aoi | None = field(default=None, repr=False)
+    stated: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the polygons fit the grid.

@@ -97,7 +97,7 @@ def look_into(path: str) -> Contents:
     Raises:
         rasterio.errors.RasterioIOError: the file cannot be opened.
     """
-    with warnings.catch_warnings():
+    with rasterio.Env(), warnings.catch_warnings():  # the Env brings what GDAL remarks to the log
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as dataset:
             files = frozenset(os.path.realpath(name) for name in dataset.files) - {os.path.realpath(path)}

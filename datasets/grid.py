@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch
 from datasets.layers import Layer, layers_from_directory, read_layers_table
 from datasets.pyramid import Pyramid
 from datasets.raster import BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band, scan, with_dummies
-from datasets.stack import Block, Stack, make_blocks, reference_grid
+from datasets.stack import ALIKE, Block, Stack, longest_edge, make_blocks, reference_grid
 from datasets.statistics import (
     MAX_CELLS,
     LayerStatistics,
@@ -81,7 +81,7 @@ class Survey:
             lines.append(
                 f"layer {channel} {band.layer.name}: {band.grid.cols} x {band.grid.rows} pixels of "
                 f"{band.grid.resolution_x:g}, {100 * summary.valid_fraction:.0f} % valid, {summary.minimum:.6g} to "
-                f"{summary.maximum:.6g} {band.layer.units}, scored at {scored}"
+                f"{summary.maximum:.6g}{' ' * bool(band.layer.units)}{band.layer.units}, scored at {scored}"
             )
         ground = self.base_resolution * self.input_size
         lines.append(
@@ -93,15 +93,19 @@ class Survey:
         return lines
 
     def pyramid(self, source: Survey | None = None) -> Pyramid:
-        """The on-device pooling with this survey's statistics, for its own tiles or those of another survey."""
+        """The on-device pooling with this survey's statistics, for its own tiles or those of another survey.
+
+        A layer that is coarser in the other survey is not scored there at scales finer than its pixels.
+        """
+        source = source or self
         return Pyramid(
-            blocks=(source or self).blocks,
+            blocks=source.blocks,
             channels=len(self.stack),
-            tile_rows=(source or self).tiles.height,
-            tile_cols=(source or self).tiles.width,
+            tile_rows=source.tiles.height,
+            tile_cols=source.tiles.width,
             input_size=self.input_size,
             scales=self.scales,
-            scored=self.scored,
+            scored={s: sorted({*self.scored[s]} & {*source.scored.get(s, ())}) for s in self.scales},
             location=[item.location for item in self.statistics],
             spread=[item.spread for item in self.statistics],
         )
@@ -290,6 +294,29 @@ def open_survey(
     )
 
 
+def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -> Survey:
+    """Opens another survey of the same layers, all of whose tiles are for scoring.
+
+    Args:
+        survey: the survey that is trained on.
+        table: CSV that names the other survey's layers.
+        chosen: arguments of `open_survey` that the first one was opened with.
+
+    Raises:
+        ValueError: if its layers are not those that are trained on, or it cannot be used.
+        FileNotFoundError: for files that are not there.
+    """
+    replaced = {"data_dir": None, "layers_table": table, "base_resolution": survey.base_resolution}
+    other = open_survey(**{**chosen, **replaced, "val_fraction": 0.0, "tile_overlap": 0.5})
+    names, expected = [layer.name for layer in other.layers], [layer.name for layer in survey.layers]
+    if names != expected:
+        raise ValueError(
+            f"--test_path {table}: layers {', '.join(names)}; expected {', '.join(expected)} as in training; name and "
+            "order them in the table like those"
+        )
+    return other
+
+
 def choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands: Sequence[int]) -> list[Layer]:
     """The layers of a directory or of a table, one of the two, without those dropped by number.
 
@@ -375,11 +402,9 @@ def score_scales(
     Raises:
         ValueError: if no layer can be scored at the base scale.
     """
-    pixels = {
-        c: max(band.grid.resolution_x, band.grid.resolution_y) for c, band in enumerate(bands) if c not in set(hidden)
-    }
+    pixels = {c: longest_edge(band) for c, band in enumerate(bands) if c not in set(hidden)}
     scored = {
-        scale: tuple(c for c, pixel in pixels.items() if pixel <= base_resolution / scale * (1 + 1e-6))
+        scale: tuple(c for c, pixel in pixels.items() if pixel <= base_resolution / scale * ALIKE)
         for scale in sorted(scales)
     }
     if not scored[1]:
@@ -436,8 +461,12 @@ def channel_groups(
     if one_group:
         return (tuple(range(count)),)
     by_key: dict[tuple[float, str], list[int]] = {}
+    resolutions: list[float] = []
+    for edge in sorted(longest_edge(band) for band in bands):
+        if not resolutions or edge > resolutions[-1] * ALIKE:
+            resolutions.append(edge)
     for channel, band in enumerate(bands):
-        resolution = round(max(band.grid.resolution_x, band.grid.resolution_y), 9)
+        resolution = max(r for r in resolutions if r <= longest_edge(band))
         key = (-1.0, band.layer.group) if band.layer.group else (resolution, "")
         by_key.setdefault(key, []).append(channel)
     return tuple(tuple(by_key[key]) for key in sorted(by_key))

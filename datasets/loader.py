@@ -6,7 +6,7 @@ Threads, because slicing and GDAL's decoding release the interpreter lock and no
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 def prefetch(
     jobs: Iterable[Job], fetch: Callable[[Job], Result], *, workers: int, ahead: int = 2
-) -> Iterator[tuple[Job, Result]]:
+) -> Generator[tuple[Job, Result], None, None]:
     """Yields each job with its result, in the order of the jobs.
 
     Args:

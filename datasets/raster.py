@@ -70,12 +70,13 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: Aoi | None 
             do.
     """
     _check_kind(layer)
-    with _opened(layer) as dataset:
+    with rasterio.Env(), _opened(layer) as dataset:  # the Env brings what GDAL remarks to the log
         _check_band(layer, dataset)
         _check_size(layer, dataset)
         _check_classes(layer, dataset)
         crs = _checked_crs(layer, dataset)
-        nodata, rule, notes = _nodata(layer, dataset)
+        stated, rule, notes = _nodata(layer, dataset)
+        nodata = stored_values(stated, dataset.dtypes[layer.band - 1])
         source = _make_source(layer, dataset, crs=crs, nodata=nodata)
         grid = _native_grid(source)
         if grid is None and reproject_to is None:
@@ -106,6 +107,7 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: Aoi | None 
         source=source,
         warped=warped,
         aoi=aoi,
+        stated=tuple(stated),
     )
 
 
@@ -243,8 +245,8 @@ def _checked_crs(layer: Layer, dataset: rasterio.DatasetReader) -> CRS:
     return dataset.crs
 
 
-def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[tuple[float, ...], list[str], list[str]]:
-    """The stored values that mean no data, the same in words, and notes."""
+def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[list[float], list[str], list[str]]:
+    """The values that are stated to mean no data, the same in words, and notes."""
     dtype = dataset.dtypes[layer.band - 1]
     declared = dataset.nodatavals[layer.band - 1]
     values: list[float] = []
@@ -263,7 +265,7 @@ def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[tuple[float,
             )
         values.append(layer.nodata)
         rule.append(f"given {layer.nodata:.9g}")
-    return stored_values(values, dtype), rule, notes
+    return values, rule, notes
 
 
 def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nodata: tuple[float, ...]) -> Source:

@@ -19,6 +19,9 @@ from datasets.raster import Grid, RasterBand, crs_agree
 SNAP = 0.01
 """Misfits below this share of a native pixel, over the whole survey, are rounding of coordinates, not geometry."""
 
+ALIKE = 1.01
+"""Resolutions within this factor count as one: warping makes 99.97 m of 100 m."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -96,8 +99,8 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
         extent: `union` or `intersection`.
 
     Returns:
-        A grid whose pixel edges coincide with those of the finest layer (the first one among equals). The union
-        grows outwards to whole pixels, the intersection shrinks inwards.
+        A grid whose pixel edges coincide with those of the finest layer (the first one among those `ALIKE`). The
+        union grows outwards to whole pixels, the intersection shrinks inwards.
 
     Raises:
         ValueError: if CRS differ, or if the layers share no ground.
@@ -111,7 +114,8 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
                 "one CRS: add --reproject to warp them on the fly, or reproject the file first (gdalwarp -t_srs)"
             )
     _check_overlap(bands)
-    finest = min((band.grid for band in bands), key=lambda grid: max(grid.resolution_x, grid.resolution_y))
+    smallest = min(longest_edge(band) for band in bands)
+    finest = next(band.grid for band in bands if longest_edge(band) <= smallest * ALIKE)
     pick, shrink = (max, min) if extent == "intersection" else (min, max)
     left = pick(band.grid.bounds[0] for band in bands)
     bottom = pick(band.grid.bounds[1] for band in bands)
@@ -136,6 +140,11 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
         rows=row_stop - row_start,
         cols=col_stop - col_start,
     )
+
+
+def longest_edge(band: RasterBand) -> float:
+    """The resolution of a layer as one number: the longer edge of its pixels, CRS units."""
+    return max(band.grid.resolution_x, band.grid.resolution_y)
 
 
 def _edge(position: float, *, up: bool) -> int:

@@ -25,7 +25,7 @@ SAMPLED_PIXELS = 2**27
 MAX_CELLS = 2**24
 """Most cells of the coverage map; beyond, cells grow by whole multiples."""
 
-CHUNK_PIXELS = 2**22
+CHUNK_PIXELS = 2**21
 QUANTILE_SAMPLE = 2**20
 
 
@@ -180,7 +180,7 @@ def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStat
         training = held_out.training_ground(rows, columns) & inside
         chosen = values[training & np.isfinite(values)].astype(np.float64)
         moments.add(chosen)
-        kept.append(chosen[::thin])
+        kept.append(chosen[::thin].copy())  # a view would keep every pixel
     name = band.layer.name
     if not moments.count:
         raise ValueError(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import models_mae_group_channels as models
-from datasets.grid import Survey, open_survey, smooth_layers
+from datasets.grid import Survey, open_survey, open_test_survey, smooth_layers
 from datasets.sample_survey import default_survey
 from util import options
 from util.cost import StepCost, step_cost
@@ -38,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.data_dir is None and args.train_path is None:
             args.train_path = str(default_survey() / "layers.csv")
-        survey = open_survey(**options.survey_options(args))
+        chosen = options.survey_options(args)
+        survey = open_survey(**chosen)
+        scored = (
+            open_test_survey(survey, args.test_path, chosen=chosen).tiles.train if args.test_path else survey.tiles.val
+        )
         network = models.build_model(
             args.model,
             **options.model_arguments(
@@ -55,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"describe_grids: error: {error}", file=sys.stderr)
         return 2
     facts = describe(survey, cost, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size)
+    facts["tiles"]["val"] = len(scored)
     print(json.dumps(facts, indent=2, allow_nan=False) if args.json else as_text(facts))
     return 0
 
@@ -76,7 +81,7 @@ def describe(survey: Survey, cost: StepCost, *, model: str, batch_size: int, pat
                 "resolution": [band.grid.resolution_x, band.grid.resolution_y],
                 "shape": [band.grid.rows, band.grid.cols],
                 "dtype": band.dtype,
-                "nodata": _nodata(band.nodata),
+                "nodata": _nodata([*band.stated, *summary.dummies]),
                 "nodata_rule": band.nodata_rule,
                 "valid_fraction": summary.valid_fraction,
                 "min": summary.minimum,
@@ -112,8 +117,8 @@ def describe(survey: Survey, cost: StepCost, *, model: str, batch_size: int, pat
             "batch_size": batch_size,
             "flops_per_step": cost.step_flops,
             "forward_flops_per_step": cost.forward_flops,
-            "head_share": cost.head_forward_flops / cost.forward_flops,
-            "memory_bytes": cost.state_bytes + cost.saved_bytes + cost.input_bytes,
+            "head_share": cost.head_share,
+            "memory_bytes": cost.peak_bytes,
             "layers_in_memory": survey.stack.in_memory,
             "layers_bytes": survey.stack.memory_bytes,
         },
@@ -127,17 +132,16 @@ def as_text(facts: dict[str, Any]) -> str:
     for number, layer in enumerate(facts["layers"]):
         resolution = " x ".join(f"{r:g}" for r in layer["resolution"])
         scored = " ".join(f"{scale}x" for scale in facts["scored"][layer["name"]]) or "no scale"
-        length = layer["correlation_length"]
+        length = "unknown" if layer["correlation_length"] is None else format(layer["correlation_length"], ".4g")
         lines += [
             f"layer {number}  {layer['name']}  "
             f"({layer['path']}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
             f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}, {layer['crs'][:70]}",
             f"    {100 * layer['valid_fraction']:.1f} % valid; {layer['nodata_rule']}",
-            f"    {layer['min']:.6g} to {layer['max']:.6g} {layer['units']}, mean {layer['mean']:.6g}, "
-            f"spread {layer['std']:.6g}; autocorrelation length {'-' if length is None else format(length, '.4g')}",
+            f"    {layer['min']:.6g} to {layer['max']:.6g}{' ' * bool(layer['units'])}{layer['units']}, "
+            f"mean {layer['mean']:.6g}, spread {layer['std']:.6g}; autocorrelation length {length}",
             f"    group {layer['group']}, scored at {scored}",
         ]
-        lines += [f"    look at: {text}" for text in layer["suspicious"]]
     reference, tile, estimate = facts["reference"], facts["tile"], facts["estimate"]
     memory = "held in memory" if estimate["layers_in_memory"] else "read by window"
     lines += [
@@ -150,7 +154,7 @@ def as_text(facts: dict[str, Any]) -> str:
         f"layers          {estimate['layers_bytes'] / 2**20:.1f} MiB as float32, {memory}",
         f"model           {estimate['model']}, {estimate['parameters'] / 1e6:.2f} M parameters; a step of "
         f"{estimate['batch_size']} tiles takes {estimate['flops_per_step'] / 1e9:.1f} GFLOP and about "
-        f"{estimate['memory_bytes'] / 2**30:.2f} GiB; finer-scale heads {100 * estimate['head_share']:.1f} % of forward",
+        f"{estimate['memory_bytes'] / 2**30:.2f} GiB; finer scales are {100 * estimate['head_share']:.1f} % of forward",
     ]
     return "\n".join(lines + [f"warning: {text}" for text in facts["warnings"]])
 

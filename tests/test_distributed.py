@@ -38,7 +38,6 @@ def _one_rank(function: Callable, rank: int, world_size: int, folder: Path, conn
 def run_ranks(function: Callable[[dist.Ranks], Any], folder: Path, world_size: int = 2) -> list[Any]:
     """Returns what `function(ranks)` returned in each process; "died" for one that ended without a result."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "util.distributed"])
     processes, connections = [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
@@ -236,7 +235,6 @@ def test_torchruns_environment_is_enough():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "util.distributed"])
     receiver, sender = context.Pipe(duplex=False)
     processes = [context.Process(target=_started_by_torchrun, args=(rank, port, sender)) for rank in (0, 1)]
     for process in processes:

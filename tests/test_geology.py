@@ -94,9 +94,7 @@ def test_a_dyke_is_a_line_of_its_width_that_cuts_everything(plain: Geology) -> N
 
 
 def test_waves_have_unit_variance_and_keep_to_their_direction() -> None:
-    waves = Waves.draw(
-        np.random.default_rng(0), count=8, shortest=500, longest=4000, growth=1, azimuth=0.0, spread=0.1
-    )
+    waves = Waves.draw(np.random.default_rng(0), count=8, shortest=500, longest=4000, growth=1, azimuth=0.0, spread=0.1)
     x, y = flat(count=400)
     values = waves(x, y)
     assert values.std() == pytest.approx(1, abs=0.15)

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import logging
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from rasterio.warp import transform
 
 from datasets import grid
-from datasets.grid import TileReader, open_survey, smooth_layers
+from datasets.grid import TileReader, open_survey, open_test_survey, smooth_layers
+from datasets.loader import prefetch
 from tests.rasters import ramp, write_grid
 from util.options import add_data_options, add_model_options, survey_options
 
-SMALL = {"input_size": 4, "scales": (1, 2, 4), "val_fraction": 0.0}
+SMALL: dict[str, Any] = {"input_size": 4, "scales": (1, 2, 4), "val_fraction": 0.0}
 """Tiles of 4 x 4 base pixels of 4 reference pixels each."""
 
 
@@ -82,6 +84,14 @@ class TestGroups:
         table.write_text("path,group\na.tif,\nb.tif,\nc.tif,mine\nd.tif,\n")
         opened = open_survey(layers_table=str(table), **SMALL)
         assert opened.groups == ((2,), (0,), (1, 3))
+
+    def test_resolutions_that_differ_by_rounding_are_one(self, tmp_path):
+        """99.97 m, as warping makes of 100 m: one group, scored alike."""
+        nearly = (field(40, seed=3), {"resolution": 99.97})
+        opened = survey(two_resolutions(tmp_path, d=nearly), extent="intersection")
+        assert opened.base_resolution == 400.0
+        assert opened.groups == ((0, 2, 3), (1,))
+        assert opened.scored == {1: (0, 1, 2, 3), 2: (0, 1, 2, 3), 4: (0, 2, 3)}
 
     @pytest.mark.parametrize(
         "groups, wrong",
@@ -182,9 +192,11 @@ class TestBands:
             survey(folder, dropped_bands=[1], masked_bands=[2])
 
     def test_both_or_neither_of_directory_and_table(self, tmp_path):
-        for options in ({}, {"data_dir": "a", "layers_table": "b"}):
+        neither: dict[str, str] = {}
+        both = {"data_dir": "a", "layers_table": "b"}
+        for options in (neither, both):
             with pytest.raises(ValueError, match="give one of --data_dir .* and --train_path"):
-                open_survey(**options, **SMALL)
+                open_survey(**(SMALL | options))
 
 
 class TestReading:
@@ -208,6 +220,17 @@ class TestReading:
         np.testing.assert_array_equal(origins, lazy.tiles.epoch(seed=seed, epoch=0))
         for a, b in zip(flat(samples(ram, origins)), flat(samples(lazy, origins)), strict=True):
             assert torch.equal(a, b)
+
+    def test_the_same_tiles_whatever_the_number_of_reading_threads(self, odd_survey):
+        opened = survey(odd_survey, cache="none", base_resolution=400.0)
+        reader, origins = TileReader(opened.stack, opened.blocks), opened.tiles.epoch(seed=0, epoch=0)
+        jobs = [origins[k : k + 3] for k in range(0, len(origins), 3)]
+        alone, *others = (list(prefetch(jobs, reader.read, workers=workers)) for workers in (0, 2, 4))
+        for other in others:
+            for (origin, tiles), (other_origin, other_tiles) in zip(alone, other, strict=True):
+                np.testing.assert_array_equal(origin, other_origin)
+                for a, b in zip(tiles.arrays, other_tiles.arrays, strict=True):
+                    np.testing.assert_array_equal(a.numpy(), b.numpy())
 
     def test_cache_auto_reads_by_window_what_does_not_fit(self, tmp_path, monkeypatch):
         folder = two_resolutions(tmp_path)
@@ -415,6 +438,35 @@ class TestSurvey:
         expected = (field(40, seed=5)[8:12, 8:12].mean() - location) / spread
         assert sample.imgs[0, 0, 0, 0] == pytest.approx(expected, abs=1e-5)
         assert not sample.valid_up[1][0, 1].any()
+
+
+class TestTestSurvey:
+    CHOSEN = SMALL | {"val_fraction": 0.2, "val_buffer": 0, "input_size": 2}
+
+    def opened(self, tmp_path, text, **layers):
+        """A training survey of a (100 m) and b (200 m), and another one of the given layers and table."""
+        coarse = (field(20, seed=1), {"resolution": 200.0})
+        survey = open_survey(data_dir=make(tmp_path / "train", a=field(40), b=coarse), **self.CHOSEN)
+        make(tmp_path / "test", **layers)
+        (tmp_path / "test" / "layers.csv").write_text(text)
+        return survey, open_test_survey(survey, str(tmp_path / "test" / "layers.csv"), chosen=self.CHOSEN)
+
+    def test_all_of_its_ground_is_scored_at_the_base_resolution_of_training(self, tmp_path):
+        layers = {"x": field(80, seed=5), "y": field(80, seed=6)}
+        survey, other = self.opened(tmp_path, "path,name\nx.tif,a\ny.tif,b\n", **layers)
+        assert other.base_resolution == survey.base_resolution == 400.0
+        assert not other.tiles.held_out.chosen.any()
+        assert len(other.tiles.train) == 19 * 19  # tiles of 8 pixels every 4 of 80
+
+    def test_a_layer_that_is_coarser_there_is_not_scored_finer_than_its_pixels(self, tmp_path):
+        coarse = (field(20, seed=5), {"resolution": 200.0})
+        survey, other = self.opened(tmp_path, "path\na.tif\nb.tif\n", a=coarse, b=coarse)
+        sample = survey.pyramid(other)(*TileReader(other.stack, other.blocks).read(other.tiles.train).parts)
+        assert survey.scored[4] == (0,) and sample.valid_up[0].all() and not sample.valid_up[1].any()
+
+    def test_other_layers_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"--test_path .*layers\.csv: layers b, a; expected a, b as in training"):
+            self.opened(tmp_path, "path\nb.tif\na.tif\n", a=field(40), b=field(40))
 
 
 class TestTiles:

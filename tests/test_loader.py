@@ -49,7 +49,7 @@ class TestPrefetch:
         assert not reading_threads()
 
     def test_closing_early_ends_the_threads_and_reads_no_further(self, workers):
-        asked = []
+        asked: list[int] = []
 
         def fetch(number):
             asked.append(number)
@@ -65,7 +65,7 @@ class TestPrefetch:
 
 
 def test_no_more_than_the_wanted_number_is_under_way():
-    asked = []
+    asked: list[int] = []
     source = prefetch(iter(range(100)), asked.append, workers=3, ahead=2)
     for number, _ in source:
         assert len(asked) <= number + 1 + 3 + 2
@@ -73,7 +73,7 @@ def test_no_more_than_the_wanted_number_is_under_way():
 
 
 def test_without_workers_nothing_is_read_before_it_is_asked_for():
-    asked = []
+    asked: list[int] = []
     source = prefetch(range(5), asked.append, workers=0)
     assert asked == []
     next(source)

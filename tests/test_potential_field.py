@@ -17,9 +17,7 @@ CELL_M = 100.0
 SIZE = 96
 Array = NDArray[np.float64]
 INCLINATION_DEG, DECLINATION_DEG, FIELD_NT = -50.0, 25.0, 50_000.0
-magnetics = partial(
-    slab_magnetics, inclination_deg=INCLINATION_DEG, declination_deg=DECLINATION_DEG, field_nt=FIELD_NT
-)
+magnetics = partial(slab_magnetics, inclination_deg=INCLINATION_DEG, declination_deg=DECLINATION_DEG, field_nt=FIELD_NT)
 # A prism along the cells' edges: columns 40 to 60, rows 30 to 46; the origin is the south-west corner.
 ROWS, COLS = slice(30, 46), slice(40, 60)
 EAST, NORTH, DEPTH = (4000.0, 6000.0), ((SIZE - 46) * 100.0, (SIZE - 30) * 100.0), (200.0, 1500.0)
@@ -126,9 +124,7 @@ def test_an_odd_number_of_columns_keeps_its_shape() -> None:
     assert slab_gravity(np.ones((5, 7)), cell_m=10, top_m=5, bottom_m=20).shape == (5, 7)
 
 
-@pytest.mark.parametrize(
-    ("top_m", "bottom_m"), [(0, 100), (-5, 100), (200, 100), (100, 100), (math.nan, 100)]
-)
+@pytest.mark.parametrize(("top_m", "bottom_m"), [(0, 100), (-5, 100), (200, 100), (100, 100), (math.nan, 100)])
 def test_depths_out_of_order_are_refused(top_m: float, bottom_m: float) -> None:
     with pytest.raises(ValueError, match="expected 0 < top_m < bottom_m"):
         slab_gravity(np.ones((4, 4)), cell_m=100, top_m=top_m, bottom_m=bottom_m)

@@ -43,9 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes a survey of the smallest size, without the picture, which is what takes the time."""
     monkeypatch.setattr(sample_survey, "_write_quicklook", lambda path, survey: path.write_bytes(b"picture"))
 
-    def write(
-        directory: Path, *, seed: int = 0, rows: int = 64, cols: int = 64, overwrite: bool = False
-    ) -> Path:
+    def write(directory: Path, *, seed: int = 0, rows: int = 64, cols: int = 64, overwrite: bool = False) -> Path:
         return write_sample_survey(directory, seed=seed, rows=rows, cols=cols, overwrite=overwrite)
 
     return write
@@ -167,9 +165,7 @@ def test_both_fields_see_the_same_rocks(survey: Path) -> None:
         assert values[over].mean() - values[~over].mean() > 0.25 * values.std()
 
 
-def test_same_seed_gives_the_same_values_and_another_seed_others(
-    quick: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_same_seed_gives_the_same_values_and_another_seed_others(quick: Callable[..., Path], tmp_path: Path) -> None:
     first, again = quick(tmp_path / "first", seed=3), quick(tmp_path / "again", seed=3)
     other = quick(tmp_path / "other", seed=4)
     for name in ("gravity.tif", "magnetics.tif", "labels/lithology.tif"):
@@ -217,15 +213,11 @@ def test_another_survey_is_replaced_only_when_asked(quick: Callable[..., Path], 
     assert [p.name for p in tmp_path.iterdir()] == ["survey"]
 
 
-def test_a_damaged_survey_is_refused_and_can_be_overwritten(
-    quick: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_damaged_survey_is_refused_and_can_be_overwritten(quick: Callable[..., Path], tmp_path: Path) -> None:
     survey = quick(tmp_path / "survey")
     (survey / "gravity.tif").write_bytes(b"II*")
     (survey / "labels/deposits.gpkg").unlink()
-    with pytest.raises(
-        ValueError, match=r"deposits.gpkg, gravity.tif are missing .*--overwrite|gravity.tif, .*"
-    ):
+    with pytest.raises(ValueError, match=r"deposits.gpkg, gravity.tif are missing .*--overwrite|gravity.tif, .*"):
         quick(tmp_path / "survey")
     quick(tmp_path / "survey", overwrite=True)
     assert read(survey / "gravity.tif").shape == (32, 32)
@@ -237,9 +229,7 @@ def test_a_directory_of_something_else_is_never_touched(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(
-        ValueError, match="is not empty and holds no sample survey .* choose another directory"
-    ):
+    with pytest.raises(ValueError, match="is not empty and holds no sample survey .* choose another directory"):
         quick(tmp_path / "mine", overwrite=overwrite)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     with pytest.raises(ValueError, match="is a file, expected a directory"):
@@ -272,9 +262,7 @@ def test_an_interrupted_write_leaves_nothing_and_keeps_what_was_there(
     assert json.loads((tmp_path / "old" / "survey.json").read_text())["seed"] == 0
 
 
-def test_a_lost_tile_is_noticed(
-    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_lost_tile_is_noticed(quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(np, "array_equal", lambda a, b: False)
     with pytest.raises(OSError, match="gravity.tif reads back with other values"):
         quick(tmp_path / "survey")

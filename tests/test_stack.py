@@ -1,6 +1,8 @@
 """Layers of different resolution over one reference grid: placement, extents, windows."""
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +117,16 @@ class TestReferenceGrid:
         grid = reference_grid([thin, square])
         assert (grid.resolution_x, grid.resolution_y, grid.rows, grid.cols) == (50.0, 50.0, 8, 8)
         assert numbers(place(thin.grid, grid)) == (5.0, 0.5, 0.0, 0.0)
+
+    def test_of_layers_that_are_alike_the_first_is_the_reference(self, tmp_path):
+        """Another CRS's 100 m may become 99.97 m when warped: that makes no finer grid."""
+        bands = [
+            band(tmp_path / "coarse.tif", rows=2, cols=3, resolution=200.0),
+            band(tmp_path / "given.tif", rows=4, cols=6),
+            band(tmp_path / "warped.tif", rows=4, cols=6, resolution=99.97),
+        ]
+        grid = reference_grid(bands)
+        assert (grid.resolution_x, grid.cols) == (100.0, 6)
 
     def test_south_up_file_lies_where_the_north_up_one_lies(self, tmp_path):
         north = band(tmp_path / "north.tif")
@@ -284,8 +296,6 @@ class TestBlocks:
                 assert phase == pytest.approx(0, abs=2e-6)
 
 
-class fake_stack:
+def fake_stack(*placements: Placement) -> Any:
     """Only what `make_blocks` looks at."""
-
-    def __init__(self, *placements):
-        self.placements = placements
+    return SimpleNamespace(placements=placements)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def stack_of(folder, *arrays, extent="union", normalize="standard", **options):
 class TestOverlapMatrix:
     def test_written_out(self):
         matrix = overlap_matrix(np.array([-0.5, 0.5, 2.0, 3.75]), 3).toarray()
-        np.testing.assert_allclose(matrix, [[0.5, 0, 0], [0.5, 1, 0], [0, 0, 1]])
+        np.testing.assert_allclose(matrix, np.array([[0.5, 0, 0], [0.5, 1, 0], [0, 0, 1]]))
 
     @settings(deadline=None)
     @given(
@@ -74,8 +75,8 @@ class TestMapCells:
         """Cells of 2 x 2 pixels; the last column of cells is one pixel wide."""
         cells, cell = map_cells(stack_of(tmp_path, self.VALUES), 0, step=2)
         assert cell == 2
-        np.testing.assert_allclose(cells.fraction, [[1, 0.25, 1], [0.75, 1, 1]])
-        np.testing.assert_allclose(cells.mean, [[3, 3, 6], [4 / 3, 8, 1]], rtol=1e-6)
+        np.testing.assert_allclose(cells.fraction, np.array([[1, 0.25, 1], [0.75, 1, 1]]))
+        np.testing.assert_allclose(cells.mean, np.array([[3, 3, 6], [4 / 3, 8, 1]]), rtol=1e-6)
         assert cells.fraction.dtype == cells.mean.dtype == np.float32
 
     def test_an_empty_cell_has_no_mean(self, tmp_path):
@@ -237,6 +238,17 @@ class TestLayerStatistics:
         assert sampled.sampled and not full.sampled
         assert sampled.mean == pytest.approx(full.mean, abs=0.2)
         assert sampled.std == pytest.approx(full.std, rel=0.05)
+
+    def test_memory_does_not_grow_with_the_layer(self, tmp_path, monkeypatch):
+        """A layer of 1.3 MB as float64, read in chunks of 4000 pixels."""
+        monkeypatch.setattr(statistics, "CHUNK_PIXELS", 4000)
+        monkeypatch.setattr(statistics, "QUANTILE_SAMPLE", 1000)
+        stack = stack_of(tmp_path, np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32))
+        tracemalloc.start()
+        layer_statistics(stack, 0, NOTHING_HELD_OUT)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 300_000
 
     @pytest.mark.parametrize("value", [0.0, 0.1, -1234.567])
     def test_constant_on_training_ground(self, tmp_path, value):

@@ -24,7 +24,7 @@ import shutil
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -385,6 +385,22 @@ def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str
     folder = Path(output_dir)
     found = [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
     found += [path for path in sorted(Path(log_dir or folder).glob("events.out.tfevents.*")) if path.is_file()]
+    return _move_to_earlier(found, folder)
+
+
+def set_newer_aside(output_dir: str | os.PathLike[str], step: int) -> Path | None:
+    """Moves checkpoints beyond `step`, or damaged at their end, to a new folder earlier-<n>; returns it, None if none.
+
+    For a run that goes on from an earlier checkpoint than its newest: the next `find_resumable` must not take up
+    the future that was given up.
+    """
+    folder = Path(output_dir)
+    steps = {path: _stated_step(path) for path in _candidates(folder)}
+    return _move_to_earlier([path for path, stated in steps.items() if stated is None or stated > step], folder)
+
+
+def _move_to_earlier(found: Sequence[Path], folder: Path) -> Path | None:
+    """Moves files into a new folder earlier-<n>; returns it, None where there is nothing to move."""
     if not found:
         return None
     number = 1
@@ -407,12 +423,8 @@ def _candidates(folder: Path) -> list[Path]:
     order = {LAST: 0, PREVIOUS: 1}
 
     def newest_first(path: Path) -> tuple[float, int, str]:
-        try:
-            with open(path, "rb") as file:
-                comment = _read_comment(file, path.stat().st_size)
-        except OSError:
-            comment = None
-        return (-comment[0] if comment else -float("inf"), order.get(path.name, 2), path.name)
+        step = _stated_step(path)
+        return (-float("inf") if step is None else -step, order.get(path.name, 2), path.name)
 
     names = (
         path
@@ -420,6 +432,16 @@ def _candidates(folder: Path) -> list[Path]:
         if re.fullmatch(r"checkpoint-(last|previous|\d+)\.pth", path.name)
     )
     return sorted(names, key=newest_first)
+
+
+def _stated_step(path: Path) -> int | None:
+    """Returns the optimiser step that a checkpoint states at its end, None where that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            comment = _read_comment(file, path.stat().st_size)
+    except OSError:
+        return None
+    return comment[0] if comment else None
 
 
 def _worth_keeping(last: Path) -> bool:

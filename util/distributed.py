@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 # Long enough for one process to write a large checkpoint or the sample survey while the others wait.
 TIMEOUT_S = 1800.0
@@ -275,12 +276,23 @@ def together(function: Callable[[], T]) -> T:
     return result
 
 
+def is_shared(error: BaseException) -> bool:
+    """True if every process has this error, from `on_main` or `together`: one of them saying so is enough."""
+    return bool(getattr(error, "shared_by_all", False))
+
+
+def mark_shared(error: E) -> E:
+    """Returns the error, which the caller knows to be raised in every process, marked for `is_shared`."""
+    error.shared_by_all = True  # type: ignore[attr-defined]
+    return error
+
+
 def _portable(error: Exception) -> Exception:
     """Returns an exception that survives pickling: of a plain class, with the same message."""
     for kind in type(error).__mro__:
         if kind in (ValueError, FileNotFoundError, OSError, TypeError, KeyError):
-            return kind(str(error))
-    return RuntimeError(str(error))
+            return mark_shared(kind(str(error)))
+    return mark_shared(RuntimeError(str(error)))
 
 
 def barrier() -> None:

@@ -54,6 +54,8 @@ def setup_logging(rank: int = 0) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
+    # GDAL repeats its remarks at every opening of a file; what matters is checked, and told once, by our own reading.
+    logging.getLogger("rasterio").setLevel(logging.ERROR)
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logging.captureWarnings(True)

@@ -60,21 +60,27 @@ def non_negative(text: str) -> float:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds what decides which pixels are read: layers, reference grid, tiles, held-out ground."""
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_type", default="grid", choices=["grid"], help="kind of data (rasters on disk)")
-    data.add_argument("--data_dir", help="directory of rasters, one layer a band, stacked in sorted order")
-    data.add_argument("--train_path", help="layers.csv: one layer a row (column `path`; see docs/data.md)")
+    data.add_argument(
+        "--dataset_type", default="grid", choices=["grid"], help="kind of data: grid = rasters on disk (grid)"
+    )
+    data.add_argument("--data_dir", help="directory of rasters, one layer a band, in order of file name")
+    data.add_argument(
+        "--train_path", help="layers.csv: one layer a row, see docs/data.md (with neither, the sample survey)"
+    )
     data.add_argument(
         "--test_path",
         help="layers.csv of another survey with the same layers, scored instead of held-out blocks",
     )
-    data.add_argument("--dropped_bands", type=count, nargs="+", default=[], metavar="N", help="layers to leave out")
+    data.add_argument(
+        "--dropped_bands", type=count, nargs="+", default=[], metavar="N", help="layer numbers to leave out"
+    )
     data.add_argument(
         "--masked_bands",
         type=count,
         nargs="+",
         default=[],
         metavar="N",
-        help="layers kept but shown as no-data",
+        help="layer numbers, after dropping, that are kept but shown as no-data",
     )
     data.add_argument(
         "--grouped_bands",
@@ -84,15 +90,24 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="one channel group by layer numbers, after dropping; repeat the flag (default: by resolution)",
     )
-    data.add_argument("--extent", default="union", choices=["union", "intersection"], help="ground of the stack")
+    data.add_argument(
+        "--extent",
+        default="union",
+        choices=["union", "intersection"],
+        help="ground covered: that of any layer, or of all (union)",
+    )
     data.add_argument("--reproject", action="store_true", help="warp layers on the fly to the first layer's CRS")
-    data.add_argument("--aoi", help="polygons file; ground outside counts as no-data")
+    data.add_argument("--aoi", help="vector file with polygons; ground outside counts as no-data")
     data.add_argument(
         "--cache",
         default="auto",
         choices=["auto", "ram", "none"],
-        help="ram: decode layers once; none: read windows; auto: ram if they take at most a quarter of memory",
+        help="ram: decode layers once; none: read windows; auto: ram if they take up to a quarter of memory (auto)",
     )
+    _add_tile_options(parser)
+
+
+def _add_tile_options(parser: argparse.ArgumentParser) -> None:
     tiles = parser.add_argument_group("tiles")
     tiles.add_argument("--input_size", type=positive_int, default=48, help="tile edge at the base scale, pixels (48)")
     tiles.add_argument("--scales", type=positive_int, nargs="+", default=[1, 2, 4], help="reconstructed scales (1 2 4)")
@@ -102,9 +117,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="ground edge of a base-scale pixel, CRS units (finest resolution x largest scale)",
     )
     tiles.add_argument("--tile_overlap", type=fraction, default=0.75, help="overlap of training tiles (0.75)")
-    tiles.add_argument("--min_valid", type=share, default=0.5, help="least valid share of a tile (0.5)")
-    tiles.add_argument("--val_fraction", type=fraction, default=0.1, help="share of ground held out (0.1)")
-    tiles.add_argument("--val_block", type=count, default=0, help="edge of a held-out block, tiles (0: automatic)")
+    tiles.add_argument(
+        "--min_valid", type=share, default=0.5, help="least share of valid ground in a tile, averaged over layers (0.5)"
+    )
+    tiles.add_argument(
+        "--val_fraction", type=fraction, default=0.1, help="share of valid ground held out; 0: nothing is scored (0.1)"
+    )
+    tiles.add_argument("--val_block", type=count, default=0, help="edge of a held-out block, tiles; 0: automatic (0)")
     tiles.add_argument(
         "--val_buffer",
         type=count,
@@ -121,7 +140,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--model_type",
         default="group_c",
         choices=["group_c", "vanilla"],
-        help="group_c: tokens per channel group; vanilla: one group of all layers",
+        help="group_c: tokens for each channel group; vanilla: one group of all layers (group_c)",
     )
     model.add_argument(
         "--model",
@@ -138,7 +157,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--scale_heads",
         default="subpixel",
         choices=["subpixel", "shared"],
-        help="finer scales: subpixel (light) or shared (the published convolutions)",
+        help="finer scales: subpixel (light) or shared (the published convolutions) (subpixel)",
     )
     model.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks to save memory")
     model.add_argument("--batch_size", type=positive_int, default=64, help="tiles per step and process (64)")
@@ -149,7 +168,7 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     train = parser.add_argument_group("training")
     train.add_argument("--epochs", type=positive_int, default=50, help="epochs in all (50)")
     train.add_argument("--accum_iter", type=positive_int, default=1, help="micro-batches per update (1)")
-    train.add_argument("--tiles_per_epoch", type=positive_int, help="tiles in an epoch (one per window)")
+    train.add_argument("--tiles_per_epoch", type=positive_int, help="tiles in an epoch (one for each window)")
     train.add_argument("--lr", type=positive, help="peak learning rate (1e-3, or as --blr gives it)")
     train.add_argument("--blr", type=positive, help="peak learning rate as blr x effective batch / 256")
     train.add_argument("--min_lr", type=non_negative, default=0.0, help="final learning rate (0)")
@@ -163,16 +182,25 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds what decides where and how a run computes, and what it leaves behind."""
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", default="./output_dir", help="checkpoints, log and pictures")
-    run.add_argument("--log_dir", help="TensorBoard events (output_dir)")
-    run.add_argument("--resume", default="", help="auto: newest good checkpoint of output_dir; or a checkpoint's path")
+    run.add_argument(
+        "--output_dir", default="./output_dir", help="where checkpoints, log and pictures go (./output_dir)"
+    )
+    run.add_argument("--log_dir", help="where TensorBoard events go (output_dir)")
+    run.add_argument(
+        "--resume", default="", help="auto: newest good checkpoint of output_dir; or a path (start afresh)"
+    )
     run.add_argument("--start_epoch", type=count, default=0, help="number of the first epoch (0)")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
     run.add_argument("--compile", action="store_true", help="compile the model (worth it on a GPU)")
     run.add_argument("--num_workers", type=count, default=2, help="threads that read ahead (2)")
-    run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked batches")
-    run.add_argument("--log_every", type=positive_int, default=20, help="updates between readings (20)")
+    run.add_argument(
+        "--pin_mem",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="page-locked batches, for copying to a GPU (on)",
+    )
+    run.add_argument("--log_every", type=positive_int, default=20, help="updates between lines of the log (20)")
     run.add_argument("--figure_every", type=count, default=5, help="epochs between pictures, 0 = end only (5)")
     run.add_argument("--val_tiles", type=positive_int, default=256, help="most held-out tiles scored (256)")
     run.add_argument("--keep_every", type=positive_int, default=10, help="epochs between kept checkpoints (10)")
@@ -180,7 +208,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--save_minutes",
         type=positive,
         default=10.0,
-        help="minutes between checkpoints inside an epoch (10)",
+        help="minutes between checkpoints within an epoch (10)",
     )
     run.add_argument("--no_progress", action="store_true", help="no progress bar")
     run.add_argument("--world_size", type=positive_int, default=1, help="processes (set by torchrun)")
@@ -251,9 +279,7 @@ def check_sizes(*, input_size: int, patch_size: int, scales: Sequence[int]) -> N
     """
     if input_size % patch_size:
         below = input_size // patch_size * patch_size
-        raise ValueError(
-            f"--input_size {input_size} is not a multiple of --patch_size {patch_size}; "
-            f"{below or patch_size} or {below + patch_size} would be"
-        )
+        fits = f"{below} or {below + patch_size}" if below else str(patch_size)
+        raise ValueError(f"--input_size {input_size} is not a multiple of --patch_size {patch_size}; {fits} would be")
     if 1 not in scales or len(set(scales)) != len(scales):
         raise ValueError(f"--scales {' '.join(map(str, scales))}: expected distinct whole numbers with 1 among them")

@@ -70,8 +70,8 @@ class Clock:
         return result
 
 
-def check_writable(folder: Path) -> None:
-    """Refuses an output directory that cannot be written, before anything is computed.
+def check_writable(folder: Path, *, flag: str) -> None:
+    """Refuses a directory that cannot be written, by the flag that names it, before anything is computed.
 
     Raises:
         ValueError: naming the directory and why.
@@ -82,7 +82,7 @@ def check_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"--output_dir {folder}: not writable ({error.strerror}); choose another directory") from error
+        raise ValueError(f"{flag} {folder}: not writable ({error.strerror}); choose another directory") from error
 
 
 class RunFiles:
@@ -118,15 +118,17 @@ class RunFiles:
         self._train: dict[str, Any] = {}
 
     def open(self, *, resume_step: int | None) -> Path | None:
-        """Opens the records: after a resumed step, or afresh with an earlier run's files moved aside.
+        """Opens the records: after a resumed step, or afresh; what an earlier run left from there on is moved aside.
 
         Returns:
-            Where an earlier run was moved to, None if there was none.
+            Where that was moved to, None if there was nothing.
         """
         if not self._enabled:
             return None
-        aside = None if resume_step is not None else ckpt.set_aside(self.output_dir, self.log_dir)
-        purge = None if resume_step is None else resume_step + 1
+        if resume_step is None:
+            aside, purge = ckpt.set_aside(self.output_dir, self.log_dir), None
+        else:
+            aside, purge = ckpt.set_newer_aside(self.output_dir, resume_step), resume_step + 1
         self._lines = JsonLines(self.output_dir / "log.txt", purge_step=purge)
         self._writer = make_writer(self.log_dir, purge_step=purge)
         return aside

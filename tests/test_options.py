@@ -1,0 +1,147 @@
+"""Options that programs share: values that are refused, defaults, and what they turn into."""
+
+import argparse
+import inspect
+import re
+
+import pytest
+
+import models_mae_group_channels as models
+from util import options
+
+
+def parser():
+    made = argparse.ArgumentParser(prog="program")
+    options.add_data_options(made)
+    options.add_model_options(made)
+    return made
+
+
+def parse(text=""):
+    return parser().parse_args(text.split())
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        "flag, value, said",
+        [
+            ("--input_size", "0", "0 is not at least 1"),
+            ("--input_size", "9.5", "invalid"),
+            ("--input_size", "big", "invalid"),
+            ("--patch_size", "-8", "-8 is not at least 1"),
+            ("--batch_size", "0", "0 is not at least 1"),
+            ("--scales", "0", "0 is not at least 1"),
+            ("--base_resolution", "0", "0 is not a finite number above 0"),
+            ("--base_resolution", "inf", "inf is not a finite number above 0"),
+            ("--base_resolution", "nan", "nan is not a finite number above 0"),
+            ("--tile_overlap", "1", "1 is not in 0 <= value < 1"),
+            ("--tile_overlap", "-0.1", "-0.1 is not in 0 <= value < 1"),
+            ("--min_valid", "1.1", "1.1 is not in 0..1"),
+            ("--min_valid", "nan", "nan is not in 0..1"),
+            ("--val_fraction", "1", "1 is not in 0 <= value < 1"),
+            ("--val_block", "-1", "-1 is negative"),
+            ("--val_buffer", "-1", "-1 is negative"),
+            ("--seed", "-1", "-1 is negative"),
+            ("--dropped_bands", "-1", "-1 is negative"),
+            ("--masked_bands", "x", "invalid"),
+            ("--grouped_bands", "-1", "-1 is negative"),
+            ("--mask_ratio", "1", "1 is not in 0 <= value < 1"),
+            ("--extent", "all", "choose from"),
+            ("--cache", "disk", "choose from"),
+            ("--dataset_type", "video", "choose from"),
+            ("--model_type", "temporal", "choose from"),
+            ("--model", "mae_vit_huge_patch14", "choose from"),
+            ("--scale_heads", "heavy", "choose from"),
+        ],
+    )
+    def test_refused_with_status_2_and_named(self, flag, value, said, capsys):
+        with pytest.raises(SystemExit) as stop:
+            parser().parse_args([f"{flag}={value}"])
+        assert stop.value.code == 2
+        assert re.search(rf"argument {flag}: .*{re.escape(said)}", capsys.readouterr().err)
+
+    def test_unknown_flag(self, capsys):
+        with pytest.raises(SystemExit) as stop:
+            parse("--tile_size 96")
+        assert stop.value.code == 2
+        assert "--tile_size" in capsys.readouterr().err
+
+    def test_limits_that_are_allowed(self):
+        args = parse("--min_valid 1 --tile_overlap 0 --val_fraction 0 --mask_ratio 0 --val_block 0 --val_buffer 0")
+        assert (args.min_valid, args.tile_overlap, args.val_fraction, args.mask_ratio) == (1.0, 0.0, 0.0, 0.0)
+
+
+class TestDefaults:
+    def test_as_documented(self):
+        args = parse()
+        assert (args.patch_size, args.mask_ratio, args.scales) == (8, 0.75, [1, 2, 4])
+        assert (args.tile_overlap, args.min_valid, args.val_fraction) == (0.75, 0.5, 0.1)
+        assert (args.model, args.model_type, args.dataset_type) == ("mae_vit_tiny_patch16", "group_c", "grid")
+        assert args.grouped_bands is None and args.data_dir is None and args.train_path is None
+
+    def test_help_gives_the_default_of_every_number(self):
+        """A number in brackets at the end of each help text of an option with a number for a default."""
+        for action in parser()._actions:
+            if isinstance(action.default, int | float) and not isinstance(action.default, bool):
+                said = re.search(r"\(([\d.e-]+)(?:[^\d].*)?\)$", action.help)
+                assert said and float(said[1]) == action.default, action.option_strings
+
+    def test_groups_are_given_one_flag_each(self):
+        assert parse("--grouped_bands 0 2 --grouped_bands 1").grouped_bands == [[0, 2], [1]]
+
+    def test_lists_of_one_run_do_not_leak_into_the_next(self):
+        made = parser()
+        made.parse_args(["--dropped_bands", "1", "--scales", "1"])
+        args = made.parse_args([])
+        assert args.dropped_bands == [] and args.scales == [1, 2, 4]
+
+
+class TestSizes:
+    @pytest.mark.parametrize(
+        "size, patch, fits", [(100, 8, "96 or 104"), (9, 4, "8 or 12"), (97, 96, "96 or 192"), (4, 8, "8")]
+    )
+    def test_input_size_that_is_no_multiple_of_the_patch(self, size, patch, fits):
+        message = rf"--input_size {size} is not a multiple of --patch_size {patch}; {fits} would be"
+        with pytest.raises(ValueError, match=message):
+            options.check_sizes(input_size=size, patch_size=patch, scales=[1])
+
+    @pytest.mark.parametrize("scales", [[2, 4], [1, 2, 2], []])
+    def test_scales_without_1_or_twice(self, scales):
+        with pytest.raises(ValueError, match="--scales.*expected distinct whole numbers with 1 among them"):
+            options.check_sizes(input_size=8, patch_size=8, scales=scales)
+
+    def test_good_sizes(self):
+        options.check_sizes(input_size=96, patch_size=8, scales=[4, 1, 2])
+
+    def test_are_checked_before_anything_is_opened(self):
+        with pytest.raises(ValueError, match="not a multiple"):
+            options.survey_options(parse("--data_dir nowhere --input_size 10"))
+
+
+class TestWhatTheyTurnInto:
+    def test_survey_options(self):
+        found = options.survey_options(
+            parse("--train_path a.csv --model_type vanilla --dropped_bands 3 1 --base_resolution 200 --reproject")
+        )
+        assert found["layers_table"] == "a.csv" and found["data_dir"] is None
+        assert found["one_group"] is True and found["dropped_bands"] == [3, 1]
+        assert (found["base_resolution"], found["reproject"], found["extent"]) == (200.0, True, "union")
+
+    def test_model_arguments_build_a_model(self):
+        args = parse("--model tiny --input_size 16 --patch_size 4 --spatial_mask --grad_checkpointing")
+        arguments = options.model_arguments(
+            args,
+            channels=3,
+            groups=((0, 2), (1,)),
+            scales=(1, 2),
+            scored={1: (0, 1, 2), 2: (0, 2)},
+            loss_weights=[1, 2, 0],
+        )
+        network = models.build_model(args.model, **arguments)
+        assert network.spatial_mask and network.scales == (1, 2) and network.num_groups == 2
+        assert set(arguments) <= set(inspect.signature(models.MaskedAutoencoderGroupChannelViT).parameters)
+
+    @pytest.mark.parametrize("name", options.MODEL_NAMES)
+    def test_models_have_a_long_and_a_short_name(self, name):
+        assert parse(f"--model {name}").model == name
+        assert parse(f"--model mae_vit_{name}_patch16").model == f"mae_vit_{name}_patch16"

@@ -1,0 +1,433 @@
+"""The whole program on a small survey: what it leaves behind, and what may and may not change its numbers."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import matplotlib.image
+import numpy as np
+import pytest
+import rasterio
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main_pretrain
+import models_mae_group_channels as models
+from datasets.sample_survey import write_sample_survey
+from tests import surveys
+from tests.rasters import write_grid
+from tests.small_main import SMALL
+from util import distributed as dist
+from util.checkpoint import CHECKPOINT_KEYS
+
+SCORED = {"gravity": ["1x", "2x"], "magnetics": ["1x", "2x", "4x"]}
+"""At a base pixel of 400 m the 200 m layer has details down to scale 2, the 100 m layer down to 4."""
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    """The small survey."""
+    return surveys.write_survey(tmp_path_factory.mktemp("survey"))
+
+
+@pytest.fixture(scope="module")
+def plain(survey, tmp_path_factory):
+    """The output of a run with `FLAGS` alone."""
+    output = tmp_path_factory.mktemp("plain")
+    assert surveys.train(survey, output) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def finished(survey, tmp_path_factory):
+    """The output of a run that scores a held-out tile and draws it, with TensorBoard's events in `events`."""
+    output = tmp_path_factory.mktemp("finished")
+    flags = [*surveys.HELD_OUT, "--log_dir", str(output / "events"), "--keep_every", "1", "--figure_every", "2"]
+    assert surveys.train(survey, output, *flags, pictures=True) == 0
+    return output
+
+
+# What a run leaves behind
+
+
+def test_the_files_of_a_run(finished):
+    names = {path.name for path in finished.iterdir()}
+    checkpoints = {f"checkpoint-{name}.pth" for name in ("last", "previous", 1, 2)}
+    pictures = {"reconstruction-2.png", "reconstruction-last.png"}
+    assert names == {"log.txt", "layers.csv", "statistics.json", "events", *checkpoints, *pictures}
+    assert surveys.same_bits(surveys.checkpoint(finished), surveys.checkpoint(finished, "2"))
+    assert surveys.same_bits(surveys.checkpoint(finished, "previous"), surveys.checkpoint(finished, "1"))
+    # A row for each layer and scale, with input, masked, reconstruction, target and error: five wide pictures.
+    picture = matplotlib.image.imread(finished / "reconstruction-last.png")
+    assert picture.shape[0] > 500 and picture.shape[1] > 500 and picture.std() > 0.05
+
+
+def test_the_log(finished):
+    training, epochs = surveys.log(finished), surveys.log(finished, "epoch")
+    updates = training[-1]["step"] // 2
+    assert [line["step"] for line in training] == list(range(1, 2 * updates + 1))
+    assert [line["epoch"] for line in training] == [0] * updates + [1] * updates
+    assert [(line["step"], line["epoch"]) for line in epochs] == [(updates, 0), (2 * updates, 1)]
+    # The rate: a linear warm-up over the first epoch, then half a cosine from 0.001 to 0.
+    down = [0.0005 * (1 + math.cos(math.pi * k / updates)) for k in range(updates)]
+    expected = [*(0.001 * (k + 1) / updates for k in range(updates)), *down]
+    assert [line["lr"] for line in training] == pytest.approx(expected)
+    for line in training:
+        total = 0.6 * line["train_base_loss"] + 0.4 * line["train_scale_loss"]
+        assert line["train_loss"] == pytest.approx(total, rel=1e-5)
+        assert {name: list(by_scale) for name, by_scale in line["train_layers"].items()} == SCORED
+        assert line["grad_norm"] > 0 and line["tiles_per_s"] > 0 and 0 <= line["wait_share"] < 1
+        assert line["peak_memory_mb"] > 10
+    for line in epochs:
+        assert line["val_tiles"] == 1 and line["seconds"] > 0
+        assert line["val_loss"] == pytest.approx(0.6 * line["val_base_loss"] + 0.4 * line["val_scale_loss"], rel=1e-5)
+        assert {name: list(by_scale) for name, by_scale in line["val"].items()} == SCORED
+        for by_scale in line["val"].values():
+            for scores in by_scale.values():
+                best = min(scores["rmse_mean"], scores["rmse_interpolation"])
+                assert scores["skill"] == pytest.approx(1 - (scores["rmse"] / best) ** 2)
+    # What costs nothing does not change while the model learns.
+    free = [
+        [scores[key] for by_scale in line["val"].values() for scores in by_scale.values() for key in scores
+         if key in ("rmse_mean", "rmse_interpolation")]
+        for line in epochs
+    ]  # fmt: skip
+    assert free[0] == free[1] and len(free[0]) == 10
+
+
+def test_tensorboard(finished):
+    events = EventAccumulator(str(finished / "events"), size_guidance={"images": 0, "tensors": 0})
+    events.Reload()
+    tags = events.Tags()
+    training = {f"train/{name}" for name in ("loss", "base_loss", "scale_loss")}
+    layers = {f"{name}_{scale}" for name, by_scale in SCORED.items() for scale in by_scale}
+    held_out = {f"val/{name}" for name in ("loss", "base_loss", "scale_loss")}
+    health = {"optim/lr", "optim/grad_norm", "speed/tiles_per_s", "speed/wait_share", "memory/peak_mb"}
+    by_layer = {f"{kind}/{name}" for kind in ("train_layers", "val_rmse", "val_skill") for name in layers}
+    assert set(tags["scalars"]) >= training | held_out | health | by_layer
+    steps = [line["step"] for line in surveys.log(finished)]
+    assert [event.step for event in events.Scalars("train/loss")] == steps
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
+        [line["train_loss"] for line in surveys.log(finished)]
+    )
+    assert [event.step for event in events.Scalars("val/loss")] == [steps[-1] // 2, steps[-1]]
+    assert "reconstruction" in tags["images"] and len(events.Images("reconstruction")) == 1
+    texts = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags["tensors"]}
+    options = next(text for tag, text in texts.items() if tag.startswith("options"))
+    assert "| batch_size | 8 |" in options and "| input_size | 16 |" in options
+    environment = next(text for tag, text in texts.items() if tag.startswith("environment"))
+    assert f"| torch | {torch.__version__} |" in environment
+
+
+def test_a_checkpoint_is_enough_to_rebuild_the_model(finished):
+    state = surveys.checkpoint(finished)
+    assert set(CHECKPOINT_KEYS) <= set(state)
+    assert (state["epoch"], state["update"]) == (2, 0)
+    assert state["step"] == surveys.log(finished)[-1]["step"]
+    assert [layer["name"] for layer in state["layers"]] == ["gravity", "magnetics"]
+    assert state["options"]["batch_size"] == 8 and state["version"] == main_pretrain.VERSION
+    assert state["statistics"] == json.loads((finished / "statistics.json").read_text(encoding="utf-8"))
+    config = json.loads(json.dumps(state["model_config"]))  # plain enough for JSON
+    network = models.MaskedAutoencoderGroupChannelViT(**config)
+    network.load_state_dict(state["model"])
+    assert surveys.same_bits(dict(network.state_dict()), dict(state["model"]))
+
+
+def test_the_table_of_layers_can_be_trained_from(plain, survey, tmp_path):
+    assert surveys.train(survey, tmp_path / "again") == 0
+    arguments = surveys.arguments(survey, tmp_path / "table")[2:]  # without --data_dir
+    with mock.patch.dict(models.MODEL_SIZES, tiny=SMALL):
+        assert main_pretrain.main(["--train_path", str(plain / "layers.csv"), *arguments]) == 0
+    assert surveys.losses(tmp_path / "table") == surveys.losses(plain)
+
+
+def test_an_earlier_run_in_the_same_place_is_moved_aside(survey, tmp_path, caplog):
+    output = tmp_path / "output"
+    assert surveys.train(survey, output) == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert surveys.train(survey, output, "--epochs", "1") == 0
+    assert f"{output} held an earlier run: now in {output / 'earlier-1'}" in caplog.text
+    assert {path.name: path.read_bytes() for path in (output / "earlier-1").iterdir()} == before
+    assert [line["step"] for line in surveys.log(output)] == list(range(1, 8))
+    assert not (output / "checkpoint-2.pth").exists()
+
+
+# What must not change the numbers
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--num_workers 2",
+        "--num_workers 4",
+        "--cache ram",
+        "--cache none --num_workers 2",
+        "--log_every 20",
+        "--save_minutes 0.000001",
+        "--grad_checkpointing",
+    ],
+)
+def test_the_same_seed_gives_the_same_bits(plain, survey, tmp_path, flags):
+    assert surveys.train(survey, tmp_path, *flags.split()) == 0
+    if "--log_every" not in flags:
+        assert surveys.losses(tmp_path) == surveys.losses(plain)
+    ours, theirs = surveys.checkpoint(tmp_path), surveys.checkpoint(plain)
+    assert surveys.same_bits([ours[key] for key in ("model", "optimizer", "step")], [theirs[key] for key in
+                             ("model", "optimizer", "step")])  # fmt: skip
+
+
+def test_another_seed_gives_other_numbers(plain, survey, tmp_path):
+    assert surveys.train(survey, tmp_path, "--seed", "1") == 0
+    assert surveys.losses(tmp_path)[0] != surveys.losses(plain)[0]
+
+
+@pytest.mark.parametrize("flags", ["--batch_size 4 --accum_iter 2", "--batch_size 1 --accum_iter 8"])
+def test_micro_batches_add_up(plain, survey, tmp_path, flags):
+    """The same eight tiles an update, in one piece or in several; the last update of an epoch has a single tile.
+
+    Only the order of float32 sums differs. Losses of 14 updates agree to 1e-6 of their value, weights to 1e-6 of the
+    largest of their tensor (2e-7 and 1e-7 were seen).
+    """
+    assert surveys.train(survey, tmp_path, *flags.split()) == 0
+    assert surveys.largest_loss_difference(plain, tmp_path) < 1e-6
+    difference = surveys.largest_difference(surveys.checkpoint(plain)["model"], surveys.checkpoint(tmp_path)["model"])
+    assert difference < 1e-6
+
+
+@pytest.mark.parametrize("value", [0.0, 1e30, math.nan])
+def test_what_lies_under_nodata_changes_no_weight(plain, tmp_path, value):
+    """Files that hold -99999, 0, 1e30 or NaN in their holes train the same weights, bit for bit."""
+    other = surveys.write_survey(tmp_path / "survey", under_nodata=value)
+    with rasterio.open(other / "magnetics.tif") as file:
+        corner = file.read(1)[0, 0]
+    assert corner == np.float32(value) or (math.isnan(value) and np.isnan(corner))
+    assert surveys.train(other, tmp_path / "output") == 0
+    assert surveys.losses(tmp_path / "output") == surveys.losses(plain)
+    for key in ("model", "optimizer"):
+        assert surveys.same_bits(surveys.checkpoint(tmp_path / "output")[key], surveys.checkpoint(plain)[key])
+
+
+def test_nodata_under_the_gradient(tmp_path):
+    """The gradient of the first update, whatever its tiles, is the same whatever lies in the holes."""
+    gradients = []
+    for value in (-99999.0, 1e30):
+        folder = tmp_path / str(value)
+        survey = surveys.write_survey(folder / "survey", under_nodata=value)
+        run, batch = one_batch(survey, folder / "output", tiles=surveys.TILES)
+        assert not batch["valid"].all()
+        run.model(**batch)[0].backward()
+        gradients.append([p.grad for p in run.network.parameters() if p.grad is not None])
+    assert len(gradients[0]) > 20
+    assert surveys.same_bits(*gradients)
+
+
+# What a run can do
+
+
+def one_batch(survey: Path, output: Path, *, tiles: int, size: models.ModelSize = SMALL):
+    """A run made ready, and the arguments of its model for the first tiles of its first epoch."""
+    with mock.patch.dict(models.MODEL_SIZES, tiny=size):
+        args = main_pretrain.get_args_parser().parse_args(surveys.arguments(survey, output))
+        run = main_pretrain.prepare(args, torch.device("cpu"), dist.Ranks())
+    origins = run.survey.tiles.epoch(seed=args.seed, epoch=0)
+    reader = main_pretrain.TileReader(run.survey.stack, run.survey.blocks)
+    micro = next(iter(main_pretrain.plan_epoch(tiles, batch_size=tiles, accum_iter=1, rank=0, world_size=1)))
+    tiles_read, noise = main_pretrain.fetch_tiles(reader, origins, micro, run=run, epoch=0)
+    sample = run.survey.pyramid()(*tiles_read.parts)
+    run.files.close()
+    return run, {**sample._asdict(), "noise": noise}
+
+
+def test_one_batch_can_be_overfitted(tmp_path):
+    survey = surveys.write_survey(tmp_path / "survey", size=96)
+    run, batch = one_batch(survey, tmp_path / "output", tiles=4, size=models.ModelSize(64, 2, 2, 16, 64, 2, 2, 16))
+    history = []
+    for step in range(250):
+        loss, finer, *_ = run.model(**batch, mask_ratio=0.5)
+        total = 0.6 * loss + 0.4 * finer
+        run.updater.backward(total)
+        run.updater.step(0.003 * min(1, (step + 1) / 20))
+        history.append([float(total.detach()), float(loss.detach()), float(finer.detach())])
+    first, last = np.array(history[0]), np.array(history[-10:]).mean(axis=0)
+    assert (last < first * [0.05, 0.01, 0.15]).all(), last / first
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--norm_pix_loss",
+        "--spatial_mask",
+        "--model_type vanilla",
+        "--scale_heads shared",
+        "--scale_heads shared --model_type vanilla --spatial_mask --norm_pix_loss",
+        "--scales 1 2",
+        "--scales 1",
+        "--scales 1 3",
+        "--masked_bands 0",
+        "--dropped_bands 0",
+        "--grouped_bands 0 1",
+        "--grouped_bands 1 --grouped_bands 0",
+        "--extent intersection",
+        "--mask_ratio 0",
+        "--base_loss_weight 0",
+        "--scale_loss_weight 0",
+        "--amp bf16",
+        "--amp fp16",
+        "--tile_overlap 0 --min_valid 0",
+    ],
+)
+def test_one_epoch_with(survey, tmp_path, flags, caplog):
+    """Each option trains, scores, and leaves a checkpoint with finite weights that rebuild the model."""
+    caplog.set_level(logging.INFO)
+    run = [*surveys.HELD_OUT, "--epochs", "1", "--tiles_per_epoch", "12", *flags.split()]
+    assert surveys.train(survey, tmp_path, *run) == 0
+    state = surveys.checkpoint(tmp_path)
+    assert state["step"] == 2
+    assert all(torch.isfinite(weight).all() for weight in state["model"].values())
+    models.MaskedAutoencoderGroupChannelViT(**state["model_config"]).load_state_dict(state["model"])
+    assert all(math.isfinite(loss) for losses in surveys.losses(tmp_path) for loss in losses)
+    (epoch,) = surveys.log(tmp_path, "epoch")
+    assert math.isfinite(epoch["val_loss"]) and epoch["val_tiles"] > 0
+    scored = {(name, scale): scores for name, by_scale in epoch["val"].items() for scale, scores in by_scale.items()}
+    if "--norm_pix_loss" in flags:  # predictions of single patches' shapes have no physical unit
+        assert scored["gravity", "1x"]["rmse"] is None
+    # A layer is scored down to its own pixels: with scales 1 2 the base pixel is 200 m, with scale 1 alone 100 m.
+    expected = {"--scales 1 2": 3, "--scales 1": 1, "--scales 1 3": 3, "--masked_bands 0": 3, "--dropped_bands 0": 3}
+    assert len(scored) == expected.get(flags, 5)
+
+
+def test_masked_layers_are_seen_as_no_data(survey, tmp_path):
+    """A layer that is masked, and one whose file is empty of other values there, train the same weights."""
+    flags = ["--masked_bands", "0", "--epochs", "1"]
+    assert surveys.train(survey, tmp_path / "one", *flags) == 0
+    other = surveys.write_survey(tmp_path / "survey")
+    with rasterio.open(other / "gravity.tif", "r+") as file:
+        values = file.read(1)
+        file.write(np.where(values == file.nodata, values, values[::-1, ::-1] * 3 + 1).astype(np.float32), 1)
+    assert surveys.train(other, tmp_path / "other", *flags) == 0
+    first, second = surveys.losses(tmp_path / "one"), surveys.losses(tmp_path / "other")
+    assert first == second
+
+
+def test_polygons_limit_the_ground(survey, tmp_path):
+    import geopandas
+    from shapely.geometry import box
+
+    polygons = tmp_path / "area.gpkg"
+    ground = box(500_000, 5_988_000, 512_000, 6_000_000)
+    geopandas.GeoDataFrame(geometry=[ground], crs="EPSG:28354").to_file(polygons)
+    flags = ["--aoi", str(polygons), "--epochs", "1"]
+    assert surveys.train(survey, tmp_path / "inside", *flags) == 0
+    inside = surveys.checkpoint(tmp_path / "inside")["statistics"]
+    # The square of 12 km has 120 x 120 pixels of 100 m; the hole in its corner, 20 x 30 of them, is not counted,
+    # nor the part inside it of the round one.
+    count = next(item["count"] for item in inside if item["name"] == "magnetics")
+    y, x = (np.mgrid[:120, :120] + 0.5) / 10
+    assert count == ((y >= 2) | (x >= 3)).sum() - (np.hypot(x - 11, y - 8) < 1.5).sum()
+
+
+def test_another_survey_can_be_scored(survey, tmp_path):
+    other = surveys.write_survey(tmp_path / "other", size=128)
+    flags = ["--test_path", str(other / "layers.csv"), "--epochs", "1", "--tiles_per_epoch", "8"]
+    assert surveys.train(survey, tmp_path / "output", *flags) == 0
+    (epoch,) = surveys.log(tmp_path / "output", "epoch")
+    assert epoch["val_tiles"] == 9  # 3 x 3 windows of 64 pixels, 32 apart
+
+
+def test_nothing_held_out_is_said_once(plain, survey, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    assert surveys.train(survey, tmp_path, "--epochs", "1") == 0
+    assert caplog.text.count("no held-out tiles: nothing will be scored (see --val_fraction)") == 1
+    assert not {"val_loss", "val"} & set(surveys.log(tmp_path, "epoch")[0])
+    assert not list(tmp_path.glob("reconstruction*")) and "picture " not in caplog.text
+
+
+def test_more_epochs_than_needed_say_so(plain, survey, caplog):
+    caplog.set_level(logging.INFO)
+    before = surveys.checkpoint(plain)
+    assert surveys.train(survey, plain, "--resume", "auto") == 0
+    assert "all 2 epochs are done; a larger --epochs would go on" in caplog.text
+    assert surveys.same_bits(surveys.checkpoint(plain), before)
+
+
+# Losses that are not finite
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
+    """A layer whose squares exceed float32 in one place: the update with that place is refused, by name."""
+    survey = surveys.write_survey(tmp_path / "survey")
+    values = np.random.default_rng(0).normal(size=(160, 160)).astype(np.float32)
+    values[72:88, 72:88] = 1e25 * np.arange(1, 17)
+    write_grid(survey / "magnetics.tif", values, resolution=100)
+    table = "name,path,normalize\ngravity,gravity.tif,standard\nmagnetics,magnetics.tif,none\n"
+    (survey / "layers.csv").write_text(table, encoding="utf-8")
+    flags = ["--train_path", str(survey / "layers.csv"), "--tile_overlap", "0", "--epochs", "9", "--batch_size", "1"]
+    output = tmp_path / "output"
+    arguments = surveys.arguments(survey, output, *flags, "--save_minutes", "0.000001")[2:]
+    with mock.patch.dict(models.MODEL_SIZES, tiny=SMALL):
+        assert main_pretrain.main(arguments) == 1
+    message = capsys.readouterr().err
+    assert message.count("main_pretrain: error: ") == 1
+    state = surveys.checkpoint(output)
+    step = state["step"]  # saved after every update, so the failed one is the next
+    assert f"loss not finite at step {step} (epoch {step // 9}); the weights were left as they were" in message
+    (row, col) = json.loads(message.split("reference pixels: ")[1].split(". Mend")[0])[0]
+    assert row < 88 and row + 64 > 72 and col < 88 and col + 64 > 72
+    assert all(torch.isfinite(weight).all() for weight in state["model"].values())
+
+
+# As typed
+
+
+def run_program(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
+    """Runs a program to its end in a folder of its own."""
+    return subprocess.run(
+        command, cwd=cwd, env=surveys.environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+NOTES = (
+    "--batch_size 8 --accum_iter 16 --epochs 1 --warmup_epochs 1 --input_size 96 --patch_size 8 --mask_ratio 0.75 "
+    "--model_type group_c --dataset_type grid --grouped_bands 0 --grouped_bands 1 --blr 0.0001 --num_workers 8 "
+    "--output_dir ./output_dir --log_dir ./output_dir"
+).split()
+
+
+def test_the_commands_of_the_notes(tmp_path):
+    """As a module and as a file, with no data given; the sample survey is there, smaller than by default."""
+    write_sample_survey(tmp_path / "sample_survey", rows=832, cols=832)
+    first = run_program([sys.executable, "-m", "main_pretrain", *NOTES], tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "using the sample survey, sample_survey/layers.csv" in first.stderr
+    assert "tensorboard --logdir output_dir" in first.stderr
+    output = tmp_path / "output_dir"
+    assert surveys.checkpoint(output)["epoch"] == 1
+    again = NOTES + ["--epochs", "3"]
+    second = run_program([sys.executable, str(surveys.ROOT / "main_pretrain.py"), *again], tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "held an earlier run: now in output_dir/earlier-1" in second.stderr
+    assert surveys.checkpoint(output)["epoch"] == 3
+    assert surveys.checkpoint(output / "earlier-1")["epoch"] == 1
+    assert [line["epoch"] for line in surveys.log(output, "epoch")] == [0, 1, 2]
+
+
+def test_torchrun(survey, tmp_path):
+    flags = surveys.arguments(survey, tmp_path / "output", "--epochs", "1", "--batch_size", "4")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = run_program([*launch, str(surveys.ROOT / "main_pretrain.py"), *flags], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "processes 2" in done.stderr
+    assert surveys.checkpoint(tmp_path / "output")["step"] == 7
+
+
+@pytest.mark.slow
+def test_compiled_models_learn_the_same(plain, survey, tmp_path):
+    """Compiled code rounds differently; 1e-3 of the loss is far more than that makes in 14 updates."""
+    assert surveys.train(survey, tmp_path, "--compile") == 0
+    assert surveys.largest_loss_difference(plain, tmp_path) < 1e-3
+    assert not any("_orig_mod" in name for name in surveys.checkpoint(tmp_path)["model"])
