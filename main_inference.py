@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import math
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,6 @@ from util.products import (
     ReconstructionMaker,
     SampleOf,
     Views,
-    hidden_errors,
     position_means,
 )
 from util.run_files import check_writable
@@ -58,8 +56,9 @@ logger = logging.getLogger("main_inference")
 NEEDED = ("model", "model_config", "layers", "statistics", "options", "version")
 SAMPLE_PLACES = 50_000
 """Places at which components and clusters are fitted."""
-ERROR_TILES = 64
-"""Tiles on which the error of hidden pixels is measured before gaps are filled."""
+ARTIFICIAL_GAPS = 24
+"""Gaps made in each layer to learn how to fill real ones; enough for errors at eight distances."""
+GAP_TRIES = 1000
 POSITION_TILES = 512
 """Tiles over which features are averaged at each place within a tile."""
 PICTURE_PIXELS = 900
@@ -387,9 +386,6 @@ def make_gapfill(
         raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")
     if left_out:
         logger.warning("not filled, because the model does not predict them here: %s", ", ".join(left_out))
-    views = views_of(args, state, count="hidden")
-    views.check()
-    errors = measure_errors(survey, engine, views, finest)
     layers = []
     for c, scale in finest.items():
         grid, place, reference = survey.stack.bands[c].grid, survey.stack.placements[c], survey.stack.reference
@@ -409,11 +405,31 @@ def make_gapfill(
                     place.ratio_x * ground.base / reference.resolution_x,
                 ),
                 offset_yx=(place.offset_y, place.offset_x),
-                error=errors[c] * values[c].spread,
             )
         )
     max_gap = args.max_gap or model.img_size * ground.base / 2
-    return GapMaker(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=tags)
+    views = views_of(args, state, count="hidden")
+    maker = GapMaker(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=tags)
+    logger.info("filling artificial gaps to see how well it goes")
+
+    def windows(unit: Unit) -> Any:
+        return survey.read(unit.top, unit.left, unit.bottom, unit.right)
+
+    tiles = spread_tiles(survey, engine, GAP_TRIES)
+    maker.fillings = dist.on_main(lambda: maker.calibrate(windows, tiles, count=ARTIFICIAL_GAPS))
+    for layer in layers:
+        filling, name = maker.fillings[layer.channel], f"gapfill_{layer.values.file}"
+        facts = {"method": "thin-plate spline and model detail", "share_of_model_detail": f"{filling.share:.3f}"}
+        maker.rasters[name] = replace(maker.rasters[name], tags={**maker.rasters[name].tags, **facts})
+        logger.info(
+            "layer '%s': %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s, edge to middle",
+            layer.values.name,
+            100 * filling.share,
+            filling.errors[0],
+            filling.errors[-1],
+            layer.values.unit,
+        )
+    return maker
 
 
 OUTPUTS = {
@@ -440,20 +456,6 @@ def reader(survey: ReopenedSurvey, engine: Engine) -> SampleOf:
         return survey.read(top, left, top + size, left + size).sample(origins, engine.device)
 
     return sample
-
-
-@torch.inference_mode()
-def measure_errors(survey: ReopenedSurvey, engine: Engine, views: Views, finest: dict[int, int]) -> dict[int, float]:
-    """Errors of hidden pixels, by channel in model units, on tiles spread over the survey."""
-    wanted: dict[int, list[int]] = {}
-    for c, s in finest.items():
-        wanted.setdefault(s, []).append(c)
-    errors = hidden_errors(engine, views, spread_tiles(survey, engine, ERROR_TILES), reader(survey, engine), wanted)
-    by_channel = {c: errors[s, c] for c, s in finest.items()}
-    for c, error in by_channel.items():
-        if math.isnan(error):
-            raise ValueError(f"layer '{survey.layers[c].name}': no tile looked at has enough valid pixels to hide some")
-    return by_channel
 
 
 def wanted_units(args: argparse.Namespace, survey: ReopenedSurvey, maker: Maker) -> list[Unit]:

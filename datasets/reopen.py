@@ -147,6 +147,23 @@ class GroundWindow:
             window[top - row : bottom - row, left - col : right - col] = part
         return window
 
+    def without(self, channel: int, native: tuple[int, int, int, int], gap: np.ndarray) -> GroundWindow:
+        """The same ground with some pixels of one layer made invalid.
+
+        Args:
+            channel: number of the layer.
+            native: (row, col, rows, cols) of a window of its pixels.
+            gap: (rows, cols) bool, True = made invalid.
+        """
+        row, col, rows, cols = native
+        first_row, first_col, pixels = self._arrays[channel]
+        pixels = pixels.copy()
+        part = pixels[row - first_row : row - first_row + rows, col - first_col : col - first_col + cols]
+        part[gap] = np.nan
+        arrays = list(self._arrays)
+        arrays[channel] = (first_row, first_col, pixels)
+        return GroundWindow(self._survey, arrays)
+
     def sample(self, origins: np.ndarray, device: torch.device) -> Sample:
         """Tiles at (N, 2) base-scale (row, col) origins, ready for the model."""
         survey, grid = self._survey, self._survey.stack.reference
@@ -260,7 +277,11 @@ def _find_layers(
         return list(trained), []
     by_name = {layer.name: layer for layer in choose_layers(data_dir, layers_table, ())}
     names = {layer.name for layer in trained}
-    return [by_name.get(layer.name) for layer in trained], [name for name in by_name if name not in names]
+    found = [
+        replace(by_name[layer.name], units=by_name[layer.name].units or layer.units) if layer.name in by_name else None
+        for layer in trained
+    ]
+    return found, [name for name in by_name if name not in names]
 
 
 def _tile_step(base: float, reference: Grid) -> float:

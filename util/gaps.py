@@ -1,16 +1,24 @@
-"""Gaps in a grid: which are narrow enough to be filled, and how a prediction is joined to the values around them."""
+"""Gaps in a grid: which are narrow enough to be filled, and how a prediction is joined to what lies around them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage, sparse
-from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator, RBFInterpolator
 from scipy.spatial import QhullError
 
-RING = 2
-"""Width of the ring of valid pixels around a gap to which a prediction is joined, pixels."""
+RING = 4
+"""Width of the ring of valid pixels around a gap that it is filled from, pixels: enough to show slope and bend."""
+
+SPLINE_POINTS = 1500
+"""Most points of a spline: its cost grows with their cube."""
+
+DISTANCES = 8
+"""Distances at which errors are told apart."""
 
 
 def fillable(valid: np.ndarray, *, width_y: float, width_x: float) -> np.ndarray:
@@ -38,11 +46,32 @@ def fillable(valid: np.ndarray, *, width_y: float, width_x: float) -> np.ndarray
     return closed[margin_y:-margin_y, margin_x:-margin_x] & ~valid
 
 
-def join_prediction(values: np.ndarray, predicted: np.ndarray, fill: np.ndarray) -> np.ndarray:
-    """A prediction for gaps, shifted so that it meets the values around each of them.
+@dataclass(frozen=True)
+class Filling:
+    """How a layer's gaps are filled, as found on artificial ones.
 
-    What the prediction misses on a ring of valid pixels around a gap is interpolated linearly across it and added. A
-    prediction without shape of its own thus becomes linear interpolation.
+    Attributes:
+        share: of the model's detail that is added to the spline, 0..1.
+        distances: increasing distances to the nearest valid pixel, pixels.
+        errors: root mean square errors at these distances, never decreasing, units of the layer.
+    """
+
+    share: float
+    distances: tuple[float, ...]
+    errors: tuple[float, ...]
+
+    def uncertainty(self, valid: np.ndarray) -> np.ndarray:
+        """(rows, cols) float32: the error expected at each invalid pixel, 0 at valid ones."""
+        distance = ndimage.distance_transform_edt(~valid)
+        return np.where(valid, 0.0, np.interp(distance, self.distances, self.errors)).astype(np.float32)
+
+
+def gap_details(values: np.ndarray, predicted: np.ndarray, fill: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the values around each gap say about it, and what a prediction adds.
+
+    The first is a thin-plate spline (minimum curvature) through a ring of valid pixels around the gap. The second is
+    the prediction less the same spline through the prediction on that ring: the shape that the surroundings do not
+    show. Their sum meets the values around the gap.
 
     Args:
         values: (rows, cols) float32, NaN where invalid.
@@ -50,29 +79,76 @@ def join_prediction(values: np.ndarray, predicted: np.ndarray, fill: np.ndarray)
         fill: (rows, cols) bool, where to fill.
 
     Returns:
-        (rows, cols) float32, NaN outside of `fill` and where nothing was predicted.
+        Spline and detail, (rows, cols) float32, NaN outside of `fill` and where nothing was predicted.
     """
-    result = np.full(values.shape, np.nan, dtype=np.float32)
+    spline, detail = (np.full(values.shape, np.nan, dtype=np.float32) for _ in range(2))
     labels, _ = ndimage.label(fill, structure=np.ones((3, 3)))
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         window = tuple(slice(max(0, side.start - RING), side.stop + RING) for side in box)
         gap = labels[window] == number
-        misfit = values[window] - predicted[window]
-        ring = ndimage.binary_dilation(gap, structure=np.ones((3, 3)), iterations=RING) & np.isfinite(misfit)
+        known = np.isfinite(values[window]) & np.isfinite(predicted[window])
+        ring = ndimage.binary_dilation(gap, structure=np.ones((3, 3)), iterations=RING) & known
         wanted = gap & np.isfinite(predicted[window])
-        shift = interpolate_within(np.where(ring, misfit, 0.0), known=ring, wanted=wanted)
-        result[window][wanted] = (predicted[window] + shift)[wanted]
+        if not ring.any() or not wanted.any():
+            continue
+        pair = np.stack([values[window][ring], predicted[window][ring]], axis=1).astype(np.float64)
+        across = _spline(np.argwhere(ring), pair, np.argwhere(wanted))
+        spline[window][wanted] = across[:, 0]
+        detail[window][wanted] = predicted[window][wanted] - across[:, 1]
+    return spline, detail
+
+
+def _spline(points: np.ndarray, values: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Thin-plate spline of (n, k) values at (n, 2) points; of very many points some, and linear for what they miss."""
+    if len(points) <= 3:
+        return np.broadcast_to(values.mean(axis=0), (len(targets), values.shape[1]))
+    some = np.linspace(0, len(points) - 1, min(SPLINE_POINTS, len(points))).round().astype(int)
+    try:
+        surface = RBFInterpolator(points[some], values[some], kernel="thin_plate_spline")
+    except (np.linalg.LinAlgError, ValueError):  # all on one line
+        return _interpolate(points, values, targets)
+    result = surface(targets)
+    if len(some) < len(points):
+        result = result + _interpolate(points, values - surface(points), targets)
     return result
 
 
-def interpolate_within(values: np.ndarray, *, known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Linear interpolation (Delaunay, nearest outside the hull) of some pixels to others; 0 where nothing is known."""
-    if not known.any() or not wanted.any():
-        return np.zeros(values.shape, dtype=np.float32)
-    points, targets = np.argwhere(known), np.argwhere(wanted)
-    filled = np.zeros(values.shape, dtype=np.float32)
-    filled[wanted] = _interpolate(points, values[known], targets)
-    return filled
+def fit_filling(
+    splines: Sequence[np.ndarray],
+    details: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    gaps: Sequence[np.ndarray],
+) -> Filling:
+    """Finds how much of a model's detail to add, and how large errors are, on gaps whose values are known.
+
+    Args:
+        splines: per gap (r, c), from `gap_details`.
+        details: likewise.
+        truths: the values that were taken out.
+        gaps: (r, c) bool, True where they were.
+
+    Returns:
+        The filling; the share is the least-squares one, held within 0..1.
+
+    Raises:
+        ValueError: nothing to learn from.
+    """
+    parts = []
+    for spline, detail, truth, gap in zip(splines, details, truths, gaps, strict=True):
+        known = gap & np.isfinite(spline) & np.isfinite(detail) & np.isfinite(truth)
+        distance = ndimage.distance_transform_edt(np.pad(gap, 1))[1:-1, 1:-1]
+        parts.append(np.stack([array[known] for array in (spline, detail, truth, distance)]).astype(np.float64))
+    spline, detail, truth, distance = np.concatenate(parts, axis=1) if parts else np.zeros((4, 0))
+    if not spline.size:
+        raise ValueError("no artificial gap could be made: there is too little valid ground")
+    missed = truth - spline
+    share = float(np.clip((missed * detail).sum() / max(np.square(detail).sum(), 1e-30), 0.0, 1.0))
+    squares = np.square(missed - share * detail)
+    edges = np.unique(np.quantile(distance, np.linspace(0, 1, DISTANCES + 1)))
+    number = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, max(len(edges) - 2, 0))
+    bins = [number == k for k in range(number.max() + 1) if (number == k).any()]
+    errors = np.maximum.accumulate([math.sqrt(squares[inside].mean()) for inside in bins])
+    return Filling(share, tuple(float(distance[inside].mean()) for inside in bins), tuple(errors.tolist()))
 
 
 def _interpolate(points: np.ndarray, values: np.ndarray, targets: np.ndarray) -> np.ndarray:

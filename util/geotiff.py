@@ -22,6 +22,7 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
@@ -32,6 +33,9 @@ BLOCK = 256
 
 CACHE_BYTES = 64 * 2**20
 """Decoded pixels that GDAL may keep."""
+
+# What rasterio raises when GDAL fails: some of GDAL's own errors pass through it unchanged.
+GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 
 DTYPES = {"float32": "float32", "float16": "float32", "uint8": "uint8"}
 """What can be written, and how it is held in memory: GDAL stores float16 as a float of 16 bits."""
@@ -242,9 +246,10 @@ def _write_part(path: Path, info: RasterInfo, pixels: np.ndarray) -> None:
             bigtiff="if_safer",
             **half,
         ) as sink:
-            sink.write(pixels.astype(DTYPES[info.dtype], copy=False))
+            # Half floats are rounded here: GDAL cuts their last bits off.
+            sink.write(pixels.astype(info.dtype, copy=False).astype(DTYPES[info.dtype], copy=False))
         os.replace(temporary, path)
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
     finally:
         with contextlib.suppress(OSError):
@@ -288,7 +293,7 @@ def join(path: str | os.PathLike[str], info: RasterInfo, parts: Sequence[tuple[P
             rasterio.shutil.copy(str(virtual), str(temporary), driver="COG", **options)
             _read_back(temporary, info, parts, name=path)
         os.replace(temporary, path)
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
     finally:
         for left in (temporary, virtual, temporary.with_name(temporary.name + ".aux.xml")):

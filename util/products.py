@@ -18,7 +18,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from util.gaps import RING, fillable, join_prediction, resample_linear
+from util.gaps import RING, Filling, fillable, fit_filling, gap_details, resample_linear
 from util.geotiff import RasterInfo
 from util.mosaic import Moments, Mosaic, Unit, raised_cosine, tile_origins
 from util.views import draws_to_show_all, least_draws, token_pixels, view_noise, visible_counts
@@ -559,7 +559,6 @@ class NativeLayer:
         cols: number of columns.
         ratio_yx: native pixels per base-scale pixel.
         offset_yx: native coordinate of the first base-scale pixel's edge.
-        error: the model's error at that scale where it had to guess, physical units.
     """
 
     channel: int
@@ -573,7 +572,6 @@ class NativeLayer:
     cols: int
     ratio_yx: tuple[float, float]
     offset_yx: tuple[float, float]
-    error: float
 
     def window(self, unit: Unit) -> tuple[int, int, int, int]:
         """(row, col, rows, cols) of the pixels whose centres lie in a unit; they may lie outside of the layer."""
@@ -602,6 +600,9 @@ class GapMaker:
         views: how tiles are shown.
         max_gap: widest gap that is filled, CRS units.
         tags: facts to write along.
+
+    Attributes:
+        fillings: how each channel's gaps are filled; from `calibrate`.
     """
 
     def __init__(
@@ -624,6 +625,7 @@ class GapMaker:
         self.engine, self.ground, self.layers, self.views, self.max_gap = engine, ground, layers, views, max_gap
         self.margin = math.ceil(max_gap / ground.base) + RING + 1
         self.reach = self.margin + engine.model.img_size
+        self.fillings: dict[int, Filling] = {}
         self.rasters = {
             f"gapfill_{layer.values.file}": RasterInfo(
                 crs=ground.crs,
@@ -642,8 +644,7 @@ class GapMaker:
                     "layer": layer.values.name,
                     "max_gap": f"{max_gap:g}",
                     "predicted_at": f"{layer.scale}x",
-                    "uncertainty": "one standard deviation; 0 = measured, as it was; > 0 = filled",
-                    "error_of_hidden_pixels": f"{layer.error:.6g}",
+                    "uncertainty": "error expected from artificial gaps; 0 = measured, as it was; > 0 = filled",
                 },
             )
             for layer in layers
@@ -713,47 +714,92 @@ class GapMaker:
             found |= {(s, c): (mean[k], spread[k]) for k, c in enumerate(channels)}
         return found
 
+    def _details(
+        self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Unit
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Spline and model detail in gaps, physical units, on the layer's own pixels."""
+        row, col, rows, cols = layer.window(grown)
+        places_y = (layer.base_place(row, rows, 0) - grown.top) * layer.scale - 0.5
+        places_x = (layer.base_place(col, cols, 1) - grown.left) * layer.scale - 0.5
+        mean = resample_linear(predicted[layer.scale, layer.channel][0], places_y, places_x)
+        return gap_details(value, mean * layer.values.spread + layer.values.location, fill)
+
     def _fill(
         self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Unit
     ) -> np.ndarray:
         """(2, rows, cols): values with gaps filled, and the uncertainty."""
         known = np.isfinite(value)
         filled, uncertainty = value.copy(), np.where(known, 0.0, np.nan).astype(np.float32)
-        if fill.any() and (layer.scale, layer.channel) in predicted:
-            row, col, rows, cols = layer.window(grown)
-            places_y = (layer.base_place(row, rows, 0) - grown.top) * layer.scale - 0.5
-            places_x = (layer.base_place(col, cols, 1) - grown.left) * layer.scale - 0.5
-            mean, spread = (
-                resample_linear(image, places_y, places_x) for image in predicted[layer.scale, layer.channel]
-            )
-            guess = join_prediction(value, mean * layer.values.spread + layer.values.location, fill)
-            done = np.isfinite(guess)
-            filled[done] = guess[done]
-            uncertainty[done] = np.hypot(spread * layer.values.spread, layer.error)[done]
+        if fill.any() and predicted:
+            filling = self.fillings[layer.channel]
+            spline, detail = self._details(layer, value, fill, predicted, grown)
+            done = np.isfinite(spline)
+            filled[done] = (spline + filling.share * detail)[done]
+            uncertainty[done] = filling.uncertainty(known)[done]
         return np.stack([filled, uncertainty])
 
+    @torch.inference_mode()
+    def calibrate(self, windows: Callable[[Unit], Any], tiles: np.ndarray, *, count: int) -> dict[int, Filling]:
+        """Fills artificial gaps in each layer, others left as they are, to learn how to fill real ones.
 
-def hidden_errors(
-    engine: Engine, views: Views, tiles: np.ndarray, sample_of: SampleOf, wanted: Mapping[int, Sequence[int]]
-) -> dict[tuple[int, int], float]:
-    """Root mean square errors where the model had to guess, by (scale, channel), model units; NaN if unknown.
+        Squares of three sizes up to `max_gap` are taken out of the middle of tiles.
 
-    Args:
-        engine: the network.
-        views: how tiles are shown.
-        tiles: (n, 2) origins of the tiles to look at.
-        sample_of: gives the tiles.
-        wanted: for each scale, the channels wanted.
-    """
-    sums = {(s, c): np.zeros(2) for s, channels in wanted.items() for c in channels}
-    for tile in tiles:
-        unit = Unit(
-            0, 0, int(tile[0]), int(tile[1]), int(tile[0]) + engine.model.img_size, int(tile[1]) + engine.model.img_size
-        )
-        predicted, observed = mosaic_views(engine, views, unit, tile[None], sample_of, wanted, observe=list(wanted))
-        for s, channels in wanted.items():
-            error = np.square(observed[s].mean - predicted[s].mean)
-            for k, c in enumerate(channels):
-                ok = np.isfinite(error[k])
-                sums[s, c] += error[k][ok].sum(), ok.sum()
-    return {key: math.sqrt(total / count) if count else math.nan for key, (total, count) in sums.items()}
+        Args:
+            windows: reads the ground of a unit.
+            tiles: (n, 2) origins of tiles to choose from, in the order of choice.
+            count: gaps for each layer, at most.
+
+        Returns:
+            By channel, what `fillings` is to be set to.
+
+        Raises:
+            ValueError: no gap could be made in a layer.
+        """
+        size = self.engine.model.img_size
+        found = {}
+        for layer in self.layers:
+            collected: list[tuple[np.ndarray, ...]] = []
+            for top, left in tiles.tolist():
+                unit = Unit(0, 0, top, left, top + size, left + size)
+                window = windows(unit.grown(self.reach))
+                native = layer.window(unit)
+                edge = self.max_gap * (0.3, 0.6, 0.9)[len(collected) % 3]
+                gap = _middle(native, edge / layer.resolution_y, edge / layer.resolution_x)
+                truth = window.read(layer.channel, *native)
+                around = ndimage.binary_dilation(gap, structure=np.ones((3, 3)), iterations=RING)
+                if not np.isfinite(truth[around]).all():
+                    continue
+                collected.append(self._try_gap(layer, unit, window.without(layer.channel, native, gap), truth, gap))
+                if len(collected) == count:
+                    break
+            try:
+                found[layer.channel] = (
+                    fit_filling(*zip(*collected, strict=True)) if collected else fit_filling([], [], [], [])
+                )
+            except ValueError as error:
+                raise ValueError(f"layer '{layer.values.name}': {error}; lower --max_gap") from error
+        return found
+
+    def _try_gap(
+        self, layer: NativeLayer, unit: Unit, window: Any, truth: np.ndarray, gap: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """Spline, detail, truth and place of one artificial gap."""
+        native = layer.window(unit)
+        marks = np.zeros((unit.bottom - unit.top, unit.right - unit.left), dtype=bool)
+        rows, cols = np.nonzero(gap)
+        marks[
+            np.floor(layer.base_place(native[0], native[2], 0)[rows]).astype(int) - unit.top,
+            np.floor(layer.base_place(native[1], native[3], 1)[cols]).astype(int) - unit.left,
+        ] = True
+        predicted = self._predict(unit, marks, window)
+        spline, detail = self._details(layer, np.where(gap, np.nan, truth), gap, predicted, unit)
+        return spline, detail, truth, gap
+
+
+def _middle(native: tuple[int, int, int, int], height: float, width: float) -> np.ndarray:
+    """(rows, cols) bool, True in a rectangle in the middle of a window."""
+    gap = np.zeros(native[2:], dtype=bool)
+    rows, cols = max(1, round(height)), max(1, round(width))
+    top, left = (native[2] - rows) // 2, (native[3] - cols) // 2
+    gap[max(top, 0) : top + rows, max(left, 0) : left + cols] = True
+    return gap
