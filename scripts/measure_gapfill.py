@@ -54,7 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: np.random.Generator) -> list[Hole]:
-    """Chooses squares of valid pixels, apart from each other and from pixels already taken.
+    """Chooses squares among valid pixels, apart from each other, from pixels already taken and from real gaps.
 
     Args:
         values: (rows, cols), NaN where invalid.
@@ -71,7 +71,7 @@ def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: 
         row, col = (int(rng.integers(0, max(1, size - edge))) for size in values.shape)
         hole = slice(row, row + edge), slice(col, col + edge)
         around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in hole)
-        if np.isfinite(values[hole]).all() and not taken[around].any():
+        if np.isfinite(values[around]).all() and not taken[around].any():
             taken[hole] = True
             holes.append(hole)
         if len(holes) == count:

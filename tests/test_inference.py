@@ -22,6 +22,7 @@ import models_mae_group_channels as models
 from datasets.band import close_datasets
 from datasets.grid import open_survey
 from datasets.reopen import reopen_survey, stored_layers
+from datasets.statistics import overlap_matrix
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, write_survey
 from util.checkpoint import save_checkpoint
@@ -135,9 +136,13 @@ class TestIdentity:
         assert pixels.shape[1:] == (-(-rows * resolution // 400), -(-cols * resolution // 400))
         assert np.isfinite(pixels).all()  # every pixel was hidden at least once
         np.testing.assert_allclose(pixels[1:], 0, atol=3e-5)  # no spread, no error
-        whole = int(rows * resolution // 400), int(cols * resolution // 400)
-        expected = plane(*pixels.shape[1:], 400.0)
-        np.testing.assert_allclose(pixels[0][: whole[0], : whole[1]], expected[: whole[0], : whole[1]], atol=3e-5)
+        down, across = (
+            overlap_matrix(np.arange(size + 1) * 400 / resolution, count)
+            for size, count in zip(pixels.shape[1:], (rows, cols), strict=True)
+        )
+        shared = down.sum(axis=1) @ across.sum(axis=1).T  # native pixels under each base pixel
+        expected = (down @ plane(rows, cols, resolution).astype(float) @ across.T) / shared
+        np.testing.assert_allclose(pixels[0], np.asarray(expected), atol=3e-5)
 
     def test_point_of_known_position(self, tmp_path):
         """The value of a plane at the middle of a result is that of its place on the ground, at any stride."""
