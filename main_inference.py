@@ -557,8 +557,8 @@ def masked(pixels: np.ndarray, info: RasterInfo, row: int, col: int, survey: Reo
     """The same pixels, NaN outside the area of interest."""
     if survey.aoi is None:
         return pixels
-    transform = info.transform @ info.transform.translation(col, row)
-    return np.where(survey.inside(transform, *pixels.shape[1:]), pixels, np.nan).astype(pixels.dtype)
+    inside = survey.inside(info.window_transform(row, col), *pixels.shape[1:])
+    return np.where(inside, pixels, np.nan).astype(pixels.dtype)
 
 
 def log_speed(job: Job, *, rank: int) -> None:

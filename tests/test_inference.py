@@ -155,12 +155,11 @@ class TestIdentity:
             info = maker.rasters["embeddings"]
             pixels = run(maker, survey)["embeddings"][0]
             row, col = info.rows // 2, info.cols // 3
-            x, y = info.transform @ (col + 0.5, row + 0.5)
+            x, y = info.left + (col + 0.5) * info.resolution_x, info.top - (row + 0.5) * info.resolution_y
             np.testing.assert_allclose(pixels[row, col], (x - 500_000) / 1000 + 2 * (y - 6_000_000) / 1000, atol=1e-4)
             assert info.resolution_x == stride * 400 and np.isfinite(pixels).all()
-            left, _ = info.transform @ (0, 0)
-            right, bottom = info.transform @ (info.cols, info.rows)
-            assert left <= 500_000 and right >= 523_000 and bottom <= 5_981_000
+            assert info.left <= 500_000 and info.left + info.cols * info.resolution_x >= 523_000
+            assert info.top >= 6_000_000 and info.top - info.rows * info.resolution_y <= 5_981_000
 
     def test_ragged_outline(self, tmp_path):
         image = plane(200, 200, 100.0)

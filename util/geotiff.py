@@ -90,7 +90,12 @@ class RasterInfo:
     @property
     def transform(self) -> Affine:
         """From (column, row) to (x, y)."""
-        return Affine(self.resolution_x, 0.0, self.left, 0.0, -self.resolution_y, self.top)
+        return self.window_transform(0, 0)
+
+    def window_transform(self, row: int, col: int) -> Affine:
+        """The same for a window that starts at (row, col)."""
+        x, y = self.left + col * self.resolution_x, self.top - row * self.resolution_y
+        return Affine(self.resolution_x, 0.0, x, 0.0, -self.resolution_y, y)
 
     @property
     def is_discrete(self) -> bool:
