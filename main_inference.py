@@ -11,8 +11,8 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,41 +27,29 @@ from datasets.reopen import ReopenedSurvey, reopen_survey, stored_layers
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
-from util.components import CLUSTER_COMPONENTS, class_colours, classify, fit_clusters, fit_components, to_bytes
 from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
 from util.engine import Stop
-from util.figures import save_figure
-from util.geotiff import Parts, RasterInfo, join, limited_cache, read_part, read_reduced
+from util.gap_products import GapMaker, NativeLayer
+from util.geotiff import Parts, RasterInfo, join, limited_cache
 from util.log import progress, setup_logging
-from util.maps import Panel, map_figure
+from util.looks import draw_raster, look_into_embeddings
+from util.masked_products import ReconstructionMaker, Views
 from util.mosaic import Unit, units_of
-from util.products import (
-    EmbeddingMaker,
-    Engine,
-    GapMaker,
-    Ground,
-    LayerValues,
-    Maker,
-    Meter,
-    NativeLayer,
-    ReconstructionMaker,
-    SampleOf,
-    Views,
-    position_means,
-)
+from util.products import EmbeddingMaker, Engine, Ground, LayerValues, Maker, Meter, SampleOf, position_means
 from util.run_files import check_writable
 
 logger = logging.getLogger("main_inference")
 
 NEEDED = ("model", "model_config", "layers", "statistics", "options", "version")
-SAMPLE_PLACES = 50_000
-"""Places at which components and clusters are fitted."""
+DECISIVE = (
+    "pool stride positions dtype draws mask_ratio max_gap overlap seed block_size aoi extent reproject amp".split()
+)
+"""Options that must be the same for a stopped run to be continued; checkpoint and layers are compared themselves."""
 ARTIFICIAL_GAPS = 24
 """Gaps made in each layer to learn how to fill real ones; enough for errors at eight distances."""
 GAP_TRIES = 1000
 POSITION_TILES = 512
 """Tiles over which features are averaged at each place within a tile."""
-PICTURE_PIXELS = 900
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -212,33 +200,19 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         logger.warning("%s", text)
 
     # model
-    config = {**state["model_config"], "grad_checkpointing": False}
-    network = models.MaskedAutoencoderGroupChannelViT(**config)
-    network.load_state_dict(state["model"])
-    network.to(device).eval()
-    amp_dtype, _ = amp_policy(device, args.amp)
     engine = Engine(
-        model=network,
+        model=load_network(state).to(device),
         device=device,
-        autocast=partial(torch.autocast, device.type, dtype=amp_dtype, enabled=amp_dtype is not None),
+        autocast=autocast_of(device, args.amp),
         batch_size=args.batch_size,
         overlap=args.overlap,
         meter=Meter(device),
     )
 
     # what to make
-    if args.block_size % network.patch_size:
-        raise ValueError(f"--block_size {args.block_size}: expected a multiple of the patch, {network.patch_size}")
-    digest = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in state["model"].values())).hexdigest()[:16]
-    tags = {
-        "software": "GRID-MAE main_inference",
-        "version": str(state["version"]),
-        "checkpoint": Path(args.checkpoint).name,
-        "checkpoint_weights_sha256": digest,
-        "layers": ", ".join(layer.name for layer in survey.layers),
-        "missing_layers": ", ".join(survey.missing) or "none",
-        "output": args.output,
-    }
+    if args.block_size % engine.model.patch_size:
+        raise ValueError(f"--block_size {args.block_size}: expected a multiple of the patch, {engine.model.patch_size}")
+    tags = tags_of(args, survey, state)
     maker = dist.together(lambda: OUTPUTS[args.output](args, survey, engine, state, tags))
     job = Job(
         args=args,
@@ -276,6 +250,33 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
         aoi=args.aoi,
         allow_missing=args.missing_layers == "allow",
     )
+
+
+def load_network(state: dict[str, Any]) -> models.MaskedAutoencoderGroupChannelViT:
+    """The trained network, for prediction."""
+    network = models.MaskedAutoencoderGroupChannelViT(**{**state["model_config"], "grad_checkpointing": False})
+    network.load_state_dict(state["model"])
+    return network.eval()
+
+
+def autocast_of(device: torch.device, choice: str) -> Callable[[], AbstractContextManager]:
+    """Makes mixed-precision contexts."""
+    dtype, _ = amp_policy(device, choice)
+    return partial(torch.autocast, device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def tags_of(args: argparse.Namespace, survey: ReopenedSurvey, state: dict[str, Any]) -> dict[str, str]:
+    """What every result says of where it comes from."""
+    digest = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in state["model"].values())).hexdigest()[:16]
+    return {
+        "software": "GRID-MAE main_inference",
+        "version": str(state["version"]),
+        "checkpoint": Path(args.checkpoint).name,
+        "checkpoint_weights_sha256": digest,
+        "layers": ", ".join(layer.name for layer in survey.layers),
+        "missing_layers": ", ".join(survey.missing) or "none",
+        "output": args.output,
+    }
 
 
 def ground_of(survey: ReopenedSurvey) -> Ground:
@@ -499,7 +500,20 @@ def begin_or_resume(job: Job, tags: dict[str, str]) -> None:
     resumes = args.resume and job.parts.folder.exists()
     if existing and not args.overwrite and not resumes:
         raise ValueError(f"{existing[0]} exists; give --overwrite to replace it, or another --output_dir")
-    kept = ("pool", "stride", "dtype", "draws", "mask_ratio", "max_gap", "overlap", "seed", "block_size", "aoi", "amp")
+    kept = (
+        "pool",
+        "stride",
+        "positions",
+        "dtype",
+        "draws",
+        "mask_ratio",
+        "max_gap",
+        "overlap",
+        "seed",
+        "block_size",
+        "aoi",
+        "amp",
+    )
     facts = {key: getattr(args, key) for key in kept}
     files = [[layer.name, layer.path, layer.band] for layer in job.survey.layers]
     job.parts.open({**tags, **facts, "files": files, "ground": list(job.survey.shape)}, resume=args.resume)
@@ -529,7 +543,7 @@ def compute(job: Job, stop: Stop) -> bool:
 
     bar = progress(total=len(mine), desc=args.output, unit="square", enabled=ranks.is_main and not args.no_progress)
     job.engine.meter.restart()
-    for unit, window in prefetch(mine, read, workers=args.num_workers, ahead=0):
+    for unit, window in prefetch(mine, read, workers=args.num_workers, ahead=1):
         arrays = {
             name: (info, masked(pixels, info, row, col, survey), row, col)
             for name, (info, pixels, row, col) in maker.make(unit, window).items()
@@ -585,7 +599,14 @@ def finish(job: Job) -> None:
     derived = Parts(job.parts.folder / "derived")
     rasters = {name: (info, job.parts) for name, info in job.maker.rasters.items()}
     if job.args.output == "embeddings":
-        rasters |= {name: (info, derived) for name, info in look_into_embeddings(job, derived).items()}
+        looks = look_into_embeddings(
+            job.maker.rasters["embeddings"],
+            job.parts.of("embeddings"),
+            derived,
+            clusters=job.args.clusters,
+            seed=job.args.seed,
+        )
+        rasters |= {name: (info, derived) for name, info in looks.items()}
     for name, (info, parts) in rasters.items():
         path = job.output_dir / f"{name}.tif"
         found = parts.of(name)
@@ -593,81 +614,12 @@ def finish(job: Job) -> None:
             raise ValueError(f"{path}: no valid pixel in it, so it is not written; check the layers and --aoi")
         join(path, info, found)
         logger.info("raster   %s", path)
+    crs = job.survey.stack.reference.crs
+    unit = "degree" if crs.is_geographic else "m" if crs.linear_units.startswith("met") else crs.linear_units
     for name, (info, _) in rasters.items():
         if name != "embeddings":
-            logger.info("picture  %s", draw(job, name, info))
+            logger.info("picture  %s", draw_raster(job.output_dir / f"{name}.tif", info, length_unit=unit))
     job.parts.remove()
-
-
-def look_into_embeddings(job: Job, derived: Parts) -> dict[str, RasterInfo]:
-    """Makes colours out of principal components and, if asked, classes.
-
-    Raises:
-        ValueError: too few places have an embedding.
-    """
-    info, parts = job.maker.rasters["embeddings"], job.parts.of("embeddings")
-    if not parts:
-        raise ValueError("no place has an embedding: no layer has a valid pixel here; check the layers and --aoi")
-    sample = []
-    for path, *_ in parts:
-        flat = read_part(path).reshape(len(info.names), -1).T
-        flat = flat[np.isfinite(flat).all(axis=1)]
-        most = -(-SAMPLE_PLACES // len(parts))
-        sample.append(flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)])
-    vectors = np.concatenate(sample)
-    components = fit_components(vectors, max(3, CLUSTER_COMPONENTS if job.args.clusters else 3))
-    places = components.project(vectors.T)
-    low, high = np.percentile(places[:3], (2, 98), axis=1)
-    common = {**vars(info), "dtype": "uint8", "nodata": 0}
-    share = ", ".join(f"{100 * x:.1f} %" for x in components.share[:3])
-    picture = RasterInfo(
-        **{
-            **common,
-            "names": ("component_1", "component_2", "component_3"),
-            "units": ("",) * 3,
-            "tags": {**info.tags, "variance_explained": share, "scaled": "2 to 98 % of each component as 1 to 255"},
-            "is_picture": True,
-        }
-    )
-    rasters = {"embeddings_pca": picture}
-    logger.info("three components explain %s of the variance", share)
-    if job.args.clusters:
-        centres = fit_clusters(places.T, job.args.clusters, seed=job.args.seed)
-        classes = {k: (f"class {k}", colour) for k, colour in enumerate(class_colours(len(centres)), start=1)}
-        rasters["embeddings_clusters"] = RasterInfo(
-            **{**common, "names": ("class",), "units": ("",), "classes": classes}
-        )
-    derived.open({"of": "embeddings"}, resume=False)
-    for number, (path, row, col, _, _) in enumerate(parts):
-        projected = components.project(read_part(path))
-        arrays = {"embeddings_pca": (picture, to_bytes(projected[:3], low, high), row, col)}
-        if job.args.clusters:
-            arrays["embeddings_clusters"] = (rasters["embeddings_clusters"], classify(projected, centres), row, col)
-        derived.write(number, 0, arrays)
-    return rasters
-
-
-def draw(job: Job, name: str, info: RasterInfo) -> Path:
-    """Draws a raster beside it, as PNG."""
-    path, unit = job.output_dir / f"{name}.tif", info.units[0]
-    pixels, width = read_reduced(path, bands=range(1, len(info.names) + 1), most=PICTURE_PIXELS)
-    if info.is_picture:
-        panels = [Panel("three principal components", pixels, style="colours")]
-    elif info.classes is not None:
-        panels = [Panel(f"{len(info.classes)} classes", pixels[0], classes=dict(info.classes))]
-    else:
-        styles = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
-        panels = [
-            Panel(text, image, unit, styles.get(text.rsplit(" ", 1)[-1], "field"))
-            for text, image in zip(info.names, pixels, strict=True)
-        ]
-    if job.args.output == "gapfill":  # where something was filled; zeros are measured
-        pixels[1][pixels[1] == 0] = np.nan
-    crs = job.survey.stack.reference.crs
-    length = "degree" if crs.is_geographic else "m" if crs.linear_units.startswith("met") else crs.linear_units
-    figure = map_figure(panels, pixel_size=width, length_unit=length, title=name)
-    save_figure(path.with_suffix(".png"), figure)
-    return path.with_suffix(".png")
 
 
 if __name__ == "__main__":

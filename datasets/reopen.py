@@ -67,23 +67,6 @@ class ReopenedSurvey:
             math.ceil(grid.cols * grid.resolution_x / base - 1e-6),
         )
 
-    def native_window(self, channel: int, rows: tuple[int, int], cols: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Native pixels of a layer whose centres lie in a window of base-scale pixels.
-
-        Args:
-            channel: number of the layer.
-            rows: half-open range of base rows.
-            cols: half-open range of base columns.
-
-        Returns:
-            (row, col, rows, cols); windows side by side share no pixel and leave none out.
-        """
-        placement, grid = self.stack.placements[channel], self.stack.reference
-        step_y, step_x = self.base_resolution / grid.resolution_y, self.base_resolution / grid.resolution_x
-        top, bottom = (math.ceil(round(placement.native_row(r * step_y) - 0.5, 6)) for r in rows)
-        left, right = (math.ceil(round(placement.native_col(c * step_x) - 0.5, 6)) for c in cols)
-        return top, left, bottom - top, right - left
-
     def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
         """Reads a window of base-scale pixels of every layer.
 
@@ -228,23 +211,14 @@ def reopen_survey(
             f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "
             "layers.csv), or run without them: --missing_layers allow"
         )
-    present = [c for c, layer in enumerate(found) if layer is not None]
-    opened = [layer for layer in found if layer is not None]
-    target = layer_crs(opened[0]) if reproject else None
-    bands = [open_band(layer, reproject_to=target) for layer in opened]
-    reference = reference_grid(bands, extent=extent)
-    bands, summaries, notes = scan_bands(bands, aoi=None)
-    at = dict(zip(present, bands, strict=True))
-    # An absent layer borrows the pixels of another, and shows none of them.
-    all_bands = [at.get(c) or replace(bands[0], layer=layer) for c, layer in enumerate(trained)]
-    stack = Stack(all_bands, reference, hidden=[*missing, *hidden])
+    stack, summaries, notes = _open_stack(trained, found, hidden=hidden, extent=extent, reproject=reproject)
+    if extra:
+        notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
+    reference = stack.reference
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
     rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
     blocks = make_blocks(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
-    known = _known(all_bands, scales=scales, base=base, hidden=stack.hidden)
-    by_channel = dict(zip(present, summaries, strict=True))
-    if extra:
-        notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
+    known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
     return ReopenedSurvey(
         stack=stack,
         blocks=blocks,
@@ -262,11 +236,30 @@ def reopen_survey(
         base_resolution=float(base),
         input_size=input_size,
         known=known,
-        summaries=tuple(by_channel.get(c) for c in range(len(trained))),
+        summaries=summaries,
         missing=tuple(trained[c].name for c in missing),
         aoi=None if aoi is None else load_aoi(aoi, reference.crs),
         warnings=tuple(notes),
     )
+
+
+def _open_stack(
+    trained: Sequence[Layer], found: Sequence[Layer | None], *, hidden: Sequence[int], extent: str, reproject: bool
+) -> tuple[Stack, tuple[BandSummary | None, ...], list[str]]:
+    """The layers found on their reference grid, absent ones hidden; what scanning each found; and notes."""
+    present = [c for c, layer in enumerate(found) if layer is not None]
+    opened = [layer for layer in found if layer is not None]
+    target = layer_crs(opened[0]) if reproject else None
+    bands = [open_band(layer, reproject_to=target) for layer in opened]
+    reference = reference_grid(bands, extent=extent)
+    bands, summaries, notes = scan_bands(bands, aoi=None)
+    at = dict(zip(present, bands, strict=True))
+    # An absent layer borrows the pixels of another, and shows none of them.
+    every = [at.get(c) or replace(bands[0], layer=layer) for c, layer in enumerate(trained)]
+    absent = [c for c, layer in enumerate(found) if layer is None]
+    by_channel = dict(zip(present, summaries, strict=True))
+    stack = Stack(every, reference, hidden=[*absent, *hidden])
+    return stack, tuple(by_channel.get(c) for c in range(len(trained))), notes
 
 
 def _find_layers(

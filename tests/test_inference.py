@@ -26,8 +26,10 @@ from datasets.statistics import overlap_matrix
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, write_survey
 from util.checkpoint import save_checkpoint
+from util.gap_products import GapMaker, NativeLayer
+from util.masked_products import ReconstructionMaker, Views
 from util.mosaic import units_of
-from util.products import EmbeddingMaker, Engine, GapMaker, LayerValues, Meter, ReconstructionMaker, Views
+from util.products import EmbeddingMaker, Engine, LayerValues, Meter
 
 CPU = torch.device("cpu")
 SIZE, PATCH = 16, 4
@@ -184,7 +186,7 @@ class TestIdentity:
         survey = reopen(tmp_path, scales=(1,))
         model = Copy((1,))
         grid, ground = survey.stack.bands[0].grid, main_inference.ground_of(survey)
-        layer = main_inference.NativeLayer(
+        layer = NativeLayer(
             channel=0,
             values=values(survey)[0],
             scale=1,
