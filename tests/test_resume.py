@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_pretrain
 from tests import surveys
@@ -216,6 +217,24 @@ def test_other_values_in_the_layers_are_refused(straight, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in straight.iterdir()} == before
 
 
+def test_a_checkpoint_to_keep_is_made_up_for(survey, tmp_path):
+    """A kill between the writing of checkpoint-last.pth and its second name: resuming gives it that name."""
+    assert surveys.train(survey, tmp_path) == 0
+    (tmp_path / "checkpoint-2.pth").unlink()
+    assert surveys.train(survey, tmp_path, "--resume", "auto") == 0
+    assert surveys.same_bits(surveys.checkpoint(tmp_path, "2"), surveys.checkpoint(tmp_path))
+    assert surveys.checkpoint(tmp_path, "2")["step"] == 14
+    # An epoch that is not kept, or the middle of one, makes no file.
+    with stop_at(7):
+        assert surveys.train(survey, tmp_path / "other", "--epochs", "3") == 0
+    with stop_at(9):
+        assert surveys.train(survey, tmp_path / "other", "--epochs", "3", "--resume", "auto") == 0
+    assert {path.name for path in (tmp_path / "other").glob("*.pth")} == {
+        "checkpoint-last.pth",
+        "checkpoint-previous.pth",
+    }
+
+
 # Killed
 
 
@@ -270,7 +289,17 @@ def kill_and_compare(survey: Path, folder: Path, *, epochs: int, kills: int) -> 
     result.run(surveys.arguments(survey, output, *flags), output, kills=kills, longest_s=duration_s / kills)
     assert_same_end(output, folder / "straight")
     assert not list(output.glob(".*"))
+    kept = [epoch for epoch in range(1, epochs + 1) if epoch % 10 == 0 or epoch == epochs]
+    assert [surveys.checkpoint(output, str(epoch))["step"] for epoch in kept] == [7 * epoch for epoch in kept]
+    assert tensorboard_steps(output) == list(range(1, 7 * epochs + 1))
     return result
+
+
+def tensorboard_steps(output: Path) -> list[int]:
+    """The steps for which TensorBoard has a training loss, as it shows them."""
+    events = EventAccumulator(str(output), size_guidance={"scalars": 0})
+    events.Reload()
+    return [event.step for event in events.Scalars("train/loss")]
 
 
 def test_killed_and_resumed(survey, tmp_path):
@@ -395,5 +424,26 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(survey, straight, tmp_path)
     )
     assert (tmp_path / "output/checkpoint-last.pth").read_bytes() == good
     assert not list((tmp_path / "output").glob(".*.tmp"))
+    assert surveys.train(survey, tmp_path / "output", "--resume", "auto") == 0
+    assert_same_end(tmp_path / "output", straight)
+
+
+def limit_records() -> None:
+    """Lets no file of this process grow beyond 4 kB: less than the events, or the log, of a few updates."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+
+def test_a_disk_too_full_for_the_log(survey, straight, tmp_path):
+    with stop_at(3):
+        assert surveys.train(survey, tmp_path / "output") == 0
+    good = (tmp_path / "output/checkpoint-last.pth").read_bytes()
+    arguments = surveys.arguments(survey, tmp_path / "output", "--resume", "auto")
+    full = surveys.Started(arguments, tmp_path / "messages.txt", before=limit_records)
+    status, message = full.wait()
+    assert status == 1, message
+    assert message.count("main_pretrain: error: ") == 1 and "Traceback" not in message
+    assert f"records in {tmp_path / 'output'} not written: File too large; earlier checkpoints are intact" in message
+    assert "go on with --resume auto" in message
+    assert (tmp_path / "output/checkpoint-last.pth").read_bytes() == good
     assert surveys.train(survey, tmp_path / "output", "--resume", "auto") == 0
     assert_same_end(tmp_path / "output", straight)
