@@ -22,7 +22,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import models_mae_group_channels as models
-from datasets.grid import Survey, TileReader, Tiles, open_survey, smooth_layers
+from datasets.grid import Survey, TileReader, Tiles, open_survey, open_test_survey, smooth_layers
 from datasets.layers import write_layers_table
 from datasets.loader import prefetch
 from datasets.sample_survey import default_survey
@@ -42,7 +42,9 @@ logger = logging.getLogger("main_pretrain")
 
 VERSION = "0.1.0"
 DEFAULT_LR = 1e-3
-"""Peak rate when neither --lr nor --blr is given: right for the tiny model at 64 tiles an update."""
+"""Peak rate when neither --lr nor --blr is given: right for the tiny model at 32 tiles an update."""
+MASKED_VIEWS = 64
+"""Least number of masked views of held-out tiles that are scored (unless --val_tiles is smaller)."""
 VALIDATION_EPOCH = -1
 """Masks of held-out tiles are drawn as those of this epoch: always the same."""
 
@@ -56,7 +58,9 @@ MAY_CHANGE = set(
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options, under the names that SatMAE users know where they exist there."""
-    parser = argparse.ArgumentParser("main_pretrain", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        "main_pretrain", usage="main_pretrain [options]", description=__doc__.split("\n\n")[0]
+    )
     options.add_data_options(parser)
     options.add_model_options(parser)
     options.add_training_options(parser)
@@ -75,9 +79,10 @@ class Place:
 
 @dataclass(frozen=True)
 class ScoredTiles:
-    """Held-out tiles: the survey that they lie in and their (m, 2) origins in its reference pixels."""
+    """What is scored: the survey it lies in, how many tiles, and (m, 2) origins, one for each masked view of a tile."""
 
     survey: Survey
+    tiles: int
     origins: np.ndarray
 
 
@@ -174,7 +179,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     for text in survey.lines():
         logger.info("%s", text)
     for text in (*survey.warnings, *smooth_layers(survey, args.patch_size)):
-        logger.warning("%s", text)
+        logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
     # model
     torch.manual_seed(args.seed)
@@ -352,7 +357,9 @@ def train(run: Run, stop: Stop) -> None:
         is_end = place.epoch == args.epochs
         with run.clock.paused():
             scores = score(run, evaluator)
-            line = files.log_epoch(scores, step=place.step, epoch=epoch, seconds=run.clock.trained_s)
+            line = files.log_epoch(
+                scores, step=place.step, epoch=epoch, seconds=run.clock.trained_s, tiles=run.scored.tiles
+            )
             logger.info(
                 "epoch %d: loss %.4f, held-out loss %s, %.0f tiles/s, waited %.1f %%, %.0f s",
                 epoch,
@@ -502,7 +509,7 @@ def refuse_non_finite(window: WindowOfSteps, seen_tiles: Sequence[list[np.ndarra
     step = run.place.step - len(seen_tiles) + window.first_bad
     edge = f"{run.survey.tiles.height} x {run.survey.tiles.width}"
     error = RunFailed(
-        f"loss not finite at step {step} (epoch {run.place.epoch}); the weights were left as they were, and the last "
+        f"loss not finite at step {step} (epoch {run.place.epoch}); that step did not touch the weights, and the last "
         f"checkpoint in {run.files.output_dir} is good. Tiles of that step, as (row, col) of {edge} reference pixels: "
         f"{tiles or 'unknown (the gradient overflowed)'}. Mend the layers there or lower --lr, and start afresh: "
         "--resume auto repeats the same steps"
@@ -557,26 +564,20 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
 def scored_tiles(args: argparse.Namespace, survey: Survey) -> ScoredTiles:
     """The tiles to score: in held-out blocks, or all of the survey of --test_path; at most --val_tiles of them.
 
+    Where there are fewer than `MASKED_VIEWS`, each is scored under several masks, so that the scores of a small survey
+    do not hang on which tokens happened to be hidden.
+
     Raises:
         ValueError: the layers of --test_path are not those that are trained on.
     """
     source, origins = survey, survey.tiles.val
     if args.test_path:
-        chosen = options.survey_options(args) | {
-            "data_dir": None,
-            "layers_table": args.test_path,
-            "base_resolution": survey.base_resolution,
-            "val_fraction": 0.0,
-            "tile_overlap": 0.5,
-        }
-        source = open_survey(**chosen)
-        names, expected = [layer.name for layer in source.layers], [layer.name for layer in survey.layers]
-        if names != expected:
-            raise ValueError(f"--test_path {args.test_path}: layers {names}, expected {expected} as in training")
+        source = open_test_survey(survey, args.test_path, chosen=options.survey_options(args))
         origins = source.tiles.train
     if len(origins) > args.val_tiles:
         origins = origins[np.linspace(0, len(origins) - 1, args.val_tiles).round().astype(int)]
-    return ScoredTiles(source, origins)
+    views = -(-min(MASKED_VIEWS, args.val_tiles) // len(origins)) if len(origins) else 1
+    return ScoredTiles(source, len(origins), np.tile(origins, (views, 1)))
 
 
 @torch.no_grad()

@@ -255,7 +255,12 @@ def open_survey(
     height = _tile_edge(input_size, base, reference.resolution_y)
     width = _tile_edge(input_size, base, reference.resolution_x)
     step = _origin_step(base, reference)
-    kept_scales, scored, scale_notes = score_scales(bands, scales=scales, base_resolution=base, hidden=masked_bands)
+    unscored = {*masked_bands, *(c for c, layer in enumerate(layers) if layer.loss_weight == 0)}
+    if len(unscored) == len(layers):
+        raise ValueError(
+            f"none of the {len(layers)} layers has a loss_weight above 0 and is shown; there is nothing to learn"
+        )
+    kept_scales, scored, scale_notes = score_scales(bands, scales=scales, base_resolution=base, hidden=sorted(unscored))
 
     bands, summaries, notes = scan_bands(bands, aoi=aoi)
     stack = Stack(bands, reference, hidden=masked_bands)
@@ -394,7 +399,7 @@ def score_scales(
         bands: the layers.
         scales: scales asked for.
         base_resolution: edge of a base-scale pixel, CRS units.
-        hidden: channels that are shown as no-data: there is nothing to score them on.
+        hidden: channels that are not to be scored: shown as no-data, or of loss_weight 0.
 
     Returns:
         The scales at which some layer is scored, the channels scored at each, and notes for the user.

@@ -328,8 +328,8 @@ def _choose_blocks(
     if not chosen.any():
         raise ValueError(
             f"no block of {block[1]} x {block[0]} reference pixels can be held out for validation while training keeps "
-            f"a tile: the survey is {shape[1]} x {shape[0]}; choose a smaller --input_size or --val_buffer, a finer "
-            "--base_resolution, or --val_fraction 0 to train without held-out ground"
+            f"a tile: the survey is {shape[1]} x {shape[0]}; choose a smaller --input_size, --val_buffer or "
+            "--min_valid, a finer --base_resolution, or --val_fraction 0 to train without held-out ground"
         )
     return held(chosen)
 

@@ -23,7 +23,9 @@ from util.log import setup_logging
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser("describe_grids", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        "describe_grids", usage="describe_grids [options]", description=__doc__.split("\n\n")[0]
+    )
     options.add_data_options(parser)
     options.add_model_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a page to read")

@@ -91,12 +91,12 @@ def test_a_gpu_that_torch_was_not_built_for(survey, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("--epochs 0", "argument --epochs: 0 is not at least 1"),
-        ("--lr -1", "argument --lr: -1 is not a finite number above 0"),
-        ("--lr nan", "argument --lr: nan is not a finite number above 0"),
-        ("--weight_decay inf", "argument --weight_decay: inf is not a finite number of at least 0"),
-        ("--mask_ratio 1", "argument --mask_ratio: 1 is not in 0 <= value < 1"),
-        ("--num_workers -1", "argument --num_workers: -1 is negative"),
+        ("--epochs 0", "argument --epochs: 0: expected a whole number of at least 1"),
+        ("--lr -1", "argument --lr: -1: expected a number above 0"),
+        ("--lr nan", "argument --lr: nan: expected a number above 0"),
+        ("--weight_decay inf", "argument --weight_decay: inf: expected a number of at least 0"),
+        ("--mask_ratio 1", "argument --mask_ratio: 1: expected a number from 0 to below 1"),
+        ("--num_workers -1", "argument --num_workers: -1: expected a whole number of at least 0"),
         ("--amp fp8", "argument --amp: invalid choice: 'fp8'"),
         ("--dataset_type tiff", "argument --dataset_type: invalid choice: 'tiff'"),
         ("--world_size 2", "--world_size 2 needs --local_rank 0 to 1 in each process, got -1; simpler: torchrun"),

@@ -74,6 +74,17 @@ def test_the_same_seed_gives_the_same_bits(pair, survey, tmp_path):
     assert_same_end(tmp_path / "output", pair)
 
 
+def test_a_rank_without_anything_to_score(survey, tmp_path):
+    """One held-out tile for two processes."""
+    assert surveys.train(survey, tmp_path / "alone", *surveys.HELD_OUT) == 0
+    arguments = surveys.arguments(survey, tmp_path / "shared", *surveys.HELD_OUT, *PAIR)
+    results = surveys.run_ranks(arguments, tmp_path)
+    assert [status for status, _ in results] == [0, 0], results
+    for one, two in zip(*(surveys.log(tmp_path / name, "epoch") for name in ("alone", "shared")), strict=True):
+        assert one["val_tiles"] == two["val_tiles"] == 1
+        assert two["val_loss"] == pytest.approx(one["val_loss"], rel=1e-6)
+
+
 def assert_same_end(output: Path, straight: Path) -> None:
     """The last checkpoints and the logged losses are equal, bit for bit."""
     ours, theirs = surveys.checkpoint(output), surveys.checkpoint(straight)
@@ -180,7 +191,7 @@ def test_a_loss_that_is_not_finite_on_one_stops_both(pair, survey, tmp_path):
     assert [status for status, _ in results] == [1, 1], results
     (message,) = messages(results)
     where = json.loads((tmp_path / "where.json").read_text())
-    assert "main_pretrain: error: loss not finite at step 9 (epoch 1); the weights were left as they were" in message
+    assert "main_pretrain: error: loss not finite at step 9 (epoch 1); that step did not touch the weights" in message
     assert f"as (row, col) of 64 x 64 reference pixels: {where}. Mend the layers there" in message
     state = surveys.checkpoint(tmp_path / "output")
     assert state["step"] == 9
@@ -229,6 +240,24 @@ def test_a_process_that_dies_ends_the_other(pair, survey, tmp_path):
     results = surveys.run_ranks([*arguments, "--resume", "auto"], tmp_path)
     assert [status for status, _ in results] == [0, 0], results
     assert_same_end(tmp_path / "output", pair)
+
+
+def find_nothing() -> None:
+    """Sees none of the run's checkpoints, as a process does whose machine does not share the disk."""
+    main_pretrain.ckpt.find_checkpoint = lambda *_: None
+
+
+def test_processes_that_see_different_checkpoints(survey, tmp_path):
+    arguments = surveys.arguments(survey, tmp_path / "output", *PAIR)
+    results = surveys.run_ranks(arguments, tmp_path, before=(signal_at_step_9, None))
+    assert [status for status, _ in results] == [0, 0], results
+    before = {path.name: path.read_bytes() for path in (tmp_path / "output").iterdir()}
+    results = surveys.run_ranks([*arguments, "--resume", "auto"], tmp_path, limit_s=60, before=(None, find_nothing))
+    assert [status for status, _ in results] == [2, 2], results
+    (message,) = messages(results)
+    assert "--resume auto: process 0 found a checkpoint of step 10, process 1 none; expected the same" in message
+    assert "must lie on a disk that all machines share" in message
+    assert {path.name: path.read_bytes() for path in (tmp_path / "output").iterdir()} == before
 
 
 def test_a_process_that_cannot_read_says_why(survey, tmp_path):

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_pretrain
 from tests import surveys
@@ -216,6 +217,24 @@ def test_other_values_in_the_layers_are_refused(straight, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in straight.iterdir()} == before
 
 
+def test_a_checkpoint_to_keep_is_made_up_for(survey, tmp_path):
+    """A kill between the writing of checkpoint-last.pth and its second name: resuming gives it that name."""
+    assert surveys.train(survey, tmp_path) == 0
+    (tmp_path / "checkpoint-2.pth").unlink()
+    assert surveys.train(survey, tmp_path, "--resume", "auto") == 0
+    assert surveys.same_bits(surveys.checkpoint(tmp_path, "2"), surveys.checkpoint(tmp_path))
+    assert surveys.checkpoint(tmp_path, "2")["step"] == 14
+    # An epoch that is not kept, or the middle of one, makes no file.
+    with stop_at(7):
+        assert surveys.train(survey, tmp_path / "other", "--epochs", "3") == 0
+    with stop_at(9):
+        assert surveys.train(survey, tmp_path / "other", "--epochs", "3", "--resume", "auto") == 0
+    assert {path.name for path in (tmp_path / "other").glob("*.pth")} == {
+        "checkpoint-last.pth",
+        "checkpoint-previous.pth",
+    }
+
+
 # Killed
 
 
@@ -225,58 +244,75 @@ class Kills:
     Attributes:
         count: kills.
         in_write: kills that left the temporary file of a checkpoint behind.
-        before_start: kills before the process had opened its log.
         steps: optimiser step of the newest checkpoint after each kill.
     """
 
     def __init__(self, *, seed: int) -> None:
-        self.count = self.in_write = self.before_start = 0
+        self.count = self.in_write = 0
         self.steps: list[int] = []
         self._rng = random.Random(seed)
 
     def run(self, arguments: list[str], output: Path, *, kills: int, longest_s: float) -> None:
-        """Starts runs with --resume auto, kills the first `kills` of them, and lets the last one end."""
-        while True:
+        """Starts runs with --resume auto, kills the first `kills` of them, and lets the last one end.
+
+        A quarter of the kills come up to `longest_s` after the start of the process, while it opens its files;
+        the others come up to `longest_s` after its first update.
+        """
+
+        def logged() -> tuple[int, int] | None:
+            log = output / "log.txt"
+            return (log.stat().st_size, log.stat().st_mtime_ns) if log.exists() else None
+
+        for _ in range(kills):
+            before = logged()
             process = surveys.Started([*arguments, "--resume", "auto"], output.parent / "messages.txt")
-            if self.count == kills:
-                assert process.wait() == (0, process.message)
-                return
+            if self._rng.random() < 0.75:
+                process.wait_for(lambda before=before: logged() not in (before, None))
             time.sleep(self._rng.uniform(0, longest_s))
-            if not process.process.is_alive():
-                assert process.wait()[0] == 0, process.message
-                return
             process.process.kill()
-            assert process.wait()[0] == -signal.SIGKILL
+            assert process.wait()[0] == -signal.SIGKILL, process.message
             self.count += 1
-            self.in_write += bool(list(output.glob(".checkpoint-*.tmp")))
-            self.before_start += not (output / "log.txt").exists()
+            self.in_write += bool(list(output.glob(f".checkpoint-*.{process.process.pid}.tmp")))
             last = output / "checkpoint-last.pth"
             self.steps.append(surveys.checkpoint(output)["step"] if last.exists() else 0)
+        status, message = surveys.Started([*arguments, "--resume", "auto"], output.parent / "messages.txt").wait()
+        assert status == 0, message
+
+
+def kill_and_compare(survey: Path, folder: Path, *, epochs: int, kills: int) -> Kills:
+    """Trains with a checkpoint after every update, straight and with kills that let it do half of it in all."""
+    flags = ["--epochs", str(epochs), "--save_minutes", "0.000001"]
+    start = time.monotonic()
+    assert surveys.train(survey, folder / "straight", *flags) == 0
+    duration_s = time.monotonic() - start
+    result, output = Kills(seed=kills), folder / "output"
+    result.run(surveys.arguments(survey, output, *flags), output, kills=kills, longest_s=duration_s / kills)
+    assert_same_end(output, folder / "straight")
+    assert not list(output.glob(".*"))
+    kept = [epoch for epoch in range(1, epochs + 1) if epoch % 10 == 0 or epoch == epochs]
+    assert [surveys.checkpoint(output, str(epoch))["step"] for epoch in kept] == [7 * epoch for epoch in kept]
+    assert tensorboard_steps(output) == list(range(1, 7 * epochs + 1))
+    return result
+
+
+def tensorboard_steps(output: Path) -> list[int]:
+    """The steps for which TensorBoard has a training loss, as it shows them."""
+    events = EventAccumulator(str(output), size_guidance={"scalars": 0})
+    events.Reload()
+    return [event.step for event in events.Scalars("train/loss")]
 
 
 def test_killed_and_resumed(survey, tmp_path):
-    """Three kills at random moments, with a checkpoint after every update."""
-    flags = ["--epochs", "6", "--save_minutes", "0.000001"]
-    assert surveys.train(survey, tmp_path / "straight", *flags) == 0
-    output = tmp_path / "output"
-    kills = Kills(seed=1)
-    kills.run(surveys.arguments(survey, output, *flags), output, kills=3, longest_s=1.5)
-    assert_same_end(output, tmp_path / "straight")
-    assert not list(output.glob(".*"))
+    kill_and_compare(survey, tmp_path, epochs=6, kills=3)
 
 
 @pytest.mark.slow
 def test_killed_fifty_times(survey, tmp_path, capsys):
     """Fifty kills, many of them while a checkpoint is written, and the weights of a run never stopped."""
-    flags = ["--epochs", "60", "--save_minutes", "0.000001"]
-    assert surveys.train(survey, tmp_path / "straight", *flags) == 0
-    output = tmp_path / "output"
-    kills = Kills(seed=2)
-    kills.run(surveys.arguments(survey, output, *flags), output, kills=50, longest_s=3.0)
+    kills = kill_and_compare(survey, tmp_path, epochs=100, kills=50)
     with capsys.disabled():
         print(f"\n{kills.count} kills, {kills.in_write} in the writing of a checkpoint, steps {kills.steps}")
-    assert kills.count == 50 and kills.in_write >= 5
-    assert_same_end(output, tmp_path / "straight")
+    assert kills.in_write >= 5
 
 
 # Damaged, hostile, or no room
@@ -388,5 +424,26 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(survey, straight, tmp_path)
     )
     assert (tmp_path / "output/checkpoint-last.pth").read_bytes() == good
     assert not list((tmp_path / "output").glob(".*.tmp"))
+    assert surveys.train(survey, tmp_path / "output", "--resume", "auto") == 0
+    assert_same_end(tmp_path / "output", straight)
+
+
+def limit_records() -> None:
+    """Lets no file of this process grow beyond 4 kB: less than the events, or the log, of a few updates."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+
+
+def test_a_disk_too_full_for_the_log(survey, straight, tmp_path):
+    with stop_at(3):
+        assert surveys.train(survey, tmp_path / "output") == 0
+    good = (tmp_path / "output/checkpoint-last.pth").read_bytes()
+    arguments = surveys.arguments(survey, tmp_path / "output", "--resume", "auto")
+    full = surveys.Started(arguments, tmp_path / "messages.txt", before=limit_records)
+    status, message = full.wait()
+    assert status == 1, message
+    assert message.count("main_pretrain: error: ") == 1 and "Traceback" not in message
+    assert f"records in {tmp_path / 'output'} not written: File too large; earlier checkpoints are intact" in message
+    assert "go on with --resume auto" in message
+    assert (tmp_path / "output/checkpoint-last.pth").read_bytes() == good
     assert surveys.train(survey, tmp_path / "output", "--resume", "auto") == 0
     assert_same_end(tmp_path / "output", straight)

@@ -14,10 +14,10 @@ from util.skill import (
     REGIONS,
     HeldOutEvaluator,
     ScoredBatch,
+    Scores,
     baseline_images,
     interpolate_visible,
     refine,
-    skill_score,
     squared_errors,
 )
 
@@ -158,9 +158,24 @@ def test_baseline_images():
         (1.0, 1.0, NAN, NAN),
     ],
 )
-def test_skill_score(error, mean, interpolation, expected):
-    found = skill_score(*(torch.tensor(x, dtype=torch.float64) for x in (error, mean, interpolation)))
-    assert found.item() == pytest.approx(expected, nan_ok=True)
+def test_skill_on_hidden_ground(error, mean, interpolation, expected):
+    model, flat, filled = (regions(x, x, NAN) for x in (error, mean, interpolation))
+    scores = Scores(0.0, 0.0, 0.0, model, flat, filled, counts=regions(4, 4, 0), views=1)
+    assert scores.skill[:2].flatten().tolist() == pytest.approx([expected, expected], nan_ok=True)
+    assert scores.skill[2].isnan().all()
+
+
+def test_the_best_guess_is_chosen_on_hidden_and_on_visible_ground_apart():
+    """The mean is better where tokens are hidden, interpolation where they are visible: 3 pixels and 1."""
+    flat, filled = regions(1.75, 2.0, 1.0), regions(2.35, 3.0, 0.4)
+    scores = Scores(0.0, 0.0, 0.0, regions(0.8, 1.0, 0.2), flat, filled, counts=regions(4, 3, 1), views=1)
+    assert scores.best.flatten().tolist() == pytest.approx([(3 * 2.0 + 1 * 0.4) / 4, 2.0, 0.4])
+    assert scores.skill.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])
+
+
+def regions(*values):
+    """(3, 1, 1) float64: all scored pixels, hidden ones, visible ones, at one scale of one layer."""
+    return torch.tensor(values, dtype=torch.float64).reshape(3, 1, 1)
 
 
 class HeldOutGround:
@@ -254,7 +269,7 @@ class TestEvaluator:
 
     def test_a_perfect_model_has_skill_1(self):
         scores = HeldOutGround().score(truth)
-        assert scores.tiles == 8
+        assert scores.views == 8
         assert (scores.model[0, :, :2] == 0).all()
         np.testing.assert_array_equal(scores.skill[0], [[1, 1, 1], [1, 1, NAN]])  # channel 2 is not scored at scale 2
         np.testing.assert_array_equal(scores.skill[2], [[NAN] * 3, [1, 1, NAN]])  # nothing visible is scored at scale 1

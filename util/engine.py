@@ -91,6 +91,7 @@ class WindowOfSteps:
     """What a `StepMeter` saw since it was last read.
 
     Attributes:
+        updates: number of updates.
         loss: total loss, mean over updates.
         base_loss: base-scale term.
         scale_loss: finer-scale term.
@@ -100,6 +101,7 @@ class WindowOfSteps:
         bad_here: True if that update's loss was non-finite on this rank.
     """
 
+    updates: int
     loss: float
     base_loss: float
     scale_loss: float
@@ -172,11 +174,12 @@ class StepMeter:
         bad = (~torch.isfinite(columns)).any(dim=1)
         first_bad = int(bad.nonzero()[0]) if bad.any() else None
         bad_here = first_bad is not None and not bool(torch.isfinite(here[first_bad, :3]).all())
-        means = rows.mean(dim=0).tolist()
+        updates, means = self.count, rows.mean(dim=0).tolist()
         self._rows.zero_()
         self._sums.zero_()
         self.count = 0
         return WindowOfSteps(
+            updates=updates,
             loss=means[0],
             base_loss=means[1],
             scale_loss=means[2],

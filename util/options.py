@@ -3,58 +3,34 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MODEL_NAMES = ("tiny", "small", "base", "large")
 
 
-def positive_int(text: str) -> int:
-    """Parses a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+def _number(convert: Callable[[str], float], accept: Callable[[float], bool], expected: str) -> Callable[[str], Any]:
+    """A parser of numbers whose refusals say what was expected."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = float("nan")
+        if not accept(value):
+            raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+        return value
+
+    return parse
 
 
-def count(text: str) -> int:
-    """Parses a whole number of at least 0."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def fraction(text: str) -> float:
-    """Parses a number of at least 0 and below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0 <= value < 1")
-    return value
-
-
-def share(text: str) -> float:
-    """Parses a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
-    return value
-
-
-def positive(text: str) -> float:
-    """Parses a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
-    return value
-
-
-def non_negative(text: str) -> float:
-    """Parses a finite number of at least 0."""
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return value
+positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
+count = _number(int, lambda value: value >= 0, "a whole number of at least 0")
+fraction = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+share = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0")
+non_negative = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +136,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="finer scales: subpixel (light) or shared (the published convolutions) (subpixel)",
     )
     model.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks to save memory")
-    model.add_argument("--batch_size", type=positive_int, default=64, help="tiles per step and process (64)")
+    model.add_argument("--batch_size", type=positive_int, default=32, help="tiles per step and process (32)")
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:

@@ -115,7 +115,7 @@ class RunFiles:
         self._enabled = enabled
         self._writer: Writer = make_writer(None)
         self._lines: JsonLines | None = None
-        self._train: dict[str, Any] = {}
+        self._windows: list[tuple[WindowOfSteps, dict[str, Any]]] = []
 
     def open(self, *, resume_step: int | None) -> Path | None:
         """Opens the records: after a resumed step, or afresh; what an earlier run left from there on is moved aside.
@@ -150,15 +150,8 @@ class RunFiles:
         memory_bytes: int,
     ) -> None:
         """Records a window of training steps."""
-        self._train = {
-            "train_loss": seen.loss,
-            "train_base_loss": seen.base_loss,
-            "train_scale_loss": seen.scale_loss,
-            "lr": lr,
-            "grad_norm": seen.grad_norm,
-            **speed,
-            "peak_memory_mb": memory_bytes / 2**20,
-        }
+        record = {"lr": lr, "grad_norm": seen.grad_norm, **speed, "peak_memory_mb": memory_bytes / 2**20}
+        self._windows.append((seen, record))
         tags = {
             "train/loss": seen.loss,
             "train/base_loss": seen.base_loss,
@@ -169,33 +162,52 @@ class RunFiles:
             "speed/wait_share": speed["wait_share"],
             "memory/peak_mb": memory_bytes / 2**20,
         }
-        layers: dict[str, dict[str, float]] = {}
         for level, channel, scale, layer in self._entries():
-            value = float(seen.layer_losses[level, channel])
-            layers.setdefault(layer.name, {})[f"{scale}x"] = value
-            tags[f"train_layers/{layer.name}_{scale}x"] = value
-        self._train["train_layers"] = layers
+            tags[f"train_layers/{layer.name}_{scale}x"] = float(seen.layer_losses[level, channel])
         for tag, value in tags.items():
             if math.isfinite(value):
                 self._writer.scalar(tag, value, step)
         if self._lines is not None:
-            self._lines.write({"kind": "train", "step": step, "epoch": epoch, **self._train})
+            self._lines.write({"kind": "train", "step": step, "epoch": epoch, **self._losses([seen]), **record})
 
-    def log_epoch(self, scores: Scores | None, *, step: int, epoch: int, seconds: float) -> dict[str, Any]:
+    def _losses(self, windows: Sequence[WindowOfSteps]) -> dict[str, Any]:
+        """Training losses averaged over windows, each counting by its updates."""
+        updates = sum(window.updates for window in windows)
+
+        def mean(values: Iterable[float]) -> float:
+            return sum(value * window.updates for value, window in zip(values, windows, strict=True)) / updates
+
+        layers: dict[str, dict[str, float]] = {}
+        for level, channel, scale, layer in self._entries():
+            losses = [float(window.layer_losses[level, channel]) for window in windows]
+            layers.setdefault(layer.name, {})[f"{scale}x"] = mean(losses)
+        return {
+            "train_loss": mean(window.loss for window in windows),
+            "train_base_loss": mean(window.base_loss for window in windows),
+            "train_scale_loss": mean(window.scale_loss for window in windows),
+            "train_layers": layers,
+        }
+
+    def log_epoch(self, scores: Scores | None, *, step: int, epoch: int, seconds: float, tiles: int) -> dict[str, Any]:
         """Records the end of an epoch with the held-out scores, in physical units.
+
+        Training losses are means over the epoch, or over what was trained of it since the run was taken up; rate,
+        speed, gradient norm and memory are those of its last window.
 
         Returns:
             The line written: per layer and scale `rmse`, `rmse_mean`, `rmse_interpolation` (units of the layer),
             `skill`, and at finer scales `skill_hidden` and `skill_visible`.
         """
         line: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": epoch, "seconds": round(seconds, 3)}
-        line |= self._train
+        line |= self._losses([seen for seen, _ in self._windows]) | self._windows[-1][1]
+        self._windows.clear()
         if scores is not None:
             line |= {
                 "val_loss": scores.loss,
                 "val_base_loss": scores.base_loss,
                 "val_scale_loss": scores.scale_loss,
-                "val_tiles": scores.tiles,
+                "val_tiles": tiles,
+                "val_views": scores.views,
                 "val": self._layer_scores(scores),
             }
             for name in ("val_loss", "val_base_loss", "val_scale_loss"):
@@ -271,9 +283,11 @@ def score_lines(line: Mapping[str, Any], units: Mapping[str, str]) -> list[str]:
     rows = []
     for layer, by_scale in line.get("val", {}).items():
         for scale, v in by_scale.items():
+            errors = [f"{v[key]:10.4g}" for key in ("rmse", "rmse_interpolation", "rmse_mean")]
+            parts = [f"{name} {v[f'skill_{name}']:+.3f}" for name in REGIONS[1:] if f"skill_{name}" in v]
             rows.append(
-                f"  {layer:<20} {scale:>3}  rmse {v['rmse']:10.4g}  interpolation {v['rmse_interpolation']:10.4g}  "
-                f"mean {v['rmse_mean']:10.4g} {units.get(layer, ''):<6} skill {v['skill']:+.3f}"
+                f"  {layer:<20} {scale:>3}  rmse {errors[0]}  interpolation {errors[1]}  mean {errors[2]} "
+                f"{units.get(layer, ''):<6} skill {v['skill']:+.3f}" + (f" ({', '.join(parts)})" if parts else "")
             )
     return rows
 

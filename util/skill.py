@@ -124,12 +124,6 @@ def baseline_images(
     return [refine(flat, s) for s in scales], [refine(filled, s) for s in scales]
 
 
-def skill_score(error: torch.Tensor, mean_error: torch.Tensor, interpolation_error: torch.Tensor) -> torch.Tensor:
-    """1 - error / best of the two free predictions (mean squared errors); NaN where either is undefined."""
-    best = torch.minimum(mean_error, interpolation_error)
-    return 1.0 - error / best
-
-
 @dataclass(frozen=True)
 class Scores:
     """Held-out scores.
@@ -141,7 +135,8 @@ class Scores:
         model: mean squared errors of the model, (3, S, C) float64, model units, regions in the order of `REGIONS`.
         mean: likewise of the layer mean.
         interpolation: likewise of interpolation.
-        tiles: number of tiles scored.
+        counts: (3, S, C) float64, number of pixels behind each error.
+        views: number of masked tiles scored.
     """
 
     loss: float
@@ -150,12 +145,24 @@ class Scores:
     model: torch.Tensor
     mean: torch.Tensor
     interpolation: torch.Tensor
-    tiles: int
+    counts: torch.Tensor
+    views: int
+
+    @property
+    def best(self) -> torch.Tensor:
+        """Mean squared error of the better free prediction, (3, S, C) float64.
+
+        Over all scored pixels it is put together from the better one on hidden and the better one on visible
+        ground, so that a prediction good on one of them does not pass for good on both.
+        """
+        best = torch.minimum(self.mean, self.interpolation)
+        parts = torch.where(self.counts[1:] > 0, best[1:] * self.counts[1:], 0.0).sum(0)
+        return torch.cat([(parts / self.counts[0]).unsqueeze(0), best[1:]])
 
     @property
     def skill(self) -> torch.Tensor:
-        """Skill by region, scale and channel, (3, S, C) float64."""
-        return skill_score(self.model, self.mean, self.interpolation)
+        """1 - error / best, by region, scale and channel, (3, S, C) float64; NaN where there is no pixel."""
+        return 1.0 - self.model / self.best
 
 
 @dataclass(frozen=True)
@@ -267,7 +274,8 @@ class HeldOutEvaluator:
             model=model,
             mean=self._free[0] / counts,
             interpolation=self._free[1] / counts,
-            tiles=int(losses[2]),
+            counts=counts,
+            views=int(losses[2]),
         )
 
     def hidden_pixels(self, mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
