@@ -29,6 +29,7 @@ from util import distributed as dist
 from util import options
 from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
 from util.engine import Stop
+from util.finer_products import FinerMaker
 from util.gap_products import GapMaker, NativeLayer
 from util.geotiff import Parts, RasterInfo, join, limited_cache
 from util.log import progress, setup_logging
@@ -42,8 +43,9 @@ logger = logging.getLogger("main_inference")
 
 NEEDED = ("model", "model_config", "layers", "statistics", "options", "version")
 DECISIVE = (
-    "pool stride positions dtype draws mask_ratio max_gap overlap seed block_size aoi extent reproject amp".split()
-)
+    "base_resolution pool stride positions dtype draws mask_ratio max_gap overlap seed block_size aoi extent "
+    "reproject amp"
+).split()
 """Options that must be the same for a stopped run to be continued; checkpoint and layers are compared themselves."""
 ARTIFICIAL_GAPS = 24
 """Gaps made in each layer to learn how to fill real ones; enough for errors at eight distances."""
@@ -61,6 +63,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--data_dir", help="directory with the layers, found by name (default: those of the checkpoint)")
     data.add_argument("--train_path", help="layers.csv that names them instead")
+    data.add_argument(
+        "--base_resolution", type=options.positive, help="ground edge of a base-scale pixel, CRS units (as in training)"
+    )
     data.add_argument("--extent", choices=["union", "intersection"], help="ground (as in training)")
     data.add_argument("--reproject", action="store_true", help="warp layers on the fly to the first layer's CRS")
     data.add_argument("--aoi", help="polygons file; nothing is written outside")
@@ -232,8 +237,12 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
     if args.data_dir is not None and args.train_path is not None:
         raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
     trained, statistics = state["options"], state["statistics"]
-    if state.get("base_resolution") is None and trained.get("base_resolution") is None:
-        logger.warning("the checkpoint does not state its base resolution: taken from the finest layer given here")
+    base = args.base_resolution or state.get("base_resolution") or trained.get("base_resolution")
+    if base is None and (args.data_dir or args.train_path):
+        raise ValueError(
+            f"--checkpoint {args.checkpoint}: written by a version that did not note the base resolution; give that of "
+            "training, --base_resolution"
+        )
     return reopen_survey(
         stored_layers(state["layers"]),
         data_dir=args.data_dir,
@@ -242,7 +251,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
         spread=[item["spread"] for item in statistics],
         input_size=state["model_config"]["img_size"],
         scales=state["model_config"]["scales"],
-        base_resolution=state.get("base_resolution") or trained.get("base_resolution"),
+        base_resolution=base,
         finest_scale=max(trained.get("scales") or state["model_config"]["scales"]),
         hidden=trained.get("masked_bands") or (),
         extent=args.extent or trained.get("extent") or "union",
@@ -337,7 +346,6 @@ def make_reconstruction(
         layers=layer_values(survey, state),
         wanted=wanted,
         views=views_of(args, state, count="hidden"),
-        name="reconstruction",
         tags=tags,
     )
 
@@ -360,15 +368,23 @@ def make_superresolution(
             f"prediction for a layer at pixels it was never shown (it learned {learned}, CRS units). Give layers that "
             "are coarser than those of training, or train on a survey where this layer is finer"
         )
-    return ReconstructionMaker(
+    steps = [(c, s, max(k for k in scored if c in survey.known[k] and s % k == 0)) for s in scored for c in wanted[s]]
+    maker = FinerMaker(
         engine,
         ground_of(survey),
         layers=layer_values(survey, state),
-        wanted=wanted,
+        wanted=steps,
         views=views_of(args, state, count="visible"),
-        name="superresolution",
         tags=tags,
     )
+    tiles = spread_tiles(survey, engine, ARTIFICIAL_GAPS)
+    maker.shares = dist.on_main(lambda: maker.calibrate(partial(read_unit, survey), tiles))
+    for (c, s), share in maker.shares.items():
+        info = maker.rasters[maker.name(c, s)]
+        maker.rasters[maker.name(c, s)] = replace(info, tags={**info.tags, "share_of_model_detail": f"{share:.3f}"})
+        name = survey.layers[c].name
+        logger.info("layer '%s' at %dx: %.0f %% of the model's detail is added to interpolation", name, s, 100 * share)
+    return maker
 
 
 def make_gapfill(
@@ -412,12 +428,8 @@ def make_gapfill(
     views = views_of(args, state, count="hidden")
     maker = GapMaker(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=tags)
     logger.info("filling artificial gaps to see how well it goes")
-
-    def windows(unit: Unit) -> Any:
-        return survey.read(unit.top, unit.left, unit.bottom, unit.right)
-
     tiles = spread_tiles(survey, engine, GAP_TRIES)
-    maker.fillings = dist.on_main(lambda: maker.calibrate(windows, tiles, count=ARTIFICIAL_GAPS))
+    maker.fillings = dist.on_main(lambda: maker.calibrate(partial(read_unit, survey), tiles, count=ARTIFICIAL_GAPS))
     for layer in layers:
         filling, name = maker.fillings[layer.channel], f"gapfill_{layer.values.file}"
         facts = {"method": "thin-plate spline and model detail", "share_of_model_detail": f"{filling.share:.3f}"}
@@ -439,6 +451,11 @@ OUTPUTS = {
     "gapfill": make_gapfill,
     "superresolution": make_superresolution,
 }
+
+
+def read_unit(survey: ReopenedSurvey, unit: Unit) -> Any:
+    """The ground of a unit."""
+    return survey.read(unit.top, unit.left, unit.bottom, unit.right)
 
 
 def spread_tiles(survey: ReopenedSurvey, engine: Engine, most: int) -> np.ndarray:
@@ -538,8 +555,7 @@ def compute(job: Job, stop: Stop) -> bool:
     mine = [unit for unit in my_rows(job.units, ranks) if not job.parts.is_done(unit.row, unit.col)]
 
     def read(unit: Unit) -> Any:
-        around = unit.grown(maker.reach)
-        return survey.read(around.top, around.left, around.bottom, around.right)
+        return read_unit(survey, unit.grown(maker.reach))
 
     bar = progress(total=len(mine), desc=args.output, unit="square", enabled=ranks.is_main and not args.no_progress)
     job.engine.meter.restart()

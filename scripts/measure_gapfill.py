@@ -136,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = main_inference.main(
                 ["--checkpoint", args.checkpoint, "--train_path", str(folder / "layers.csv"), "--output", "gapfill"]
                 + ["--output_dir", str(folder), "--max_gap", str(min(size, edge * 1.5) * base), "--no_progress"]
+                + ["--base_resolution", str(base)]
                 + args.inference
             )
             if status:

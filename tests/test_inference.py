@@ -26,6 +26,7 @@ from datasets.statistics import overlap_matrix
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, write_survey
 from util.checkpoint import save_checkpoint
+from util.finer_products import detail_of, pool_known, refine_known
 from util.gap_products import GapMaker, NativeLayer
 from util.masked_products import ReconstructionMaker, Views
 from util.mosaic import units_of
@@ -131,10 +132,9 @@ class TestIdentity:
             layers=values(survey),
             wanted={1: [0]},
             views=Views(0.75, 2, 0),
-            name="r",
             tags={},
         )
-        pixels = run(maker, survey)["r_a_1x"]
+        pixels = run(maker, survey)["reconstruction_a_1x"]
         assert pixels.shape[1:] == (-(-rows * resolution // 400), -(-cols * resolution // 400))
         assert np.isfinite(pixels).all()  # every pixel was hidden at least once
         np.testing.assert_allclose(pixels[1:], 0, atol=3e-5)  # no spread, no error
@@ -209,6 +209,20 @@ class TestIdentity:
         assert np.isfinite(filled[60:75, 40:110]).all() and (sigma[60:75, 40:110] >= 0).all()
         np.testing.assert_allclose(filled[60:75, 40:110], image[60:75, 40:110], atol=0.5)
         assert np.isnan(filled[130:160, 110:140]).all() and np.isnan(sigma[130:160, 110:140]).all()
+
+
+class TestFiner:
+    def test_refining_keeps_gaps_and_pooling_is_strict(self):
+        image = plane(12, 10, 100.0)
+        image[3, 4] = np.nan
+        fine = refine_known(image, 2)
+        assert np.array_equal(np.isnan(fine), np.isnan(image).repeat(2, axis=0).repeat(2, axis=1))
+        assert np.isnan(refine_known(np.full((3, 3), np.nan), 2)).all()
+        assert np.isnan(pool_known(image, 2)).sum() == 1
+
+    def test_a_plane_has_no_detail(self):
+        detail = detail_of(plane(24, 20, 100.0), 2)
+        np.testing.assert_allclose(detail[6:-6, 6:-6], 0, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------ a small model
@@ -364,11 +378,13 @@ class TestOutputs:
         assert {path.name for path in out.glob("*.tif")} == {"superresolution_magnetics_4x.tif"}
         with rasterio.open(out / "superresolution_magnetics_4x.tif") as file:
             assert file.tags()["inferred"].startswith("yes") and file.res == (100.0, 100.0)
-            inferred = file.read(1)
+            assert file.descriptions == ("magnetics inferred", "magnetics interpolated")
+            inferred, interpolated = file.read()
+            share = float(file.tags()["share_of_model_detail"])
         known = np.isfinite(inferred) & (fine != -99999)
-        assert known.mean() > 0.8
-        # Untrained, the head is interpolation of the base scale, so it follows the field.
-        assert np.corrcoef(inferred[known], fine[known])[0, 1] > 0.8
+        assert known.mean() > 0.8 and 0 <= share <= 1
+        error, baseline = (np.std((image - fine)[known]) for image in (inferred, interpolated))
+        assert error < 1.1 * baseline and np.corrcoef(inferred[known], fine[known])[0, 1] > 0.95
 
     def test_superresolution_of_what_was_never_finer(self, trained, tmp_path, capsys):
         infer(trained, tmp_path, "superresolution", status=2)
@@ -532,6 +548,17 @@ class TestBadInput:
         for output in ("reconstruction", "gapfill", "superresolution"):
             infer(trained, tmp_path, output, "--checkpoint", str(checkpoint), status=2)
             assert "no physical units; train without it" in capsys.readouterr().err
+
+    def test_checkpoint_that_does_not_know_its_base_resolution(self, trained, tmp_path, capsys):
+        state = torch.load(trained.checkpoint, weights_only=True)
+        del state["base_resolution"]
+        save_checkpoint(tmp_path / "old.pth", state)
+        more = ("--checkpoint", str(tmp_path / "old.pth"), "--data_dir", str(trained.survey))
+        infer(trained, tmp_path, "embeddings", *more, status=2)
+        assert "give that of training, --base_resolution" in capsys.readouterr().err
+        infer(trained, tmp_path, "embeddings", *more, "--base_resolution", "800")
+        with rasterio.open(tmp_path / "embeddings.tif") as file:
+            assert file.res == (3200.0, 3200.0)
 
     def test_layers_as_a_checkpoint_lists_them(self):
         rows = json.loads('[{"name": "a", "path": "a.tif", "units": "nT", "of_later": 1}]')

@@ -1,4 +1,4 @@
-"""What a model says of ground when part of it is hidden: reconstructions, and grids finer than a layer's pixels."""
+"""What a model says of ground when part of it is hidden, and reconstructions made of it."""
 
 from __future__ import annotations
 
@@ -143,15 +143,14 @@ def mosaic_views(
 
 
 class ReconstructionMaker:
-    """Layers rebuilt from masked views of them, or predicted at scales finer than their pixels.
+    """Layers rebuilt from masked views of them, with the spread over views and tiles and the error.
 
     Args:
         engine: the network.
         ground: the base-scale pixels.
         layers: all layers, in channel order.
         wanted: for each scale, the channels to write.
-        views: how tiles are shown; `hidden` gives reconstructions, `visible` finer grids.
-        name: first word of the files' names.
+        views: how tiles are shown.
         tags: facts to write along.
     """
 
@@ -163,24 +162,22 @@ class ReconstructionMaker:
         layers: Sequence[LayerValues],
         wanted: Mapping[int, Sequence[int]],
         views: Views,
-        name: str,
         tags: Mapping[str, str],
     ) -> None:
         views.check()
         self.engine, self.ground, self.layers, self.views = engine, ground, layers, views
         self.wanted = {s: tuple(channels) for s, channels in wanted.items() if channels}
         self.reach = engine.model.img_size
-        self.with_error = views.count == "hidden"
         self.rasters, self._names = {}, {}
         for s, channels in self.wanted.items():
             for c in channels:
-                file = f"{name}_{layers[c].file}_{s}x"
+                file = f"reconstruction_{layers[c].file}_{s}x"
                 self._names[s, c] = file
                 self.rasters[file] = self._raster(s, layers[c], tags)
 
     def _raster(self, scale: int, layer: LayerValues, tags: Mapping[str, str]) -> RasterInfo:
         ground, resolution = self.ground, self.ground.base / scale
-        names = ("reconstruction", "spread", "error") if self.with_error else ("inferred", "spread")
+        names = ("reconstruction", "spread", "error")
         return RasterInfo(
             crs=ground.crs,
             left=ground.left,
@@ -197,7 +194,7 @@ class ReconstructionMaker:
                 **tags,
                 "layer": layer.name,
                 "scale": f"{scale}x",
-                "inferred": "no" if self.with_error else "yes: finer than the layer's own pixels",
+                "error": "observed minus reconstruction",
             },
         )
 
@@ -209,35 +206,25 @@ class ReconstructionMaker:
     def make(self, unit: Unit, window: Window) -> Arrays:
         """The unit's predictions, their spread over views and tiles and, of reconstructions, observed minus them."""
         tiles = self.engine.tiles_of(unit, self.ground)
-        observe = list(self.wanted) if self.with_error else [1]
-        # Of a finer grid, only the base scale tells where the layer is known.
-        wanted = self.wanted if self.with_error else {1: sorted({c for cs in self.wanted.values() for c in cs})}
         predicted, observed = mosaic_views(
             self.engine,
             self.views,
             unit,
             tiles,
             lambda o: window.sample(o, self.engine.device),
-            {**wanted, **self.wanted},
-            observe=observe,
+            self.wanted,
+            observe=list(self.wanted),
         )
         arrays: Arrays = {}
         for s, channels in self.wanted.items():
             mean, spread = predicted[s].mean, predicted[s].spread
-            seen = observed[s if self.with_error else 1].mean
+            seen = observed[s].mean
             for k, c in enumerate(channels):
                 layer, info = self.layers[c], self.rasters[self._names[s, c]]
-                if self.with_error:
-                    bands = [
-                        np.where(np.isfinite(seen[k]), mean[k] * layer.spread + layer.location, np.nan),
-                        np.where(np.isfinite(seen[k]), spread[k] * layer.spread, np.nan),
-                        (seen[k] - mean[k]) * layer.spread,
-                    ]
-                else:
-                    known = np.isfinite(seen[wanted[1].index(c)]).repeat(s, axis=0).repeat(s, axis=1)
-                    bands = [
-                        np.where(known, mean[k] * layer.spread + layer.location, np.nan),
-                        np.where(known, spread[k] * layer.spread, np.nan),
-                    ]
+                bands = [
+                    np.where(np.isfinite(seen[k]), mean[k] * layer.spread + layer.location, np.nan),
+                    np.where(np.isfinite(seen[k]), spread[k] * layer.spread, np.nan),
+                    (seen[k] - mean[k]) * layer.spread,
+                ]
                 arrays[self._names[s, c]] = (info, np.stack(bands).astype(np.float32), unit.top * s, unit.left * s)
         return arrays
