@@ -167,11 +167,13 @@ class RunFiles:
         self._write({"kind": "train", "step": step, "epoch": epoch, **self._losses([seen]), **record}, tags)
 
     def _losses(self, windows: Sequence[WindowOfSteps]) -> dict[str, Any]:
-        """Training losses averaged over windows, each counting by its updates."""
-        updates = sum(window.updates for window in windows)
+        """Training losses averaged over windows, each by its updates; NaN, where nothing was scored, is left out."""
 
         def mean(values: Iterable[float]) -> float:
-            return sum(value * window.updates for value, window in zip(values, windows, strict=True)) / updates
+            known = [(v, window.updates) for v, window in zip(values, windows, strict=True) if not math.isnan(v)]
+            return (
+                sum(v * updates for v, updates in known) / sum(updates for _, updates in known) if known else math.nan
+            )
 
         layers: dict[str, dict[str, float]] = {}
         for level, channel, scale, layer in self._entries():
