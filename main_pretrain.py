@@ -265,6 +265,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
     """
     args, files, place = run.args, run.files, run.place
     state = dist.together(lambda: ckpt.find_checkpoint(args.resume, files.output_dir))
+    require_same_checkpoint(state, args.resume)
     elsewhere = args.resume not in ("", "auto") and Path(args.resume).resolve().parent != files.output_dir.resolve()
     place.step = place.epoch * run.schedule.updates
     if state is not None:
@@ -285,6 +286,8 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         write_layers_table(files.output_dir / "layers.csv", run.survey.layers)
         save_statistics(files.output_dir / "statistics.json", list(run.survey.statistics))
     files.describe({"options": vars(args), "environment": environment})
+    if state is not None and not place.update and is_kept(args, place.epoch):
+        dist.on_main(lambda: files.keep_missing(epoch=place.epoch, step=place.step))
     logger.info(
         "%s: %.2f M parameters; %d tiles and %d updates an epoch, effective batch %d, peak rate %.3g",
         args.model,
@@ -294,6 +297,28 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         run.schedule.effective_batch,
         run.schedule.peak_lr,
     )
+
+
+def require_same_checkpoint(state: dict[str, Any] | None, resume: str) -> None:
+    """Refuses to start when the processes would go on from different places.
+
+    Raises:
+        ValueError: they found different checkpoints.
+    """
+    steps = dist.gather_objects(None if state is None else state["step"])
+    for rank, step in enumerate(steps):
+        if step != steps[0]:
+            first, other = ("none" if s is None else f"a checkpoint of step {s}" for s in (steps[0], step))
+            error = ValueError(
+                f"--resume {resume}: process 0 found {first}, process {rank} {other}; expected the same: --output_dir "
+                "must lie on a disk that all machines share"
+            )
+            raise dist.mark_shared(error)
+
+
+def is_kept(args: argparse.Namespace, epochs_done: int) -> bool:
+    """Whether the checkpoint after so many epochs is kept under its number."""
+    return epochs_done == args.epochs or epochs_done % args.keep_every == 0
 
 
 def run_facts(run: Run) -> dict[str, Any]:
@@ -373,7 +398,7 @@ def train(run: Run, stop: Stop) -> None:
                 logger.info("%s", row)
             if example is not None and (is_end or (args.figure_every and place.epoch % args.figure_every == 0)):
                 draw(run, evaluator, example)
-            save(run, keep=is_end or place.epoch % args.keep_every == 0)
+            save(run, keep=is_kept(args, place.epoch))
         if dist.any_rank(stop.signal is not None) and not is_end:
             logger.warning("stopped by signal %s after epoch %d; continue with --resume auto", stop.signal, epoch)
             return

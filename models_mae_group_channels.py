@@ -644,8 +644,11 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         if self.scale_heads == "shared":
             return self._predict_shared(unpatchify(pred, self.patch_size))
         # A prediction of normalised pixels cannot stand beside pixels as they are.
-        base = pred if self.norm_pix_loss else torch.where(visible, given, pred)
-        return self._predict_subpixel(unpatchify(base, self.patch_size), tokens)
+        known = torch.zeros_like(visible) if self.norm_pix_loss else visible
+        base = torch.where(known, given, pred)
+        return self._predict_subpixel(
+            unpatchify(base, self.patch_size), tokens, known=unpatchify(known, self.patch_size)
+        )
 
     def _predict_shared(self, base: Tensor) -> dict[int, Tensor]:
         images: dict[int, Tensor] = {}
@@ -659,7 +662,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 images[s] = at_least_float32(image)
         return images
 
-    def _predict_subpixel(self, base: Tensor, tokens: Tensor) -> dict[int, Tensor]:
+    def _predict_subpixel(self, base: Tensor, tokens: Tensor, *, known: Tensor) -> dict[int, Tensor]:
         images: dict[int, Tensor] = {}
         n, channels, height, width = base.shape
         for s, sources in self.plan.items():
@@ -667,7 +670,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             for source in sources:
                 index = getattr(self, f"from_{source}_to_{s}")
                 if source == s:
-                    part = self.subpixel_heads[str(s)](base, tokens)
+                    part = self.subpixel_heads[str(s)](base, tokens, known)
                 else:
                     part = mean_pool(images[source].index_select(1, index), source // s)
                 if len(index) == channels:

@@ -336,6 +336,22 @@ def test_polygons_limit_the_ground(survey, tmp_path):
     assert count == ((y >= 2) | (x >= 3)).sum() - (np.hypot(x - 11, y - 8) < 1.5).sum()
 
 
+def test_a_layer_of_few_places_has_a_mean_of_its_own(tmp_path):
+    """Updates without a pixel of a layer have no loss for it; the epoch's is the mean of the others."""
+    survey = surveys.write_survey(tmp_path / "survey")
+    with rasterio.open(survey / "gravity.tif", "r+") as file:
+        values = file.read(1)
+        values[:, 24:] = file.nodata
+        file.write(values, 1)
+    flags = ["--epochs", "1", "--batch_size", "1", "--min_valid", "0.3"]
+    assert surveys.train(survey, tmp_path / "output", *flags) == 0
+    seen = [line["train_layers"]["gravity"]["1x"] for line in surveys.log(tmp_path / "output")]
+    (epoch,) = surveys.log(tmp_path / "output", "epoch")
+    known = [loss for loss in seen if loss is not None]
+    assert 5 < len(known) < len(seen)
+    assert epoch["train_layers"]["gravity"]["1x"] == pytest.approx(np.mean(known))
+
+
 def test_another_survey_can_be_scored(survey, tmp_path):
     other = surveys.write_survey(tmp_path / "other", size=128)
     flags = ["--test_path", str(other / "layers.csv"), "--epochs", "1", "--tiles_per_epoch", "8"]

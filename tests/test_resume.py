@@ -441,7 +441,8 @@ def test_a_disk_too_full_for_the_log(survey, straight, tmp_path):
     full = surveys.Started(arguments, tmp_path / "messages.txt", before=limit_records)
     status, message = full.wait()
     assert status == 1, message
-    assert message.count("main_pretrain: error: ") == 1 and "Traceback" not in message
+    # TensorBoard's writing thread may have its own say, before ours or after; our program ends without a traceback.
+    assert message.count("main_pretrain: error: ") == 1 and "main_pretrain.py" not in message
     assert f"records in {tmp_path / 'output'} not written: File too large; earlier checkpoints are intact" in message
     assert "go on with --resume auto" in message
     assert (tmp_path / "output/checkpoint-last.pth").read_bytes() == good

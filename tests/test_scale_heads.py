@@ -9,6 +9,7 @@ from util.scale_heads import (
     cell_average_taps,
     detail_rank,
     mean_pool,
+    neighbours,
     plan_subpixel,
 )
 
@@ -45,6 +46,31 @@ def test_interpolation_starts_conservative_and_exact_for_a_ramp(scale):
     inner = slice(scale, -scale)  # the outermost cells have no neighbour to tell the slope
     found = head.interpolate(mean_pool(fine, scale))
     assert torch.allclose(found[..., inner, inner], fine[..., inner, inner], atol=1e-5)
+
+
+def test_a_given_pixel_does_not_look_at_predicted_ones():
+    """A row of pixels, given but for the third: the line through the given ones stands in for what was predicted."""
+    x = torch.tensor([1.0, 3.0, 50.0, 7.0, 8.0]).reshape(1, 1, 1, 5)
+    known = torch.tensor([True, True, False, True, True]).reshape(1, 1, 1, 5)
+    before, after = neighbours(x, known, dim=3)
+    assert before.flatten().tolist() == [-1.0, 1.0, 3.0, 6.0, 7.0]
+    assert after.flatten().tolist() == [3.0, 5.0, 7.0, 8.0, 9.0]
+    alone = torch.tensor([False, True, False, False, False]).reshape(1, 1, 1, 5)
+    before, after = neighbours(x, alone, dim=3)
+    assert before.flatten().tolist() == [1.0, 3.0, 3.0, 50.0, 7.0]
+    assert after.flatten().tolist() == [3.0, 3.0, 7.0, 8.0, 8.0]
+
+
+def test_interpolation_of_given_ground_is_exact_for_a_plane_up_to_its_edge():
+    head = SubpixelHead(scale=2, channel_groups=[[0]], patch_size=4, width=8, rank=0)
+    head.init_weights()
+    rows, cols = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    fine = (2 * rows - 3 * cols).reshape(1, 1, 16, 16)
+    known = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    known[..., 2:6, 4:8] = True
+    base = torch.where(known, mean_pool(fine, 2), 1e3)
+    found = head.interpolate(base, known)
+    torch.testing.assert_close(found[..., 4:12, 8:16], fine[..., 4:12, 8:16])
 
 
 def test_head_starts_as_interpolation_of_its_channels_in_channel_order():

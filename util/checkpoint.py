@@ -322,6 +322,21 @@ def save_run_checkpoint(output_dir: str | os.PathLike[str], state: Mapping[str, 
     return last
 
 
+def keep_missing(output_dir: str | os.PathLike[str], *, epoch: int, step: int) -> None:
+    """Gives the run's checkpoint of a step the name checkpoint-<epoch>.pth too, if no file bears it.
+
+    For a run that was killed between the two names of its last checkpoint.
+
+    Raises:
+        OSError: the second name, or a copy, could not be made.
+    """
+    folder = Path(output_dir)
+    target = folder / f"checkpoint-{epoch}.pth"
+    source = next((path for path in _candidates(folder) if _stated_step(path) == step), None)
+    if source is not None and not target.exists():
+        _keep_as(source, target)
+
+
 def find_resumable(output_dir: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> Resumable | None:
     """Returns the newest good checkpoint of a run, by optimiser step, or None where the run has none.
 

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -164,18 +164,16 @@ class RunFiles:
         }
         for level, channel, scale, layer in self._entries():
             tags[f"train_layers/{layer.name}_{scale}x"] = float(seen.layer_losses[level, channel])
-        for tag, value in tags.items():
-            if math.isfinite(value):
-                self._writer.scalar(tag, value, step)
-        if self._lines is not None:
-            self._lines.write({"kind": "train", "step": step, "epoch": epoch, **self._losses([seen]), **record})
+        self._write({"kind": "train", "step": step, "epoch": epoch, **self._losses([seen]), **record}, tags)
 
     def _losses(self, windows: Sequence[WindowOfSteps]) -> dict[str, Any]:
-        """Training losses averaged over windows, each counting by its updates."""
-        updates = sum(window.updates for window in windows)
+        """Training losses averaged over windows, each by its updates; NaN, where nothing was scored, is left out."""
 
         def mean(values: Iterable[float]) -> float:
-            return sum(value * window.updates for value, window in zip(values, windows, strict=True)) / updates
+            known = [(v, window.updates) for v, window in zip(values, windows, strict=True) if not math.isnan(v)]
+            return (
+                sum(v * updates for v, updates in known) / sum(updates for _, updates in known) if known else math.nan
+            )
 
         layers: dict[str, dict[str, float]] = {}
         for level, channel, scale, layer in self._entries():
@@ -201,6 +199,7 @@ class RunFiles:
         line: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": epoch, "seconds": round(seconds, 3)}
         line |= self._losses([seen for seen, _ in self._windows]) | self._windows[-1][1]
         self._windows.clear()
+        tags: dict[str, float] = {}
         if scores is not None:
             line |= {
                 "val_loss": scores.loss,
@@ -211,29 +210,37 @@ class RunFiles:
                 "val": self._layer_scores(scores),
             }
             for name in ("val_loss", "val_base_loss", "val_scale_loss"):
-                self._writer.scalar(f"val/{name.removeprefix('val_')}", line[name], step)
+                tags[f"val/{name.removeprefix('val_')}"] = line[name]
             for layer, by_scale in line["val"].items():
                 for scale, values in by_scale.items():
-                    for key in ("skill", "rmse"):
-                        if math.isfinite(values[key]):
-                            self._writer.scalar(f"val_{key}/{layer}_{scale}", values[key], step)
-        self._writer.flush()
-        if self._lines is not None:
-            self._lines.write(line)
+                    tags |= {f"val_{key}/{layer}_{scale}": values[key] for key in ("skill", "rmse")}
+        self._write(line, tags)
         return line
+
+    def _write(self, line: Mapping[str, Any], tags: Mapping[str, float]) -> None:
+        """Writes one line of the log, and those of its numbers that are finite to TensorBoard."""
+        with self._told_when_full():
+            for tag, value in tags.items():
+                if math.isfinite(value):
+                    self._writer.scalar(tag, value, line["step"])
+            if line["kind"] == "epoch":
+                self._writer.flush()
+            if self._lines is not None:
+                self._lines.write(line)
 
     def draw(self, rows: Sequence[RowImages], *, title: str, epoch: int, step: int, length_unit: str) -> None:
         """Draws reconstructions into TensorBoard and as PNG."""
         if not self._enabled:
             return
         figure = reconstruction_figure(rows, title=title, length_unit=length_unit)
-        self._writer.figure("reconstruction", figure, step)
-        self._writer.flush()
-        picture = self.output_dir / f"reconstruction-{epoch}.png"
-        save_figure(picture, figure)
-        last = self.output_dir / f".{LAST_PICTURE}.tmp"
-        last.write_bytes(picture.read_bytes())
-        os.replace(last, self.output_dir / LAST_PICTURE)
+        with self._told_when_full():
+            self._writer.figure("reconstruction", figure, step)
+            self._writer.flush()
+            picture = self.output_dir / f"reconstruction-{epoch}.png"
+            save_figure(picture, figure)
+            last = self.output_dir / f".{LAST_PICTURE}.tmp"
+            last.write_bytes(picture.read_bytes())
+            os.replace(last, self.output_dir / LAST_PICTURE)
 
     def save(self, state: Mapping[str, Any], *, keep: bool) -> None:
         """Writes checkpoint-last.pth and, to keep, checkpoint-<epoch>.pth.
@@ -242,14 +249,38 @@ class RunFiles:
             OSError: the disk is full or the folder not writable; earlier checkpoints are intact.
         """
         if self._enabled:
-            self._writer.flush()
+            with self._told_when_full():
+                self._writer.flush()
             ckpt.save_run_checkpoint(self.output_dir, state, epoch_file=keep)
 
+    def keep_missing(self, *, epoch: int, step: int) -> None:
+        """Makes up for a checkpoint-<epoch>.pth that a kill prevented, from the checkpoint of that step.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._enabled:
+            ckpt.keep_missing(self.output_dir, epoch=epoch, step=step)
+
     def close(self) -> None:
-        """Closes the records."""
-        self._writer.close()
+        """Closes the records; what a full disk has no room for is lost."""
+        with suppress(OSError):
+            self._writer.close()
         if self._lines is not None:
-            self._lines.close()
+            with suppress(OSError):
+                self._lines.close()
+
+    @contextmanager
+    def _told_when_full(self) -> Iterator[None]:
+        """Says of a record that cannot be written what is safe and what to do."""
+        try:
+            yield
+        except OSError as error:
+            places = " or ".join(dict.fromkeys([str(self.output_dir), str(self.log_dir)]))
+            raise OSError(
+                f"records in {places} not written: {error.strerror or error}; earlier checkpoints are intact. Free "
+                "some space or raise the limit, then go on with --resume auto"
+            ) from error
 
     def _entries(self) -> Iterator[tuple[int, int, int, LayerFacts]]:
         """(level, channel, scale, layer) of everything that is scored."""

@@ -85,6 +85,35 @@ def cell_average_taps(scale: int) -> Tensor:
     return taps.to(torch.float32)
 
 
+def neighbours(x: Tensor, known: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
+    """The pixels before and after each pixel along one axis, as interpolation should see them.
+
+    A predicted pixel beside a given one seldom fits it exactly, and the step between them would distort the parts of
+    the given pixel. So a given pixel whose neighbour was not given takes, in its stead, the straight line through
+    itself and its other neighbour, or its own value if that was not given either. Beyond the edge of the image a
+    predicted pixel sees itself.
+
+    Args:
+        x: (N, n, H, W).
+        known: likewise bool, True where given.
+        dim: the axis, 2 or 3.
+
+    Returns:
+        Values before and after, each (N, n, H, W).
+    """
+    size = x.shape[dim]
+    first, last = x.narrow(dim, 0, 1), x.narrow(dim, size - 1, 1)
+    before = torch.cat([first, x.narrow(dim, 0, size - 1)], dim)
+    after = torch.cat([x.narrow(dim, 1, size - 1), last], dim)
+    outside = torch.zeros_like(known.narrow(dim, 0, 1))
+    known_before = torch.cat([outside, known.narrow(dim, 0, size - 1)], dim)
+    known_after = torch.cat([known.narrow(dim, 1, size - 1), outside], dim)
+    return (
+        torch.where(known & ~known_before, torch.where(known_after, 2 * x - after, x), before),
+        torch.where(known & ~known_after, torch.where(known_before, 2 * x - before, x), after),
+    )
+
+
 class SubpixelHead(nn.Module):
     """Our light head: an image `scale` times finer by learned interpolation, plus detail out of the decoder's
     tokens.
@@ -136,29 +165,44 @@ class SubpixelHead(nn.Module):
                 nn.init.zeros_(linear.weight)
                 nn.init.zeros_(linear.bias)
 
-    def interpolate(self, base: Tensor) -> Tensor:
-        """(N, n, H, W) -> (N, n, sH, sW), in full precision."""
+    def interpolate(self, base: Tensor, known: Tensor | None = None) -> Tensor:
+        """Interpolate, in full precision.
+
+        Args:
+            base: (N, n, H, W).
+            known: likewise bool, True where the pixel was given and not predicted: it is refined by other given
+                pixels alone (see `neighbours`). None means nowhere.
+
+        Returns:
+            (N, n, sH, sW).
+        """
         n, count, height, width = base.shape
         s = self.scale
+        known = torch.zeros_like(base, dtype=torch.bool) if known is None else known
         with full_precision(base.device):
-            x = F.pad(base, (1, 1, 1, 1), mode="replicate")
-            x = F.conv2d(x, self.row_taps.reshape(count * s, 1, 3, 1), groups=count)
-            x = x.view(n, count, s, height, width + 2).transpose(2, 3).reshape(n, count, s * height, width + 2)
-            x = F.conv2d(x, self.col_taps.reshape(count * s, 1, 1, 3), groups=count)
+            above, below = neighbours(base, known, dim=2)
+            x = torch.stack([above, base, below], dim=2).flatten(1, 2)  # (N, n * 3, H, W)
+            x = F.conv2d(x, self.row_taps.reshape(count * s, 3, 1, 1), groups=count)
+            x = x.view(n, count, s, height, width).transpose(2, 3).reshape(n, count, s * height, width)
+            left, right = neighbours(x, known.repeat_interleave(s, dim=2), dim=3)
+            x = torch.stack([left, x, right], dim=2).flatten(1, 2)
+            x = F.conv2d(x, self.col_taps.reshape(count * s, 3, 1, 1), groups=count)
             x = x.view(n, count, s, s * height, width).permute(0, 1, 3, 4, 2)
             return x.reshape(n, count, s * height, s * width)
 
-    def forward(self, base: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, base: Tensor, tokens: Tensor, known: Tensor | None = None) -> Tensor:
         """Predict the finer image of this head's channels.
 
         Args:
             base: (N, C, H, W), all channels at the base scale.
             tokens: (N, G, L, E), decoded.
+            known: (N, C, H, W) bool, True where `base` was given and not predicted; None means nowhere.
 
         Returns:
             (N, n, sH, sW) for the n channels of this head, in channel order.
         """
-        fine = self.interpolate(base.index_select(1, self.channels))
+        known = None if known is None else known.index_select(1, self.channels)
+        fine = self.interpolate(base.index_select(1, self.channels), known)
         if not self.rank:
             return fine
         amplitudes = torch.cat([linear(tokens[:, int(i)]) for i, linear in self.amplitudes.items()], dim=-1).unflatten(
