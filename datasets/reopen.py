@@ -117,7 +117,6 @@ class GroundWindow:
     def __init__(self, survey: ReopenedSurvey, arrays: list[tuple[int, int, np.ndarray]]) -> None:
         self._survey = survey
         self._arrays = arrays
-        self._reader = TileReader(self, survey.blocks)
 
     def read(self, channel: int, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         """Native pixels of one layer as `Stack.read` gives them; NaN outside the window."""
@@ -151,7 +150,9 @@ class GroundWindow:
         """Tiles at (N, 2) base-scale (row, col) origins, ready for the model."""
         survey, grid = self._survey, self._survey.stack.reference
         step = np.array([survey.base_resolution / grid.resolution_y, survey.base_resolution / grid.resolution_x])
-        return survey.pyramid(*self._reader.read(origins * step).to(device).parts)
+        # Made anew each time: kept, it and the window would hold each other, and their pixels, until collected.
+        reader = TileReader(self, survey.blocks)
+        return survey.pyramid(*reader.read(origins * step).to(device).parts)
 
 
 def stored_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:

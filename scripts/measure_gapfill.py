@@ -68,7 +68,7 @@ def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: 
     """
     margin, holes = max(RIM, edge), []
     for _ in range(TRIES):
-        row, col = (int(rng.integers(0, max(1, size - edge))) for size in values.shape)
+        row, col = (int(rng.integers(margin, max(margin + 1, size - edge - margin))) for size in values.shape)
         hole = slice(row, row + edge), slice(col, col + edge)
         around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in hole)
         if np.isfinite(values[around]).all() and not taken[around].any():

@@ -1,11 +1,13 @@
 """Whole rasters out: places, edges, resuming, ranks and batches; with an identity for a model, and with a small one."""
 
+import gc
 import json
 import multiprocessing
 import os
 import signal
 import sys
 import uuid
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -462,6 +464,20 @@ def _infer_and_exit(argv):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     sys.exit(main_inference.main(argv))
+
+
+def test_a_window_of_ground_is_let_go_at_once(trained):
+    """Pixels must not wait for the garbage collector: memory would grow with the raster."""
+    survey = reopen(trained.survey)
+    window = survey.read(0, 0, SIZE, SIZE)
+    window.sample(np.array([[0, 0]]), CPU)
+    seen = weakref.ref(window)
+    gc.disable()
+    try:
+        del window
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 class TestStopping:
