@@ -25,6 +25,7 @@ from datasets.band import close_datasets
 from datasets.grid import open_survey
 from datasets.reopen import reopen_survey, stored_layers
 from datasets.statistics import overlap_matrix
+from scripts import measure_gapfill
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, write_survey
 from util.checkpoint import save_checkpoint
@@ -579,6 +580,14 @@ class TestBadInput:
     def test_layers_as_a_checkpoint_lists_them(self):
         rows = json.loads('[{"name": "a", "path": "a.tif", "units": "nT", "of_later": 1}]')
         assert stored_layers(rows)[0].units == "nT" and stored_layers(rows)[0].band == 1
+
+
+def test_measuring_gap_filling(trained, capsys):
+    flags = ["--checkpoint", str(trained.checkpoint), "--holes", "2", "--count", "2"]
+    assert measure_gapfill.main([*flags, "--inference", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[3].startswith("| magnetics | 800 | 2 | ")
+    assert all(float(cell) > 0 for line in lines[2:] for cell in line.split("|")[4:7])
 
 
 def test_model_without_targets_agrees_with_training(trained):
