@@ -183,7 +183,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
     # model
     torch.manual_seed(args.seed)
-    network = build_network(args, survey).to(device)
+    network = models.build_model(args.model, **options.model_options(args), **survey.channel_options()).to(device)
     model = dist.wrap(torch.compile(network) if args.compile else network, device)
 
     # optimiser and schedule
@@ -237,19 +237,6 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     )
     begin_or_resume(run, environment)
     return run
-
-
-def build_network(args: argparse.Namespace, survey: Survey) -> models.MaskedAutoencoderGroupChannelViT:
-    """The model that a survey and the options ask for."""
-    arguments = options.model_arguments(
-        args,
-        channels=len(survey.stack),
-        groups=survey.groups,
-        scales=survey.scales,
-        scored=survey.scored,
-        loss_weights=[layer.loss_weight for layer in survey.layers],
-    )
-    return models.build_model(args.model, **arguments)
 
 
 def maskable(network: models.MaskedAutoencoderGroupChannelViT) -> int:

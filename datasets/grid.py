@@ -92,6 +92,16 @@ class Survey:
         )
         return lines
 
+    def channel_options(self) -> dict[str, Any]:
+        """What a model must know of the layers, as keyword arguments of `build_model`."""
+        return {
+            "in_chans": len(self.stack),
+            "channel_groups": self.groups,
+            "scales": self.scales,
+            "scored": self.scored,
+            "channel_weights": [layer.loss_weight for layer in self.layers],
+        }
+
     def pyramid(self, source: Survey | None = None) -> Pyramid:
         """The on-device pooling with this survey's statistics, for its own tiles or those of another survey.
 

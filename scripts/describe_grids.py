@@ -45,17 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scored = (
             open_test_survey(survey, args.test_path, chosen=chosen).tiles.train if args.test_path else survey.tiles.val
         )
-        network = models.build_model(
-            args.model,
-            **options.model_arguments(
-                args,
-                channels=len(survey.stack),
-                groups=survey.groups,
-                scales=survey.scales,
-                scored=survey.scored,
-                loss_weights=[layer.loss_weight for layer in survey.layers],
-            ),
-        )
+        network = models.build_model(args.model, **options.model_options(args), **survey.channel_options())
         cost = step_cost(network, batch_size=args.batch_size, mask_ratio=args.mask_ratio)
     except (ValueError, OSError) as error:
         print(f"describe_grids: error: {error}", file=sys.stderr)

@@ -16,6 +16,7 @@ from tests.rasters import write_grid
 def refused(arguments: list[str], capsys) -> str:
     """The one message with which the program refuses its command line."""
     capsys.readouterr()
+    status: object
     try:
         status = main_pretrain.main(arguments)
     except SystemExit as end:  # argparse ends the program itself

@@ -127,19 +127,18 @@ class TestWhatTheyTurnInto:
         assert found["one_group"] is True and found["dropped_bands"] == [3, 1]
         assert (found["base_resolution"], found["reproject"], found["extent"]) == (200.0, True, "union")
 
-    def test_model_arguments_build_a_model(self):
+    def test_model_options_and_channels_build_a_model(self):
         args = parse("--model tiny --input_size 16 --patch_size 4 --spatial_mask --grad_checkpointing")
-        arguments = options.model_arguments(
-            args,
-            channels=3,
-            groups=((0, 2), (1,)),
-            scales=(1, 2),
-            scored={1: (0, 1, 2), 2: (0, 2)},
-            loss_weights=[1, 2, 0],
-        )
-        network = models.build_model(args.model, **arguments)
+        channels = {
+            "in_chans": 3,
+            "channel_groups": ((0, 2), (1,)),
+            "scales": (1, 2),
+            "scored": {1: (0, 1, 2), 2: (0, 2)},
+        }
+        network = models.build_model(args.model, **options.model_options(args), **channels)
         assert network.spatial_mask and network.scales == (1, 2) and network.num_groups == 2
-        assert set(arguments) <= set(inspect.signature(models.MaskedAutoencoderGroupChannelViT).parameters)
+        parameters = set(inspect.signature(models.MaskedAutoencoderGroupChannelViT).parameters)
+        assert {*options.model_options(args), *channels} <= parameters
 
     @pytest.mark.parametrize("name", options.MODEL_NAMES)
     def test_models_have_a_long_and_a_short_name(self, name):

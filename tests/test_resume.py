@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -238,6 +239,16 @@ def test_a_checkpoint_to_keep_is_made_up_for(survey, tmp_path):
 # Killed
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Size and time of a file, None if there is none."""
+    return (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else None
+
+
+def has_changed(path: Path, before: tuple[int, int] | None) -> bool:
+    """Whether a file is there and not as it was."""
+    return identity(path) not in (before, None)
+
+
 class Kills:
     """Lets runs be killed at random moments until one reaches the end, and counts what the kills hit.
 
@@ -259,15 +270,12 @@ class Kills:
         the others come up to `longest_s` after its first update.
         """
 
-        def logged() -> tuple[int, int] | None:
-            log = output / "log.txt"
-            return (log.stat().st_size, log.stat().st_mtime_ns) if log.exists() else None
-
+        log = output / "log.txt"
         for _ in range(kills):
-            before = logged()
+            before = identity(log)
             process = surveys.Started([*arguments, "--resume", "auto"], output.parent / "messages.txt")
             if self._rng.random() < 0.75:
-                process.wait_for(lambda before=before: logged() not in (before, None))
+                process.wait_for(partial(has_changed, log, before))
             time.sleep(self._rng.uniform(0, longest_s))
             process.process.kill()
             assert process.wait()[0] == -signal.SIGKILL, process.message

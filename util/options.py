@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 MODEL_NAMES = ("tiny", "small", "base", "large")
@@ -222,27 +222,14 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def model_arguments(
-    args: argparse.Namespace,
-    *,
-    channels: int,
-    groups: Sequence[Sequence[int]],
-    scales: Sequence[int],
-    scored: Mapping[int, Sequence[int]],
-    loss_weights: Sequence[float],
-) -> dict[str, Any]:
-    """The keyword arguments of `build_model` that the options and a survey name."""
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `build_model` that the options name; a survey names the others."""
     return {
         "img_size": args.input_size,
         "patch_size": args.patch_size,
-        "in_chans": channels,
-        "channel_groups": groups,
         "spatial_mask": args.spatial_mask,
         "norm_pix_loss": args.norm_pix_loss,
-        "scales": scales,
-        "scored": scored,
         "scale_heads": args.scale_heads,
-        "channel_weights": loss_weights,
         "grad_checkpointing": args.grad_checkpointing,
     }
 
