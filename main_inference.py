@@ -201,8 +201,9 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     survey = dist.together(lambda: open_data(args, state))
     for text in survey.lines():
         logger.info("%s", text)
-    for text in (*survey.warnings, *(f"layer '{name}' is absent" for name in survey.missing)):
-        logger.warning("%s", text)
+    if ranks.is_main:
+        for text in (*survey.warnings, *(f"layer '{name}' is absent" for name in survey.missing)):
+            logger.warning("%s", text)
 
     # model
     engine = Engine(
