@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
@@ -30,6 +31,12 @@ from rasterio.windows import Window
 
 BLOCK = 256
 """Edge of a block of the files, pixels."""
+
+BLOCK_BYTES = 16 * 2**20
+"""Most bytes of a block with all its bands."""
+
+STRIP_PIXELS = 8192
+"""Columns that are read back together, about."""
 
 CACHE_BYTES = 64 * 2**20
 """Decoded pixels that GDAL may keep."""
@@ -269,7 +276,8 @@ def _write_part(path: Path, info: RasterInfo, pixels: np.ndarray) -> None:
 def join(path: str | os.PathLike[str], info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]]) -> None:
     """Joins parts into one cloud-optimised GeoTIFF: tiled, compressed, with overviews, BigTIFF if it may need it.
 
-    Written under a temporary name, read back against the parts, and renamed.
+    Written under a temporary name, read back against the parts, and renamed. Takes the uncompressed size of the raster
+    on disk meanwhile.
 
     Args:
         path: final name; an existing file is replaced.
@@ -283,8 +291,10 @@ def join(path: str | os.PathLike[str], info: RasterInfo, parts: Sequence[tuple[P
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.tif")
     virtual = temporary.with_suffix(".vrt")
+    whole = temporary.with_name(temporary.name + ".whole")
+    block = _block(info)
     options = {
-        "blocksize": BLOCK if min(info.rows, info.cols) <= 2 * BLOCK else 2 * BLOCK,
+        "blocksize": block,
         "compress": "deflate",
         "predictor": "yes",
         "bigtiff": "if_safer",
@@ -293,17 +303,50 @@ def join(path: str | os.PathLike[str], info: RasterInfo, parts: Sequence[tuple[P
         "num_threads": 1,
     } | ({"nbits": 16, "predictor": "no"} if info.dtype == "float16" else {})
     try:
-        virtual.write_text(_virtual_raster(info, parts), encoding="utf-8")
         with limited_cache():
+            _write_whole(whole, info, parts, block=block)
+            virtual.write_text(_virtual_raster(info, whole), encoding="utf-8")
             rasterio.shutil.copy(str(virtual), str(temporary), driver="COG", **options)
             _read_back(temporary, info, parts, name=path)
         os.replace(temporary, path)
     except GDAL_ERRORS as error:
         raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
     finally:
-        for left in (temporary, virtual, temporary.with_name(temporary.name + ".aux.xml")):
+        for left in (whole, virtual, *temporary.parent.glob(f"{temporary.name}*")):
             with contextlib.suppress(OSError):
                 left.unlink(missing_ok=True)
+
+
+def _block(info: RasterInfo) -> int:
+    """Edge of a block: GDAL holds all bands of one at a time, so those of many bands are smaller."""
+    edge = BLOCK if min(info.rows, info.cols) <= 2 * BLOCK else 2 * BLOCK
+    while edge > BLOCK // 2 and edge**2 * len(info.names) * 4 > BLOCK_BYTES:
+        edge //= 2
+    return edge
+
+
+def _write_whole(path: Path, info: RasterInfo, parts: Iterable[tuple[Path, int, int, int, int]], *, block: int) -> None:
+    """Put the parts in place, uncompressed, so that blocks may be written piece by piece; the rest stays sparse."""
+    with rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        dtype=DTYPES[info.dtype],
+        count=len(info.names),
+        height=info.rows,
+        width=info.cols,
+        nodata=info.nodata,
+        tiled=True,
+        blockxsize=block,
+        blockysize=block,
+        interleave="pixel",
+        sparse_ok=True,
+        bigtiff="if_safer",
+        crs=info.crs,
+        transform=info.transform,
+    ) as sink:
+        for part, row, col, rows, cols in parts:
+            sink.write(read_part(part), window=Window(col, row, cols, rows))
 
 
 def _read_back(path: Path, info: RasterInfo, parts: Iterable[tuple[Path, int, int, int, int]], *, name: Path) -> None:
@@ -314,18 +357,23 @@ def _read_back(path: Path, info: RasterInfo, parts: Iterable[tuple[Path, int, in
                 f"{name}: {file.count} bands of {file.shape} were written, expected {len(info.names)} of "
                 f"{(info.rows, info.cols)}"
             )
-        for part, row, col, rows, cols in parts:
-            with rasterio.open(part) as source:
-                expected = source.read(1)
-            if not np.array_equal(file.read(1, window=Window(col, row, cols, rows)), expected, equal_nan=True):
-                raise OSError(
-                    f"{name}: rows {row} to {row + rows - 1}, columns {col} to {col + cols - 1} read back "
-                    "with other values than were written; is the disk full or failing?"
-                )
+        # Blocks hold all bands, and decoding one takes time: neighbours are read together.
+        for (row, rows, _), near in groupby(parts, key=lambda part: (part[1], part[3], part[2] // STRIP_PIXELS)):
+            strip = list(near)
+            left, right = strip[0][2], strip[-1][2] + strip[-1][4]
+            found = file.read(1, window=Window(left, row, right - left, rows))
+            for part, _, col, _, cols in strip:
+                with rasterio.open(part) as source:
+                    expected = source.read(1)
+                if not np.array_equal(found[:, col - left : col - left + cols], expected, equal_nan=True):
+                    raise OSError(
+                        f"{name}: rows {row} to {row + rows - 1}, columns {col} to {col + cols - 1} read back with "
+                        "other values than were written; is the disk full or failing?"
+                    )
 
 
-def _virtual_raster(info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]]) -> str:
-    """The text of a VRT that holds the parts in place, and all that is said about the raster."""
+def _virtual_raster(info: RasterInfo, whole: Path) -> str:
+    """The text of a VRT of a file, with all that is said about the raster."""
     kind = {"float32": "Float32", "uint8": "Byte"}[DTYPES[info.dtype]]
     transform = info.transform
     numbers = (transform.c, transform.a, transform.b, transform.f, transform.d, transform.e)
@@ -343,13 +391,10 @@ def _virtual_raster(info: RasterInfo, parts: Sequence[tuple[Path, int, int, int,
         if info.classes:
             lines.append(_metadata({f"class_{code}": name for code, (name, _) in info.classes.items()}))
             lines.append(_colour_table(info))
-        for path, row, col, rows, cols in parts:
-            lines.append(
-                f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(str(path.resolve()))}</SourceFilename>'
-                f"<SourceBand>{band}</SourceBand>"
-                f'<SrcRect xOff="0" yOff="0" xSize="{cols}" ySize="{rows}"/>'
-                f'<DstRect xOff="{col}" yOff="{row}" xSize="{cols}" ySize="{rows}"/></SimpleSource>'
-            )
+        lines.append(
+            f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(str(whole.resolve()))}</SourceFilename>'
+            f"<SourceBand>{band}</SourceBand></SimpleSource>"
+        )
         lines.append("</VRTRasterBand>")
     return "\n".join([*filter(None, lines), "</VRTDataset>"])
 
