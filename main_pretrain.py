@@ -340,6 +340,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "statistics": [asdict(item) for item in run.survey.statistics],
         "options": {key: value for key, value in vars(run.args).items()},
         "version": VERSION,
+        "base_resolution": run.survey.base_resolution,
         "facts": run_facts(run),
         "trained_s": run.clock.trained_s,
     }

@@ -527,6 +527,11 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 f"mask_ratio {mask_ratio} leaves {keep} of {noise.shape[1]} places visible: expected at "
                 "least one; choose a ratio from 0 to below 1"
             )
+        return self._encode_visible(imgs, valid=valid, noise=noise, keep=keep)
+
+    def _encode_visible(
+        self, imgs: Tensor, *, valid: Tensor, noise: Tensor, keep: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, token_valid = self.embed(imgs, valid)
         ids_keep, ids_restore, mask = random_masking(
             noise, keep=keep, token_valid=token_valid, spatial=self.spatial_mask
@@ -535,6 +540,71 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         return self.norm(self.run_blocks(self.blocks, x)), mask, ids_restore
+
+    def forward_features(self, imgs: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encode every token, none removed and nothing random.
+
+        Args:
+            imgs: (N, C, H, W), model units.
+            valid: (N, C, H, W) bool, True = usable; all if None.
+
+        Returns:
+            tokens (N, G, L, D) at least float32, and which of them hold a valid pixel, (N, G, L) bool; features of
+            the others are those of their surroundings.
+
+        Raises:
+            ValueError: shapes or types do not fit the model.
+        """
+        imgs, valid = self._prepare(imgs, valid)
+        tokens, token_valid = self.embed(imgs, valid)
+        x = torch.cat([self.cls_token.expand(len(imgs), -1, -1), tokens.flatten(1, 2)], dim=1)
+        x = at_least_float32(self.norm(self.run_blocks(self.blocks, x)))
+        return x[:, 1:].unflatten(1, (self.num_groups, self.num_patches)), token_valid
+
+    def places_valid(self, valid: Tensor) -> Tensor:
+        """Which of the places that masking chooses among hold a valid pixel.
+
+        Args:
+            valid: (N, C, H, W) bool, True = usable.
+
+        Returns:
+            (N, G*L) bool, or (N, L) with `spatial_mask`.
+        """
+        tokens = token_validity(valid, self.patch_size, group_order=self.group_order, group_sizes=self.group_sizes)
+        return tokens.any(dim=1) if self.spatial_mask else tokens.flatten(1)
+
+    def reconstruct(
+        self, imgs: Tensor, valid: Tensor | None = None, *, noise: Tensor, keep: int
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Predict images of every scale from some of the tokens, without targets.
+
+        Args:
+            imgs: (N, C, H, W), model units.
+            valid: (N, C, H, W) bool, True = usable; all if None.
+            noise: (N, G*L), or (N, L) with `spatial_mask`: the smallest stay visible, valid ones first.
+            keep: how many stay visible.
+
+        Returns:
+            {scale: (N, C, sH, sW)} in model units, and which channels' tokens were hidden, (N, C, L) bool. At the
+            base scale only hidden tokens are predicted; what stands at the others has not been trained.
+
+        Raises:
+            ValueError: shapes or types do not fit the model, or it predicts normalised pixels.
+        """
+        if self.norm_pix_loss:
+            raise ValueError(
+                "the model predicts pixels normalised by their own patch (norm_pix_loss), which cannot be brought "
+                "back to physical units; train without --norm_pix_loss to reconstruct"
+            )
+        imgs, valid = self._prepare(imgs, valid)
+        latent, mask, ids_restore = self._encode_visible(imgs, valid=valid, noise=self._noise(imgs, noise), keep=keep)
+        tokens = self.forward_decoder(latent, ids_restore)
+        pred = self.predict_patches(tokens)
+        hidden = mask.index_select(1, self.group_of_channel) > 0  # (N, C, L)
+        given, patch_valid = patchify(imgs, self.patch_size), patchify(valid, self.patch_size)
+        images = self.predict_finer(pred, given, visible=patch_valid & ~hidden.unsqueeze(-1), tokens=tokens)
+        images[1] = unpatchify(pred, self.patch_size)
+        return images, hidden
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
         """Fill removed places with the mask token and decode: (N, 1 + visible, D) -> (N, G, L, E)."""

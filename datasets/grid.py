@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -153,15 +153,22 @@ class Tiles:
         )
 
 
+class NativePixels(Protocol):
+    """What tiles are cut out of: a stack, or a window of one."""
+
+    def read(self, channel: int, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """(rows, cols) float32 native pixels of a layer, NaN where invalid or outside."""
+
+
 class TileReader:
     """Cuts tiles out of a stack, in native pixels.
 
     Args:
-        stack: the stack.
+        stack: the stack, or a window of one.
         blocks: which layers travel together.
     """
 
-    def __init__(self, stack: Stack, blocks: Sequence[Block]) -> None:
+    def __init__(self, stack: NativePixels, blocks: Sequence[Block]) -> None:
         self.stack = stack
         self.blocks = tuple(blocks)
 
@@ -169,7 +176,7 @@ class TileReader:
         """Reads tiles.
 
         Args:
-            origins: (N, 2) reference (row, col) of the tiles.
+            origins: (N, 2) reference (row, col) of the tiles; fractions count where a block is not aligned.
 
         Returns:
             The tiles' native pixels.
@@ -182,7 +189,7 @@ class TileReader:
             array = np.empty((len(origins), len(block.channels), block.rows, block.cols), dtype=np.float32)
             phase = np.zeros((len(origins), 2), dtype=np.float32)
             for n, (row, col) in enumerate(origins):
-                first_row, first_col, phase_y, phase_x = block.window(int(row), int(col))
+                first_row, first_col, phase_y, phase_x = block.window(float(row), float(col))
                 phase[n] = phase_y, phase_x
                 for k, channel in enumerate(block.channels):
                     array[n, k] = self.stack.read(channel, first_row, first_col, block.rows, block.cols)
@@ -246,7 +253,7 @@ def open_survey(
         FileNotFoundError: for files that are not there.
     """
     # What the headers alone can refuse is refused before a pixel is read.
-    layers = _choose_layers(data_dir, layers_table, dropped_bands)
+    layers = choose_layers(data_dir, layers_table, dropped_bands)
     _check_numbers(masked_bands, len(layers), "--masked_bands")
     if len(set(masked_bands)) == len(layers):
         raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")
@@ -265,7 +272,7 @@ def open_survey(
         )
     kept_scales, scored, scale_notes = score_scales(bands, scales=scales, base_resolution=base, hidden=sorted(unscored))
 
-    bands, summaries, notes = _scan_bands(bands, aoi=aoi)
+    bands, summaries, notes = scan_bands(bands, aoi=aoi)
     stack = Stack(bands, reference, hidden=masked_bands)
     if _fits_memory(stack, cache, local_ranks):
         stack.load()
@@ -325,7 +332,12 @@ def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -
     return other
 
 
-def _choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands: Sequence[int]) -> list[Layer]:
+def choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands: Sequence[int]) -> list[Layer]:
+    """The layers of a directory or of a table, one of the two, without those dropped by number.
+
+    Raises:
+        ValueError, FileNotFoundError: neither or both are given, they hold nothing, or nothing is left.
+    """
     if (data_dir is None) == (layers_table is None):
         raise ValueError("give one of --data_dir (a directory of rasters) and --train_path (a table of layers)")
     layers = layers_from_directory(data_dir) if data_dir is not None else read_layers_table(str(layers_table))
@@ -342,7 +354,7 @@ def _check_numbers(numbers: Sequence[int], count: int, flag: str) -> None:
         raise ValueError(f"{flag} names layer {wrong[0]}, expected 0..{count - 1} (there are {count} layers)")
 
 
-def _scan_bands(
+def scan_bands(
     bands: Sequence[RasterBand], *, aoi: str | None
 ) -> tuple[list[RasterBand], tuple[BandSummary, ...], list[str]]:
     """Scans every layer; dummies that scanning recognises become invalid, and are named in the notes."""

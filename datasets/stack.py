@@ -47,7 +47,7 @@ class Placement:
         """Native column coordinate of a reference column edge."""
         return round(self.offset_x + self.ratio_x * col, 6)
 
-    def is_aligned(self, *, rows: int, cols: int, step: int) -> bool:
+    def is_aligned(self, *, rows: float, cols: float, step: float) -> bool:
         """True when windows of (rows, cols) at multiples of `step` start and end on native pixel edges."""
         parts = (
             self.offset_x,
@@ -272,14 +272,14 @@ class Block:
     aligned: bool
     placement: Placement
 
-    def window(self, row: int, col: int) -> tuple[int, int, float, float]:
+    def window(self, row: float, col: float) -> tuple[int, int, float, float]:
         """First native row and column of the tile at reference (row, col), and the tile's phase inside them."""
         y, x = self.placement.native_row(row), self.placement.native_col(col)
         first_row, first_col = math.floor(y), math.floor(x)
         return first_row, first_col, y - first_row, x - first_col
 
 
-def make_blocks(stack: Stack, *, tile_rows: int, tile_cols: int, step: int) -> tuple[Block, ...]:
+def make_blocks(stack: Stack, *, tile_rows: float, tile_cols: float, step: float) -> tuple[Block, ...]:
     """Groups the layers of a stack by the shape and place of their windows.
 
     Args:

@@ -154,8 +154,12 @@ def test_quick_start_trains_in_a_new_folder_each_time(project, tmp_path):
         result = run("bash", script, "--epochs", "1")
         assert result.returncode == 0, result.stderr
         output = f"quickstart_output/run-{number}"
-        training = next(call for call in calls(tmp_path) if "-m main_pretrain" in call)
+        called = calls(tmp_path)
+        training = next(call for call in called if "-m main_pretrain" in call)
         assert f"--output_dir {output} " in training and training.endswith("--epochs 1")
+        maps = [call for call in called if "-m main_inference" in call]
+        for kind, call in zip(("embeddings", "reconstruction", "gapfill"), maps, strict=True):
+            assert f"--checkpoint {output}/checkpoint-last.pth --output {kind} --output_dir {output}/maps" in call
         assert f"{output}/checkpoint-last.pth" in result.stdout
         assert f"-m tensorboard.main --logdir {output}" in result.stdout
         assert (project / output).is_dir()

@@ -1,0 +1,296 @@
+"""Layers for a model that is trained already: its channels, groups and statistics, on rasters old or new.
+
+Base-scale pixels are those of training, laid over the new ground from its north-western corner. Nothing is decoded
+ahead: a window of ground is read once, and tiles are cut out of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from affine import Affine
+
+from datasets.grid import TileReader, choose_layers, scan_bands, score_scales
+from datasets.layers import Layer
+from datasets.pyramid import Pyramid, Sample
+from datasets.raster import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band
+from datasets.stack import Block, Stack, make_blocks, reference_grid
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReopenedSurvey:
+    """Ground to apply a model to.
+
+    Attributes:
+        stack: the layers in the model's channel order; absent ones are hidden.
+        blocks: layers that travel together.
+        pyramid: pooling with the statistics of training.
+        base_resolution: ground edge of a base-scale pixel, CRS units.
+        input_size: base-scale pixels along a tile's edge.
+        known: for each scale, the channels whose own pixels are fine enough to be compared with at it.
+        summaries: per layer, what scanning it found; None for absent ones.
+        missing: names of the absent layers.
+        aoi: polygons that limit what is written.
+        warnings: what a user should know.
+    """
+
+    stack: Stack
+    blocks: tuple[Block, ...]
+    pyramid: Pyramid
+    base_resolution: float
+    input_size: int
+    known: dict[int, tuple[int, ...]]
+    summaries: tuple[BandSummary | None, ...]
+    missing: tuple[str, ...]
+    aoi: Aoi | None
+    warnings: tuple[str, ...]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers in channel order."""
+        return [band.layer for band in self.stack.bands]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of base-scale pixels that cover the reference grid; the last may stick out."""
+        grid, base = self.stack.reference, self.base_resolution
+        return (
+            math.ceil(grid.rows * grid.resolution_y / base - 1e-6),
+            math.ceil(grid.cols * grid.resolution_x / base - 1e-6),
+        )
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
+        """Reads a window of base-scale pixels of every layer.
+
+        Raises:
+            OSError: naming layer, file and window that could not be read.
+        """
+        grid = self.stack.reference
+        step_y, step_x = self.base_resolution / grid.resolution_y, self.base_resolution / grid.resolution_x
+        arrays = []
+        for channel, placement in enumerate(self.stack.placements):
+            row, col = math.floor(placement.native_row(top * step_y)), math.floor(placement.native_col(left * step_x))
+            last_row = math.ceil(placement.native_row(bottom * step_y)) + 1
+            last_col = math.ceil(placement.native_col(right * step_x)) + 1
+            shape = (last_row - row, last_col - col)
+            hidden = channel in self.stack.hidden
+            pixels = np.empty((0, 0), np.float32) if hidden else self.stack.read(channel, row, col, *shape)
+            arrays.append((row, col, pixels))
+        return GroundWindow(self, arrays)
+
+    def inside(self, transform: Affine, rows: int, cols: int) -> np.ndarray:
+        """(rows, cols) bool, True where results are wanted: everywhere, or inside the area of interest."""
+        return np.ones((rows, cols), dtype=bool) if self.aoi is None else self.aoi.inside(transform, rows, cols)
+
+    def lines(self) -> list[str]:
+        """What will be read, as lines to log."""
+        lines = [
+            f"layer {channel} {band.layer.name}: "
+            + (
+                "absent"
+                if summary is None
+                else f"{band.grid.cols} x {band.grid.rows} pixels of {band.grid.resolution_x:g}, "
+                f"{100 * summary.valid_fraction:.0f} % valid"
+            )
+            for channel, (band, summary) in enumerate(zip(self.stack.bands, self.summaries, strict=True))
+        ]
+        rows, cols = self.shape
+        return [*lines, f"{cols} x {rows} base pixels of {self.base_resolution:g}"]
+
+
+class GroundWindow:
+    """Native pixels of every layer in one window of ground, out of which tiles are cut.
+
+    Args:
+        survey: where they come from.
+        arrays: per channel (first native row, first native column, pixels).
+    """
+
+    def __init__(self, survey: ReopenedSurvey, arrays: list[tuple[int, int, np.ndarray]]) -> None:
+        self._survey = survey
+        self._arrays = arrays
+
+    def read(self, channel: int, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Native pixels of one layer as `Stack.read` gives them; NaN outside the window."""
+        first_row, first_col, pixels = self._arrays[channel]
+        window = np.full((rows, cols), np.nan, dtype=np.float32)
+        top, left = max(row, first_row), max(col, first_col)
+        bottom, right = min(row + rows, first_row + pixels.shape[0]), min(col + cols, first_col + pixels.shape[1])
+        if bottom > top and right > left:
+            part = pixels[top - first_row : bottom - first_row, left - first_col : right - first_col]
+            window[top - row : bottom - row, left - col : right - col] = part
+        return window
+
+    def without(self, channel: int, native: tuple[int, int, int, int], gap: np.ndarray) -> GroundWindow:
+        """The same ground with some pixels of one layer made invalid.
+
+        Args:
+            channel: number of the layer.
+            native: (row, col, rows, cols) of a window of its pixels.
+            gap: (rows, cols) bool, True = made invalid.
+        """
+        row, col, rows, cols = native
+        first_row, first_col, pixels = self._arrays[channel]
+        pixels = pixels.copy()
+        part = pixels[row - first_row : row - first_row + rows, col - first_col : col - first_col + cols]
+        part[gap] = np.nan
+        arrays = list(self._arrays)
+        arrays[channel] = (first_row, first_col, pixels)
+        return GroundWindow(self._survey, arrays)
+
+    def sample(self, origins: np.ndarray, device: torch.device) -> Sample:
+        """Tiles at (N, 2) base-scale (row, col) origins, ready for the model."""
+        survey, grid = self._survey, self._survey.stack.reference
+        step = np.array([survey.base_resolution / grid.resolution_y, survey.base_resolution / grid.resolution_x])
+        # Made anew each time: kept, it and the window would hold each other, and their pixels, until collected.
+        reader = TileReader(self, survey.blocks)
+        return survey.pyramid(*reader.read(origins * step).to(device).parts)
+
+
+def stored_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
+    """Layers as a checkpoint lists them."""
+    names = {field.name for field in fields(Layer)}
+    return [Layer(**{key: value for key, value in row.items() if key in names}) for row in rows]
+
+
+def reopen_survey(
+    trained: Sequence[Layer],
+    *,
+    data_dir: str | None = None,
+    layers_table: str | None = None,
+    location: Sequence[float],
+    spread: Sequence[float],
+    input_size: int,
+    scales: Sequence[int],
+    base_resolution: float | None,
+    finest_scale: int,
+    hidden: Sequence[int] = (),
+    extent: str = "union",
+    reproject: bool = False,
+    aoi: str | None = None,
+    allow_missing: bool = False,
+) -> ReopenedSurvey:
+    """Opens the layers that a model was trained on, where they lay then or by name among others.
+
+    Args:
+        trained: the model's layers in channel order.
+        data_dir: directory of rasters in which to find them by name.
+        layers_table: table of layers in which to find them by name; with neither, their own paths are used.
+        location: per channel, subtracted from physical values.
+        spread: per channel, divided by.
+        input_size: base-scale pixels along a tile's edge.
+        scales: scales of the model, 1 first.
+        base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
+        finest_scale: largest scale that training was asked for.
+        hidden: channels that training presented as wholly invalid.
+        extent: `union` or `intersection` of the layers' extents.
+        reproject: warp layers to the first layer's CRS.
+        aoi: polygons file that limits what is written.
+        allow_missing: go on without layers that are not there.
+
+    Returns:
+        The survey.
+
+    Raises:
+        ValueError: a layer is missing, or cannot be used; all are missing.
+        FileNotFoundError: for files that are not there.
+    """
+    found, extra = _find_layers(trained, data_dir, layers_table)
+    missing = [c for c, layer in enumerate(found) if layer is None]
+    if missing and (not allow_missing or len(missing) == len(found)):
+        names = ", ".join(f"'{trained[c].name}'" for c in missing)
+        raise ValueError(
+            f"{data_dir or layers_table} lacks the layers {names} of the checkpoint; it has "
+            f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "
+            "layers.csv), or run without them: --missing_layers allow"
+        )
+    stack, summaries, notes = _open_stack(trained, found, hidden=hidden, extent=extent, reproject=reproject)
+    if extra:
+        notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
+    reference = stack.reference
+    base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
+    rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
+    blocks = make_blocks(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
+    known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
+    return ReopenedSurvey(
+        stack=stack,
+        blocks=blocks,
+        pyramid=Pyramid(
+            blocks=blocks,
+            channels=len(stack),
+            tile_rows=rows,
+            tile_cols=cols,
+            input_size=input_size,
+            scales=scales,
+            scored=known,
+            location=location,
+            spread=spread,
+        ),
+        base_resolution=float(base),
+        input_size=input_size,
+        known=known,
+        summaries=summaries,
+        missing=tuple(trained[c].name for c in missing),
+        aoi=None if aoi is None else load_aoi(aoi, reference.crs),
+        warnings=tuple(notes),
+    )
+
+
+def _open_stack(
+    trained: Sequence[Layer], found: Sequence[Layer | None], *, hidden: Sequence[int], extent: str, reproject: bool
+) -> tuple[Stack, tuple[BandSummary | None, ...], list[str]]:
+    """The layers found on their reference grid, absent ones hidden; what scanning each found; and notes."""
+    present = [c for c, layer in enumerate(found) if layer is not None]
+    opened = [layer for layer in found if layer is not None]
+    target = layer_crs(opened[0]) if reproject else None
+    bands = [open_band(layer, reproject_to=target) for layer in opened]
+    reference = reference_grid(bands, extent=extent)
+    bands, summaries, notes = scan_bands(bands, aoi=None)
+    at = dict(zip(present, bands, strict=True))
+    # An absent layer borrows the pixels of another, and shows none of them.
+    every = [at.get(c) or replace(bands[0], layer=layer) for c, layer in enumerate(trained)]
+    absent = [c for c, layer in enumerate(found) if layer is None]
+    by_channel = dict(zip(present, summaries, strict=True))
+    stack = Stack(every, reference, hidden=[*absent, *hidden])
+    return stack, tuple(by_channel.get(c) for c in range(len(trained))), notes
+
+
+def _find_layers(
+    trained: Sequence[Layer], data_dir: str | None, layers_table: str | None
+) -> tuple[list[Layer | None], list[str]]:
+    """The layers of a model among those given, None where there is none; and the names of the others."""
+    if data_dir is None and layers_table is None:
+        return list(trained), []
+    by_name = {layer.name: layer for layer in choose_layers(data_dir, layers_table, ())}
+    names = {layer.name for layer in trained}
+    found = [
+        replace(by_name[layer.name], units=by_name[layer.name].units or layer.units) if layer.name in by_name else None
+        for layer in trained
+    ]
+    return found, [name for name in by_name if name not in names]
+
+
+def _tile_step(base: float, reference: Grid) -> float:
+    """What tile origins are multiples of, reference pixels; a half, which aligns with nothing, if rows and columns
+    differ and are not whole.
+    """
+    step_y, step_x = base / reference.resolution_y, base / reference.resolution_x
+    if step_y == step_x:
+        return step_y
+    return 1.0 if all(abs(step - round(step)) < 1e-9 for step in (step_y, step_x)) else 0.5
+
+
+def _known(
+    bands: Sequence[RasterBand], *, scales: Sequence[int], base: float, hidden: Sequence[int] | frozenset[int]
+) -> dict[int, tuple[int, ...]]:
+    """Channels whose pixels are no coarser than those of each scale."""
+    _, known, _ = score_scales(bands, scales=scales, base_resolution=base, hidden=tuple(hidden))
+    return {scale: known.get(scale, ()) for scale in scales}

@@ -1,0 +1,176 @@
+"""Measures how well gaps are filled: holes are punched into a survey, filled, and compared with what was there.
+
+    python -m scripts.measure_gapfill --checkpoint output_dir/checkpoint-last.pth --holes 4 8 16
+
+The same holes are filled by linear interpolation (SciPy, Delaunay triangles) and by a thin-plate spline, which is
+minimum curvature (SciPy, `RBFInterpolator`), from the valid pixels around each. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import rasterio
+from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator, RBFInterpolator
+
+import main_inference
+from datasets.layers import Layer, read_layers_table, write_layers_table
+from datasets.raster import open_band
+from datasets.reopen import stored_layers
+from util import checkpoint as ckpt
+from util import options
+
+logger = logging.getLogger(__name__)
+
+RIM = 12
+"""Valid pixels around a hole that baselines see, at most."""
+SPLINE_POINTS = 1500
+"""Points of the rim that the spline goes through, at most: the nearest to the hole."""
+TRIES = 4000
+
+Hole = tuple[slice, slice]
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser("measure_gapfill", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="checkpoint of main_pretrain")
+    parser.add_argument("--train_path", help="layers.csv (default: the layers of the checkpoint)")
+    parser.add_argument(
+        "--holes", type=options.positive_int, nargs="+", default=[4, 8, 16], help="edges of holes, base pixels (4 8 16)"
+    )
+    parser.add_argument("--count", type=options.positive_int, default=30, help="holes of each size and layer (30)")
+    parser.add_argument("--seed", type=options.count, default=0, help="seed of the places (0)")
+    parser.add_argument("--inference", nargs=argparse.REMAINDER, default=[], help="further options of main_inference")
+    return parser
+
+
+def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: np.random.Generator) -> list[Hole]:
+    """Chooses squares among valid pixels, apart from each other, from pixels already taken and from real gaps.
+
+    Args:
+        values: (rows, cols), NaN where invalid.
+        edge: edge of a square, pixels.
+        count: how many, at most.
+        taken: (rows, cols) bool; the squares and what must stay around them are added.
+        rng: decides where.
+
+    Returns:
+        (row slice, column slice) of each.
+    """
+    margin, holes = max(RIM, edge), []
+    for _ in range(TRIES):
+        row, col = (int(rng.integers(margin, max(margin + 1, size - edge - margin))) for size in values.shape)
+        hole = slice(row, row + edge), slice(col, col + edge)
+        around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in hole)
+        if np.isfinite(values[around]).all() and not taken[around].any():
+            taken[hole] = True
+            holes.append(hole)
+        if len(holes) == count:
+            break
+    return holes
+
+
+def baselines(values: np.ndarray, hole: Hole) -> tuple[np.ndarray, np.ndarray]:
+    """A hole filled linearly and by a thin-plate spline from the valid pixels around it."""
+    around = tuple(slice(max(0, side.start - RIM), side.stop + RIM) for side in hole)
+    window = values[around]
+    targets = np.argwhere(np.ones_like(values[hole])) + [hole[k].start - around[k].start for k in (0, 1)]
+    known = np.argwhere(np.isfinite(window))
+    numbers = window[np.isfinite(window)]
+    middle = targets.mean(axis=0)
+    near = np.argsort(np.abs(known - middle).max(axis=1), kind="stable")[:SPLINE_POINTS]
+    linear = LinearNDInterpolator(known, numbers)(targets)
+    linear = np.where(np.isfinite(linear), linear, NearestNDInterpolator(known, numbers)(targets))
+    spline = RBFInterpolator(known[near], numbers[near], kernel="thin_plate_spline")(targets)
+    shape = values[hole].shape
+    return linear.reshape(shape), spline.reshape(shape)
+
+
+def write_punched(layer: Layer, folder: Path, holes: Sequence[Hole]) -> Layer:
+    """Copies a layer's valid pixels to a file with the holes as nodata."""
+    band = open_band(layer)
+    values = band.read(0, 0, band.grid.rows, band.grid.cols)
+    for hole in holes:
+        values[hole] = np.nan
+    path = folder / f"{layer.name}.tif"
+    place = {"crs": band.grid.crs, "transform": band.grid.transform, "nodata": np.nan}
+    with rasterio.open(
+        path, "w", driver="GTiff", dtype="float32", count=1, height=band.grid.rows, width=band.grid.cols, **place
+    ) as sink:
+        sink.write(values, 1)
+    return replace(layer, path=str(path), band=1, nodata=None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; exit status 2 for bad input."""
+    args = get_args_parser().parse_args(argv)
+    state = ckpt.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
+    layers = read_layers_table(args.train_path) if args.train_path else stored_layers(state["layers"])
+    size, scales = state["model_config"]["img_size"], state["options"]["scales"]
+    bands = [open_band(layer) for layer in layers]
+    base = state.get("base_resolution") or min(band.grid.resolution_x for band in bands) * max(scales)
+    print("| layer | hole | holes | linear | spline | model | within 1 sigma | within 2 sigma |")
+    print("|---|---|---|---|---|---|---|---|")
+    with TemporaryDirectory() as temporary:
+        for edge in args.holes:
+            folder = Path(temporary) / str(edge)
+            folder.mkdir()
+            rng = np.random.default_rng((args.seed, edge))
+            holes = {}
+            for band in bands:
+                values = band.read(0, 0, band.grid.rows, band.grid.cols)
+                pixels = max(1, round(edge * base / band.grid.resolution_x))
+                taken = np.zeros(values.shape, dtype=bool)
+                holes[band.layer.name] = punch(values, edge=pixels, count=args.count, taken=taken, rng=rng)
+            punched = [write_punched(layer, folder, holes[layer.name]) for layer in layers]
+            write_layers_table(folder / "layers.csv", punched)
+            status = main_inference.main(
+                ["--checkpoint", args.checkpoint, "--train_path", str(folder / "layers.csv"), "--output", "gapfill"]
+                + ["--output_dir", str(folder), "--max_gap", str(min(size, edge * 1.5) * base), "--no_progress"]
+                + ["--base_resolution", str(base)]
+                + args.inference
+            )
+            if status:
+                return status
+            for band in bands:
+                row = measure(band.layer, folder, holes[band.layer.name])
+                print(f"| {band.layer.name} | {edge * base:g} | {row}", flush=True)
+            shutil.rmtree(folder)
+    return 0
+
+
+def measure(layer: Layer, folder: Path, holes: Sequence[Hole]) -> str:
+    """One row of the table: root mean square errors, and the share of errors within the uncertainty."""
+    band = open_band(layer)
+    truth = band.read(0, 0, band.grid.rows, band.grid.cols)
+    path = folder / f"gapfill_{layer.name}.tif"
+    if not path.exists() or not holes:
+        return f"{len(holes)} | - | - | - | - | - |"
+    with rasterio.open(path) as file:
+        filled, sigma = file.read(1), file.read(2)
+    with rasterio.open(folder / f"{layer.name}.tif") as file:
+        punched = file.read(1)
+    errors: dict[str, list[np.ndarray]] = {"linear": [], "spline": [], "model": []}
+    shares = []
+    for hole in holes:
+        linear, spline = baselines(punched, hole)
+        for name, guess in (("linear", linear), ("spline", spline), ("model", filled[hole])):
+            errors[name].append(np.square(guess - truth[hole]).ravel())
+        shares.append((np.abs(filled[hole] - truth[hole]) / sigma[hole]).ravel())
+    ratio = np.concatenate(shares)
+    numbers = [f"{np.sqrt(np.mean(np.concatenate(part))):.4g}" for part in errors.values()]
+    inside = [f"{100 * np.mean(ratio <= k):.0f} %" for k in (1, 2)]
+    return f"{len(holes)} | {' | '.join([*numbers, *inside])} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,613 @@
+"""Whole rasters out: places, edges, resuming, ranks and batches; with an identity for a model, and with a small one."""
+
+import gc
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import uuid
+import weakref
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import torch
+
+import main_inference
+import models_mae_group_channels as models
+from datasets.band import close_datasets
+from datasets.grid import open_survey
+from datasets.reopen import reopen_survey, stored_layers
+from datasets.statistics import overlap_matrix
+from scripts import measure_gapfill
+from tests.rasters import write_grid
+from tests.surveys import TORCHRUN_VARIABLES, write_survey
+from util.checkpoint import save_checkpoint
+from util.finer_products import detail_of, pool_known, refine_known
+from util.gap_products import GapMaker, NativeLayer
+from util.masked_products import ReconstructionMaker, Views
+from util.mosaic import units_of
+from util.products import EmbeddingMaker, Engine, LayerValues, Meter
+
+CPU = torch.device("cpu")
+SIZE, PATCH = 16, 4
+
+
+# ------------------------------------------------------------------------------------------------ a model that copies
+
+
+class Copy:
+    """Stands in for the network: it predicts what it was given, and its features are means of patches."""
+
+    def __init__(self, scales=(1, 2), channels=1):
+        self.img_size, self.patch_size, self.num_groups = SIZE, PATCH, 1
+        self.pos_embed = torch.zeros(1, 1, channels)
+        self.channel_embed = torch.zeros(1, 1, 0)
+        self.scales, self.norm_pix_loss = scales, False
+
+    def places_valid(self, valid):
+        return torch.nn.functional.max_pool2d(valid.float().amax(1, keepdim=True), PATCH).flatten(1) > 0
+
+    def forward_features(self, imgs, valid):
+        total = torch.nn.functional.avg_pool2d(imgs * valid, PATCH)
+        weight = torch.nn.functional.avg_pool2d(valid.float(), PATCH)
+        features = (total / weight.clamp_min(1e-9)).flatten(2).transpose(1, 2)[:, None]
+        return features, self.places_valid(valid)[:, None]
+
+    def reconstruct(self, imgs, valid, *, noise, keep):
+        hidden = (noise.argsort(dim=1).argsort(dim=1) >= keep)[:, None].expand(-1, imgs.shape[1], -1)
+        fine = {s: torch.nn.functional.interpolate(imgs, scale_factor=s, mode="nearest") for s in self.scales}
+        return fine, hidden
+
+
+def engine(model, batch_size=7):
+    return Engine(
+        model=model,
+        device=CPU,
+        autocast=lambda: torch.autocast("cpu", enabled=False),
+        batch_size=batch_size,
+        overlap=0.5,
+        meter=Meter(CPU),
+    )
+
+
+def reopen(folder, *, base=400.0, scales=(1, 2), **options):
+    """All rasters of a folder, in model units that are physical ones."""
+    layers = main_layers(folder)
+    count = len(layers)
+    return reopen_survey(
+        layers,
+        location=[0.0] * count,
+        spread=[1.0] * count,
+        input_size=SIZE,
+        scales=scales,
+        base_resolution=base,
+        finest_scale=max(scales),
+        **options,
+    )
+
+
+def main_layers(folder):
+    from datasets.layers import layers_from_directory
+
+    return layers_from_directory(folder)
+
+
+def run(maker, survey, *, edge=24):
+    """Makes every unit and puts the parts in place: name -> (B, rows, cols)."""
+    found = {name: np.full((len(i.names), i.rows, i.cols), np.nan, np.float32) for name, i in maker.rasters.items()}
+    for unit in units_of(*maker.extent(), edge=edge):
+        around = unit.grown(maker.reach)
+        window = survey.read(around.top, around.left, around.bottom, around.right)
+        for name, (_, pixels, row, col) in maker.make(unit, window).items():
+            place = found[name][:, row : row + pixels.shape[1], col : col + pixels.shape[2]]
+            assert np.isnan(place).all()  # units do not overlap
+            place[:] = pixels
+    return found
+
+
+def values(survey):
+    return [LayerValues(layer.name, "", layer.name, 0.0, 1.0) for layer in survey.layers]
+
+
+def plane(rows, cols, resolution, *, left=500_000.0, top=6_000_000.0):
+    """Values a pixel's mean easting + 2 x northing, in kilometres from the corner: exact under averaging."""
+    x = (np.arange(cols) + 0.5) * resolution / 1000
+    y = -(np.arange(rows) + 0.5) * resolution / 1000
+    return (x[None] + 2 * y[:, None]).astype(np.float32)
+
+
+class TestIdentity:
+    @pytest.mark.parametrize(("rows", "cols", "resolution"), [(211, 307, 100.0), (37, 131, 100.0), (151, 163, 150.0)])
+    def test_round_trip_for_awkward_sizes(self, tmp_path, rows, cols, resolution):
+        """Prime sizes, a tile taller than the survey, and base pixels of 2.67 native ones: tiles -> mosaic."""
+        write_grid(tmp_path / "a.tif", plane(rows, cols, resolution), resolution=resolution)
+        survey = reopen(tmp_path, scales=(1,))
+        maker = ReconstructionMaker(
+            engine(Copy((1,))),
+            main_inference.ground_of(survey),
+            layers=values(survey),
+            wanted={1: [0]},
+            views=Views(0.75, 2, 0),
+            tags={},
+        )
+        pixels = run(maker, survey)["reconstruction_a_1x"]
+        assert pixels.shape[1:] == (-(-rows * resolution // 400), -(-cols * resolution // 400))
+        assert np.isfinite(pixels).all()  # every pixel was hidden at least once
+        np.testing.assert_allclose(pixels[1:], 0, atol=3e-5)  # no spread, no error
+        down, across = (
+            overlap_matrix(np.arange(size + 1) * 400 / resolution, count)
+            for size, count in zip(pixels.shape[1:], (rows, cols), strict=True)
+        )
+        shared = down.sum(axis=1) @ across.sum(axis=1).T  # native pixels under each base pixel
+        expected = (down @ plane(rows, cols, resolution).astype(float) @ across.T) / shared
+        np.testing.assert_allclose(pixels[0], np.asarray(expected), atol=3e-5)
+
+    def test_point_of_known_position(self, tmp_path):
+        """The value of a plane at the middle of a result is that of its place on the ground, at any stride."""
+        write_grid(tmp_path / "a.tif", plane(190, 230, 100.0))
+        survey = reopen(tmp_path)
+        for stride in (4, 2, 1):
+            maker = EmbeddingMaker(
+                engine(Copy()), main_inference.ground_of(survey), pool="mean", stride=stride, dtype="float32", tags={}
+            )
+            info = maker.rasters["embeddings"]
+            pixels = run(maker, survey)["embeddings"][0]
+            row, col = info.rows // 2, info.cols // 3
+            x, y = info.left + (col + 0.5) * info.resolution_x, info.top - (row + 0.5) * info.resolution_y
+            np.testing.assert_allclose(pixels[row, col], (x - 500_000) / 1000 + 2 * (y - 6_000_000) / 1000, atol=1e-4)
+            assert info.resolution_x == stride * 400 and np.isfinite(pixels).all()
+            assert info.left <= 500_000 and info.left + info.cols * info.resolution_x >= 523_000
+            assert info.top >= 6_000_000 and info.top - info.rows * info.resolution_y <= 5_981_000
+
+    def test_ragged_outline(self, tmp_path):
+        image = plane(200, 200, 100.0)
+        y, x = np.mgrid[:200, :200]
+        image[(y - 100) ** 2 + (x - 90) ** 2 > 85**2] = np.nan
+        write_grid(tmp_path / "a.tif", image, nodata=np.nan)
+        survey = reopen(tmp_path)
+        maker = EmbeddingMaker(
+            engine(Copy()), main_inference.ground_of(survey), pool="group", stride=4, dtype="float32", tags={}
+        )
+        pixels = run(maker, survey)["embeddings"][0]
+        known = np.isfinite(np.pad(image, ((0, 8), (0, 8)), constant_values=np.nan))
+        expected = known.reshape(13, 16, 13, 16).any(axis=(1, 3))
+        assert np.array_equal(np.isfinite(pixels), expected)
+
+    def test_gaps_on_a_plane(self, tmp_path):
+        image = plane(200, 203, 100.0)
+        holed = image.copy()
+        holed[60:75, 40:110] = np.nan  # 1.5 km wide
+        holed[120:170, 100:150] = np.nan  # 5 km wide
+        write_grid(tmp_path / "a.tif", holed, nodata=np.nan)
+        survey = reopen(tmp_path, scales=(1,))
+        model = Copy((1,))
+        grid, ground = survey.stack.bands[0].grid, main_inference.ground_of(survey)
+        layer = NativeLayer(
+            channel=0,
+            values=values(survey)[0],
+            scale=1,
+            left=grid.left,
+            top=grid.top,
+            resolution_x=100.0,
+            resolution_y=100.0,
+            rows=200,
+            cols=203,
+            ratio_yx=(4.0, 4.0),
+            offset_yx=(0.0, 0.0),
+        )
+        maker = GapMaker(engine(model), ground, layers=[layer], views=Views(0.75, 2, 0), max_gap=2000.0, tags={})
+        maker.fillings = maker.calibrate(
+            lambda u: survey.read(u.top, u.left, u.bottom, u.right), np.array([[4, 0], [4, 24], [28, 0]]), count=3
+        )
+        filled, sigma = run(maker, survey)["gapfill_a"]
+        known = np.isfinite(holed)
+        assert np.array_equal(filled[known], image[known]) and (sigma[known] == 0).all()
+        assert np.isfinite(filled[60:75, 40:110]).all() and (sigma[60:75, 40:110] >= 0).all()
+        np.testing.assert_allclose(filled[60:75, 40:110], image[60:75, 40:110], atol=0.5)
+        assert np.isnan(filled[130:160, 110:140]).all() and np.isnan(sigma[130:160, 110:140]).all()
+
+
+class TestFiner:
+    def test_refining_keeps_gaps_and_pooling_is_strict(self):
+        image = plane(12, 10, 100.0)
+        image[3, 4] = np.nan
+        fine = refine_known(image, 2)
+        assert np.array_equal(np.isnan(fine), np.isnan(image).repeat(2, axis=0).repeat(2, axis=1))
+        assert np.isnan(refine_known(np.full((3, 3), np.nan), 2)).all()
+        assert np.isnan(pool_known(image, 2)).sum() == 1
+
+    def test_a_plane_has_no_detail(self):
+        detail = detail_of(plane(24, 20, 100.0), 2)
+        np.testing.assert_allclose(detail[6:-6, 6:-6], 0, atol=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------ a small model
+
+
+def make_checkpoint(survey_dir: Path, path: Path, **model) -> Path:
+    """A checkpoint of untrained weights, with the statistics that training would have found."""
+    survey = open_survey(
+        layers_table=str(survey_dir / "layers.csv"),
+        input_size=SIZE,
+        scales=(1, 2, 4),
+        val_fraction=0.0,
+        min_valid=0.3,
+        cache="none",
+    )
+    torch.manual_seed(0)
+    network = models.MaskedAutoencoderGroupChannelViT(
+        img_size=SIZE,
+        patch_size=PATCH,
+        in_chans=len(survey.stack),
+        channel_groups=survey.groups,
+        **{
+            "channel_embed": 8,
+            "embed_dim": 32,
+            "depth": 1,
+            "num_heads": 2,
+            "decoder_channel_embed": 8,
+            "decoder_embed_dim": 32,
+            "decoder_depth": 1,
+            "decoder_num_heads": 2,
+            "scales": survey.scales,
+            "scored": survey.scored,
+            "scale_heads": "subpixel",
+        }
+        | model,
+    )
+    state = {
+        "model": network.state_dict(),
+        "model_config": network.config,
+        "layers": [asdict(layer) for layer in survey.layers],
+        "statistics": [asdict(item) for item in survey.statistics],
+        "options": {"scales": [1, 2, 4], "mask_ratio": 0.75, "extent": "union", "masked_bands": []},
+        "version": "test",
+        "base_resolution": survey.base_resolution,
+    }
+    save_checkpoint(path, state)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A survey of gravity (200 m) and magnetics (100 m) with holes, and a model of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    survey = write_survey(folder / "survey")
+    return SimpleNamespace(survey=survey, checkpoint=make_checkpoint(survey, folder / "checkpoint-last.pth"))
+
+
+def arguments(trained, output_dir, output, *more):
+    return [
+        *("--checkpoint", str(trained.checkpoint), "--output", output, "--output_dir", str(output_dir)),
+        *("--device", "cpu", "--no_progress", "--block_size", "24", *more),
+    ]
+
+
+def infer(trained, output_dir, output="embeddings", *more, status=0):
+    assert main_inference.main(arguments(trained, output_dir, output, *more)) == status
+    return Path(output_dir)
+
+
+def pixels_of(path):
+    with rasterio.open(path) as file:
+        return file.read()
+
+
+class TestOutputs:
+    def test_embeddings(self, trained, tmp_path):
+        out = infer(trained, tmp_path, "embeddings", "--clusters", "3", "--num_workers", "0")
+        assert sorted(path.name for path in out.iterdir()) == sorted(
+            f"embeddings{name}" for name in (".tif", "_pca.tif", "_pca.png", "_clusters.tif", "_clusters.png")
+        )
+        with rasterio.open(out / "embeddings.tif") as file:
+            assert (file.count, file.shape, file.res) == (32, (10, 10), (1600.0, 1600.0))
+            assert file.crs.to_epsg() == 28354 and (file.transform.c, file.transform.f) == (500_000, 6_000_000)
+            tags = file.tags()
+            assert tags["checkpoint"] == "checkpoint-last.pth" and tags["layers"] == "gravity, magnetics"
+            assert tags["version"] == "test" and tags["missing_layers"] == "none" and tags["pool"] == "mean"
+            assert file.descriptions[31] == "embedding_31"
+            known = np.isfinite(file.read(1))
+        with rasterio.open(out / "embeddings_clusters.tif") as file:
+            classes = file.read(1)
+            assert set(np.unique(classes[known])) == {1, 2, 3} and (classes[~known] == 0).all()
+            assert file.tags(1)["class_3"] == "class 3" and len(set(file.colormap(1).values())) >= 4
+        with rasterio.open(out / "embeddings_pca.tif") as file:
+            assert file.count == 3 and file.dtypes[0] == "uint8" and ((file.read() > 0) == known).all()
+        assert not known.all() and known.mean() > 0.9  # a corner is a hole of both layers
+
+    def test_embeddings_by_group_finer_and_half(self, trained, tmp_path):
+        more = ("--pool", "group", "--stride", "2", "--dtype", "float16", "--positions", "keep")
+        out = infer(trained, tmp_path, "embeddings", *more)
+        with rasterio.open(out / "embeddings.tif") as file:
+            assert file.count == 64 and file.res == (800.0, 800.0) and file.transform.c == 500_000 - 400
+            assert file.tags(1, ns="IMAGE_STRUCTURE")["NBITS"] == "16"
+            by_group = file.read()
+        # Every other result, from the first patch on, is that of the coarser stride.
+        coarse = infer(trained, tmp_path / "coarse", "embeddings", "--positions", "keep", "--pool", "group")
+        plain = pixels_of(coarse / "embeddings.tif")
+        both = np.isfinite(by_group[:, 1::2, 1::2][:, :10, :10]) & np.isfinite(plain)
+        difference = (by_group[:, 1::2, 1::2][:, :10, :10] - plain)[both]
+        assert both.mean() > 0.8 and np.abs(difference).max() < 2e-3  # half precision of numbers about 1
+
+    def test_reconstruction(self, trained, tmp_path):
+        out = infer(trained, tmp_path, "reconstruction")
+        names = {"gravity_1x", "gravity_2x", "magnetics_1x", "magnetics_2x", "magnetics_4x"}
+        assert {path.name for path in out.iterdir()} == {
+            f"reconstruction_{n}{e}" for n in names for e in (".tif", ".png")
+        }
+        with rasterio.open(out / "reconstruction_magnetics_4x.tif") as file:
+            assert file.descriptions == ("magnetics reconstruction", "magnetics spread", "magnetics error")
+            assert file.units == ("nT",) * 3 and file.res == (100.0, 100.0) and file.shape == (160, 160)
+            rebuilt, spread, error = file.read()
+        observed = pixels_of(trained.survey / "magnetics.tif")[0]
+        known = observed != -99999
+        assert np.array_equal(np.isfinite(rebuilt), known)
+        np.testing.assert_allclose((rebuilt + error)[known], observed[known], atol=1e-3)
+        assert (spread[known] >= 0).all() and spread[known].max() > 0
+        assert abs(rebuilt[known].mean() - observed[known].mean()) < 3 * observed[known].std()
+
+    def test_gapfill(self, trained, tmp_path, capsys):
+        out = infer(trained, tmp_path, "gapfill", "--max_gap", "3500")
+        with rasterio.open(out / "gapfill_magnetics.tif") as file:
+            assert file.res == (100.0, 100.0) and file.descriptions == ("magnetics filled", "magnetics uncertainty")
+            assert file.tags()["max_gap"] == "3500" and 0 <= float(file.tags()["share_of_model_detail"]) <= 1
+            filled, sigma = file.read()
+        observed = pixels_of(trained.survey / "magnetics.tif")[0]
+        known = observed != -99999
+        assert np.array_equal(filled[known], observed[known]) and (sigma[known] == 0).all()
+        y, x = (np.mgrid[:160, :160] + 0.5) / 10
+        lake = np.hypot(x - 11, y - 8) < 1.5
+        assert np.isfinite(filled[lake]).all() and (sigma[lake] > 0).all()
+        outside = filled[(y < 2) & (x < 3)]  # a corner of the survey, open to the outside, but for its own corner
+        assert np.isnan(outside).mean() > 0.8
+        assert np.abs(filled[lake]).max() < 300
+
+    def test_superresolution(self, trained, tmp_path):
+        """Magnetics given at 200 m are predicted at the 100 m that the model knows them at; gravity never is."""
+        coarse = tmp_path / "coarse"
+        coarse.mkdir()
+        (coarse / "gravity.tif").write_bytes((trained.survey / "gravity.tif").read_bytes())
+        fine = pixels_of(trained.survey / "magnetics.tif")[0]
+        mean = fine.reshape(80, 2, 80, 2).mean(axis=(1, 3))
+        write_grid(coarse / "magnetics.tif", np.where(mean < -1000, -99999, mean), resolution=200.0, nodata=-99999)
+        out = infer(trained, tmp_path, "superresolution", "--data_dir", str(coarse))
+        assert {path.name for path in out.glob("*.tif")} == {"superresolution_magnetics_4x.tif"}
+        with rasterio.open(out / "superresolution_magnetics_4x.tif") as file:
+            assert file.tags()["inferred"].startswith("yes") and file.res == (100.0, 100.0)
+            assert file.descriptions == ("magnetics inferred", "magnetics interpolated")
+            inferred, interpolated = file.read()
+            share = float(file.tags()["share_of_model_detail"])
+        known = np.isfinite(inferred) & (fine != -99999)
+        assert known.mean() > 0.8 and 0 <= share <= 1
+        error, baseline = (np.std((image - fine)[known]) for image in (inferred, interpolated))
+        assert error < 1.1 * baseline and np.corrcoef(inferred[known], fine[known])[0, 1] > 0.95
+
+    def test_superresolution_of_what_was_never_finer(self, trained, tmp_path, capsys):
+        infer(trained, tmp_path, "superresolution", status=2)
+        message = capsys.readouterr().err
+        assert "every layer here is as fine as the model has ever seen it" in message
+        assert "'gravity' down to 200; 'magnetics' down to 100" in message
+
+    def test_area_of_interest(self, trained, tmp_path):
+        box = shapely.box(502_000, 5_990_000, 507_000, 5_994_000)
+        geopandas.GeoDataFrame(geometry=[box], crs="EPSG:28354").to_file(tmp_path / "aoi.gpkg")
+        whole = infer(trained, tmp_path / "whole", "reconstruction")
+        part = infer(trained, tmp_path / "part", "reconstruction", "--aoi", str(tmp_path / "aoi.gpkg"))
+        inside = np.zeros((160, 160), dtype=bool)
+        inside[60:100, 20:70] = True
+        name = "reconstruction_magnetics_4x.tif"
+        expected = np.where(inside, pixels_of(whole / name), np.nan)
+        np.testing.assert_array_equal(pixels_of(part / name), expected)
+
+    def test_missing_layer(self, trained, tmp_path, capsys):
+        alone = tmp_path / "alone"
+        alone.mkdir()
+        (alone / "magnetics.tif").write_bytes((trained.survey / "magnetics.tif").read_bytes())
+        write_grid(alone / "other.tif", np.random.default_rng(0).normal(size=(50, 50)).astype(np.float32))
+        infer(trained, tmp_path, "reconstruction", "--data_dir", str(alone), status=2)
+        assert "lacks the layers 'gravity' of the checkpoint; it has 'other'" in capsys.readouterr().err
+        more = ("--data_dir", str(alone), "--missing_layers", "allow")
+        out = infer(trained, tmp_path, "reconstruction", *more)
+        assert {path.stem for path in out.glob("*.tif")} == {f"reconstruction_magnetics_{s}x" for s in (1, 2, 4)}
+        with rasterio.open(out / "reconstruction_magnetics_1x.tif") as file:
+            assert file.tags()["missing_layers"] == "gravity" and np.isfinite(file.read()).any()
+
+
+class TestSameResult:
+    """Batches change the order of sums in matrix products only: 1e-5 of the spread; ranks change nothing at all."""
+
+    @pytest.mark.parametrize("output", ["embeddings", "reconstruction"])
+    def test_batch_sizes(self, trained, tmp_path, output):
+        found = {}
+        for size in (1, 7, 64):
+            out = infer(trained, tmp_path / str(size), output, "--batch_size", str(size))
+            found[size] = {p.name: pixels_of(p) for p in out.glob("*.tif") if "pca" not in p.name}
+        for size in (1, 7):
+            for name, pixels in found[size].items():
+                tolerance = 1e-5 * np.nanstd(found[64][name]) * (10 if "reconstruction" in name else 1)
+                np.testing.assert_allclose(pixels, found[64][name], rtol=1e-5, atol=tolerance)
+
+    def test_ranks(self, trained, tmp_path):
+        one = infer(trained, tmp_path / "one", "reconstruction")
+        meeting = f"file://{tmp_path}/meet-{uuid.uuid4().hex}"
+        context = multiprocessing.get_context("forkserver")
+        processes = []
+        for rank in range(2):
+            more = ("--world_size", "2", "--local_rank", str(rank), "--dist_url", meeting)
+            argv = arguments(trained, tmp_path / "two", "reconstruction", *more)
+            processes.append(context.Process(target=_infer_and_exit, args=(argv,)))
+            processes[-1].start()
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+        files = list(one.glob("*.tif"))
+        assert len(files) == 5
+        for path in files:
+            np.testing.assert_array_equal(pixels_of(path), pixels_of(tmp_path / "two" / path.name))
+
+    def test_what_lies_under_nodata_changes_nothing(self, trained, tmp_path):
+        other = write_survey(tmp_path / "survey", under_nodata=float("nan"))
+        first = infer(trained, tmp_path / "a")
+        second = infer(trained, tmp_path / "b", "embeddings", "--data_dir", str(other))
+        np.testing.assert_array_equal(pixels_of(first / "embeddings.tif"), pixels_of(second / "embeddings.tif"))
+
+
+def _infer_and_exit(argv):
+    for name in TORCHRUN_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    sys.exit(main_inference.main(argv))
+
+
+def test_a_window_of_ground_is_let_go_at_once(trained):
+    """Pixels must not wait for the garbage collector: memory would grow with the raster."""
+    survey = reopen(trained.survey)
+    window = survey.read(0, 0, SIZE, SIZE)
+    window.sample(np.array([[0, 0]]), CPU)
+    seen = weakref.ref(window)
+    gc.disable()
+    try:
+        del window
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+class TestStopping:
+    def test_interrupted_and_resumed(self, trained, tmp_path, monkeypatch):
+        whole = infer(trained, tmp_path / "whole")
+        out, write = tmp_path / "out", main_inference.Parts.write
+
+        def interrupted(parts, row, col, arrays):
+            write(parts, row, col, arrays)
+            if (row, col) == (0, 1):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        monkeypatch.setattr(main_inference.Parts, "write", interrupted)
+        infer(trained, out, status=1)
+        assert [path.name for path in out.iterdir()] == [".embeddings.parts"]  # nothing under a final name
+        done = len(list((out / ".embeddings.parts").glob("unit-*.json")))
+        assert done == 2
+        seen = []
+        monkeypatch.setattr(main_inference.Parts, "write", lambda *a: (seen.append(a[1:3]), write(*a)))
+        infer(trained, out, "embeddings", "--resume")
+        assert (0, 0) not in [tuple(s) for s in seen[:2]] and (out / "embeddings.tif").exists()
+        np.testing.assert_array_equal(pixels_of(out / "embeddings.tif"), pixels_of(whole / "embeddings.tif"))
+        assert not (out / ".embeddings.parts").exists()
+
+    def test_resumed_with_other_options(self, trained, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(main_inference, "compute", lambda *_: False)
+        infer(trained, tmp_path, status=1)
+        infer(trained, tmp_path, "embeddings", "--resume", "--overlap", "0.75", status=2)
+        assert "parts of another job: overlap was 0.5, now 0.75" in capsys.readouterr().err
+
+    def test_existing_results_are_kept(self, trained, tmp_path, capsys):
+        (tmp_path / "embeddings.tif").write_text("precious")
+        infer(trained, tmp_path, status=2)
+        assert "embeddings.tif exists; give --overwrite" in capsys.readouterr().err
+        assert (tmp_path / "embeddings.tif").read_text() == "precious"
+        infer(trained, tmp_path, "embeddings", "--overwrite")
+        assert pixels_of(tmp_path / "embeddings.tif").shape == (32, 10, 10)
+
+    def test_unreadable_tile_stops_with_its_name(self, trained, tmp_path, monkeypatch, capsys):
+        survey = write_survey(tmp_path / "survey")
+        prepare = main_inference.prepare
+
+        def damaged(*args):
+            job = prepare(*args)
+            close_datasets()
+            path = survey / "magnetics.tif"
+            path.write_bytes(path.read_bytes()[:50_000])
+            return job
+
+        monkeypatch.setattr(main_inference, "prepare", damaged)
+        out = infer(trained, tmp_path / "out", "embeddings", "--data_dir", str(survey), status=1)
+        assert "layer 'magnetics' (" in (message := capsys.readouterr().err) and "cannot be read" in message
+        assert not list(out.glob("*.tif"))
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (("--output", "prediction"), "needs a fine-tuned checkpoint"),
+            (("--stride", "3"), "--stride 3: expected a divisor of the patch's 4 base pixels"),
+            (("--clusters", "1"), "--clusters 1: expected 2 to 255, or 0"),
+            (("--block_size", "30"), "--block_size 30: expected a multiple of the patch, 4"),
+            (("--output", "reconstruction", "--draws", "1"), "--draws 1: .* it takes 2 views to hide every pixel"),
+            (("--output", "gapfill", "--max_gap", "9999"), "--max_gap 9999 is wider than a tile, 6400"),
+            (("--data_dir", "x", "--train_path", "y"), "give one of --data_dir and --train_path, or neither"),
+            (("--checkpoint", "absent.pth"), "checkpoint absent.pth: no such file"),
+            (("--aoi", "absent.gpkg"), "area of interest absent.gpkg: no such file"),
+        ],
+    )
+    def test_refused(self, trained, tmp_path, capsys, more, message):
+        infer(trained, tmp_path, "embeddings", *more, status=2)
+        import re
+
+        assert re.search(message, capsys.readouterr().err)
+
+    def test_area_elsewhere(self, trained, tmp_path, capsys):
+        geopandas.GeoDataFrame(geometry=[shapely.box(0, 0, 9, 9)], crs="EPSG:28354").to_file(tmp_path / "far.gpkg")
+        infer(trained, tmp_path, "embeddings", "--aoi", str(tmp_path / "far.gpkg"), status=2)
+        assert "do not touch the layers' ground" in capsys.readouterr().err
+
+    def test_normalised_pixels(self, trained, tmp_path, capsys):
+        checkpoint = make_checkpoint(trained.survey, tmp_path / "c.pth", norm_pix_loss=True)
+        for output in ("reconstruction", "gapfill", "superresolution"):
+            infer(trained, tmp_path, output, "--checkpoint", str(checkpoint), status=2)
+            assert "no physical units; train without it" in capsys.readouterr().err
+
+    def test_checkpoint_that_does_not_know_its_base_resolution(self, trained, tmp_path, capsys):
+        state = torch.load(trained.checkpoint, weights_only=True)
+        del state["base_resolution"]
+        save_checkpoint(tmp_path / "old.pth", state)
+        more = ("--checkpoint", str(tmp_path / "old.pth"), "--data_dir", str(trained.survey))
+        infer(trained, tmp_path, "embeddings", *more, status=2)
+        assert "give that of training, --base_resolution" in capsys.readouterr().err
+        infer(trained, tmp_path, "embeddings", *more, "--base_resolution", "800")
+        with rasterio.open(tmp_path / "embeddings.tif") as file:
+            assert file.res == (3200.0, 3200.0)
+
+    def test_layers_as_a_checkpoint_lists_them(self):
+        rows = json.loads('[{"name": "a", "path": "a.tif", "units": "nT", "of_later": 1}]')
+        assert stored_layers(rows)[0].units == "nT" and stored_layers(rows)[0].band == 1
+
+
+def test_measuring_gap_filling(trained, capsys):
+    flags = ["--checkpoint", str(trained.checkpoint), "--holes", "2", "--count", "2"]
+    assert measure_gapfill.main([*flags, "--inference", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[3].startswith("| magnetics | 800 | 2 | ")
+    assert all(float(cell) > 0 for line in lines[2:] for cell in line.split("|")[4:7])
+
+
+def test_model_without_targets_agrees_with_training(trained):
+    """`reconstruct` and `forward_features` are the forward pass of training, less what needs targets."""
+    state = torch.load(trained.checkpoint, weights_only=True)
+    network = models.MaskedAutoencoderGroupChannelViT(**state["model_config"])
+    network.load_state_dict(state["model"])
+    network.eval()
+    generator = torch.Generator().manual_seed(0)
+    imgs = torch.randn(3, 2, SIZE, SIZE, generator=generator)
+    valid = torch.rand(3, 2, SIZE, SIZE, generator=generator) < 0.9
+    noise = torch.rand(3, 32, generator=generator)
+    ups = [imgs.repeat_interleave(s, 2).repeat_interleave(s, 3) for s in (2, 4)]
+    with torch.no_grad():
+        full = network(imgs, ups, 0.75, valid, noise=noise, details=True)
+        images, hidden = network.reconstruct(imgs, valid, noise=noise, keep=8)
+        features, known = network.forward_features(imgs, valid)
+        changed, _ = network.forward_features(torch.where(valid, imgs, 1e6), valid)
+    for s in (1, 2, 4):
+        channels = list(network.scored[s])
+        torch.testing.assert_close(images[s][:, channels], full.images[s][:, channels])
+    assert torch.equal(hidden, full.mask[:, network.group_of_channel] > 0)
+    assert features.shape == (3, 2, 16, 32) and known.shape == (3, 2, 16) and torch.equal(features, changed)

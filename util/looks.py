@@ -1,0 +1,111 @@
+"""Results made to be looked at: embeddings as colours and classes, and a picture beside every raster."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from util.components import CLUSTER_COMPONENTS, class_colours, classify, fit_clusters, fit_components, to_bytes
+from util.figures import save_figure
+from util.geotiff import Parts, RasterInfo, read_part, read_reduced
+from util.maps import Panel, map_figure
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_PLACES = 50_000
+"""Places at which components and clusters are fitted."""
+
+PICTURE_PIXELS = 900
+
+_STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
+
+
+def look_into_embeddings(
+    info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]], into: Parts, *, clusters: int, seed: int
+) -> dict[str, RasterInfo]:
+    """Makes colours out of principal components and, if asked, classes.
+
+    Args:
+        info: the embeddings.
+        parts: their parts.
+        into: gets the parts of what is made.
+        clusters: number of classes, 0 = none.
+        seed: of the clusters.
+
+    Returns:
+        The rasters made, by name.
+
+    Raises:
+        ValueError: too few places have an embedding.
+    """
+    if not parts:
+        raise ValueError("no place has an embedding: no layer has a valid pixel here; check the layers and --aoi")
+    vectors = _sample(info, parts)
+    components = fit_components(vectors, CLUSTER_COMPONENTS if clusters else 3)
+    places = components.project(vectors.T)
+    low, high = np.percentile(places[:3], (2, 98), axis=1)
+    share = ", ".join(f"{100 * x:.1f} %" for x in components.share[:3])
+    logger.info("three components explain %s of the variance", share)
+    picture = replace(
+        info,
+        dtype="uint8",
+        nodata=0,
+        names=("component_1", "component_2", "component_3"),
+        units=("",) * 3,
+        tags={**info.tags, "variance_explained": share, "scaled": "2 to 98 % of each component as 1 to 255"},
+        is_picture=True,
+    )
+    rasters = {"embeddings_pca": picture}
+    if clusters:
+        centres = fit_clusters(places.T, clusters, seed=seed)
+        classes = {k: (f"class {k}", colour) for k, colour in enumerate(class_colours(len(centres)), start=1)}
+        classed = replace(info, dtype="uint8", nodata=0, names=("class",), units=("",), classes=classes)
+        rasters["embeddings_clusters"] = classed
+    into.open({"of": "embeddings"}, resume=False)
+    for number, (path, row, col, _, _) in enumerate(parts):
+        projected = components.project(read_part(path))
+        arrays = {"embeddings_pca": (picture, to_bytes(projected[:3], low, high), row, col)}
+        if clusters:
+            arrays["embeddings_clusters"] = (classed, classify(projected, centres), row, col)
+        into.write(number, 0, arrays)
+    return rasters
+
+
+def _sample(info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]]) -> np.ndarray:
+    """(n, B) complete vectors, as many from each part."""
+    sample = []
+    for path, *_ in parts:
+        flat = read_part(path).reshape(len(info.names), -1).T
+        flat = flat[np.isfinite(flat).all(axis=1)]
+        most = -(-SAMPLE_PLACES // len(parts))
+        sample.append(flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)])
+    return np.concatenate(sample)
+
+
+def draw_raster(path: Path, info: RasterInfo, *, length_unit: str) -> Path:
+    """Draws a raster as PNG beside it; returns the picture's path.
+
+    Args:
+        path: the raster.
+        info: what it is.
+        length_unit: of its CRS.
+    """
+    pixels, width = read_reduced(path, bands=range(1, len(info.names) + 1), most=PICTURE_PIXELS)
+    if info.is_picture:
+        panels = [Panel("three principal components", pixels, style="colours")]
+    elif info.classes is not None:
+        panels = [Panel(f"{len(info.classes)} classes", pixels[0], classes=dict(info.classes))]
+    else:
+        panels = []
+        for name, unit, image in zip(info.names, info.units, pixels, strict=True):
+            kind = name.rsplit(" ", 1)[-1]
+            if kind == "uncertainty":  # zero where measured: what was filled stands out
+                image = np.where(image == 0, np.nan, image)
+            panels.append(Panel(name, image, unit, _STYLES.get(kind, "field")))
+    figure = map_figure(panels, pixel_size=width, length_unit=length_unit, title=path.stem)
+    save_figure(path.with_suffix(".png"), figure)
+    return path.with_suffix(".png")

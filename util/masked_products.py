@@ -1,0 +1,230 @@
+"""What a model says of ground when part of it is hidden, and reconstructions made of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.geotiff import RasterInfo
+from util.mosaic import Moments, Mosaic, Unit, raised_cosine
+from util.products import Arrays, Engine, Ground, LayerValues, SampleOf, Window
+from util.views import draws_to_show_all, least_draws, token_pixels, view_noise, visible_counts
+
+
+@dataclass(frozen=True)
+class Views:
+    """How tiles are shown to the model.
+
+    Attributes:
+        mask_ratio: share of valid tokens hidden in a view.
+        draws: number of views of a tile.
+        seed: decides which tokens.
+        count: `hidden` pixels or `visible` ones: which of the predictions are used.
+    """
+
+    mask_ratio: float
+    draws: int
+    seed: int
+    count: str = "hidden"
+
+    def check(self) -> None:
+        """Refuses too few views to hide everything once.
+
+        Raises:
+            ValueError: naming the least number.
+        """
+        least = least_draws(self.mask_ratio)
+        if self.draws < least:
+            raise ValueError(
+                f"--draws {self.draws}: at a mask ratio of {self.mask_ratio:g} it takes {least} views to hide every "
+                "pixel at least once"
+            )
+
+
+def predict_views(
+    engine: Engine, views: Views, origins: np.ndarray, tensors: Sequence[Tensor], wanted: Mapping[int, Sequence[int]]
+) -> Iterator[tuple[np.ndarray, dict[int, Moments]]]:
+    """Predicts tiles from masked views of them.
+
+    Args:
+        engine: the network.
+        views: how they are shown.
+        origins: (N, 2) places of the tiles, which decide the masks.
+        tensors: imgs (N, C, H, W) and valid, of the tiles.
+        wanted: for each scale, the channels wanted.
+
+    Yields:
+        Numbers of some of the tiles, and for each scale the moments (n, C', sH, sW) of what views said of them.
+    """
+    model = engine.model
+    imgs, valid = tensors[0], tensors[1]
+    places = model.places_valid(valid)
+    counts = visible_counts(places, views.mask_ratio)
+    for keep in counts.unique().tolist():
+        if keep == 0:
+            continue
+        chosen = (counts == keep).nonzero()[:, 0]
+        part, ok, place = imgs[chosen], valid[chosen], places[chosen]
+        numbers = chosen.cpu().numpy()
+        size = model.img_size
+        moments = {
+            s: Moments((len(numbers), len(channels), s * size, s * size), engine.device)
+            for s, channels in wanted.items()
+        }
+        draws = max(views.draws, draws_to_show_all(place, keep)) if views.count == "visible" else views.draws
+        for draw in range(draws):
+            noise = view_noise(place, keep=keep, draw=draw, origins=origins[numbers], seed=views.seed)
+            with engine.meter.network(len(numbers)), engine.autocast():
+                images, hidden = model.reconstruct(part, ok, noise=noise, keep=keep)
+            used = hidden if views.count == "hidden" else ~hidden
+            for s, channels in wanted.items():
+                seen = token_pixels(used[:, list(channels)], scale=s, patch_size=model.patch_size)
+                moments[s].add(images[s][:, list(channels)].float(), seen.float())
+        yield numbers, moments
+
+
+def mosaic_views(
+    engine: Engine,
+    views: Views,
+    unit: Unit,
+    tiles: np.ndarray,
+    sample_of: SampleOf,
+    wanted: Mapping[int, Sequence[int]],
+    *,
+    observe: Sequence[int] = (),
+) -> tuple[dict[int, Mosaic], dict[int, Mosaic]]:
+    """Blends what masked views of overlapping tiles say about a unit.
+
+    Args:
+        engine: the network.
+        views: how tiles are shown.
+        unit: what to cover.
+        tiles: (n, 2) origins of the tiles.
+        sample_of: gives the tiles.
+        wanted: for each scale, the channels wanted.
+        observe: scales at which the observed values are wanted too.
+
+    Returns:
+        For each scale the prediction, and the observed values where they are known, both in model units.
+    """
+    model, device = engine.model, engine.device
+    shape = {s: (len(c), (unit.bottom - unit.top) * s, (unit.right - unit.left) * s) for s, c in wanted.items()}
+    predicted = {s: Mosaic(*shape[s], device=device) for s in wanted}
+    observed = {s: Mosaic(*shape[s], device=device, spread=False) for s in observe}
+    tapers = {s: raised_cosine(model.img_size * s).to(device) for s in wanted}
+    scales = list(model.scales)
+    for origins, tensors in engine.batches(tiles, sample_of):
+        for n, (top, left) in enumerate(origins):
+            for s, mosaic in observed.items():
+                level = scales.index(s)
+                image = tensors[0] if level == 0 else tensors[1 + level]
+                ok = tensors[1] if level == 0 else tensors[len(scales) + level]
+                channels = list(wanted[s])
+                place = {"row": int(top - unit.top) * s, "col": int(left - unit.left) * s}
+                mosaic.add(image[n, channels], ok[n, channels].float(), **place)
+        for numbers, moments in predict_views(engine, views, origins, tensors, wanted):
+            for k, number in enumerate(numbers):
+                top, left = origins[number]
+                for s, mosaic in predicted.items():
+                    taper = tapers[s][:, None] * tapers[s]
+                    mosaic.add(
+                        moments[s].mean[k],
+                        moments[s].weight[k] * taper,
+                        squares=moments[s].squares[k] * taper,
+                        row=int(top - unit.top) * s,
+                        col=int(left - unit.left) * s,
+                    )
+    return predicted, observed
+
+
+class ReconstructionMaker:
+    """Layers rebuilt from masked views of them, with the spread over views and tiles and the error.
+
+    Args:
+        engine: the network.
+        ground: the base-scale pixels.
+        layers: all layers, in channel order.
+        wanted: for each scale, the channels to write.
+        views: how tiles are shown.
+        tags: facts to write along.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ground: Ground,
+        *,
+        layers: Sequence[LayerValues],
+        wanted: Mapping[int, Sequence[int]],
+        views: Views,
+        tags: Mapping[str, str],
+    ) -> None:
+        views.check()
+        self.engine, self.ground, self.layers, self.views = engine, ground, layers, views
+        self.wanted = {s: tuple(channels) for s, channels in wanted.items() if channels}
+        self.reach = engine.model.img_size
+        self.rasters, self._names = {}, {}
+        for s, channels in self.wanted.items():
+            for c in channels:
+                file = f"reconstruction_{layers[c].file}_{s}x"
+                self._names[s, c] = file
+                self.rasters[file] = self._raster(s, layers[c], tags)
+
+    def _raster(self, scale: int, layer: LayerValues, tags: Mapping[str, str]) -> RasterInfo:
+        ground, resolution = self.ground, self.ground.base / scale
+        names = ("reconstruction", "spread", "error")
+        return RasterInfo(
+            crs=ground.crs,
+            left=ground.left,
+            top=ground.top,
+            resolution_x=resolution,
+            resolution_y=resolution,
+            rows=ground.rows * scale,
+            cols=ground.cols * scale,
+            dtype="float32",
+            nodata=math.nan,
+            names=tuple(f"{layer.name} {name}" for name in names),
+            units=(layer.unit,) * len(names),
+            tags={
+                **tags,
+                "layer": layer.name,
+                "scale": f"{scale}x",
+                "error": "observed minus reconstruction",
+            },
+        )
+
+    def extent(self) -> tuple[int, int]:
+        """Base-scale (rows, cols) to be divided into units."""
+        return self.ground.rows, self.ground.cols
+
+    @torch.inference_mode()
+    def make(self, unit: Unit, window: Window) -> Arrays:
+        """The unit's predictions, their spread over views and tiles and, of reconstructions, observed minus them."""
+        tiles = self.engine.tiles_of(unit, self.ground)
+        predicted, observed = mosaic_views(
+            self.engine,
+            self.views,
+            unit,
+            tiles,
+            lambda o: window.sample(o, self.engine.device),
+            self.wanted,
+            observe=list(self.wanted),
+        )
+        arrays: Arrays = {}
+        for s, channels in self.wanted.items():
+            mean, spread = predicted[s].mean, predicted[s].spread
+            seen = observed[s].mean
+            for k, c in enumerate(channels):
+                layer, info = self.layers[c], self.rasters[self._names[s, c]]
+                bands = [
+                    np.where(np.isfinite(seen[k]), mean[k] * layer.spread + layer.location, np.nan),
+                    np.where(np.isfinite(seen[k]), spread[k] * layer.spread, np.nan),
+                    (seen[k] - mean[k]) * layer.spread,
+                ]
+                arrays[self._names[s, c]] = (info, np.stack(bands).astype(np.float32), unit.top * s, unit.left * s)
+        return arrays

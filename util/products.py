@@ -1,0 +1,298 @@
+"""What a trained model makes of one unit of ground: what all kinds of results share, and embeddings.
+
+A maker says which rasters it writes and computes one unit of them at a time from tiles that it asks for. It knows
+nothing of files: tiles come from a callable, pixels go out as arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.geotiff import RasterInfo
+from util.mosaic import Mosaic, Unit, raised_cosine, tile_origins
+
+Arrays = dict[str, tuple[RasterInfo, np.ndarray, int, int]]
+"""Name of a raster -> (raster, (B, rows, cols) pixels, first row, first column)."""
+
+SampleOf = Callable[[np.ndarray], Any]
+"""(N, 2) base-scale origins -> imgs, valid, imgs_up, valid_up of these tiles, on the device."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Base-scale pixels on the ground.
+
+    Attributes:
+        crs: coordinate reference system, as WKT.
+        left: western edge, CRS units.
+        top: northern edge, CRS units.
+        base: edge of a base-scale pixel, CRS units.
+        rows: base-scale rows.
+        cols: base-scale columns.
+    """
+
+    crs: str
+    left: float
+    top: float
+    base: float
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True)
+class LayerValues:
+    """A layer's name and unit, a name for files, and model units -> physical: x * spread + location."""
+
+    name: str
+    unit: str
+    file: str
+    location: float
+    spread: float
+
+
+@dataclass
+class Meter:
+    """Tiles seen and time spent in the network, of all the time."""
+
+    device: torch.device
+    tiles: int = 0
+    network_s: float = 0.0
+    start: float = field(default_factory=time.perf_counter)
+
+    def restart(self) -> None:
+        """Forgets what was counted."""
+        self.tiles, self.network_s, self.start = 0, 0.0, time.perf_counter()
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start
+
+    @contextmanager
+    def network(self, tiles: int) -> Iterator[None]:
+        """Counts the time inside as the network's."""
+        begin = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.network_s += time.perf_counter() - begin
+        self.tiles += tiles
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The network, and how to run it.
+
+    Attributes:
+        model: the trained network.
+        device: where it lives.
+        autocast: makes a mixed-precision context.
+        batch_size: most tiles in a batch.
+        overlap: share of a tile that the next one repeats.
+        meter: counts tiles and time.
+    """
+
+    model: Any
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager]
+    batch_size: int
+    overlap: float
+    meter: Meter
+
+    @property
+    def tile_stride(self) -> int:
+        """Distance between tiles, base-scale pixels: whole patches."""
+        patch, size = self.model.patch_size, self.model.img_size
+        return min(size, max(patch, round(size * (1 - self.overlap) / patch) * patch))
+
+    def batches(self, origins: np.ndarray, sample_of: SampleOf) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
+        """Yields tiles that hold a valid pixel, batch by batch: origins, and [imgs, valid, *imgs_up, *valid_up]."""
+        for k in range(0, len(origins), self.batch_size):
+            part = origins[k : k + self.batch_size]
+            imgs, valid, imgs_up, valid_up = sample_of(part)
+            useful = valid.flatten(1).any(dim=1)
+            if useful.any():
+                kept = [tensor[useful] for tensor in (imgs, valid, *imgs_up, *valid_up)]
+                yield part[useful.cpu().numpy()], kept
+
+    def lattice(self, ground: Ground, *, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Origins of tiles in rows and in columns that cover the ground from `first` on."""
+        arguments = {"tile": self.model.img_size, "stride": self.tile_stride, "align": self.model.patch_size}
+        return (
+            tile_origins(ground.rows, **arguments, first=first),
+            tile_origins(ground.cols, **arguments, first=first),
+        )
+
+    def tiles_of(self, unit: Unit, ground: Ground) -> np.ndarray:
+        """(n, 2) origins of the tiles that share ground with a unit, row by row."""
+        rows, cols = self.lattice(ground)
+        size = self.model.img_size
+        rows = rows[(rows < unit.bottom) & (rows + size > unit.top)]
+        cols = cols[(cols < unit.right) & (cols + size > unit.left)]
+        return _product(rows, cols)
+
+
+def _product(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+class Maker(Protocol):
+    """What the programs' loop works with."""
+
+    rasters: dict[str, RasterInfo]
+    reach: int  # base-scale pixels around a unit that must be read
+
+    def extent(self) -> tuple[int, int]:
+        """Base-scale (rows, cols) to be divided into units."""
+
+    def make(self, unit: Unit, window: Window) -> Arrays:
+        """The pixels of one unit."""
+
+
+class Window(Protocol):
+    """Ground that was read: a unit and what lies around it."""
+
+    def sample(self, origins: np.ndarray, device: torch.device) -> Any:
+        """Tiles at (N, 2) base-scale origins."""
+
+    def read(self, channel: int, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Native pixels of one layer, NaN outside."""
+
+
+class EmbeddingMaker:
+    """Features of the encoder at every patch, or every `stride` base-scale pixels, blended over overlapping tiles.
+
+    A pixel of the result lies in the middle of its patch. Each is the mean over the tiles that hold this patch.
+
+    Args:
+        engine: the network.
+        ground: the base-scale pixels.
+        pool: `mean` over the groups that have a valid pixel there, or `group`: all of them, one after the other.
+        stride: base-scale pixels between results; divides the patch.
+        dtype: `float32` or `float16`.
+        tags: facts to write along.
+
+    Attributes:
+        position_means: (G, L, D), subtracted from features if given: see `position_means`.
+    """
+
+    def __init__(
+        self, engine: Engine, ground: Ground, *, pool: str, stride: int, dtype: str, tags: Mapping[str, str]
+    ) -> None:
+        model = engine.model
+        if stride < 1 or model.patch_size % stride:
+            raise ValueError(
+                f"--stride {stride}: expected a divisor of the patch's {model.patch_size} base pixels (--patch_size of "
+                "training)"
+            )
+        self.engine, self.ground, self.pool, self.stride = engine, ground, pool, stride
+        self.position_means: Tensor | None = None
+        self.lead = math.ceil((model.patch_size - stride) / 2 / stride) * stride
+        self.offset = (model.patch_size - stride) / 2 - self.lead  # of the first result's edge, base pixels
+        self.cells = tuple(math.ceil((count - self.offset) / stride) for count in (ground.rows, ground.cols))
+        self.reach = model.img_size + model.patch_size
+        width = model.pos_embed.shape[-1] + model.channel_embed.shape[-1]
+        names = [f"embedding_{k}" for k in range(width)]
+        if pool == "group":
+            names = [f"group_{g}_{name}" for g in range(model.num_groups) for name in names]
+        self.rasters = {
+            "embeddings": RasterInfo(
+                crs=ground.crs,
+                left=ground.left + self.offset * ground.base,
+                top=ground.top - self.offset * ground.base,
+                resolution_x=stride * ground.base,
+                resolution_y=stride * ground.base,
+                rows=self.cells[0],
+                cols=self.cells[1],
+                dtype=dtype,
+                nodata=math.nan,
+                names=tuple(names),
+                units=("",) * len(names),
+                tags={**tags, "pool": pool, "stride_base_pixels": str(stride)},
+            )
+        }
+
+    def extent(self) -> tuple[int, int]:
+        """Base-scale (rows, cols) to be divided into units: whole results."""
+        return self.cells[0] * self.stride, self.cells[1] * self.stride
+
+    def tiles_of(self, unit: Unit) -> np.ndarray:
+        """(n, 2) origins of the tiles with a patch among the unit's results, for every shift of the patches."""
+        size, patch = self.engine.model.img_size, self.engine.model.patch_size
+        found = []
+        for shift_y in range(0, patch, self.stride):
+            rows = self.engine.lattice(self.ground, first=shift_y - self.lead)[0]
+            rows = rows[(rows + self.lead < unit.bottom) & (rows + self.lead + size > unit.top)]
+            for shift_x in range(0, patch, self.stride):
+                cols = self.engine.lattice(self.ground, first=shift_x - self.lead)[1]
+                cols = cols[(cols + self.lead < unit.right) & (cols + self.lead + size > unit.left)]
+                found.append(_product(rows, cols))
+        return np.concatenate(found)
+
+    @torch.inference_mode()
+    def make(self, unit: Unit, window: Window) -> Arrays:
+        """The unit's embeddings."""
+        model, stride, device = self.engine.model, self.stride, self.engine.device
+        row, col = unit.top // stride, unit.left // stride
+        rows, cols = -(-unit.bottom // stride) - row, -(-unit.right // stride) - col
+        side, step = model.img_size // model.patch_size, model.patch_size // stride
+        taper = raised_cosine(side).to(device)
+        taper = taper[:, None] * taper
+        groups = model.num_groups if self.pool == "group" else 1
+        bands = len(self.rasters["embeddings"].names) // groups
+        mosaics = [Mosaic(bands, rows, cols, device=device, spread=False) for _ in range(groups)]
+        for origins, tensors in self.engine.batches(self.tiles_of(unit), lambda o: window.sample(o, device)):
+            with self.engine.meter.network(len(origins)), self.engine.autocast():
+                features, known = model.forward_features(tensors[0], tensors[1])
+            if self.position_means is not None:
+                features = features - self.position_means
+            weight = known.float()
+            if self.pool == "mean":
+                total = (features * weight[..., None]).sum(dim=1, keepdim=True)
+                features = total / weight.sum(dim=1, keepdim=True)[..., None].clamp_min(1.0)
+                weight = known.any(dim=1, keepdim=True).float()
+            images = features.transpose(2, 3).unflatten(-1, (side, side))  # (N, groups, D, side, side)
+            weights = weight.unflatten(-1, (side, side)) * taper
+            for n, (top, left) in enumerate(origins):
+                place = {"row": int(top + self.lead) // stride - row, "col": int(left + self.lead) // stride - col}
+                for g, mosaic in enumerate(mosaics):
+                    mosaic.add(images[n, g], weights[n, g], **place, step=step)
+        pixels = np.concatenate([mosaic.mean for mosaic in mosaics])
+        return {"embeddings": (self.rasters["embeddings"], pixels, row, col)}
+
+
+@torch.inference_mode()
+def position_means(engine: Engine, tiles: np.ndarray, sample_of: SampleOf) -> Tensor:
+    """What features owe to their place within a tile: their mean there, less their mean over all places.
+
+    Features know where in a tile they stand, and a mosaic of tiles shows it as a pattern that repeats with the tiles.
+
+    Args:
+        engine: the network.
+        tiles: (n, 2) origins of the tiles to average over.
+        sample_of: gives the tiles, one at a time.
+
+    Returns:
+        (G, L, D) float32; zero where no tile had a valid pixel.
+    """
+    model = engine.model
+    sums, counts = torch.zeros((), device=engine.device), torch.zeros((), device=engine.device)
+    for tile in tiles:
+        for _, tensors in engine.batches(tile[None], sample_of):
+            with engine.autocast():
+                features, known = model.forward_features(tensors[0], tensors[1])
+            sums = sums + (features * known[..., None]).sum(dim=0)
+            counts = counts + known.sum(dim=0)[..., None]
+    if not sums.ndim:
+        raise ValueError("no valid pixel in any of the tiles looked at; check the layers")
+    means = sums / counts.clamp_min(1)
+    overall = sums.sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True).clamp_min(1)
+    return torch.where(counts > 0, means - overall, 0.0)
