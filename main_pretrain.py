@@ -25,6 +25,7 @@ import models_mae_group_channels as models
 from datasets.grid import Survey, TileReader, Tiles, open_survey, open_test_survey, smooth_layers
 from datasets.layers import write_layers_table
 from datasets.loader import prefetch
+from datasets.pyramid import Sample
 from datasets.sample_survey import default_survey
 from datasets.samplers import MicroBatch, plan_epoch, token_noise, updates_per_epoch
 from datasets.statistics import save_statistics
@@ -434,16 +435,7 @@ def train_epoch(run: Run, reader: TileReader, stop: Stop) -> bool:
         seen_tiles[-1].append(origins[micro.positions])
         sample = pyramid(*tiles.to(device).parts)
         with dist.gradients_shared(run.model, micro.is_last), dist.peer_errors_named():
-            with updater.autocast():
-                out = run.model(
-                    sample.imgs,
-                    sample.imgs_up,
-                    mask_ratio=args.mask_ratio,
-                    valid=sample.valid,
-                    valid_up=sample.valid_up,
-                    noise=noise.to(device, non_blocking=True),
-                    details=True,
-                )
+            out = reconstruct(run, run.model, sample, noise.to(device, non_blocking=True))
             loss = args.base_loss_weight * out.loss + args.scale_loss_weight * out.ms_loss
             updater.backward(loss * micro.weight)
         meter.add(
@@ -475,15 +467,27 @@ def train_epoch(run: Run, reader: TileReader, stop: Stop) -> bool:
             saved_at = time.monotonic()
         if stopping and not is_end:
             bar.close()
-            logger.warning(
-                "stopped by signal %s in epoch %d after update %d; continue with --resume auto",
-                stop.signal,
-                place.epoch,
-                place.update,
-            )
+            where = f"in epoch {place.epoch} after update {place.update}"
+            logger.warning("stopped by signal %s %s; continue with --resume auto", stop.signal, where)
             return False
     bar.close()
     return True
+
+
+def reconstruct(
+    run: Run, model: torch.nn.Module, sample: Sample | ScoredBatch, noise: torch.Tensor
+) -> models.Reconstruction:
+    """A forward pass in the run's precision: masks a batch as the noise says, rebuilds and scores it."""
+    with run.updater.autocast():
+        return model(
+            sample.imgs,
+            sample.imgs_up,
+            mask_ratio=run.args.mask_ratio,
+            valid=sample.valid,
+            valid_up=sample.valid_up,
+            noise=noise,
+            details=True,
+        )
 
 
 def fetch_tiles(
@@ -596,18 +600,7 @@ def scored_tiles(args: argparse.Namespace, survey: Survey) -> ScoredTiles:
 def predict(run: Run, batch: ScoredBatch) -> models.Reconstruction:
     """The model's reconstruction of a held-out batch, under its fixed masks."""
     run.network.eval()
-    with run.updater.autocast():
-        out = run.network(
-            batch.imgs,
-            batch.imgs_up,
-            mask_ratio=run.args.mask_ratio,
-            valid=batch.valid,
-            valid_up=batch.valid_up,
-            noise=batch.noise,
-            details=True,
-        )
-    assert isinstance(out, models.Reconstruction)
-    return out
+    return reconstruct(run, run.network, batch, batch.noise)
 
 
 def score(run: Run, evaluator: HeldOutEvaluator):
