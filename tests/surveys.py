@@ -216,7 +216,7 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
 def assert_weights_agree(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
     """Weights of runs that differ only in the order of float32 sums: to 1e-4 of the largest of their tensor.
 
-    2e-5 was seen, on torch 2.7 with three ranks, in biases that start at zero. The detail of the light heads starts with
+    2e-5 was seen, on torch 2.7 with three ranks, in biases that start at zero. The light heads' detail starts with
     gradients of zero, from whose rounding Adam makes steps: 5e-3 there (5e-4 was seen).
     """
     detail = [{k: w for k, w in part.items() if ".amplitudes." in k or ".patterns" in k} for part in (first, second)]
