@@ -150,27 +150,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.enter_context(limited_cache())
             job = prepare(args, device, ranks)
         except (ValueError, OSError) as error:
-            return report(error, ranks, status=2)
+            return dist.report_end(error, program="main_inference", ranks=ranks, status=2)
         except dist.PeerLost as error:
-            return report(error, ranks, status=1)
+            return dist.report_end(error, program="main_inference", ranks=ranks, status=1)
         try:
             with Stop() as stop:
                 if not dist.together(partial(compute, job, stop)):
                     return 1
             dist.on_main(partial(finish, job))
         except (OSError, ValueError, dist.PeerLost) as error:
-            return report(error, ranks, status=1)
+            return dist.report_end(error, program="main_inference", ranks=ranks, status=1)
         finally:
             dist.shutdown()
     return 0
-
-
-def report(error: Exception, ranks: dist.Ranks, *, status: int) -> int:
-    """Says once, from the main process, why the run ends."""
-    if ranks.is_main or isinstance(error, dist.PeerLost):
-        print(f"main_inference: error: {error}", file=sys.stderr)
-    dist.shutdown()
-    return status
 
 
 # ---------------------------------------------------------------------------------------------------- before the loop

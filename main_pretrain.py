@@ -125,28 +125,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         dist.start(ranks, device, dist_url=args.dist_url)
         run = prepare(args, device, ranks)
     except (ValueError, OSError) as error:
-        return report(error, ranks, status=2)
+        return dist.report_end(error, program="main_pretrain", ranks=ranks, status=2)
     except dist.PeerLost as error:
-        return report(error, ranks, status=1)
+        return dist.report_end(error, program="main_pretrain", ranks=ranks, status=1)
     try:
         with Stop() as stop:
             train(run, stop)
     except (RunFailed, OSError, dist.PeerLost) as error:
-        return report(error, ranks, status=1)
+        return dist.report_end(error, program="main_pretrain", ranks=ranks, status=1)
     finally:
         run.files.close()
         dist.shutdown()
     return 0
-
-
-def report(error: Exception, ranks: dist.Ranks, *, status: int) -> int:
-    """Says why the run ends: once, from the main process, what all have met; else from each process its own."""
-    if ranks.is_main:
-        print(f"main_pretrain: error: {error}", file=sys.stderr)
-    elif not dist.is_shared(error):
-        print(f"main_pretrain: error in process {ranks.rank} of {ranks.world_size}: {error}", file=sys.stderr)
-    dist.shutdown()
-    return status
 
 
 # ---------------------------------------------------------------------------------------------------- before the loop

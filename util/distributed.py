@@ -12,6 +12,7 @@ import inspect
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -361,3 +362,22 @@ def gradients_shared(model: nn.Module, shared: bool) -> contextlib.AbstractConte
     if isinstance(wrapped, DistributedDataParallel) and not shared:
         return wrapped.no_sync()
     return contextlib.nullcontext()
+
+
+def report_end(error: Exception, *, program: str, ranks: Ranks, status: int) -> int:
+    """Says on standard error why a program ends, leaves the group and returns the exit status.
+
+    What all processes have met is said once, by the main one; what one has met alone, by itself.
+
+    Args:
+        error: what ended it.
+        program: its name, to begin the message.
+        ranks: which process this is.
+        status: exit status to return.
+    """
+    if ranks.is_main:
+        sys.stderr.write(f"{program}: error: {error}\n")
+    elif not is_shared(error):
+        sys.stderr.write(f"{program}: error in process {ranks.rank} of {ranks.world_size}: {error}\n")
+    shutdown()
+    return status
