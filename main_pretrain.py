@@ -22,13 +22,13 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import models_mae_group_channels as models
+from datasets.fitting import save_statistics
 from datasets.grid import Survey, TileReader, Tiles, open_survey, open_test_survey, smooth_layers
 from datasets.layers import write_layers_table
 from datasets.loader import prefetch
 from datasets.pyramid import Sample
 from datasets.sample_survey import default_survey
 from datasets.samplers import MicroBatch, plan_epoch, token_noise, updates_per_epoch
-from datasets.statistics import save_statistics
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
@@ -37,7 +37,7 @@ from util.engine import StepMeter, Stop, Updater, WindowOfSteps, make_adamw
 from util.log import progress, setup_logging
 from util.lr_sched import Schedule
 from util.run_files import LAST_PICTURE, Clock, LayerFacts, RunFiles, check_writable, reconstruction_rows, score_lines
-from util.skill import HeldOutEvaluator, ScoredBatch
+from util.skill import HeldOutEvaluator, ScoredBatch, ScoredLayer
 
 logger = logging.getLogger("main_pretrain")
 
@@ -200,8 +200,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         clip_grad=args.clip_grad,
     )
     layers = [
-        LayerFacts(layer.name, layer.units, item.location, item.spread)
-        for layer, item in zip(survey.layers, survey.statistics, strict=True)
+        LayerFacts(layer.name, "degrees" if encoding.kind == "circular" else layer.units, channels, encoding.decode)
+        for layer, encoding, channels in zip(survey.layers, survey.encodings, network.layers, strict=True)
     ]
     files = RunFiles(
         output_dir,
@@ -309,7 +309,12 @@ def run_facts(run: Run) -> dict[str, Any]:
     return {
         "options": decisive,
         "effective batch (batch_size x accum_iter x processes)": run.schedule.effective_batch,
-        "layers": [{"name": layer.name, "kind": layer.kind, "units": layer.units} for layer in run.survey.layers],
+        "layers": [
+            {"name": layer.name, "kind": layer.kind, "units": layer.units}
+            | ({} if layer.transform == "none" else {"transform": layer.transform})
+            | ({"classes": list(encoding.codes)} if encoding.codes else {})
+            for layer, encoding in zip(run.survey.layers, run.survey.encodings, strict=True)
+        ],
         "model": {key: value for key, value in run.network.config.items() if key != "grad_checkpointing"},
         "tiles an epoch": run.schedule.tiles,
         "statistics": values,
@@ -329,6 +334,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "model_config": run.network.config,
         "layers": [asdict(layer) for layer in run.survey.layers],
         "statistics": [asdict(item) for item in run.survey.statistics],
+        "encodings": [encoding.plain() for encoding in run.survey.encodings],
         "options": {key: value for key, value in vars(run.args).items()},
         "version": VERSION,
         "base_resolution": run.survey.base_resolution,
@@ -554,8 +560,11 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
         batches=[mine[k : k + args.batch_size] for k in range(0, len(mine), args.batch_size)],
         scales=survey.scales,
         scored_at_base=[c in survey.scored[1] for c in range(len(survey.stack))],
-        means=[(item.mean - item.location) / item.spread for item in survey.statistics],
-        groups=survey.groups,
+        layers=[
+            ScoredLayer(channels, encoding.decode, encoding.spreads[0] if encoding.is_linear else None, encoding.means)
+            for channels, encoding in zip(run.network.layers, survey.encodings, strict=True)
+        ],
+        groups=run.network.channel_groups,
         patch_size=args.patch_size,
         base_in_units=not args.norm_pix_loss,
         sum_over_ranks=lambda tensor: dist.sum_over_ranks(tensor.to(run.device)).cpu(),

@@ -7,6 +7,7 @@ the class's share of the ground in coarser ones. Pooling to coarser pixels is th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -42,6 +43,7 @@ class Encoding:
         names: of the classes; empty if unknown.
         colours: of the classes, '#rrggbb'; empty if unknown.
         frequencies: share of each class on training ground.
+        centres: per channel, the mean over training ground in model units, if it is not 0.
     """
 
     kind: str = "continuous"
@@ -52,6 +54,7 @@ class Encoding:
     names: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
     frequencies: tuple[float, ...] = ()
+    centres: tuple[float, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -66,7 +69,18 @@ class Encoding:
     @property
     def means(self) -> tuple[float, ...]:
         """Per channel, the best constant in model units: the mean over training ground."""
-        return self.frequencies if self.kind == "categorical" else (0.0,) * self.channels
+        return self.frequencies if self.kind == "categorical" else self.centres or (0.0,) * self.channels
+
+    @property
+    def loss_scale(self) -> float:
+        """What errors are multiplied by, so that the best constant has an error of about 1 whatever the kind.
+
+        That is so for the squared error of standardised values. The cross-entropy of the class frequencies is their
+        entropy, so it is divided by that.
+        """
+        if self.kind != "categorical":
+            return 1.0
+        return -1.0 / sum(share * math.log(share) for share in self.frequencies)
 
     def encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Native pixels to channels.
@@ -155,8 +169,8 @@ def check_layer_kind(layer: Layer) -> None:
         raise ValueError(f"{layer.where}: kind is '{layer.kind}', expected one of {', '.join(LOSSES)}; correct it")
     if layer.loss not in LOSSES[layer.kind]:
         raise ValueError(
-            f"{layer.where}: loss is '{layer.loss}', expected one of {', '.join(LOSSES[layer.kind][1:])} for a layer of "
-            f"kind {layer.kind}; correct it, or leave it empty"
+            f"{layer.where}: loss is '{layer.loss}', expected one of {', '.join(LOSSES[layer.kind][1:])} for a layer "
+            f"of kind {layer.kind}; correct it, or leave it empty"
         )
     if layer.transform != "none" and layer.kind != "continuous":
         raise ValueError(
@@ -167,3 +181,17 @@ def check_layer_kind(layer: Layer) -> None:
         raise ValueError(
             f"{layer.where}: units are '{layer.units}', expected degrees for a layer of kind circular; convert it"
         )
+
+
+def values_text(layer: Layer, encoding: Encoding, minimum: float, maximum: float) -> str:
+    """What a layer's values are, in a few words."""
+    if layer.kind == "categorical":
+        commonest = max(range(len(encoding.codes)), key=lambda k: encoding.frequencies[k])
+        name = f" ({encoding.names[commonest]})" if encoding.names else ""
+        return (
+            f"{len(encoding.codes)} classes, the commonest {encoding.codes[commonest]:g}{name} with "
+            f"{100 * encoding.frequencies[commonest]:.0f} %"
+        )
+    units = layer.units or ("degrees" if layer.kind == "circular" else "")
+    text = f"{minimum:.6g} to {maximum:.6g}{' ' * bool(units)}{units}"
+    return text if layer.transform == "none" else f"{text}, transform {layer.transform}"

@@ -6,7 +6,7 @@ import csv
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -158,6 +158,23 @@ def write_layers_table(path: str | Path, layers: Sequence[Layer]) -> None:
             if layer.kind == "continuous" and not layer.kind_stated:
                 cells["kind"] = ""
             writer.writerow(["" if cells[column] is None else cells[column] for column in COLUMNS])
+
+
+def with_transforms(layers: Sequence[Layer], transforms: Mapping[str, str]) -> list[Layer]:
+    """The layers with some of their transforms replaced, by name.
+
+    Raises:
+        ValueError: there is no such layer or transform.
+    """
+    names = [layer.name for layer in layers]
+    for name, transform in transforms.items():
+        if name not in names:
+            raise ValueError(
+                f"--transform {name}={transform}: no layer of that name, expected one of {', '.join(names)}"
+            )
+        if transform not in TRANSFORMS:
+            raise ValueError(f"--transform {name}={transform}: expected one of {', '.join(TRANSFORMS)}")
+    return [replace(layer, transform=transforms.get(layer.name, layer.transform)) for layer in layers]
 
 
 def _check_columns(table: Path, columns: list[str]) -> list[str]:

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from affine import Affine
 
+from datasets.classes import layer_classes
 from datasets.grid import TileReader, choose_layers, scan_bands, score_scales
+from datasets.kinds import Encoding, encoding_of, linear_encodings
 from datasets.layers import Layer
 from datasets.pyramid import Pyramid, Sample
 from datasets.raster import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band
@@ -35,7 +37,7 @@ class ReopenedSurvey:
         pyramid: pooling with the statistics of training.
         base_resolution: ground edge of a base-scale pixel, CRS units.
         input_size: base-scale pixels along a tile's edge.
-        known: for each scale, the channels whose own pixels are fine enough to be compared with at it.
+        known: for each scale, the layers whose own pixels are fine enough to be compared with at it.
         summaries: per layer, what scanning it found; None for absent ones.
         missing: names of the absent layers.
         aoi: polygons that limit what is written.
@@ -161,6 +163,14 @@ def stored_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
     return [Layer(**{key: value for key, value in row.items() if key in names}) for row in rows]
 
 
+def stored_encodings(state: Mapping[str, Any]) -> tuple[Encoding, ...]:
+    """How values become channels, as a checkpoint says; those of older ones follow from the statistics."""
+    if "encodings" in state:
+        return tuple(encoding_of(plain) for plain in state["encodings"])
+    statistics = state["statistics"]
+    return linear_encodings([item["location"] for item in statistics], [item["spread"] for item in statistics])
+
+
 def reopen_survey(
     trained: Sequence[Layer],
     *,
@@ -172,6 +182,7 @@ def reopen_survey(
     scales: Sequence[int],
     base_resolution: float | None,
     finest_scale: int,
+    encodings: Sequence[Encoding] | None = None,
     hidden: Sequence[int] = (),
     extent: str = "union",
     reproject: bool = False,
@@ -184,13 +195,14 @@ def reopen_survey(
         trained: the model's layers in channel order.
         data_dir: directory of rasters in which to find them by name.
         layers_table: table of layers in which to find them by name; with neither, their own paths are used.
-        location: per channel, subtracted from physical values.
-        spread: per channel, divided by.
+        location: per layer, subtracted from physical values.
+        spread: per layer, divided by.
         input_size: base-scale pixels along a tile's edge.
         scales: scales of the model, 1 first.
         base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
         finest_scale: largest scale that training was asked for.
-        hidden: channels that training presented as wholly invalid.
+        encodings: per layer, how values become channels; in the place of location and spread.
+        hidden: layers that training presented as wholly invalid.
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
         aoi: polygons file that limits what is written.
@@ -212,7 +224,8 @@ def reopen_survey(
             f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "
             "layers.csv), or run without them: --missing_layers allow"
         )
-    stack, summaries, notes = _open_stack(trained, found, hidden=hidden, extent=extent, reproject=reproject)
+    encodings = linear_encodings(location, spread) if encodings is None else tuple(encodings)
+    stack, summaries, notes = _open_stack(trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject)
     if extra:
         notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
     reference = stack.reference
@@ -231,8 +244,7 @@ def reopen_survey(
             input_size=input_size,
             scales=scales,
             scored=known,
-            location=location,
-            spread=spread,
+            encodings=encodings,
         ),
         base_resolution=float(base),
         input_size=input_size,
@@ -245,7 +257,13 @@ def reopen_survey(
 
 
 def _open_stack(
-    trained: Sequence[Layer], found: Sequence[Layer | None], *, hidden: Sequence[int], extent: str, reproject: bool
+    trained: Sequence[Layer],
+    found: Sequence[Layer | None],
+    encodings: Sequence[Encoding],
+    *,
+    hidden: Sequence[int],
+    extent: str,
+    reproject: bool,
 ) -> tuple[Stack, tuple[BandSummary | None, ...], list[str]]:
     """The layers found on their reference grid, absent ones hidden; what scanning each found; and notes."""
     present = [c for c, layer in enumerate(found) if layer is not None]
@@ -254,6 +272,7 @@ def _open_stack(
     bands = [open_band(layer, reproject_to=target) for layer in opened]
     reference = reference_grid(bands, extent=extent)
     bands, summaries, notes = scan_bands(bands, aoi=None)
+    layer_classes(bands, [encodings[c] for c in present])
     at = dict(zip(present, bands, strict=True))
     # An absent layer borrows the pixels of another, and shows none of them.
     every = [at.get(c) or replace(bands[0], layer=layer) for c, layer in enumerate(trained)]
@@ -271,11 +290,23 @@ def _find_layers(
         return list(trained), []
     by_name = {layer.name: layer for layer in choose_layers(data_dir, layers_table, ())}
     names = {layer.name for layer in trained}
-    found = [
-        replace(by_name[layer.name], units=by_name[layer.name].units or layer.units) if layer.name in by_name else None
-        for layer in trained
-    ]
+    found = [_as_trained(by_name[layer.name], layer) if layer.name in by_name else None for layer in trained]
     return found, [name for name in by_name if name not in names]
+
+
+def _as_trained(layer: Layer, trained: Layer) -> Layer:
+    """A layer found by name, to be read as that of training.
+
+    Raises:
+        ValueError: the table states another kind for it.
+    """
+    if layer.kind_stated and layer.kind != trained.kind:
+        raise ValueError(
+            f"{layer.where}: kind is {layer.kind}, expected {trained.kind} as in training; correct the table, or give "
+            "another layer this name"
+        )
+    same = {"kind": trained.kind, "kind_stated": True, "transform": trained.transform, "loss": trained.loss}
+    return replace(layer, units=layer.units or trained.units, classes=None, **same)
 
 
 def _tile_step(base: float, reference: Grid) -> float:

@@ -1,7 +1,7 @@
 """Invertible transforms of a layer's values, applied before normalising, so that long tails do not rule the loss.
 
-Means are taken after the transform. Brought back, the mean of a coarser pixel is therefore not that of the values: it is
-their geometric mean for `log`, and near their median for `quantile`.
+Means are taken after the transform. Brought back, the mean of a coarser pixel is therefore not that of the values: it
+is their geometric mean for `log`, and near their median for `quantile`.
 """
 
 from __future__ import annotations

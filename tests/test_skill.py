@@ -10,16 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from util import skill
-from util.skill import (
-    REGIONS,
-    HeldOutEvaluator,
-    ScoredBatch,
-    Scores,
-    baseline_images,
-    interpolate_visible,
-    refine,
-    squared_errors,
-)
+from util.baselines import baseline_images, interpolate_visible, refine
+from util.layer_kinds import LayerChannels
+from util.skill import REGIONS, HeldOutEvaluator, ScoredBatch, ScoredLayer, Scores, error_sums
 
 NAN = float("nan")
 
@@ -100,7 +93,15 @@ class TestRefine:
         torch.testing.assert_close(refine(torch.full((1, 1, 3, 3), 7.0), 4), torch.full((1, 1, 12, 12), 7.0))
 
 
-class TestSquaredErrors:
+def plain(means):
+    """Continuous layers of one channel each, in which a model unit is two physical ones."""
+    return [
+        ScoredLayer(LayerChannels(c), lambda images: images.squeeze(-3) * 2, 2.0, (mean,))
+        for c, mean in enumerate(means)
+    ]
+
+
+class TestErrorSums:
     def test_written_out(self):
         """One channel, 2 x 2 base pixels of which the first is hidden, at scales 1 and 2."""
         hidden = torch.tensor([[[[True, False], [False, False]]]])
@@ -109,10 +110,11 @@ class TestSquaredErrors:
         fine[0, 0, 0, 0], fine[0, 0, 1, 1], fine[0, 0, 3, 3] = 2.0, 3.0, 4.0
         everything = [torch.ones_like(base, dtype=torch.bool), torch.ones_like(fine, dtype=torch.bool)]
         targets = [torch.zeros_like(base), torch.zeros_like(fine)]
-        sums, counts = squared_errors([base, fine], targets, everything, hidden)
+        (sums, physical), counts = error_sums([base, fine], targets, everything, hidden, plain([0.0]))
         assert REGIONS == ("scored", "hidden", "visible")
         assert sums[:, :, 0].tolist() == [[9, 4 + 9 + 16], [9, 4 + 9], [0, 16]]
         assert counts[:, :, 0].tolist() == [[1, 16], [1, 4], [0, 12]]
+        torch.testing.assert_close(physical, 4 * sums)
         assert sums.dtype == counts.dtype == torch.float64
 
     def test_invalid_pixels_do_not_count_whatever_they_hold(self):
@@ -121,13 +123,13 @@ class TestSquaredErrors:
         valid[0, 0, 0, 0] = False
         image = torch.ones(1, 2, 2, 2)
         image[0, 0, 0, 0] = NAN
-        sums, counts = squared_errors([image], [torch.zeros(1, 2, 2, 2)], [valid], hidden)
+        (sums, _), counts = error_sums([image], [torch.zeros(1, 2, 2, 2)], [valid], hidden, plain([0.0] * 2))
         assert sums[0].tolist() == [[3, 4]] and counts[0].tolist() == [[3, 4]]
 
     def test_half_precision_predictions_are_compared_in_full(self):
         hidden = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         image = torch.full((1, 1, 1, 1), 300.0, dtype=torch.float16)  # 300 ** 2 is beyond fp16
-        sums, _ = squared_errors([image], [torch.zeros(1, 1, 1, 1)], [hidden], hidden)
+        (sums, _), _ = error_sums([image], [torch.zeros(1, 1, 1, 1)], [hidden], hidden, plain([0.0]))
         assert sums[0].item() == 90_000
 
 
@@ -160,7 +162,7 @@ def test_baseline_images():
 )
 def test_skill_on_hidden_ground(error, mean, interpolation, expected):
     model, flat, filled = (regions(x, x, NAN) for x in (error, mean, interpolation))
-    scores = Scores(0.0, 0.0, 0.0, model, flat, filled, counts=regions(4, 4, 0), views=1)
+    scores = Scores(0.0, 0.0, 0.0, model, flat, filled, (model, flat, filled), counts=regions(4, 4, 0), views=1)
     assert scores.skill[:2].flatten().tolist() == pytest.approx([expected, expected], nan_ok=True)
     assert scores.skill[2].isnan().all()
 
@@ -168,7 +170,8 @@ def test_skill_on_hidden_ground(error, mean, interpolation, expected):
 def test_the_best_guess_is_chosen_on_hidden_and_on_visible_ground_apart():
     """The mean is better where tokens are hidden, interpolation where they are visible: 3 pixels and 1."""
     flat, filled = regions(1.75, 2.0, 1.0), regions(2.35, 3.0, 0.4)
-    scores = Scores(0.0, 0.0, 0.0, regions(0.8, 1.0, 0.2), flat, filled, counts=regions(4, 3, 1), views=1)
+    model = regions(0.8, 1.0, 0.2)
+    scores = Scores(0.0, 0.0, 0.0, model, flat, filled, (model, flat, filled), counts=regions(4, 3, 1), views=1)
     assert scores.best.flatten().tolist() == pytest.approx([(3 * 2.0 + 1 * 0.4) / 4, 2.0, 0.4])
     assert scores.skill.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])
 
@@ -220,7 +223,7 @@ class HeldOutGround:
             "batches": [np.array(batch) for batch in batches],
             "scales": self.scales,
             "scored_at_base": [True, True, True],
-            "means": self.means,
+            "layers": plain(self.means),
             "groups": self.groups,
             "patch_size": 4,
             "base_in_units": True,

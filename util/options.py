@@ -33,6 +33,14 @@ positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0"
 non_negative = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
+def pair(text: str) -> list[str]:
+    """A parser of NAME=VALUE."""
+    name, sign, value = text.rpartition("=")
+    if not (name and sign and value):
+        raise argparse.ArgumentTypeError(f"{text}: expected a name and a value, such as magnetics=asinh")
+    return [name, value]
+
+
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds what decides which pixels are read: layers, reference grid, tiles, held-out ground."""
     data = parser.add_argument_group("data")
@@ -71,6 +79,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default="union",
         choices=["union", "intersection"],
         help="ground covered: that of any layer, or of all (union)",
+    )
+    data.add_argument(
+        "--transform",
+        type=pair,
+        nargs="+",
+        metavar="LAYER=KIND",
+        help="transform of a layer's values before normalising: none, log, asinh or quantile (as in layers.csv)",
     )
     data.add_argument("--reproject", action="store_true", help="warp layers on the fly to the first layer's CRS")
     data.add_argument("--aoi", help="vector file with polygons; ground outside counts as no-data")
@@ -210,6 +225,7 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
         "scales": args.scales,
         "base_resolution": args.base_resolution,
         "extent": args.extent,
+        "transforms": {name: value for name, value in args.transform or ()},
         "reproject": args.reproject,
         "aoi": args.aoi,
         "min_valid": args.min_valid,
