@@ -72,7 +72,7 @@ def read_features(
         y_column: column of northings.
 
     Returns:
-        Two-dimensional features, without empty ones, and how many of them the file holds.
+        Two-dimensional features, without empty ones, and how many single shapes the file holds.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -101,7 +101,7 @@ def read_features(
     frame = frame.set_geometry(geopandas.GeoSeries(shapely.force_2d(frame.geometry.values), frame.index, frame.crs))
     moved = _to_grid(frame, grid, where)
     _check_overlap(moved, frame.total_bounds, grid, where)
-    return moved, len(frame)
+    return moved, int(shapely.get_num_geometries(frame.geometry.values).sum())
 
 
 def parse_crs(text: str | None, where: str) -> CRS:
@@ -165,9 +165,8 @@ def _read_table(
     else:
         x, y, degrees = _coordinate_columns(table, x_column, y_column, where)
         xy = table[[x, y]].apply(pandas.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-        xy[~np.isfinite(xy).all(axis=1)] = np.nan
         geometries = np.full(len(xy), None, dtype=object)
-        usable = ~np.isnan(xy[:, 0])
+        usable = np.isfinite(xy).all(axis=1)
         geometries[usable] = shapely.points(xy[usable])
         table = table.drop(columns=[x, y])
         if crs is None and degrees:
