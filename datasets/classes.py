@@ -1,169 +1,233 @@
-"""Classes of a categorical layer: the codes that its pixels hold, checked against those declared, with names."""
+"""Classes of labels: which codes there are, how they are numbered, and their names and colours."""
 
 from __future__ import annotations
 
+import colorsys
 import csv
 import logging
 import re
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import rasterio
-from rasterio.errors import NotGeoreferencedWarning
-
-from datasets.band import GDAL_ERRORS, RasterBand
-from datasets.kinds import EXACT, MAX_CLASSES, Encoding
-from datasets.layers import Layer
-from datasets.validity import KNOWN_DUMMIES, listed
+from typing import TypeAlias
 
 logger = logging.getLogger(__name__)
 
-CHUNK_PIXELS = 2**22
-"""Pixels looked at together when codes are collected."""
+Code: TypeAlias = int | str
+
+MAX_CLASSES = 255
+"""Most classes that labels may have: a map of geology has tens; more are measurements, or identifiers."""
+
+_LISTED = 12  # codes shown in a message
+_GOLDEN = 0.618034  # share of the colour circle between classes: neighbours in number differ, and none repeats
 
 
-def find_classes(band: RasterBand, declared: Encoding | None = None) -> tuple[Encoding, list[str]]:
-    """The classes of a categorical layer.
+@dataclass(frozen=True)
+class ClassTable:
+    """Classes in the order of their numbers, 0 to K - 1.
+
+    Attributes:
+        codes: as they lie in the file.
+        names: as people call them.
+        colours: '#rrggbb'.
+        counts: labelled target pixels of each, or points.
+    """
+
+    codes: tuple[Code, ...]
+    names: tuple[str, ...]
+    colours: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+def sorted_codes(codes: Iterable[Code]) -> tuple[Code, ...]:
+    """Return codes in the order in which they are numbered: whole numbers by size, then texts by alphabet."""
+    return tuple(sorted(set(codes), key=lambda code: (isinstance(code, str), code)))
+
+
+def listed_codes(codes: Sequence[Code]) -> str:
+    """Return codes as a message shows them."""
+    shown = ", ".join(repr(code) for code in codes[:_LISTED])
+    return shown + (f" and {len(codes) - _LISTED} more" if len(codes) > _LISTED else "")
+
+
+def check_class_count(codes: Sequence[Code], where: str) -> None:
+    """Refuse more than `MAX_CLASSES` classes.
+
+    Raises:
+        ValueError: there are more.
+    """
+    if len(codes) > MAX_CLASSES:
+        raise ValueError(
+            f"{where}: more than {MAX_CLASSES} different codes ({listed_codes(codes)}), expected classes; if they are "
+            "measurements, use --task regression; if they are identifiers, choose another column or group them first"
+        )
+
+
+def unknown_codes(counts: Mapping[Code, int], known: Sequence[Code] | None, where: str) -> None:
+    """Refuse codes that occur and that a trained model does not know.
 
     Args:
-        band: the layer.
-        declared: classes that a trained model knows; the layer may hold fewer, and none besides.
-
-    Returns:
-        An encoding with the codes, ascending, and their names and colours where a table or the file has them; and notes
-        for the user. The codes are the declared ones, else those of the table of the layer's `classes`, else those
-        that its pixels hold.
+        counts: how often each code occurs.
+        known: codes of the trained model; None: there is none, all are welcome.
+        where: names the labels.
 
     Raises:
-        ValueError: a code is no whole number, was never declared, or there are too many or fewer than two.
-        FileNotFoundError: there is no such table.
+        ValueError: there are such codes; they are named, with how often they occur.
     """
-    layer = band.layer
-    found = _codes(band)
-    table = declared or (None if layer.classes is None else read_classes(layer))
-    if table is not None:
-        strange = sorted(set(found) - set(table.codes))
-        if strange:
-            where = "the checkpoint" if declared else layer.classes
-            raise ValueError(
-                f"{layer.where}: class code {listed(strange)} is not among the classes of {where} "
-                f"({listed(table.codes)}); reclassify it, declare it as nodata, or "
-                + ("train on a map that has it" if declared else "add it to the table")
-            )
-        return table, []
-    if len(found) < 2:
+    if known is None:
+        return
+    unknown = [code for code, count in counts.items() if count and code not in known]
+    if unknown:
+        found = ", ".join(f"{code!r} ({counts[code]} times)" for code in unknown[:_LISTED])
         raise ValueError(
-            f"{layer.where}: {len(found)} class ({listed(found)}), expected at least two; leave the layer out"
+            f"{where}: {len(unknown)} class(es) that the model was not trained on: {found}; expected "
+            f"{listed_codes(known)}; recode the labels, or declare these codes as nodata (--label_nodata takes one)"
         )
-    notes = [
-        f"class code {code:g} is often a dummy: taken for a class; set nodata in layers.csv if it means no data"
-        for code in found
-        if code in KNOWN_DUMMIES
-    ]
-    names, colours = _labels_in_file(layer, found)
-    return Encoding("categorical", locations=(), spreads=(), codes=found, names=names, colours=colours), notes
 
 
-def layer_classes(
-    bands: Sequence[RasterBand], declared: Sequence[Encoding | None] | None = None
-) -> tuple[list[Encoding | None], list[str]]:
-    """The classes of each categorical layer, None for other layers; and notes for the user.
+def make_class_table(
+    counts: Mapping[Code, int],
+    *,
+    where: str,
+    known: Sequence[Code] | None = None,
+    names: Mapping[Code, str] | None = None,
+    colours: Mapping[Code, str] | None = None,
+    classes_csv: str | Path | None = None,
+) -> ClassTable:
+    """Number the classes that occur, or those of a trained model, and name them.
 
-    Raises:
-        ValueError: a layer holds a class that was not declared, or that cannot be one.
-    """
-    tables: list[Encoding | None] = []
-    notes = []
-    for number, band in enumerate(bands):
-        if band.layer.kind != "categorical":
-            tables.append(None)
-            continue
-        table, found = find_classes(band, declared[number] if declared and number < len(declared) else None)
-        tables.append(table)
-        notes += [f"layer '{band.layer.name}': {text}" for text in found]
-    return tables, notes
-
-
-def read_classes(layer: Layer) -> Encoding:
-    """Classes that a table declares: a CSV with a column `code`, and `name` and `colour` ('#rrggbb') if wanted.
+    Args:
+        counts: labelled pixels, or points, of each code.
+        where: names the labels in messages.
+        known: codes of a trained model, in its order; None: the codes that occur, sorted.
+        names: names that the labels come with.
+        colours: colours that the labels come with, '#rrggbb'.
+        classes_csv: table of code, name and, if wanted, colour; it comes first.
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: it has no column `code`, a code is no whole number or repeated, or there are fewer than two.
+        ValueError: codes the model does not know; fewer than two classes, none being trained; a table that
+            cannot be used or does not name every class.
     """
-    path = Path(str(layer.classes))
-    if not path.is_file():
-        raise FileNotFoundError(f"{layer.where}: classes {path}: no such file; expected a CSV with a column 'code'")
-    with open(path, newline="", encoding="utf-8-sig") as stream:
-        rows = [{str(k).strip().lower(): (v or "").strip() for k, v in row.items()} for row in csv.DictReader(stream)]
-    if not rows or "code" not in rows[0]:
+    unknown_codes(counts, known, where)
+    codes = sorted_codes(code for code, count in counts.items() if count) if known is None else tuple(known)
+    if known is None and len(codes) < 2:
+        only = f"one class only ({codes[0]!r})" if codes else "no class"
         raise ValueError(
-            f"{layer.where}: classes {path}: no column 'code' or no row below it; expected a comma-separated header "
-            "with 'code', and 'name' and 'colour' if wanted"
+            f"{where}: {only} on this ground, expected at least two to tell apart; label the others too (what is not "
+            "labelled is not background), or for presence-only points leave out --label_column"
         )
-    try:
-        codes = [float(row["code"]) for row in rows]
-    except ValueError as error:
-        raise ValueError(f"{layer.where}: classes {path}: {error}; expected whole numbers as codes") from error
-    _check_codes(layer, sorted(codes))
-    if len(set(codes)) != len(codes) or len(codes) < 2:
-        raise ValueError(
-            f"{layer.where}: classes {path}: codes {listed(codes)}, expected at least two and each once; correct it"
-        )
-    ordered = sorted(zip(codes, rows, strict=True), key=lambda pair: pair[0])
-    names = tuple(row.get("name", "") for _, row in ordered)
-    colours = tuple(row.get("colour", row.get("color", "")) for _, row in ordered)
-    return Encoding(
-        "categorical",
-        locations=(),
-        spreads=(),
-        codes=tuple(code for code, _ in ordered),
-        names=names if any(names) else (),
-        colours=colours if all(re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in colours) else (),
+    names, colours = dict(names or {}), dict(colours or {})
+    if classes_csv is not None:
+        given_names, given_colours = read_classes_csv(classes_csv, codes)
+        names |= given_names
+        colours |= given_colours
+    return ClassTable(
+        codes=codes,
+        names=tuple(names.get(code, "").strip() or str(code) for code in codes),
+        colours=tuple(colours.get(code, "") or default_colour(number) for number, code in enumerate(codes)),
+        counts=tuple(int(counts.get(code, 0)) for code in codes),
     )
 
 
-def _codes(band: RasterBand) -> tuple[float, ...]:
-    """The distinct valid values of a layer, ascending."""
-    grid = band.grid
-    height = max(1, CHUNK_PIXELS // grid.cols)
-    found: set[float] = set()
-    for row in range(0, grid.rows, height):
-        values = band.read(row, 0, min(height, grid.rows - row), grid.cols)
-        found.update(np.unique(values[np.isfinite(values)]).tolist())
-        _check_codes(band.layer, sorted(found))
-    return tuple(sorted(found))
+def default_colour(number: int) -> str:
+    """Return a colour for a class that has none: hues a golden section apart, lightness in turn."""
+    red, green, blue = colorsys.hls_to_rgb((0.02 + number * _GOLDEN) % 1.0, (0.62, 0.46, 0.74)[number % 3], 0.6)
+    return as_colour((round(255 * red), round(255 * green), round(255 * blue)))
 
 
-def _check_codes(layer: Layer, codes: Sequence[float]) -> None:
-    odd = [code for code in codes if code != round(code) or abs(code) > EXACT]
-    if odd:
+def as_colour(rgb: Sequence[int]) -> str:
+    """Return '#rrggbb' of red, green and blue from 0 to 255."""
+    return "#" + bytes(rgb[:3]).hex()
+
+
+def read_classes_csv(path: str | Path, codes: Sequence[Code]) -> tuple[dict[Code, str], dict[Code, str]]:
+    """Read the names and colours of classes from a table with the columns `code`, `name` and, optional, `colour`.
+
+    Other columns are passed over. Codes of the table that do not occur are left out with a warning.
+
+    Args:
+        path: the table, comma-separated, UTF-8.
+        codes: the codes to be named, whole numbers or texts.
+
+    Returns:
+        Names by code, and colours by code.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it lacks a column, a row cannot be used, a code is there twice, or one of `codes` is missing.
+    """
+    where = f"class table {path}"
+    rows = read_class_rows(Path(path).expanduser(), where)
+    names: dict[Code, str] = {}
+    colours: dict[Code, str] = {}
+    for number, row in rows:
+        code = _parse_code(row["code"], codes)
+        if code in names:
+            raise ValueError(f"{where}, row {number}: code {code!r} is there twice, expected once; remove one")
+        names[code] = row["name"]
+        if row["colour"]:
+            if not re.fullmatch(r"#[0-9a-fA-F]{6}", row["colour"]):
+                raise ValueError(
+                    f"{where}, row {number}: colour '{row['colour']}', expected '#rrggbb' such as '#6eaf5a', or nothing"
+                )
+            colours[code] = row["colour"].lower()
+    missing = [code for code in codes if code not in names]
+    if missing:
         raise ValueError(
-            f"{layer.where}: class code {odd[0]:.9g}, expected whole numbers up to {EXACT}; set kind=continuous in "
-            "layers.csv if these are measurements, or reclassify"
+            f"{where}: does not name the code(s) {listed_codes(missing)} of the labels; add a row for each, or declare "
+            "as nodata in the labels what is no class"
         )
-    if len(codes) > MAX_CLASSES:
-        raise ValueError(
-            f"{layer.where}: more than {MAX_CLASSES} classes, expected at most that; set kind=continuous in layers.csv "
-            "if these are measurements, or reclassify"
-        )
+    extra = [code for code in names if code not in codes]
+    if extra:
+        logger.warning("%s: code(s) %s do not occur in the labels on this ground: left out", where, listed_codes(extra))
+    return names, colours
 
 
-def _labels_in_file(layer: Layer, codes: Sequence[float]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names (tags `class_<code>`) and colours (colour table) of the classes, empty where the file has none."""
+def read_class_rows(path: Path, where: str) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a table of classes with their numbers in the file, as code, name and colour.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it is no such table, or a row has no code.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{where}: no such file; --label_classes takes a CSV with the columns code, name, colour, as does the column "
+            "'classes' of layers.csv"
+        )
     try:
-        with warnings.catch_warnings(), rasterio.open(layer.path) as dataset:
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            tags = dataset.tags(layer.band)
-            try:
-                colours = dataset.colormap(layer.band)
-            except ValueError:  # rasterio's way to say that there is none
-                colours = {}
-    except GDAL_ERRORS:
-        logger.debug("%s: not a file with names of classes", layer.where)
-        return (), ()
-    names = tuple(tags.get(f"class_{code:g}", "") for code in codes)
-    shades = tuple("#" + bytes(colours[int(code)][:3]).hex() for code in codes if int(code) in colours)
-    return names if any(names) else (), shades if len(shades) == len(codes) else ()
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream)
+            header = [name.strip().lower() for name in next(reader, [])]
+            lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{where}: cannot be read as comma-separated UTF-8 text ({error}); save it as such") from error
+    header = ["colour" if name == "color" else name for name in header]
+    lacking = [name for name in ("code", "name") if name not in header]
+    if lacking:
+        raise ValueError(
+            f"{where}: lacks the column(s) {', '.join(lacking)}; it has {', '.join(header) or 'none'}; expected code, "
+            "name and, if wanted, colour, separated by commas"
+        )
+    rows = []
+    for number, line in lines:
+        cells = dict(zip(header, (cell.strip() for cell in line), strict=False))
+        if not cells.get("code"):
+            raise ValueError(f"{where}, row {number}: no code, expected one; fill it in or remove the row")
+        rows.append((number, {name: cells.get(name, "") for name in ("code", "name", "colour")}))
+    return rows
+
+
+def _parse_code(text: str, codes: Sequence[Code]) -> Code:
+    """The code that a cell means: a whole number where the labels have whole numbers."""
+    if any(isinstance(code, int) for code in codes):
+        try:
+            value = float(text)
+        except ValueError:
+            return text
+        return int(value) if value.is_integer() else text
+    return text

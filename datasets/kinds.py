@@ -17,9 +17,6 @@ import torch
 from datasets.layers import Layer
 from datasets.transforms import Transform
 
-MAX_CLASSES = 256
-"""Most classes of a categorical layer: each is a channel."""
-
 EXACT = 2**24
 """Class codes up to this are exact in float32, in which pixels travel."""
 
@@ -40,8 +37,8 @@ class Encoding:
         locations: per channel, subtracted after the transform; not of categorical layers.
         spreads: per channel, divided by.
         codes: class codes, ascending, as they lie in the file.
-        names: of the classes; empty if unknown.
-        colours: of the classes, '#rrggbb'; empty if unknown.
+        names: of the classes.
+        colours: of the classes, '#rrggbb'.
         frequencies: share of each class on training ground.
         centres: per channel, the mean over training ground in model units, if it is not 0.
     """
@@ -187,10 +184,9 @@ def values_text(layer: Layer, encoding: Encoding, minimum: float, maximum: float
     """What a layer's values are, in a few words."""
     if layer.kind == "categorical":
         commonest = max(range(len(encoding.codes)), key=lambda k: encoding.frequencies[k])
-        name = f" ({encoding.names[commonest]})" if encoding.names else ""
         return (
-            f"{len(encoding.codes)} classes, the commonest {encoding.codes[commonest]:g}{name} with "
-            f"{100 * encoding.frequencies[commonest]:.0f} %"
+            f"{len(encoding.codes)} classes, the commonest {encoding.codes[commonest]:g} ({encoding.names[commonest]}) "
+            f"with {100 * encoding.frequencies[commonest]:.0f} %"
         )
     units = layer.units or ("degrees" if layer.kind == "circular" else "")
     text = f"{minimum:.6g} to {maximum:.6g}{' ' * bool(units)}{units}"

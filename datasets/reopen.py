@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from affine import Affine
 
-from datasets.classes import layer_classes
 from datasets.grid import TileReader, choose_layers, scan_bands, score_scales
 from datasets.kinds import Encoding, encoding_of, linear_encodings
+from datasets.layer_classes import layer_classes
 from datasets.layers import Layer
 from datasets.pyramid import Pyramid, Sample
 from datasets.raster import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band
