@@ -26,9 +26,10 @@ from datasets.fitting import save_statistics
 from datasets.grid import Survey, TileReader, Tiles, open_survey, open_test_survey, smooth_layers
 from datasets.layers import write_layers_table
 from datasets.loader import prefetch
+from datasets.masks import Masks, dropped_layers, mask_shares
 from datasets.pyramid import Sample
 from datasets.sample_survey import default_survey
-from datasets.samplers import MicroBatch, plan_epoch, token_noise, updates_per_epoch
+from datasets.samplers import MicroBatch, plan_epoch, updates_per_epoch
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
@@ -97,6 +98,7 @@ class Run:
     survey: Survey
     scored: ScoredTiles
     network: models.MaskedAutoencoderGroupChannelViT
+    masks: Masks
     model: torch.nn.Module
     updater: Updater
     schedule: Schedule
@@ -175,6 +177,13 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     # model
     torch.manual_seed(args.seed)
     network = models.build_model(args.model, **options.model_options(args), **survey.channel_options()).to(device)
+    masks = Masks(
+        shares=mask_shares(args.mask_shape or [("random", None)]),
+        groups=network.num_groups,
+        side=args.input_size // args.patch_size,
+        spatial=args.spatial_mask,
+        mask_ratio=args.mask_ratio,
+    )
     model = dist.wrap(torch.compile(network) if args.compile else network, device)
 
     # optimiser and schedule
@@ -218,6 +227,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         survey=survey,
         scored=scored,
         network=network,
+        masks=masks,
         model=model,
         updater=updater,
         schedule=schedule,
@@ -228,11 +238,6 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     )
     begin_or_resume(run, environment)
     return run
-
-
-def maskable(network: models.MaskedAutoencoderGroupChannelViT) -> int:
-    """Number of things that masking chooses among: tokens, or places with `spatial_mask`."""
-    return network.num_patches * (1 if network.spatial_mask else network.num_groups)
 
 
 def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
@@ -428,9 +433,11 @@ def train_epoch(run: Run, reader: TileReader, stop: Stop) -> bool:
     seen_tiles: deque[list[np.ndarray]] = deque([[]], maxlen=args.log_every)
     saved_at = time.monotonic()
     run.model.train()
-    for micro, (tiles, noise) in run.clock.timed(prefetch(plan, fetch, workers=args.num_workers)):
+    for micro, (tiles, noise, dropped) in run.clock.timed(prefetch(plan, fetch, workers=args.num_workers)):
         seen_tiles[-1].append(origins[micro.positions])
         sample = pyramid(*tiles.to(device).parts)
+        if dropped is not None:
+            sample = sample.without(dropped.to(device, non_blocking=True))
         with dist.gradients_shared(run.model, micro.is_last), dist.peer_errors_named():
             out = reconstruct(run, run.model, sample, noise.to(device, non_blocking=True))
             loss = args.base_loss_weight * out.loss + args.scale_loss_weight * out.ms_loss
@@ -489,12 +496,22 @@ def reconstruct(
 
 def fetch_tiles(
     reader: TileReader, origins: np.ndarray, micro: MicroBatch, *, run: Run, epoch: int
-) -> tuple[Tiles, torch.Tensor]:
-    """Reads the tiles of a micro-batch and draws their masks' noise; runs in the reading threads."""
-    tiles = reader.read(origins[micro.positions])
-    noise = token_noise(micro.positions, tokens=maskable(run.network), seed=run.args.seed, epoch=epoch)
-    pinned = run.args.pin_mem and run.device.type == "cuda"
-    return (tiles.pin(), torch.from_numpy(noise).pin_memory()) if pinned else (tiles, torch.from_numpy(noise))
+) -> tuple[Tiles, torch.Tensor, torch.Tensor | None]:
+    """Reads the tiles of a micro-batch, draws their masks' noise and the channels that they go without, if any.
+
+    Runs in the reading threads.
+    """
+    args, numbers = run.args, micro.positions
+    tiles = reader.read(origins[numbers])
+    noise = torch.from_numpy(run.masks.noise(numbers, seed=args.seed, epoch=epoch))
+    dropped = None
+    if args.layer_dropout:
+        layers = run.network.layers
+        gone = dropped_layers(numbers, layers=len(layers), share=args.layer_dropout, seed=args.seed, epoch=epoch)
+        dropped = torch.from_numpy(gone.repeat([layer.count for layer in layers], axis=1))
+    if args.pin_mem and run.device.type == "cuda":
+        return tiles.pin(), noise.pin_memory(), dropped
+    return tiles, noise, dropped
 
 
 def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:
@@ -552,7 +569,7 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
 
     def fetch(numbers: np.ndarray) -> ScoredBatch:
         sample = pyramid(*reader.read(origins[numbers]).to(run.device).parts)
-        noise = token_noise(numbers, tokens=maskable(run.network), seed=args.seed, epoch=VALIDATION_EPOCH)
+        noise = run.masks.noise(numbers, seed=args.seed, epoch=VALIDATION_EPOCH)
         return ScoredBatch(*sample, noise=torch.from_numpy(noise).to(run.device))
 
     mine = np.arange(len(origins))[ranks.rank :: ranks.world_size]

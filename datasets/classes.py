@@ -196,7 +196,7 @@ def read_class_rows(path: Path, where: str) -> list[tuple[int, dict[str, str]]]:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{where}: no such file; --label_classes takes a CSV with the columns code, name, colour, as does the column "
+            f"{where}: no such file; --label_classes takes a CSV with the columns code, name, colour, as does column "
             "'classes' of layers.csv"
         )
     try:

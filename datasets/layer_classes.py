@@ -27,8 +27,8 @@ def find_classes(band: RasterBand, declared: Encoding | None = None) -> tuple[En
         declared: classes that a trained model knows; the layer may hold fewer, and none besides.
 
     Returns:
-        An encoding with the codes, ascending, their names and colours; and notes for the user. The codes are the declared ones, else those of the table of the layer's `classes`, else those
-        that its pixels hold.
+        An encoding with the codes, ascending, their names and colours; and notes for the user. The codes are the
+        declared ones, else those of the table of the layer's `classes`, else those that its pixels hold.
 
     Raises:
         ValueError: a code is no whole number, was never declared, or there are too many or fewer than two.

@@ -33,6 +33,17 @@ class Sample(NamedTuple):
     imgs_up: list[torch.Tensor]
     valid_up: list[torch.Tensor]
 
+    def without(self, dropped: torch.Tensor) -> Sample:
+        """The same where some channels, (N, C) bool, have no data at all."""
+        kept = ~dropped[:, :, None, None]
+        finer = [ok & kept for ok in self.valid_up]
+        return Sample(
+            torch.where(kept, self.imgs, 0.0),
+            self.valid & kept,
+            [torch.where(kept, image, 0.0) for image in self.imgs_up],
+            finer,
+        )
+
 
 def overlap_weights(phase: torch.Tensor, *, pixels: float, native: int, size: int) -> torch.Tensor:
     """Lengths that output pixels share with native pixels along one axis.

@@ -41,6 +41,12 @@ def pair(text: str) -> list[str]:
     return [name, value]
 
 
+def shape(text: str) -> list[Any]:
+    """A parser of NAME or NAME=SHARE."""
+    name, sign, value = text.partition("=")
+    return [name, non_negative(value) if sign else None]
+
+
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds what decides which pixels are read: layers, reference grid, tiles, held-out ground."""
     data = parser.add_argument_group("data")
@@ -143,6 +149,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--patch_size", type=positive_int, default=8, help="patch edge, base-scale pixels (8)")
     model.add_argument("--mask_ratio", type=fraction, default=0.75, help="share of tokens hidden (0.75)")
     model.add_argument("--spatial_mask", action="store_true", help="hide a place in all groups at once")
+    model.add_argument(
+        "--mask_shape",
+        type=shape,
+        nargs="+",
+        metavar="SHAPE[=SHARE]",
+        help="shapes of what is hidden, with the share of the tiles: random, block, lines, layer (random)",
+    )
+    model.add_argument(
+        "--layer_dropout", type=fraction, default=0.0, help="chance that a training tile goes without a layer (0)"
+    )
     model.add_argument("--norm_pix_loss", action="store_true", help="base-scale targets normalised per patch")
     model.add_argument(
         "--scale_heads",
