@@ -23,7 +23,7 @@ import torch
 
 import models_mae_group_channels as models
 from datasets.loader import prefetch
-from datasets.reopen import ReopenedSurvey, reopen_survey, stored_layers
+from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
@@ -246,6 +246,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
         scales=state["model_config"]["scales"],
         base_resolution=base,
         finest_scale=max(trained.get("scales") or state["model_config"]["scales"]),
+        encodings=stored_encodings(state),
         hidden=trained.get("masked_bands") or (),
         extent=args.extent or trained.get("extent") or "union",
         reproject=args.reproject or bool(trained.get("reproject")),
@@ -290,8 +291,8 @@ def ground_of(survey: ReopenedSurvey) -> Ground:
 def layer_values(survey: ReopenedSurvey, state: dict[str, Any]) -> list[LayerValues]:
     """Names, units and statistics of the layers."""
     return [
-        LayerValues(layer.name, layer.units, re.sub(r"[^\w.-]+", "_", layer.name), item["location"], item["spread"])
-        for layer, item in zip(survey.layers, state["statistics"], strict=True)
+        LayerValues(layer.name, layer.units, re.sub(r"[^\w.-]+", "_", layer.name), encoding)
+        for layer, encoding in zip(survey.layers, stored_encodings(state), strict=True)
     ]
 
 
@@ -308,6 +309,21 @@ def refuse_normalised(engine: Engine, output: str) -> None:
             f"--output {output}: the model was trained with --norm_pix_loss, so its predictions are relative to each "
             "patch and have no physical units; train without it"
         )
+
+
+def continuous_scored(engine: Engine, survey: ReopenedSurvey, cannot: str) -> dict[int, tuple[int, ...]]:
+    """For each scale the continuous layers that the model predicts there; says of others that they cannot be ... .
+
+    Raises:
+        ValueError: there are no continuous layers.
+    """
+    kinds = [layer.kind for layer in engine.model.layers]
+    others = [f"'{layer.name}' ({kinds[c]})" for c, layer in enumerate(survey.layers) if kinds[c] != "continuous"]
+    if len(others) == len(kinds):
+        raise ValueError(f"no continuous layer: {', '.join(others)} cannot be {cannot}")
+    if others:
+        logger.warning("%s cannot be %s", ", ".join(others), cannot)
+    return {s: tuple(c for c in n if kinds[c] == "continuous") for s, n in engine.model.scored_layers.items()}
 
 
 def make_embeddings(
@@ -330,7 +346,7 @@ def make_reconstruction(
 ) -> Maker:
     """Every layer at every scale at which it was learned and has pixels here."""
     refuse_normalised(engine, args.output)
-    wanted = {s: [c for c in channels if c in survey.known[s]] for s, channels in engine.model.scored.items()}
+    wanted = {s: [c for c in layers if c in survey.known[s]] for s, layers in engine.model.scored_layers.items()}
     if not any(wanted.values()):
         raise ValueError("no layer is as fine as a scale at which the model predicts it; nothing can be reconstructed")
     return ReconstructionMaker(
@@ -348,7 +364,8 @@ def make_superresolution(
 ) -> Maker:
     """Layers that are coarser here than where the model learned to predict them."""
     refuse_normalised(engine, args.output)
-    scored, shown = engine.model.scored, [c for c in survey.known[1] if c in engine.model.scored[1]]
+    scored = continuous_scored(engine, survey, "refined: only interpolation between measurements can be")
+    shown = [c for c in survey.known[1] if c in scored[1]]
     wanted = {s: [c for c in scored[s] if c in shown and c not in survey.known[s]] for s in scored}
     if not any(wanted.values()):
         learned = "; ".join(
@@ -386,12 +403,15 @@ def make_gapfill(
     """Layers on their own grids, gaps filled."""
     refuse_normalised(engine, args.output)
     ground, values, model = ground_of(survey), layer_values(survey, state), engine.model
+    scored = continuous_scored(engine, survey, "filled: a spline needs measurements; see --output reconstruction")
     finest = {
-        c: max(s for s in model.scored if c in model.scored[s] and c in survey.known[s])
-        for c in model.scored[1]
-        if c in survey.known[1]
+        c: max(s for s in scored if c in scored[s] and c in survey.known[s]) for c in scored[1] if c in survey.known[1]
     }
-    left_out = [layer.name for c, layer in enumerate(survey.layers) if c not in finest]
+    left_out = [
+        layer.name
+        for c, layer in enumerate(survey.layers)
+        if c not in finest and engine.model.layers[c].kind == "continuous"
+    ]
     if not finest:
         raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")
     if left_out:

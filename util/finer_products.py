@@ -55,7 +55,8 @@ class FinerMaker:
         engine: the network.
         ground: the base-scale pixels.
         layers: all layers, in channel order.
-        wanted: (channel, scale, finest scale at which the layer is known), the last a divisor of the scale.
+        wanted: (number of a continuous layer, scale, finest scale at which it is known), the last a divisor of the
+            scale.
         views: how tiles are shown.
         tags: facts to write along.
 
@@ -108,18 +109,19 @@ class FinerMaker:
         return self.ground.rows, self.ground.cols
 
     def _look(self, unit: Unit, window: Window, tiles: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Any:
-        """Predicted and observed images by (scale, channel), model units, NaN where unknown."""
+        """Predicted and observed images by (scale, layer), model units, NaN where unknown."""
         wanted: dict[int, list[int]] = {}
         for s, c in sorted(set(pairs)):
             wanted.setdefault(s, []).append(c)
+        channels = {s: [self.engine.model.layers[c].first for c in cs] for s, cs in wanted.items()}
         predicted, observed = mosaic_views(
             self.engine,
             self.views,
             unit,
             tiles,
             lambda o: window.sample(o, self.engine.device),
-            wanted,
-            observe=list(wanted),
+            channels,
+            observe=list(channels),
         )
         images = ({s: mosaic.mean for s, mosaic in mosaics.items()} for mosaics in (predicted, observed))
         return tuple({(s, c): found[s][k] for s, cs in wanted.items() for k, c in enumerate(cs)} for found in images)
@@ -137,7 +139,7 @@ class FinerMaker:
             inferred = interpolated + self.shares[c, s] * np.nan_to_num(detail)
             core = slice(MARGIN * s, -MARGIN * s)
             bands = np.stack([inferred, interpolated])[:, core, core]
-            bands = bands * self.layers[c].spread + self.layers[c].location
+            bands = np.stack([self.layers[c].physical(band) for band in bands])
             name = self.name(c, s)
             arrays[name] = (self.rasters[name], bands.astype(np.float32), unit.top * s, unit.left * s)
         return arrays
