@@ -305,8 +305,15 @@ def _as_trained(layer: Layer, trained: Layer) -> Layer:
             f"{layer.where}: kind is {layer.kind}, expected {trained.kind} as in training; correct the table, or give "
             "another layer this name"
         )
-    same = {"kind": trained.kind, "kind_stated": True, "transform": trained.transform, "loss": trained.loss}
-    return replace(layer, units=layer.units or trained.units, classes=None, **same)
+    return replace(
+        layer,
+        units=layer.units or trained.units,
+        classes=None,
+        kind=trained.kind,
+        kind_stated=True,
+        transform=trained.transform,
+        loss=trained.loss,
+    )
 
 
 def _tile_step(base: float, reference: Grid) -> float:

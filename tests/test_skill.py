@@ -9,8 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.kinds import Encoding
+from datasets.transforms import Transform
 from util import skill
-from util.baselines import baseline_images, interpolate_visible, refine
+from util.baselines import baseline_images, interpolate_visible, nearest_visible, refine
 from util.layer_kinds import LayerChannels
 from util.skill import REGIONS, HeldOutEvaluator, ScoredBatch, ScoredLayer, Scores, error_sums
 
@@ -361,3 +363,73 @@ class TestEvaluator:
 
         ground.evaluator()(ground.predictor(truth), loss_weights=(1.0, 0.0), show=show)
         assert shown == [3, 3, 2]
+
+
+class TestKinds:
+    """Two classes and an angle, one tile of 1 x 4 base pixels of which the last two are hidden (patches of 1 pixel)."""
+
+    classes = Encoding("categorical", locations=(), spreads=(), codes=(5.0, 9.0), frequencies=(0.75, 0.25))
+    angle = Encoding("circular", locations=(0.0, 0.0), spreads=(1.0, 1.0))
+
+    def scored(self, *encodings):
+        layers, first = [], 0
+        for encoding in encodings:
+            channels = LayerChannels(first, encoding.channels, encoding.kind)
+            layers.append(ScoredLayer(channels, encoding.decode, None, encoding.means))
+            first += encoding.channels
+        return layers
+
+    def test_nearest_visible(self):
+        shares = np.array([[[1.0, 0.5, 0.0, 0.0]], [[0.0, 0.5, 1.0, 1.0]]])
+        known = np.array([[True, True, False, False]])
+        filled = nearest_visible(shares, known, fallback=(0.9, 0.1))
+        np.testing.assert_allclose(filled, [[[1, 0.5, 0.5, 0.5]], [[0, 0.5, 0.5, 0.5]]])
+        nothing = nearest_visible(shares, np.zeros_like(known), fallback=(0.9, 0.1))
+        np.testing.assert_allclose(nothing[:, 0, 0], [0.9, 0.1], rtol=1e-6)
+
+    def test_classes_at_finer_scales_are_repeated(self):
+        imgs = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+        everything = torch.ones_like(imgs, dtype=torch.bool)
+        layers = [LayerChannels(0, 2, "categorical")]
+        arguments = {"means": [0.75, 0.25], "scales": (1, 2), "layers": layers}
+        flat, filled = baseline_images(imgs, everything, ~everything, **arguments)
+        assert filled[1][0, 0].tolist() == [[1, 1, 0, 0]] * 2 and flat[1][0, :, 0, 0].tolist() == [0.75, 0.25]
+
+    def test_cross_entropy_and_share_that_is_wrong(self):
+        """Of a pixel with 3/4 of one class, predicting it is right for 3/4 of the ground."""
+        hidden = torch.ones(1, 2, 1, 2, dtype=torch.bool)
+        image = torch.tensor([[[[0.6, 0.2]], [[0.4, 0.8]]]])
+        target = torch.tensor([[[[0.75, 1.0]], [[0.25, 0.0]]]])
+        (entropy, wrong), counts = error_sums([image], [target], [hidden], hidden, self.scored(self.classes))
+        expected = -0.75 * np.log(0.6) - 0.25 * np.log(0.4) - np.log(0.2)
+        assert entropy[0].item() == pytest.approx(expected, rel=1e-4) and wrong[0].item() == pytest.approx(0.25 + 1)
+        assert counts[0].item() == 2
+
+    def test_angles_are_compared_round_the_circle(self):
+        hidden = torch.ones(1, 2, 1, 2, dtype=torch.bool)
+        image, target = (self.angle.encode(torch.tensor([[angles]]))[0] for angles in ([359.0, 90.0], [1.0, 120.0]))
+        (error, report), _ = error_sums([image], [target], [hidden], hidden, self.scored(self.angle))
+        assert error[0].item() == pytest.approx(2**2 + 30**2, rel=1e-4) and torch.equal(error, report)
+
+    def test_errors_of_transformed_layers_are_reported_in_physical_units(self):
+        encoding = Encoding(transform=Transform("log"), locations=(1.0,), spreads=(2.0,))
+        hidden = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        image, target = (encoding.encode(torch.tensor([[[value]]]))[0] for value in (100.0, 10.0))
+        (error, report), _ = error_sums([image], [target], [hidden], hidden, self.scored(encoding))
+        assert error[0].item() == pytest.approx((np.log(10) / 2) ** 2, rel=1e-5)
+        assert report[0].item() == pytest.approx(90**2, rel=1e-4)
+
+    def test_free_predictions_of_classes(self):
+        """Known: one pixel of each class; hidden: what is nearest is right once and wrong once."""
+        imgs = torch.tensor([[[[1.0, 0.0, 0.0, 1.0]], [[0.0, 1.0, 1.0, 0.0]]]])
+        everything, hidden = torch.ones_like(imgs, dtype=torch.bool), torch.zeros_like(imgs, dtype=torch.bool)
+        hidden[..., 2:] = True
+        batch = ScoredBatch(imgs, everything, [], [], torch.zeros(1, 4))
+        layers = self.scored(self.classes)
+        sums = skill.free_sums(batch, [imgs], [everything], hidden, layers=layers, scales=(1,))
+        constant, nearest = skill._best_mixture(sums)
+        assert constant[0, 0].item() == pytest.approx(-np.log(0.25) - np.log(0.75), rel=1e-4)
+        assert constant[1, 0].item() == 1 and nearest[1, 0].item() == 1
+        # With a share of m of the frequencies the two cost -log(1 - 0.75 m) and -log(0.75 m), least at m = 2/3.
+        costs = {m: -np.log(1 - 0.75 * m) - np.log(0.75 * m) for m in skill.MIXTURES[1:]}
+        assert nearest[0, 0].item() == pytest.approx(min(costs.values()), rel=1e-4)
