@@ -15,7 +15,8 @@ from rasterio.errors import NotGeoreferencedWarning
 import models_mae_group_channels as models
 from datasets.scene_images import to_size
 from datasets.scene_set import KINDS, open_scene_set
-from datasets.scenes import Scenes, hold_out, open_scenes, open_test_scenes, scene_statistics
+from datasets.scene_statistics import scene_statistics
+from datasets.scenes import Scenes, hold_out, open_scenes, open_test_scenes
 from tests import scene_files
 from tests.scene_files import CATEGORIES, write_image, write_lines
 from util import options
@@ -191,8 +192,8 @@ class TestStatistics:
         assert found.median == np.median(values) and found.mean == found.location
 
     def test_of_some_images_and_pixels(self, scenes, monkeypatch):
-        monkeypatch.setattr("datasets.scenes.SAMPLED_IMAGES", 5)
-        monkeypatch.setattr("datasets.scenes.SAMPLED_PIXELS", 100)
+        monkeypatch.setattr("datasets.scene_statistics.SAMPLED_IMAGES", 5)
+        monkeypatch.setattr("datasets.scene_statistics.SAMPLED_PIXELS", 100)
         found = scene_statistics(scenes.images, scenes.train, seed=0)
         assert found[0].sampled and found[0].count <= 500
         assert found == scene_statistics(scenes.images, scenes.train, seed=0)
