@@ -539,7 +539,7 @@ def refuse_non_finite(window: WindowOfSteps, seen_tiles: Sequence[list[np.ndarra
     step = run.place.step - len(seen_tiles) + window.first_bad
     error = RunFailed(
         f"loss not finite at step {step} (epoch {run.place.epoch}); that step did not touch the weights, and the last "
-        f"checkpoint in {run.files.output_dir} is good. Tiles of that step: "
+        f"checkpoint in {run.files.output_dir} is good. Tiles of that step, "
         f"{run.survey.name_tiles(tiles) if tiles else 'unknown (the gradient overflowed)'}. Mend the layers there or "
         "lower --lr, and start afresh: --resume auto repeats the same steps"
     )

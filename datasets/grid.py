@@ -164,7 +164,7 @@ class Survey:
 
     def name_tiles(self, tiles: Sequence[Sequence[int]]) -> str:
         """Windows by their origins."""
-        return f"(row, col) of {self.tiles.height} x {self.tiles.width} reference pixels: {list(tiles)}"
+        return f"as (row, col) of {self.tiles.height} x {self.tiles.width} reference pixels: {list(tiles)}"
 
     def notes(self, patch_size: int) -> list[str]:
         """What a user should know before training with such patches."""

@@ -252,11 +252,7 @@ def open_scene_set(
         OSError: one of those that are opened to see whether they are what they should be cannot be used.
     """
     kind = KINDS[dataset_type]
-    dropped = kind.dropped if dropped_bands is None else dropped_bands
-    check_numbers(dropped, len(kind.bands), "--dropped_bands")
-    bands = tuple(band for band in range(len(kind.bands)) if band not in set(dropped))
-    if not bands:
-        raise ValueError(f"--dropped_bands leaves none of the {len(kind.bands)} bands; keep at least one")
+    bands = _kept_bands(kind, dropped_bands)
     check_numbers(masked_bands, len(bands), "--masked_bands")
     if len(set(masked_bands)) == len(bands):
         raise ValueError(f"--masked_bands hides every one of the {len(bands)} bands; leave at least one")
@@ -286,6 +282,16 @@ def open_scene_set(
     )
     found.probe()
     return found
+
+
+def _kept_bands(kind: SceneKind, dropped_bands: Sequence[int] | None) -> tuple[int, ...]:
+    """Numbers of the bands that are not dropped, None dropping those that the data set's users leave out."""
+    dropped = kind.dropped if dropped_bands is None else dropped_bands
+    check_numbers(dropped, len(kind.bands), "--dropped_bands")
+    bands = tuple(band for band in range(len(kind.bands)) if band not in set(dropped))
+    if not bands:
+        raise ValueError(f"--dropped_bands leaves none of the {len(kind.bands)} bands; keep at least one")
+    return bands
 
 
 def _json_of(path: str) -> str:

@@ -139,7 +139,8 @@ class Scenes:
 
     def name_tiles(self, tiles: Sequence[Sequence[int]]) -> str:
         """Images by row and file."""
-        return "; ".join(self.images.table.where(number) for number in dict.fromkeys(tile[0] for tile in tiles))
+        numbers = dict.fromkeys(tile[0] for tile in tiles)
+        return "by row and file: " + "; ".join(self.images.table.where(number) for number in numbers)
 
     def lines(self) -> list[str]:
         """What will be read, as lines to log."""

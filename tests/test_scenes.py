@@ -348,6 +348,13 @@ class TestOptions:
             options.scene_options(self.parse("--dataset_type rgb --train_path a.csv --input_size 10"))
 
 
+def test_messages_name_images_by_row(scenes):
+    named = scenes.name_tiles([[3, -1, 0], [3, 7, 1], [0, 7, 0]])
+    paths = scenes.images.table.paths
+    said = [f"{scenes.images.table.path}, row {number + 2}: image {paths[number]}" for number in (3, 0)]
+    assert named == "by row and file: " + "; ".join(said)
+
+
 def test_tables_of_a_run(scenes, tmp_path):
     scenes.write_tables(tmp_path)
     rows = [line.split(",") for line in (tmp_path / "categories.csv").read_text(encoding="utf-8").splitlines()]
