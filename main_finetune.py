@@ -48,7 +48,7 @@ from util.engine import StepMeter, Stop, Updater, make_adamw, seed_step
 from util.finetune_arms import Arm, arms_of, choose_folds, constant_prediction
 from util.finetune_files import FinetuneFiles, flat_numbers
 from util.finetune_losses import DenseClasses, DenseValues, Objective, WindowClasses
-from util.finetune_report import Scored, collect, table_lines
+from util.finetune_report import Scored, collect, draw_ground, draw_points, draw_scores, table_lines
 from util.finetune_scores import (
     BlockSums,
     Outcome,
@@ -402,7 +402,7 @@ def begin_fit(job: Job, arm: Arm, fold: int | None) -> Fit:
     args, ranks, device = job.args, job.ranks, job.device
     examples = job.data.targets.fold(fold)
     torch.manual_seed(args.seed)
-    network = models.build_finetune_model(network_config(job))
+    network = models.build_finetune_model(network_config(job, arm))
     if arm.pretrained and job.encoder is not None:
         for text in load_encoder(network, job.encoder).lines():
             logger.log(logging.INFO if fold == job.folds[0] else logging.DEBUG, "%s", text)
@@ -446,7 +446,7 @@ def begin_fit(job: Job, arm: Arm, fold: int | None) -> Fit:
     return fit
 
 
-def network_config(job: Job) -> dict[str, Any]:
+def network_config(job: Job, arm: Arm) -> dict[str, Any]:
     """What `build_finetune_model` builds: the checkpoint's encoder, or one from scratch, with the task's head."""
     args, data = job.args, job.data
     if job.encoder is not None:
@@ -457,7 +457,9 @@ def network_config(job: Job) -> dict[str, Any]:
     encoder |= {"grad_checkpointing": args.grad_checkpointing}
     if data.task == "classification":
         return {"kind": "classification", "num_classes": data.outputs, "global_pool": args.global_pool, **encoder}
-    return {"kind": "dense", "num_outputs": data.outputs, "scale": args.label_scale, "head": args.head, **encoder}
+    # A probe asks what the features hold, so nothing but a linear map stands between them and the labels.
+    head = args.head if args.head and arm == job.arms[0] else "linear" if arm.frozen else "upsample"
+    return {"kind": "dense", "num_outputs": data.outputs, "scale": args.label_scale, "head": head, **encoder}
 
 
 def objective_of(job: Job, facts: TrainingFacts) -> Objective:
@@ -613,6 +615,7 @@ def save(job: Job, fit: Fit, scores: dict[str, Any] | None) -> None:
         "model_config": fit.network.config,
         "layers": job.opened.layers,
         "statistics": job.opened.statistics,
+        "encodings": job.opened.encodings,
         "options": vars(job.args),
         "version": VERSION,
         "base_resolution": job.opened.survey.base_resolution,
@@ -761,9 +764,49 @@ def report(job: Job) -> dict[str, Any]:
     files.metrics(metrics)
     for text in table_lines(scored, metrics):
         logger.info("%s", text)
+    for path in (*draw_scores(scored, metrics, files), draw_maps(job, scored)):
+        logger.info("picture      %s", path)
     logger.info("scores       %s", files.output_dir / "metrics.json")
     logger.info("tensorboard  tensorboard --logdir %s", files.log_dir)
     return metrics
+
+
+def draw_maps(job: Job, scored: Scored) -> Path:
+    """Draws what the main arm predicted on test ground beside the truth; returns the picture's path."""
+    targets, survey, files = job.data.targets, job.opened.survey, job.files
+    crs = survey.stack.reference.crs
+    common = {
+        "colours": () if job.data.classes is None else job.data.classes.colours,
+        "length_unit": "degree"
+        if crs.is_geographic
+        else "m"
+        if crs.linear_units.startswith("met")
+        else crs.linear_units,
+    }
+    if isinstance(targets, WindowTargets):
+        centres = targets.examples.centres
+        return draw_points(
+            scored,
+            files,
+            centres=centres,
+            truth=targets.examples.classes,
+            folds=job.data.folds.fold_at(centres[:, 0], centres[:, 1]),
+            shape=survey.shape,
+            pixel_size=survey.base_resolution,
+            **common,
+        )
+    labels = targets.labels
+    truth, folds = SampledMap(labels.values.shape), SampledMap(labels.values.shape)
+    for unit in units_of(*survey.shape, edge=SCORED_TILES * survey.input_size):
+        window = [edge * labels.scale for edge in (unit.top, unit.left, unit.bottom - unit.top, unit.right - unit.left)]
+        here = labels.labelled(*window)
+        truth.paint(window[0], window[1], np.where(here, labels.read(*window), np.nan))
+        tested = np.full(here.shape, np.nan)
+        for fold in range(job.data.folds.count):
+            tested[here & job.data.folds.testing(fold, *window, scale=labels.scale)] = fold
+        folds.paint(window[0], window[1], tested)
+    pixel_size = labels.grid.resolution * truth.step
+    return draw_ground(scored, files, truth=truth.values, folds=folds.values, pixel_size=pixel_size, **common)
 
 
 if __name__ == "__main__":

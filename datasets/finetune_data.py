@@ -22,7 +22,7 @@ from datasets.label_map import LabelMap, seen_ground
 from datasets.labels import TargetGrid, open_labels
 from datasets.layers import Layer
 from datasets.points import open_points
-from datasets.reopen import ReopenedSurvey, reopen_survey, stored_layers
+from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
 from datasets.sample_survey import labels_of_sample
 from datasets.targets import DenseTargets
 from datasets.window_targets import WindowTargets, point_examples, tile_examples
@@ -44,12 +44,14 @@ class OpenedLayers:
         survey: where windows are cut out of.
         layers: in channel order, as a checkpoint holds them.
         statistics: per layer location and spread, as a checkpoint holds them.
+        encodings: per layer how values become channels, likewise.
         channels: `in_chans` and `channel_groups` for a network from scratch; empty where a checkpoint says it.
     """
 
     survey: ReopenedSurvey
     layers: list[dict[str, Any]]
     statistics: list[dict[str, Any]]
+    encodings: list[dict[str, Any]]
     channels: dict[str, Any]
 
 
@@ -171,12 +173,14 @@ def open_layers(
             **scratch,
         )
         layers, statistics = [asdict(layer) for layer in survey.layers], [asdict(item) for item in survey.statistics]
-        channels = {"in_chans": len(layers), "channel_groups": survey.groups}
+        encodings, options = survey.encodings, survey.channel_options()
+        channels = {key: options[key] for key in ("in_chans", "channel_groups")}
         size, base, was_hidden = survey.input_size, survey.base_resolution, ()
         data_dir = layers_table = None
         trained: Mapping[str, Any] = {"extent": extent, "reproject": reproject}
     else:
         layers, statistics, channels, trained = stored["layers"], stored["statistics"], {}, stored["options"]
+        encodings = stored_encodings(stored)
         size = input_size or stored["model_config"]["img_size"]
         base = base_resolution or stored.get("base_resolution") or trained.get("base_resolution")
         was_hidden = trained.get("masked_bands") or ()
@@ -191,8 +195,9 @@ def open_layers(
         stored_layers(layers),
         data_dir=data_dir,
         layers_table=layers_table,
-        location=[item["location"] for item in statistics],
-        spread=[item["spread"] for item in statistics],
+        location=(),
+        spread=(),
+        encodings=encodings,
         input_size=size,
         scales=(1,),
         base_resolution=base,
@@ -204,7 +209,7 @@ def open_layers(
     )
     if fits_memory(survey.stack, cache, local_ranks):
         survey.stack.load()
-    return OpenedLayers(survey, layers, statistics, channels)
+    return OpenedLayers(survey, layers, statistics, [encoding.plain() for encoding in encodings], channels)
 
 
 def labels_path(labels: str | None, task: str, layers: Sequence[Layer]) -> str:

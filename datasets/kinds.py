@@ -137,9 +137,11 @@ class Encoding:
 
 def encoding_of(plain: Mapping[str, Any]) -> Encoding:
     """The encoding that `Encoding.plain` wrote."""
-    parts = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items() if k != "transform"}
-    transform = {k: tuple(v) if isinstance(v, list) else v for k, v in plain["transform"].items()}
-    return Encoding(transform=Transform(**transform), **parts)
+
+    def tuples(part: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}
+
+    return Encoding(**{**tuples(plain), "transform": Transform(**tuples(plain["transform"]))})
 
 
 def linear_encodings(location: Sequence[float], spread: Sequence[float]) -> tuple[Encoding, ...]:

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 
 from util.finetune_files import FinetuneFiles
+from util.finetune_scores import merged
+from util.score_figures import arms_figure, calibration_figure, confusion_figure, success_rate_figure
+from util.score_maps import class_maps, point_maps, value_maps
 from util.scores import HEADLINES, confusion_scores, confusion_table, summarise
 
 logger = logging.getLogger(__name__)
@@ -100,3 +103,99 @@ def write_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Seque
     """Writes a confusion matrix as CSV, truth down, prediction across."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(confusion_table(confusion, names))
+
+
+def draw_scores(scored: Scored, metrics: Mapping[str, Any], files: FinetuneFiles) -> list[Path]:
+    """Draws the arms beside each other and, of the main arm, what its kind of scores has curves or matrices for."""
+    main, head = scored.arms[0], HEADLINES[scored.kind]
+    arms = {arm: [of["test"][head] for of in metrics["arms"][arm]["folds"].values()] for arm in scored.arms}
+    paths = [files.draw("scores", arms_figure(arms, score=head, title=f"{head} on test ground", warning=scored.leak))]
+    if scored.kind == "prospectivity":
+        for name, figure_of in (("success_rate", success_rate_figure), ("calibration", calibration_figure)):
+            folds = metrics["arms"][main]["folds"]
+            curves = {f"fold {fold}": of["test"][name] for fold, of in folds.items() if of["test"].get(name)}
+            paths.append(files.draw(name, figure_of(curves, title=main, warning=scored.leak)))
+    elif scored.names:
+        confusion = metrics["arms"][main]["all_folds"]["confusion"]
+        write_confusion(files.output_dir / "confusion.csv", confusion, scored.names)
+        paths.append(
+            files.draw("confusion", confusion_figure(confusion, scored.names, title=main, warning=scored.leak))
+        )
+    return paths
+
+
+def out_of_fold(scored: Scored, files: FinetuneFiles, name: str) -> list[np.ndarray]:
+    """An array of the main arm from every fold."""
+    found = [files.outcome(scored.arms[0], fold) for fold in scored.folds]
+    return [outcome[1][name] for outcome in found if outcome is not None]
+
+
+def draw_ground(
+    scored: Scored,
+    files: FinetuneFiles,
+    *,
+    truth: np.ndarray,
+    folds: np.ndarray,
+    colours: Sequence[str],
+    pixel_size: float,
+    length_unit: str,
+) -> Path:
+    """Draws maps of truth, prediction, error and folds of the main arm; each pixel as predicted where it was tested.
+
+    Args:
+        truth: (rows, cols) class numbers or values, NaN = unlabelled; a `SampledMap`'s.
+        folds: likewise, number of the fold, NaN = in none.
+        colours: of the classes, '#rrggbb'.
+        pixel_size: ground width of these pixels, CRS units.
+        length_unit: of the CRS.
+    """
+    prediction = merged(out_of_fold(scored, files, "map"))
+    common: dict[str, Any] = {"pixel_size": pixel_size, "length_unit": length_unit, "warning": scored.leak}
+    common["title"] = f"{scored.arms[0]}: every pixel as predicted by the fit that did not see it"
+    if scored.names:
+        figure = class_maps(truth, prediction, folds, names=scored.names, colours=colours, **common)
+    else:
+        figure = value_maps(truth, prediction, folds, unit=scored.units, **common)
+    return files.draw("map", figure)
+
+
+def draw_points(
+    scored: Scored,
+    files: FinetuneFiles,
+    *,
+    centres: np.ndarray,
+    truth: np.ndarray,
+    folds: np.ndarray,
+    colours: Sequence[str],
+    shape: tuple[int, int],
+    pixel_size: float,
+    length_unit: str,
+) -> Path:
+    """Draws the examples of the main arm on the ground by truth, prediction, error and fold.
+
+    Args:
+        centres: (n, 2) base-scale (row, col) of all examples.
+        truth: (n,) their classes.
+        folds: (n,) the fold in which each is tested, -1 = in none.
+        colours: of the classes, '#rrggbb'.
+        shape: (rows, cols) of the ground, base-scale pixels.
+        pixel_size: edge of a base-scale pixel, CRS units.
+        length_unit: of the CRS.
+    """
+    numbers = np.concatenate(out_of_fold(scored, files, "numbers"))
+    shares = np.concatenate(out_of_fold(scored, files, "shares"))
+    prediction = shares[:, 1].astype(np.float64) if scored.kind == "prospectivity" else shares.argmax(axis=1)
+    figure = point_maps(
+        centres[numbers],
+        truth[numbers],
+        prediction,
+        folds[numbers],
+        names=scored.names,
+        colours=colours,
+        shape=shape,
+        pixel_size=pixel_size,
+        length_unit=length_unit,
+        title=f"{scored.arms[0]}: every example as predicted by the fit that did not see it",
+        warning=scored.leak,
+    )
+    return files.draw("map", figure)

@@ -384,7 +384,7 @@ def reconstruction_rows(
                 torch.where(valid[level][first], prediction, nan),
                 torch.where(valid[level][first], targets[level][part], nan),
             ]
-            physical = [layer.decode(array).numpy() for array in arrays]
-            kind = layer.channels.kind
-            rows.append(RowImages(layer.name, layer.unit, scale, base_resolution / scale, *physical, kind=kind))
+            shown, visible, rebuilt, target = [layer.decode(array).numpy() for array in arrays]
+            pixel, kind = base_resolution / scale, layer.channels.kind
+            rows.append(RowImages(layer.name, layer.unit, scale, pixel, shown, visible, rebuilt, target, kind=kind))
     return rows
