@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import rasterio
 
+import main_finetune
 import main_inference
 from scripts import describe_grids
 from tests import small_main
@@ -166,6 +167,18 @@ def test_a_model_of_classes_alone_fills_nothing(survey, tmp_path, capsys):
     for what, reason in (("gapfill", "filled: a spline needs"), ("superresolution", "refined: only interpolation")):
         assert infer(tmp_path / "run", tmp_path / "out", what) == 2
         assert f"no continuous layer: 'lithology' (categorical) cannot be {reason}" in capsys.readouterr().err
+
+
+def test_fine_tuning_takes_every_kind(survey, trained, tmp_path):
+    """The encoder and its channels move over; what is fitted says how channels come about."""
+    with rasterio.open(survey / "magnetics.tif") as file:
+        labels = write_grid(tmp_path / "labels.tif", (1 + (file.read(1) > 0)).astype("uint8"), nodata=0)
+    flags = "--input_size 8 --batch_size 4 --epochs 1 --tiles_per_epoch 12 --warmup_epochs 0 --folds 2 --val_buffer 4"
+    paths = ["--finetune", str(trained / "checkpoint-last.pth"), "--labels", str(labels)]
+    output = ["--output_dir", str(tmp_path / "run"), "--num_workers", "0", "--device", "cpu", "--no_progress"]
+    assert main_finetune.main([*paths, *flags.split(), *output]) == 0
+    state = checkpoint(tmp_path / "run")
+    assert state["encodings"] == checkpoint(trained)["encodings"] and state["model_config"]["in_chans"] == 7
 
 
 def test_describe_grids_says_the_kinds(survey, capsys):
