@@ -84,8 +84,8 @@ def fit_transform(kind: str, values: np.ndarray) -> Transform:
 
 def _piecewise(x: torch.Tensor, places: tuple[float, ...], values: tuple[float, ...]) -> torch.Tensor:
     """Linear between increasing places, straight on beyond the first and the last."""
-    xs = torch.tensor(places, dtype=torch.float64, device=x.device)
-    ys = torch.tensor(values, dtype=torch.float64, device=x.device)
-    segment = torch.searchsorted(xs[1:-1].contiguous(), x.double().contiguous())
+    xs = torch.tensor(places, dtype=x.dtype, device=x.device)
+    ys = torch.tensor(values, dtype=x.dtype, device=x.device)
+    segment = torch.searchsorted(xs[1:-1].contiguous(), x.contiguous())
     slope = ys.diff() / xs.diff()
-    return (ys[segment] + (x - xs[segment]) * slope[segment]).to(x.dtype)
+    return ys[segment] + (x - xs[segment]) * slope[segment]

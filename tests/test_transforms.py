@@ -52,7 +52,7 @@ def test_quantile_of_many_equal_values():
 
 @pytest.mark.parametrize("kind", ["none", "log", "asinh", "quantile"])
 @settings(max_examples=30, deadline=None)
-@given(values=st.lists(st.floats(0.5, 1e4), min_size=3, max_size=30, unique=True))
+@given(values=st.lists(st.integers(50, 10**6).map(lambda n: n / 100), min_size=3, max_size=30, unique=True))
 def test_there_and_back(kind, values):
     """Also beyond the ends of what it was fitted to. Tolerance: knots are float32."""
     values = np.array(values)
