@@ -90,6 +90,19 @@ class ReopenedSurvey:
         """(rows, cols) bool, True where results are wanted: everywhere, or inside the area of interest."""
         return np.ones((rows, cols), dtype=bool) if self.aoi is None else self.aoi.inside(transform, rows, cols)
 
+    def is_wanted(self, top: int, left: int, bottom: int, right: int) -> bool:
+        """Whether results are wanted somewhere in a rectangle of base-scale pixels, as far as bounds tell."""
+        if self.aoi is None:
+            return True
+        grid, base = self.stack.reference, self.base_resolution
+        west, south, east, north = self.aoi.bounds
+        return (
+            grid.left + left * base < east
+            and grid.left + right * base > west
+            and grid.top - top * base > south
+            and grid.top - bottom * base < north
+        )
+
     def lines(self) -> list[str]:
         """What will be read, as lines to log."""
         lines = [

@@ -25,7 +25,6 @@ class NativeLayer:
     Attributes:
         channel: its number.
         values: name, unit and statistics.
-        scale: the finest scale at which the model predicts it.
         left: western edge, CRS units.
         top: northern edge, CRS units.
         resolution_x: width of a pixel, CRS units.
@@ -34,11 +33,11 @@ class NativeLayer:
         cols: number of columns.
         ratio_yx: native pixels per base-scale pixel.
         offset_yx: native coordinate of the first base-scale pixel's edge.
+        scale: the finest scale at which the model predicts it.
     """
 
     channel: int
     values: LayerValues
-    scale: int
     left: float
     top: float
     resolution_x: float
@@ -47,6 +46,7 @@ class NativeLayer:
     cols: int
     ratio_yx: tuple[float, float]
     offset_yx: tuple[float, float]
+    scale: int = 1
 
     def window(self, unit: Unit) -> tuple[int, int, int, int]:
         """(row, col, rows, cols) of the pixels whose centres lie in a unit; they may lie outside of the layer."""

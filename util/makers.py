@@ -1,0 +1,189 @@
+"""From options' values to makers: which layers at which scales, what is refused, and what is learned before the loop.
+
+One function for each kind of result. Each takes the `Subject`, what the model is applied to, and the values of the
+options that concern it, and returns a maker that the programs' loop can work with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from util import distributed as dist
+from util.finer_products import FinerMaker
+from util.gap_products import GapMaker, NativeLayer
+from util.masked_products import ReconstructionMaker, Views
+from util.mosaic import Unit
+from util.products import EmbeddingMaker, Engine, Ground, LayerValues, Maker, SampleOf, position_means
+
+logger = logging.getLogger(__name__)
+
+ARTIFICIAL_GAPS = 24
+"""Gaps made in each layer to learn how to fill real ones; enough for errors at eight distances."""
+GAP_TRIES = 1000
+POSITION_TILES = 512
+"""Tiles over which features are averaged at each place within a tile."""
+FINER_TILES = 24
+"""Tiles on which the share of the model's detail is found."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a model is applied to: ground, layers, and the network.
+
+    Attributes:
+        engine: the network.
+        ground: the base-scale pixels.
+        layers: name, unit and statistics of every layer, in channel order.
+        natives: their own grids, in the same order; None where a layer is absent.
+        known: for each scale, the channels whose own pixels are no coarser than those of the scale.
+        read: reads a rectangle of ground.
+        tags: what every result says of where it comes from.
+    """
+
+    engine: Engine
+    ground: Ground
+    layers: Sequence[LayerValues]
+    natives: Sequence[NativeLayer | None]
+    known: Mapping[int, Sequence[int]]
+    read: Callable[[Unit], Any]
+    tags: Mapping[str, str]
+
+    def tiles(self, most: int) -> np.ndarray:
+        """(n, 2) origins of some tiles, spread over the ground in no regular order."""
+        rows, cols = self.engine.lattice(self.ground)
+        numbers = np.random.default_rng(most).permutation(len(rows) * len(cols))[:most]
+        return np.stack([rows[numbers // len(cols)], cols[numbers % len(cols)]], axis=1)
+
+    def single_tiles(self) -> SampleOf:
+        """Reads single tiles, wherever they lie."""
+        size = self.engine.model.img_size
+
+        def sample(origins: np.ndarray) -> Any:
+            top, left = (int(x) for x in origins[0])
+            return self.read(Unit(0, 0, top, left, top + size, left + size)).sample(origins, self.engine.device)
+
+        return sample
+
+    def refuse_normalised(self, output: str) -> None:
+        """Refuses models whose predictions have no physical units.
+
+        Raises:
+            ValueError: with the remedy.
+        """
+        if self.engine.model.norm_pix_loss:
+            raise ValueError(
+                f"--output {output}: the model was trained with --norm_pix_loss, so its predictions are relative to "
+                "each patch and have no physical units; train without it"
+            )
+
+
+def embeddings(subject: Subject, *, pool: str, stride: int | None, dtype: str, clusters: int, positions: str) -> Maker:
+    """Embeddings at patch stride (None) or finer.
+
+    Raises:
+        ValueError: number of classes or stride out of range; no valid pixel.
+    """
+    if clusters > 255 or clusters == 1:
+        raise ValueError(f"--clusters {clusters}: expected 2 to 255, or 0 for none")
+    engine = subject.engine
+    stride = stride or engine.model.patch_size
+    maker = EmbeddingMaker(engine, subject.ground, pool=pool, stride=stride, dtype=dtype, tags=subject.tags)
+    if positions == "remove":
+        maker.position_means = position_means(engine, subject.tiles(POSITION_TILES), subject.single_tiles())
+    return maker
+
+
+def reconstruction(subject: Subject, *, views: Views) -> Maker:
+    """Every layer at every scale at which it was learned and has pixels here.
+
+    Raises:
+        ValueError: there is none; predictions have no units; too few views.
+    """
+    subject.refuse_normalised("reconstruction")
+    scored = subject.engine.model.scored
+    wanted = {s: [c for c in channels if c in subject.known[s]] for s, channels in scored.items()}
+    if not any(wanted.values()):
+        raise ValueError("no layer is as fine as a scale at which the model predicts it; nothing can be reconstructed")
+    return ReconstructionMaker(
+        subject.engine, subject.ground, layers=subject.layers, wanted=wanted, views=views, tags=subject.tags
+    )
+
+
+def gapfill(subject: Subject, *, views: Views, max_gap: float | None) -> Maker:
+    """Layers on their own grids, gaps up to `max_gap` (CRS units; None: half a tile) filled.
+
+    Raises:
+        ValueError: no layer can be filled; the gap is wider than a tile; predictions have no units.
+    """
+    subject.refuse_normalised("gapfill")
+    engine, ground, scored = subject.engine, subject.ground, subject.engine.model.scored
+    finest = {
+        c: max(s for s in scored if c in scored[s] and c in subject.known[s])
+        for c in scored[1]
+        if c in subject.known[1]
+    }
+    left_out = [layer.name for c, layer in enumerate(subject.layers) if c not in finest]
+    if not finest:
+        raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")
+    if left_out:
+        logger.warning("not filled, because the model does not predict them here: %s", ", ".join(left_out))
+    present = ((subject.natives[c], scale) for c, scale in finest.items())
+    layers = [replace(native, scale=scale) for native, scale in present if native is not None]
+    max_gap = max_gap or engine.model.img_size * ground.base / 2
+    maker = GapMaker(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=subject.tags)
+    logger.info("filling artificial gaps to see how well it goes")
+    maker.fillings = dist.on_main(
+        lambda: maker.calibrate(subject.read, subject.tiles(GAP_TRIES), count=ARTIFICIAL_GAPS)
+    )
+    for layer in layers:
+        filling, name = maker.fillings[layer.channel], f"gapfill_{layer.values.file}"
+        facts = {"method": "thin-plate spline and model detail", "share_of_model_detail": f"{filling.share:.3f}"}
+        maker.rasters[name] = replace(maker.rasters[name], tags={**maker.rasters[name].tags, **facts})
+        logger.info(
+            "layer '%s': %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s, edge to middle",
+            layer.values.name,
+            100 * filling.share,
+            filling.errors[0],
+            filling.errors[-1],
+            layer.values.unit,
+        )
+    return maker
+
+
+def superresolution(subject: Subject, *, views: Views) -> Maker:
+    """Layers that are coarser here than where the model learned to predict them.
+
+    Raises:
+        ValueError: there is none; predictions have no units.
+    """
+    subject.refuse_normalised("superresolution")
+    scored, known = subject.engine.model.scored, subject.known
+    shown = [c for c in known[1] if c in scored[1]]
+    wanted = {s: [c for c in scored[s] if c in shown and c not in known[s]] for s in scored}
+    if not any(wanted.values()):
+        learned = "; ".join(
+            f"'{layer.name}' down to {subject.ground.base / max(s for s in scored if c in scored[s]):g}"
+            for c, layer in enumerate(subject.layers)
+            if c in scored[1]
+        )
+        raise ValueError(
+            "--output superresolution: every layer here is as fine as the model has ever seen it, and it has no "
+            f"prediction for a layer at pixels it was never shown (it learned {learned}, CRS units). Give layers that "
+            "are coarser than those of training, or train on a survey where this layer is finer"
+        )
+    steps = [(c, s, max(k for k in scored if c in known[k] and s % k == 0)) for s in scored for c in wanted[s]]
+    maker = FinerMaker(
+        subject.engine, subject.ground, layers=subject.layers, wanted=steps, views=views, tags=subject.tags
+    )
+    maker.shares = dist.on_main(lambda: maker.calibrate(subject.read, subject.tiles(FINER_TILES)))
+    for (c, s), share in maker.shares.items():
+        info = maker.rasters[maker.name(c, s)]
+        maker.rasters[maker.name(c, s)] = replace(info, tags={**info.tags, "share_of_model_detail": f"{share:.3f}"})
+        name = subject.layers[c].name
+        logger.info("layer '%s' at %dx: %.0f %% of the model's detail is added to interpolation", name, s, 100 * share)
+    return maker
