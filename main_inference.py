@@ -30,12 +30,13 @@ from util import inference_options, makers, results
 from util.device import amp_policy, describe_environment, select_device
 from util.engine import Stop
 from util.gap_products import NativeLayer
-from util.geotiff import Parts, RasterInfo, limited_cache
+from util.geotiff import Parts, limited_cache
 from util.log import progress, setup_logging
 from util.makers import Subject
 from util.masked_products import Views
 from util.mosaic import Unit, share_of_rank, units_of
 from util.products import Engine, Ground, LayerValues, Maker, Meter
+from util.raster_info import RasterInfo
 from util.run_files import check_writable
 
 logger = logging.getLogger("main_inference")

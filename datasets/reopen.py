@@ -24,6 +24,9 @@ from datasets.stack import Block, Stack, make_blocks, reference_grid
 
 logger = logging.getLogger(__name__)
 
+STRANGE = 5.0
+"""Spreads between the means of a layer here and in training beyond which a user is told."""
+
 
 @dataclass(frozen=True)
 class ReopenedSurvey:
@@ -228,6 +231,7 @@ def reopen_survey(
     stack, summaries, notes = _open_stack(trained, found, hidden=hidden, extent=extent, reproject=reproject)
     if extra:
         notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
+    notes += _strangers(trained, summaries, location=location, spread=spread)
     reference = stack.reference
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
     rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
@@ -266,7 +270,7 @@ def _open_stack(
     target = layer_crs(opened[0]) if reproject else None
     bands = [open_band(layer, reproject_to=target) for layer in opened]
     reference = reference_grid(bands, extent=extent)
-    bands, summaries, notes = scan_bands(bands, aoi=None)
+    bands, summaries, notes = scan_bands(bands, aoi=None, allow_constant=True)
     at = dict(zip(present, bands, strict=True))
     # An absent layer borrows the pixels of another, and shows none of them.
     every = [at.get(c) or replace(bands[0], layer=layer) for c, layer in enumerate(trained)]
@@ -274,6 +278,22 @@ def _open_stack(
     by_channel = dict(zip(present, summaries, strict=True))
     stack = Stack(every, reference, hidden=[*absent, *hidden])
     return stack, tuple(by_channel.get(c) for c in range(len(trained))), notes
+
+
+def _strangers(
+    trained: Sequence[Layer],
+    summaries: Sequence[BandSummary | None],
+    *,
+    location: Sequence[float],
+    spread: Sequence[float],
+) -> list[str]:
+    """What to say of layers whose values are not at all those of training."""
+    return [
+        f"layer '{layer.name}': values here are about {summary.mean:.6g}, in training they were {middle:.6g} with a "
+        f"spread of {width:.3g}: the model has not seen such values; are the units the same?"
+        for layer, summary, middle, width in zip(trained, summaries, location, spread, strict=True)
+        if summary is not None and abs(summary.mean - middle) > STRANGE * max(width, summary.std)
+    ]
 
 
 def _find_layers(

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 import uuid
 import weakref
 from dataclasses import asdict
@@ -406,6 +407,26 @@ class TestOutputs:
         expected = np.where(inside, pixels_of(whole / name), np.nan)
         np.testing.assert_array_equal(pixels_of(part / name), expected)
 
+    @pytest.mark.parametrize("output", ["embeddings", "reconstruction", "gapfill"])
+    def test_constant_layer(self, trained, tmp_path, caplog, output):
+        """A layer without any variation, such as zeros to test with, is used and named."""
+        (tmp_path / "gravity.tif").write_bytes((trained.survey / "gravity.tif").read_bytes())
+        write_grid(tmp_path / "magnetics.tif", np.zeros((160, 160), np.float32))
+        more = ("--data_dir", str(tmp_path), "--max_gap", "2000")
+        out = infer(trained, tmp_path / "out", output, *more)
+        assert "layer 'magnetics': constant: every valid pixel is 0" in caplog.text
+        name = {"embeddings": "embeddings", "reconstruction": "reconstruction_magnetics_4x"}
+        pixels = pixels_of(out / f"{name.get(output, 'gapfill_magnetics')}.tif")
+        assert np.isfinite(pixels[0]).any() and output != "gapfill" or (pixels == 0).all()
+
+    def test_values_unlike_those_of_training(self, trained, tmp_path, caplog):
+        (tmp_path / "gravity.tif").write_bytes((trained.survey / "gravity.tif").read_bytes())
+        noise = np.random.default_rng(0).normal(5e5, 1, (160, 160)).astype(np.float32)
+        write_grid(tmp_path / "magnetics.tif", noise)
+        infer(trained, tmp_path / "out", "embeddings", "--data_dir", str(tmp_path))
+        assert "layer 'magnetics': values here are about 500000, in training they were" in caplog.text
+        assert "are the units the same?" in caplog.text and "layer 'gravity'" not in caplog.text
+
     def test_missing_layer(self, trained, tmp_path, capsys):
         alone = tmp_path / "alone"
         alone.mkdir()
@@ -502,6 +523,25 @@ class TestStopping:
         assert (0, 0) not in [tuple(s) for s in seen[:2]] and (out / "embeddings.tif").exists()
         np.testing.assert_array_equal(pixels_of(out / "embeddings.tif"), pixels_of(whole / "embeddings.tif"))
         assert not (out / ".embeddings.parts").exists()
+
+    @pytest.mark.parametrize(
+        ("where", "left"),
+        [
+            ("ckpt.load_checkpoint", []),
+            ("reopen_survey", []),
+            ("makers.position_means", []),
+            ("results.join", [".embeddings.parts"]),
+        ],
+    )
+    def test_interrupted_outside_the_loop(self, trained, tmp_path, monkeypatch, capsys, where, left):
+        def interrupted(*_, **__):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+
+        monkeypatch.setattr(f"main_inference.{where}", interrupted)
+        infer(trained, tmp_path, status=1)
+        assert capsys.readouterr().err.rstrip().endswith("main_inference: stopped by Ctrl-C")
+        assert [path.name for path in tmp_path.iterdir()] == left
 
     def test_resumed_with_other_options(self, trained, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(main_inference, "compute", lambda *_: False)

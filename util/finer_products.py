@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from util.geotiff import RasterInfo
 from util.masked_products import Views, mosaic_views
 from util.mosaic import Unit
 from util.products import Arrays, Engine, Ground, LayerValues, Window
+from util.raster_info import RasterInfo
 from util.scale_heads import cell_average_taps
 
 MARGIN = 4

@@ -12,10 +12,10 @@ import torch
 from scipy import ndimage
 
 from util.gaps import RING, Filling, fillable, fit_filling, gap_details, resample_linear
-from util.geotiff import RasterInfo
 from util.masked_products import Views, mosaic_views
 from util.mosaic import Unit
 from util.products import Arrays, Engine, Ground, LayerValues, Window
+from util.raster_info import RasterInfo
 
 
 @dataclass(frozen=True)

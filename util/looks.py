@@ -11,8 +11,9 @@ import numpy as np
 
 from util.components import CLUSTER_COMPONENTS, class_colours, classify, fit_clusters, fit_components, to_bytes
 from util.figures import save_figure
-from util.geotiff import Parts, RasterInfo, read_part, read_reduced
+from util.geotiff import Part, Parts, read_part, read_reduced
 from util.maps import Panel, map_figure
+from util.raster_info import RasterInfo
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
 
 
 def look_into_embeddings(
-    info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]], into: Parts, *, clusters: int, seed: int
+    info: RasterInfo, parts: Sequence[Part], into: Parts, *, clusters: int, seed: int
 ) -> dict[str, RasterInfo]:
     """Makes colours out of principal components and, if asked, classes.
 
@@ -75,7 +76,7 @@ def look_into_embeddings(
     return rasters
 
 
-def _sample(info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]]) -> np.ndarray:
+def _sample(info: RasterInfo, parts: Sequence[Part]) -> np.ndarray:
     """(n, B) complete vectors, as many from each part."""
     sample = []
     for path, *_ in parts:

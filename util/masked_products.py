@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.geotiff import RasterInfo
 from util.mosaic import Moments, Mosaic, Unit, raised_cosine
 from util.products import Arrays, Engine, Ground, LayerValues, SampleOf, Window
+from util.raster_info import RasterInfo
 from util.views import draws_to_show_all, least_draws, token_pixels, view_noise, visible_counts
 
 

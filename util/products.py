@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from util.device import peak_memory_bytes
-from util.geotiff import RasterInfo
 from util.mosaic import Mosaic, Unit, raised_cosine, tile_origins
+from util.raster_info import RasterInfo
 
 Arrays = dict[str, tuple[RasterInfo, np.ndarray, int, int]]
 """Name of a raster -> (raster, (B, rows, cols) pixels, first row, first column)."""

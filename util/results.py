@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from util.geotiff import Parts, RasterInfo, join
+from util.geotiff import Parts, join
 from util.looks import draw_raster, look_into_embeddings
+from util.raster_info import RasterInfo
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def finish(
         found = waiting.of(name)
         if not found:
             raise ValueError(f"{path}: no valid pixel in it, so it is not written; check the layers and --aoi")
-        join(path, info, found)
+        join(path, info, found, workspace=parts.folder)
         logger.info("raster   %s", path)
     for name, (info, _) in whole.items():
         if name != "embeddings":
