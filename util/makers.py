@@ -142,15 +142,21 @@ def gapfill(subject: Subject, *, views: Views, max_gap: float | None) -> Maker:
     )
     for layer in layers:
         filling, name = maker.fillings[layer.channel], f"gapfill_{layer.values.file}"
-        facts = {"method": "thin-plate spline and model detail", "share_of_model_detail": f"{filling.share:.3f}"}
+        facts = {
+            "method": "thin-plate spline and model detail",
+            "share_of_model_detail": f"{filling.share:.3f}",
+            "uncertainty_follows": f"distance to valid pixels, roughness around to the power of {filling.power:g}",
+        }
         maker.rasters[name] = replace(maker.rasters[name], tags={**maker.rasters[name].tags, **facts})
         logger.info(
-            "layer '%s': %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s, edge to middle",
+            "layer '%s': %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s, edge to middle, "
+            "times the roughness around to the power of %g",
             layer.values.name,
             100 * filling.share,
             filling.errors[0],
             filling.errors[-1],
             layer.values.unit,
+            filling.power,
         )
     return maker
 
