@@ -55,6 +55,13 @@ class TestFit:
         assert fit_filling([TriedGap(zero, FLAT, -FLAT, ALL, FLAT)]).share == 0
         assert fit_filling([TriedGap(zero, FLAT, 5 * FLAT, ALL, FLAT)]).share == 1
 
+    def test_a_rough_gap_does_not_decide_alone(self):
+        """Twenty smooth gaps where the detail is right, and a wild one where it is not at all."""
+        rng = np.random.default_rng(0)
+        zero, fine, wild = np.zeros((4, 4)), rng.normal(size=(20, 4, 4)), 1000 * rng.normal(size=(4, 4))
+        found = [TriedGap(zero, detail, detail, ALL, FLAT) for detail in fine]
+        assert fit_filling([*found, TriedGap(zero, -wild, wild, ALL, FLAT)]).share > 0.9
+
     def test_nothing_to_learn_from(self):
         with pytest.raises(ValueError, match="no artificial gap could be made"):
             fit_filling([])

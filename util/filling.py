@@ -109,7 +109,7 @@ def fit_filling(tried: Sequence[TriedGap]) -> Filling:
     """Finds how much of a model's detail to add, and how large errors are, on gaps whose values are known.
 
     Returns:
-        The filling. The share is the least-squares one, held within 0..1; the power of the roughness is the one with
+        The filling. The share is the least-squares one over gaps of equal weight, held within 0..1; the power of the roughness is the one with
         which errors of some gaps are most likely (normal) given the others.
 
     Raises:
@@ -138,7 +138,7 @@ def _fit(tables: Sequence[np.ndarray], power: float) -> Filling:
     known = rough[np.isfinite(rough)]
     typical, least = (float(np.median(known)), float(known.min())) if known.size else (0.0, 0.0)
     missed = truth - spline
-    share = float(np.clip((missed * detail).sum() / max(np.square(detail).sum(), 1e-30), 0.0, 1.0))
+    share = _share(tables)
     usual = Filling(share, (0.0,), (1.0,), power, typical, least)
     squares = np.square((missed - share * detail) / usual.factor(rough))
     edges = np.unique(np.quantile(distance, np.linspace(0, 1, DISTANCES + 1)))
@@ -147,6 +147,17 @@ def _fit(tables: Sequence[np.ndarray], power: float) -> Filling:
     errors = np.maximum.accumulate([math.sqrt(squares[inside].mean()) for inside in bins])
     distances = tuple(float(distance[inside].mean()) for inside in bins)
     return Filling(share, distances, tuple(errors.tolist()), power, typical, least)
+
+
+def _share(tables: Sequence[np.ndarray]) -> float:
+    """The least-squares share, each gap weighing as much as any other: the roughest ones would decide alone."""
+    above = below = 0.0
+    for spline, detail, truth, _, _ in tables:
+        missed = truth - spline
+        weight = 1 / max(float(np.square(missed).mean()), 1e-30)
+        above += weight * float((missed * detail).sum())
+        below += weight * float(np.square(detail).sum())
+    return float(np.clip(above / max(below, 1e-30), 0.0, 1.0))
 
 
 def _unlikeliness(tables: Sequence[np.ndarray], power: float) -> float:
