@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class ReopenedSurvey:
         missing: names of the absent layers.
         aoi: polygons that limit what is written.
         warnings: what a user should know.
+        location: per channel, subtracted from physical values.
+        spread: per channel, divided by.
     """
 
     stack: Stack
@@ -55,6 +57,9 @@ class ReopenedSurvey:
     missing: tuple[str, ...]
     aoi: Aoi | None
     warnings: tuple[str, ...]
+    location: tuple[float, ...]
+    spread: tuple[float, ...]
+    _zoomed: dict[int, ReopenedSurvey] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def layers(self) -> list[Layer]:
@@ -88,6 +93,25 @@ class ReopenedSurvey:
             pixels = np.empty((0, 0), np.float32) if hidden else self.stack.read(channel, row, col, *shape)
             arrays.append((row, col, pixels))
         return GroundWindow(self, arrays)
+
+    def zoomed(self, zoom: int) -> ReopenedSurvey:
+        """The same layers, base-scale pixels `zoom` times finer: a tile covers so much less ground."""
+        if zoom not in self._zoomed:
+            base, scales = self.base_resolution / zoom, self.pyramid.scales
+            known = _known(self.stack.bands, scales=scales, base=base, hidden=self.stack.hidden)
+            blocks, pyramid = _pyramid(
+                self.stack,
+                base=base,
+                input_size=self.input_size,
+                scales=scales,
+                known=known,
+                location=self.location,
+                spread=self.spread,
+            )
+            self._zoomed[zoom] = replace(
+                self, base_resolution=base, blocks=blocks, pyramid=pyramid, known=known, _zoomed={}
+            )
+        return self._zoomed[zoom]
 
     def inside(self, transform: Affine, rows: int, cols: int) -> np.ndarray:
         """(rows, cols) bool, True where results are wanted: everywhere, or inside the area of interest."""
@@ -162,6 +186,10 @@ class GroundWindow:
         arrays[channel] = (first_row, first_col, pixels)
         return GroundWindow(self._survey, arrays)
 
+    def zoomed(self, zoom: int) -> GroundWindow:
+        """The same pixels under base-scale pixels `zoom` times finer."""
+        return GroundWindow(self._survey.zoomed(zoom), self._arrays)
+
     def sample(self, origins: np.ndarray, device: torch.device) -> Sample:
         """Tiles at (N, 2) base-scale (row, col) origins, ready for the model."""
         survey, grid = self._survey, self._survey.stack.reference
@@ -234,23 +262,14 @@ def reopen_survey(
     notes += _strangers(trained, summaries, location=location, spread=spread)
     reference = stack.reference
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
-    rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
-    blocks = make_blocks(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
     known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
+    blocks, pyramid = _pyramid(
+        stack, base=base, input_size=input_size, scales=scales, known=known, location=location, spread=spread
+    )
     return ReopenedSurvey(
         stack=stack,
         blocks=blocks,
-        pyramid=Pyramid(
-            blocks=blocks,
-            channels=len(stack),
-            tile_rows=rows,
-            tile_cols=cols,
-            input_size=input_size,
-            scales=scales,
-            scored=known,
-            location=location,
-            spread=spread,
-        ),
+        pyramid=pyramid,
         base_resolution=float(base),
         input_size=input_size,
         known=known,
@@ -258,7 +277,37 @@ def reopen_survey(
         missing=tuple(trained[c].name for c in missing),
         aoi=None if aoi is None else load_aoi(aoi, reference.crs),
         warnings=tuple(notes),
+        location=tuple(location),
+        spread=tuple(spread),
     )
+
+
+def _pyramid(
+    stack: Stack,
+    *,
+    base: float,
+    input_size: int,
+    scales: Sequence[int],
+    known: Mapping[int, Sequence[int]],
+    location: Sequence[float],
+    spread: Sequence[float],
+) -> tuple[tuple[Block, ...], Pyramid]:
+    """How tiles are cut out of the layers, and pooled, at base-scale pixels of some size."""
+    reference = stack.reference
+    rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
+    blocks = make_blocks(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
+    pyramid = Pyramid(
+        blocks=blocks,
+        channels=len(stack),
+        tile_rows=rows,
+        tile_cols=cols,
+        input_size=input_size,
+        scales=scales,
+        scored=known,
+        location=location,
+        spread=spread,
+    )
+    return blocks, pyramid
 
 
 def _open_stack(

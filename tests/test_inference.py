@@ -30,7 +30,6 @@ from scripts import measure_gapfill
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, write_survey
 from util.checkpoint import save_checkpoint
-from util.finer_products import detail_of, pool_known, refine_known
 from util.gap_products import GapMaker, NativeLayer
 from util.masked_products import ReconstructionMaker, Views
 from util.mosaic import units_of
@@ -215,20 +214,6 @@ class TestIdentity:
         assert np.isnan(filled[130:160, 110:140]).all() and np.isnan(sigma[130:160, 110:140]).all()
 
 
-class TestFiner:
-    def test_refining_keeps_gaps_and_pooling_is_strict(self):
-        image = plane(12, 10, 100.0)
-        image[3, 4] = np.nan
-        fine = refine_known(image, 2)
-        assert np.array_equal(np.isnan(fine), np.isnan(image).repeat(2, axis=0).repeat(2, axis=1))
-        assert np.isnan(refine_known(np.full((3, 3), np.nan), 2)).all()
-        assert np.isnan(pool_known(image, 2)).sum() == 1
-
-    def test_a_plane_has_no_detail(self):
-        detail = detail_of(plane(24, 20, 100.0), 2)
-        np.testing.assert_allclose(detail[6:-6, 6:-6], 0, atol=1e-4)
-
-
 # ------------------------------------------------------------------------------------------------------ a small model
 
 
@@ -390,10 +375,41 @@ class TestOutputs:
         error, baseline = (np.std((image - fine)[known]) for image in (inferred, interpolated))
         assert error < 1.1 * baseline and np.corrcoef(inferred[known], fine[known])[0, 1] > 0.95
 
-    def test_superresolution_of_what_was_never_finer(self, trained, tmp_path, capsys):
-        infer(trained, tmp_path, "superresolution", status=2)
+    def test_superresolution_to_the_pixels_of_a_neighbour(self, trained, tmp_path):
+        """Gravity of 200 m at the 100 m of magnetics, which the model learned only with base pixels twice as fine."""
+        out = infer(trained, tmp_path / "a", "superresolution")
+        assert {path.name for path in out.glob("*.tif")} == {"superresolution_gravity_4x.tif"}
+        with rasterio.open(out / "superresolution_gravity_4x.tif") as file:
+            tags = file.tags()
+            assert tags["inferred"].startswith("yes: pixels of 100, finer than the layer's own; known at 2x (200)")
+            assert tags["trained_scale"] == "2x"
+            assert tags["method"].endswith("the model is run with base pixels of 200, and was trained with 400")
+            assert file.res == (100.0, 100.0) and file.units == ("mGal",) * 2
+            pixels = file.read()
+        measured = pixels_of(trained.survey / "gravity.tif")[0]
+        known = measured != -99999
+        for image in pixels:
+            assert np.array_equal(np.isfinite(image), known.repeat(2, 0).repeat(2, 1))
+            means = image.reshape(80, 2, 80, 2).mean(axis=(1, 3))
+            np.testing.assert_allclose(means[known], measured[known], atol=2e-3)
+        other = infer(trained, tmp_path / "b", "superresolution", "--block_size", "16")
+        again = pixels_of(other / "superresolution_gravity_4x.tif")
+        np.testing.assert_allclose(again, pixels, atol=1e-4 * np.nanstd(pixels))  # no seams between squares
+
+    def test_superresolution_beyond_what_can_be_refined(self, trained, tmp_path, caplog):
+        mean = pixels_of(trained.survey / "gravity.tif")[0].reshape(40, 2, 40, 2).mean(axis=(1, 3))
+        write_grid(tmp_path / "gravity.tif", np.where(np.abs(mean) < 1e6, mean, np.nan), resolution=400.0)
+        (tmp_path / "magnetics.tif").write_bytes((trained.survey / "magnetics.tif").read_bytes())
+        out = infer(trained, tmp_path / "out", "superresolution", "--data_dir", str(tmp_path))
+        assert {path.name for path in out.glob("*.tif")} == {"superresolution_gravity_2x.tif"}
+        assert "not trained to refine these layers: 'gravity' at 100 (it learned 'gravity' down to 200" in caplog.text
+
+    def test_superresolution_of_the_finest_layer(self, trained, tmp_path, capsys):
+        (tmp_path / "magnetics.tif").write_bytes((trained.survey / "magnetics.tif").read_bytes())
+        more = ("--data_dir", str(tmp_path), "--missing_layers", "allow")
+        infer(trained, tmp_path / "out", "superresolution", *more, status=2)
         message = capsys.readouterr().err
-        assert "every layer here is as fine as the model has ever seen it" in message
+        assert "no layer here is coarser than a neighbour or than in training" in message
         assert "'gravity' down to 200; 'magnetics' down to 100" in message
 
     def test_area_of_interest(self, trained, tmp_path):
@@ -486,6 +502,18 @@ def _infer_and_exit(argv):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     sys.exit(main_inference.main(argv))
+
+
+def test_finer_base_pixels_of_the_same_ground(trained):
+    """A window looked at with finer base pixels gives the tiles of a survey that was opened with them."""
+    fine, coarse = reopen(trained.survey, base=200.0), reopen(trained.survey)
+    origins = np.array([[8, 4], [20, 30]])
+    expected = fine.read(8, 4, 60, 60).sample(origins, CPU)
+    found = coarse.read(4, 2, 30, 30).zoomed(2).sample(origins, CPU)
+    assert coarse.zoomed(2).known == fine.known and coarse.zoomed(2) is coarse.zoomed(2)
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        assert torch.equal(a, b)
+    assert found.valid.any() and all(torch.equal(a, b) for a, b in zip(found.imgs_up, expected.imgs_up, strict=True))
 
 
 def test_a_window_of_ground_is_let_go_at_once(trained):

@@ -109,8 +109,8 @@ def fit_filling(tried: Sequence[TriedGap]) -> Filling:
     """Finds how much of a model's detail to add, and how large errors are, on gaps whose values are known.
 
     Returns:
-        The filling. The share is the least-squares one over gaps of equal weight, held within 0..1; the power of the roughness is the one with
-        which errors of some gaps are most likely (normal) given the others.
+        The filling. The share is the least-squares one over gaps of equal weight, held within 0..1; the power of the
+        roughness is the one with which errors of some gaps are most likely (normal) given the others.
 
     Raises:
         ValueError: nothing to learn from.

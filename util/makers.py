@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from util import distributed as dist
-from util.finer_products import FinerMaker
+from util.finer_products import FinerMaker, finer_step
 from util.gap_products import GapMaker, NativeLayer
 from util.masked_products import ReconstructionMaker, Views
 from util.mosaic import Unit
@@ -162,29 +162,35 @@ def gapfill(subject: Subject, *, views: Views, max_gap: float | None) -> Maker:
 
 
 def superresolution(subject: Subject, *, views: Views) -> Maker:
-    """Layers that are coarser here than where the model learned to predict them.
+    """Layers at the finer scales that the model learned them at, or that their neighbours have.
 
     Raises:
         ValueError: there is none; predictions have no units.
     """
     subject.refuse_normalised("superresolution")
     scored, known = subject.engine.model.scored, subject.known
-    shown = [c for c in known[1] if c in scored[1]]
-    wanted = {s: [c for c in scored[s] if c in shown and c not in known[s]] for s in scored}
-    if not any(wanted.values()):
-        learned = "; ".join(
-            f"'{layer.name}' down to {subject.ground.base / max(s for s in scored if c in scored[s]):g}"
-            for c, layer in enumerate(subject.layers)
-            if c in scored[1]
-        )
+    steps, beyond = [], []
+    for channel in (c for c in known[1] if c in scored[1]):
+        for scale in (s for s in scored if channel not in known[s] and (known[s] or channel in scored[s])):
+            step = finer_step(channel, scale, known=known, scored=scored)
+            if step is None:
+                beyond.append(f"'{subject.layers[channel].name}' at {subject.ground.base / scale:g}")
+            else:
+                steps.append(step)
+    if not steps:
         raise ValueError(
-            "--output superresolution: every layer here is as fine as the model has ever seen it, and it has no "
-            f"prediction for a layer at pixels it was never shown (it learned {learned}, CRS units). Give layers that "
-            "are coarser than those of training, or train on a survey where this layer is finer"
+            "--output superresolution: no layer here is coarser than a neighbour or than in training, or the model "
+            f"cannot refine it ({_learned(subject)}, CRS units). Give a layer that is coarser than another, and that "
+            "the model was trained to predict at a scale finer than the base pixels"
         )
-    steps = [(c, s, max(k for k in scored if c in known[k] and s % k == 0)) for s in scored for c in wanted[s]]
+    if beyond:
+        logger.warning(
+            "not predicted, since the model was not trained to refine these layers: %s (%s, CRS units)",
+            ", ".join(beyond),
+            _learned(subject),
+        )
     maker = FinerMaker(
-        subject.engine, subject.ground, layers=subject.layers, wanted=steps, views=views, tags=subject.tags
+        subject.engine, subject.ground, layers=subject.layers, steps=steps, views=views, tags=subject.tags
     )
     maker.shares = dist.on_main(lambda: maker.calibrate(subject.read, subject.tiles(FINER_TILES)))
     for (c, s), share in maker.shares.items():
@@ -193,3 +199,12 @@ def superresolution(subject: Subject, *, views: Views) -> Maker:
         name = subject.layers[c].name
         logger.info("layer '%s' at %dx: %.0f %% of the model's detail is added to interpolation", name, s, 100 * share)
     return maker
+
+
+def _learned(subject: Subject) -> str:
+    """Down to which pixels the model was trained to predict each layer, in words."""
+    scored = subject.engine.model.scored
+    finest = {c: max(s for s in scored if c in scored[s]) for c in scored[1]}
+    return "it learned " + "; ".join(
+        f"'{subject.layers[c].name}' down to {subject.ground.base / s:g}" for c, s in finest.items()
+    )

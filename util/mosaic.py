@@ -35,6 +35,10 @@ class Unit:
     bottom: int
     right: int
 
+    def zoomed(self, zoom: int) -> Unit:
+        """The same rectangle in base-scale pixels that are `zoom` times finer."""
+        return Unit(self.row, self.col, *(edge * zoom for edge in self.edges))
+
     @property
     def edges(self) -> tuple[int, int, int, int]:
         """(top, left, bottom, right)."""

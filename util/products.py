@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +47,10 @@ class Ground:
     base: float
     rows: int
     cols: int
+
+    def zoomed(self, zoom: int) -> Ground:
+        """The same ground in base-scale pixels that are `zoom` times finer."""
+        return replace(self, base=self.base / zoom, rows=self.rows * zoom, cols=self.cols * zoom)
 
 
 @dataclass(frozen=True)
