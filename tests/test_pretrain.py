@@ -380,7 +380,9 @@ def test_ctrl_c_ends_with_one_line(survey, tmp_path, monkeypatch, capsys, where)
     """Before the loop once is enough, within it twice ends it at once: no traceback, no half checkpoint."""
 
     def interrupted(*_, **__):
-        for _ in range(1 if where == "open_survey" else 2):
+        if where == "open_survey":
+            raise KeyboardInterrupt
+        for _ in range(2):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(main_pretrain, where, interrupted)
