@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -29,15 +28,14 @@ from util import distributed as dist
 from util import inference_options, makers, results
 from util.device import amp_policy, describe_environment, select_device
 from util.engine import Stop
-from util.gap_products import NativeLayer
 from util.geotiff import Parts, limited_cache
 from util.log import progress, setup_logging
-from util.makers import Subject
 from util.masked_products import Views
 from util.mosaic import Unit, share_of_rank, units_of
-from util.products import Engine, Ground, LayerValues, Maker, Meter
+from util.products import Engine, Maker, Meter
 from util.raster_info import RasterInfo
 from util.run_files import check_writable
+from util.subject import Subject, ground_of, layer_values, native_layers
 
 logger = logging.getLogger("main_inference")
 
@@ -139,8 +137,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     subject = Subject(
         engine=engine,
         ground=ground_of(survey),
-        layers=layer_values(survey, state),
-        natives=native_layers(survey, state),
+        layers=layer_values(survey, state["statistics"]),
+        natives=native_layers(survey, state["statistics"]),
         known=survey.known,
         read=partial(read_unit, survey),
         tags=tags_of(args, survey, state),
@@ -222,42 +220,6 @@ def tags_of(args: argparse.Namespace, survey: ReopenedSurvey, state: dict[str, A
         "missing_layers": ", ".join(survey.missing) or "none",
         "output": args.output,
     }
-
-
-def ground_of(survey: ReopenedSurvey) -> Ground:
-    """The base-scale pixels of a survey."""
-    grid, (rows, cols) = survey.stack.reference, survey.shape
-    return Ground(grid.crs.to_wkt(), grid.left, grid.top, survey.base_resolution, rows, cols)
-
-
-def layer_values(survey: ReopenedSurvey, state: dict[str, Any]) -> list[LayerValues]:
-    """Names, units and statistics of the layers."""
-    return [
-        LayerValues(layer.name, layer.units, re.sub(r"[^\w.-]+", "_", layer.name), item["location"], item["spread"])
-        for layer, item in zip(survey.layers, state["statistics"], strict=True)
-    ]
-
-
-def native_layers(survey: ReopenedSurvey, state: dict[str, Any]) -> list[NativeLayer | None]:
-    """The layers' own grids, None where a layer is absent."""
-    found: list[NativeLayer | None] = []
-    reference, base = survey.stack.reference, survey.base_resolution
-    for channel, values in enumerate(layer_values(survey, state)):
-        grid, place = survey.stack.bands[channel].grid, survey.stack.placements[channel]
-        native = NativeLayer(
-            channel=channel,
-            values=values,
-            left=grid.left,
-            top=grid.top,
-            resolution_x=grid.resolution_x,
-            resolution_y=grid.resolution_y,
-            rows=grid.rows,
-            cols=grid.cols,
-            ratio_yx=(place.ratio_y * base / reference.resolution_y, place.ratio_x * base / reference.resolution_x),
-            offset_yx=(place.offset_y, place.offset_x),
-        )
-        found.append(None if channel in survey.stack.hidden else native)
-    return found
 
 
 def views_of(args: argparse.Namespace, state: dict[str, Any], *, count: str = "hidden") -> Views:
