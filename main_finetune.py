@@ -63,22 +63,6 @@ VERSION = "0.1.0"
 DEFAULT_LR = 1e-3
 """Peak rate when neither --lr nor --blr is given: right for the tiny model at 32 windows an update."""
 TREES = {"trees": "gradient_boosting", "forest": "random_forest"}
-FINETUNED_KEYS = (
-    "model",
-    "model_config",
-    "layers",
-    "statistics",
-    "options",
-    "base_resolution",
-    "hidden",
-    "task",
-    "training",
-    "fold",
-    "ground",
-    "folds",
-    "version",
-)
-"""What a checkpoint of this program holds for those who use it."""
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -696,7 +680,7 @@ def prepare_evaluation(
         ValueError, OSError: bad input; the checkpoint was fitted on all of these labels.
     """
     options.check_resume(args)
-    state = dist.together(lambda: ckpt.load_checkpoint(args.resume, required=FINETUNED_KEYS))
+    state = dist.together(lambda: ckpt.load_checkpoint(args.resume, required=evaluation.FINETUNED_KEYS))
     args = evaluation.with_stored(args, state["options"], get_args_parser())
     options.check(args)
     options.settle(args, state["model_config"], state, again=True)
