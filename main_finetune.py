@@ -402,7 +402,7 @@ def begin_fit(job: Job, arm: Arm, fold: int | None) -> Fit:
     args, ranks, device = job.args, job.ranks, job.device
     examples = job.data.targets.fold(fold)
     torch.manual_seed(args.seed)
-    network = models.build_finetune_model(network_config(job))
+    network = models.build_finetune_model(network_config(job, arm))
     if arm.pretrained and job.encoder is not None:
         for text in load_encoder(network, job.encoder).lines():
             logger.log(logging.INFO if fold == job.folds[0] else logging.DEBUG, "%s", text)
@@ -446,7 +446,7 @@ def begin_fit(job: Job, arm: Arm, fold: int | None) -> Fit:
     return fit
 
 
-def network_config(job: Job) -> dict[str, Any]:
+def network_config(job: Job, arm: Arm) -> dict[str, Any]:
     """What `build_finetune_model` builds: the checkpoint's encoder, or one from scratch, with the task's head."""
     args, data = job.args, job.data
     if job.encoder is not None:
@@ -457,7 +457,9 @@ def network_config(job: Job) -> dict[str, Any]:
     encoder |= {"grad_checkpointing": args.grad_checkpointing}
     if data.task == "classification":
         return {"kind": "classification", "num_classes": data.outputs, "global_pool": args.global_pool, **encoder}
-    return {"kind": "dense", "num_outputs": data.outputs, "scale": args.label_scale, "head": args.head, **encoder}
+    # A probe asks what the features hold, so nothing but a linear map stands between them and the labels.
+    head = args.head if args.head and arm == job.arms[0] else "linear" if arm.frozen else "upsample"
+    return {"kind": "dense", "num_outputs": data.outputs, "scale": args.label_scale, "head": head, **encoder}
 
 
 def objective_of(job: Job, facts: TrainingFacts) -> Objective:

@@ -120,7 +120,9 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
     net.add_argument("--model_type", default="group_c", choices=["group_c", "vanilla"], help="from scratch only")
     net.add_argument("--patch_size", type=options.positive_int, default=8, help="from scratch only (8)")
-    net.add_argument("--head", default="upsample", choices=["linear", "upsample"], help="per-pixel head (upsample)")
+    net.add_argument(
+        "--head", choices=["linear", "upsample"], help="per-pixel head (upsample; linear for a frozen encoder)"
+    )
     net.add_argument("--freeze_encoder", action="store_true", help="train the head alone: a probe")
     net.add_argument("--global_pool", action="store_true", default=True, help="classification: mean of the tokens (on)")
     net.add_argument("--cls_token", action="store_false", dest="global_pool", help="classification: the class token")
@@ -202,7 +204,7 @@ MAY_CHANGE = set(
 """Options that do not decide the numbers of a fit, or whose effect is checked elsewhere."""
 
 WINDOWS_ONLY = {"mixup": 0.0, "cutmix": 0.0, "reprob": 0.0}
-PIXELS_ONLY = {"label_scale": 1, "head": "upsample"}
+PIXELS_ONLY = {"label_scale": 1, "head": None}
 SOURCES = ("labels", "data_dir", "train_path", "label_column", "label_band")
 
 
