@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (dist.PeerLost, KeyboardInterrupt) as error:
             return end(error, ranks=ranks, status=1)
         try:
-            with Stop() as stop:
+            with Stop("stopping after this square; Ctrl-C again to stop at once") as stop:
                 if not dist.together(partial(compute, job, stop)):
                     return 1
             dist.on_main(partial(finish, job))

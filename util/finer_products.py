@@ -18,6 +18,9 @@ from util.products import Arrays, Engine, Ground, LayerValues, Window
 from util.raster_info import RasterInfo
 from util.scale_heads import cell_average_taps
 
+Pair = tuple[int, int]
+"""(scale, channel)."""
+
 MARGIN = 16
 """Base-scale pixels around a unit that interpolation sees: what lies further away counts for less than 1e-8."""
 
@@ -184,47 +187,58 @@ class FinerMaker:
         """Base-scale (rows, cols) to be divided into units."""
         return self.ground.rows, self.ground.cols
 
-    def _look(self, unit: Unit, window: Window, tiles: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Any:
+    def _look(
+        self, unit: Unit, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
+    ) -> tuple[dict[Pair, np.ndarray], dict[Pair, np.ndarray]]:
         """Predicted and observed images by (scale, channel), model units, NaN where unknown."""
-        wanted: dict[int, list[int]] = {}
-        for s, c in sorted(set(pairs)):
-            wanted.setdefault(s, []).append(c)
-        predicted, observed = mosaic_views(
+        wanted, seen = ({s: [c for t, c in pairs if t == s] for s, _ in pairs} for pairs in (predict, observe))
+        mosaics = mosaic_views(
             self.engine,
             self.views,
             unit,
             tiles,
             lambda o: window.sample(o, self.engine.device),
             wanted,
-            observe=list(wanted),
+            observe=seen,
         )
-        images = ({s: mosaic.mean for s, mosaic in mosaics.items()} for mosaics in (predicted, observed))
-        return tuple({(s, c): found[s][k] for s, cs in wanted.items() for k, c in enumerate(cs)} for found in images)
+        images = ({s: mosaic.mean for s, mosaic in found.items()} for found in mosaics)
+        return tuple(  # type: ignore[return-value]
+            {(s, c): found[s][k] for s, cs in asked.items() for k, c in enumerate(cs)}
+            for found, asked in zip(images, (wanted, seen), strict=True)
+        )
 
     @torch.inference_mode()
     def make(self, unit: Unit, window: ZoomableWindow) -> Arrays:
-        """The unit's finer grids."""
+        """The unit's finer grids; the network is run for those to which it adds something."""
         grown = unit.grown(MARGIN)
+        known = sorted({(step.known, step.channel) for step in self.steps})
+        tiles = self.engine.tiles_of(grown, self.ground)
+        _, observed = self._look(grown, window.zoomed(1), tiles, predict=(), observe=known)
+        details = self._details(grown, window)
         arrays: Arrays = {}
-        for zoom in sorted({step.zoom for step in self.steps}):
-            steps = [step for step in self.steps if step.zoom == zoom]
-            fine, ground = grown.zoomed(zoom), self.ground.zoomed(zoom)
-            scales = {step: (step.scale // zoom, step.known // zoom) for step in steps}
-            pairs = [(s, step.channel) for step in steps for s in scales[step]]
-            tiles = self.engine.tiles_of(fine, ground)
-            predicted, observed = self._look(fine, window.zoomed(zoom), tiles, pairs)
-            for step in steps:
-                (s, known), c = scales[step], step.channel
-                interpolated = refine_known(observed[known, c], step.factor)
-                inferred = interpolated + self.shares[c, step.scale] * np.nan_to_num(
-                    detail_of(predicted[s, c], step.factor)
-                )
-                core = slice(MARGIN * step.scale, -MARGIN * step.scale)
-                bands = np.stack([inferred, interpolated])[:, core, core]
-                bands = bands * self.layers[c].spread + self.layers[c].location
-                name, place = self.name(c, step.scale), (unit.top * step.scale, unit.left * step.scale)
-                arrays[name] = (self.rasters[name], bands.astype(np.float32), *place)
+        for step in self.steps:
+            s, c = step.scale, step.channel
+            interpolated = refine_known(observed[step.known, c], step.factor)
+            inferred = interpolated + self.shares[c, s] * np.nan_to_num(details.get(step, 0.0))
+            core = slice(MARGIN * s, -MARGIN * s)
+            bands = np.stack([inferred, interpolated])[:, core, core]
+            bands = bands * self.layers[c].spread + self.layers[c].location
+            name = self.name(c, s)
+            arrays[name] = (self.rasters[name], bands.astype(np.float32), unit.top * s, unit.left * s)
         return arrays
+
+    def _details(self, unit: Unit, window: ZoomableWindow) -> dict[FinerStep, np.ndarray]:
+        """The model's detail of the steps to which it adds something, model units, NaN where unknown."""
+        useful = [step for step in self.steps if self.shares[step.channel, step.scale] > 0]
+        found = {}
+        for zoom in sorted({step.zoom for step in useful}):
+            fine, steps = unit.zoomed(zoom), [step for step in useful if step.zoom == zoom]
+            pairs = sorted((step.scale // zoom, step.channel) for step in steps)
+            tiles = self.engine.tiles_of(fine, self.ground.zoomed(zoom))
+            predicted, _ = self._look(fine, window.zoomed(zoom), tiles, predict=pairs, observe=())
+            for step in steps:
+                found[step] = detail_of(predicted[step.scale // zoom, step.channel], step.factor)
+        return found
 
     @torch.inference_mode()
     def calibrate(self, windows: Callable[[Unit], Any], tiles: np.ndarray) -> dict[tuple[int, int], float]:
@@ -240,11 +254,13 @@ class FinerMaker:
         """
         size = self.engine.model.img_size
         checked = [step for step in self.steps if step.known > 1 and step.known % step.factor == 0]
+        pairs = sorted({(step.known, step.channel) for step in checked})
         sums = {step: np.zeros(2) for step in checked}
         for top, left in tiles.tolist() if checked else []:
             unit = Unit(0, 0, top, left, top + size, left + size)
-            pairs = [(step.known, step.channel) for step in checked]
-            predicted, observed = self._look(unit, windows(unit.grown(size)), np.array([[top, left]]), pairs)
+            predicted, observed = self._look(
+                unit, windows(unit.grown(size)), np.array([[top, left]]), predict=pairs, observe=pairs
+            )
             for step in checked:
                 key = step.known, step.channel
                 detail = detail_of(predicted[key], step.factor)
