@@ -47,7 +47,7 @@ from util.encoder_weights import EncoderWeights, load_encoder, read_encoder_weig
 from util.engine import StepMeter, Stop, Updater, make_adamw, seed_step
 from util.finetune_arms import Arm, arms_of, choose_folds, constant_prediction
 from util.finetune_files import FinetuneFiles, flat_numbers
-from util.finetune_losses import DenseClasses, DenseValues, Objective, WindowClasses
+from util.finetune_losses import DenseClasses, DenseValues, Objective, WindowClasses, trained_objective
 from util.finetune_report import Scored, collect, draw_ground, draw_points, draw_scores, table_lines
 from util.finetune_scores import (
     BlockSums,
@@ -346,7 +346,7 @@ def evaluate(job: Job) -> None:
         )
     network = models.build_finetune_model(state["model_config"]).to(job.device)
     network.load_state_dict(state["model"])
-    predict = partial(network_output, job, network, objective_of(job, TrainingFacts(**state["training"])))
+    predict = partial(network_output, job, network, trained_objective(job.data.kind, state["training"]))
     outcome = score(job, predict, 0 if elsewhere else state["fold"], everywhere=elsewhere)
     where = "all labels" if elsewhere else f"test ground of fold {state['fold']}"
     logger.info("%s: %s", where, headline(job.data.kind, outcome.scores))
@@ -695,7 +695,7 @@ def network_output(job: Job, network: torch.nn.Module, objective: Objective, whe
             shares.append(forward(imgs, valid).cpu().numpy())
         return np.concatenate(shares)
     prediction = DensePrediction(
-        forward,
+        [forward],
         bands=job.data.outputs,
         size=size,
         patch=network.patch_size,

@@ -234,7 +234,7 @@ def reopen_survey(
         scales: scales of the model, 1 first.
         base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
         finest_scale: largest scale that training was asked for.
-        hidden: channels that training presented as wholly invalid.
+        hidden: channels that training presented as wholly invalid; they need not be there.
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
         aoi: polygons file that limits what is written.
@@ -248,8 +248,9 @@ def reopen_survey(
         FileNotFoundError: for files that are not there.
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
-    missing = [c for c, layer in enumerate(found) if layer is None]
-    if missing and (not allow_missing or len(missing) == len(found)):
+    needed = [c for c in range(len(found)) if c not in hidden]
+    missing = [c for c in needed if found[c] is None]
+    if missing and (not allow_missing or len(missing) == len(needed)):
         names = ", ".join(f"'{trained[c].name}'" for c in missing)
         raise ValueError(
             f"{data_dir or layers_table} lacks the layers {names} of the checkpoint; it has "
