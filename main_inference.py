@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -34,15 +33,14 @@ from util.dense_prediction import Forward
 from util.device import amp_policy, describe_environment, select_device
 from util.engine import Stop
 from util.finetune_losses import trained_objective
-from util.gap_products import NativeLayer
 from util.geotiff import Parts, limited_cache
 from util.log import progress, setup_logging
-from util.makers import Subject
 from util.masked_products import Views
 from util.mosaic import Unit, share_of_rank, units_of
-from util.products import Engine, Ground, LayerValues, Maker, Meter
+from util.products import Engine, Maker, Meter
 from util.raster_info import RasterInfo
 from util.run_files import check_writable
+from util.subject import Subject, ground_of, layer_values, native_layers
 
 logger = logging.getLogger("main_inference")
 
@@ -146,8 +144,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     subject = Subject(
         engine=engine,
         ground=ground_of(survey),
-        layers=layer_values(survey, state),
-        natives=native_layers(survey, state),
+        layers=layer_values(survey, state["statistics"]),
+        natives=native_layers(survey, state["statistics"]),
         known=survey.known,
         read=partial(read_unit, survey),
         tags=tags_of(args, survey, state),
@@ -170,6 +168,13 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
     trained, statistics = state["options"], state["statistics"]
     scales = state["model_config"].get("scales", (1,))
     base = args.base_resolution or state.get("base_resolution") or trained.get("base_resolution")
+    if "categories" in state and (base is None or not (args.data_dir or args.train_path)):
+        names = ", ".join(layer["name"] for layer in state["layers"])
+        raise ValueError(
+            f"--checkpoint {args.checkpoint}: trained on images (--dataset_type {trained['dataset_type']}), not on "
+            f"ground; give rasters named as its bands ({names}) with --data_dir or --train_path, and the "
+            "--base_resolution at which to look at them"
+        )
     if base is None and (args.data_dir or args.train_path):
         raise ValueError(
             f"--checkpoint {args.checkpoint}: written by a version that did not note the base resolution; give that of "
@@ -248,42 +253,6 @@ def tags_of(args: argparse.Namespace, survey: ReopenedSurvey, state: dict[str, A
         hidden = [survey.layers[channel].name for channel in hidden_channels(state)]
         tags |= finetuned.provenance(state, leak_warning=LEAK_WARNING) | {"hidden_layers": ", ".join(hidden) or "none"}
     return tags
-
-
-def ground_of(survey: ReopenedSurvey) -> Ground:
-    """The base-scale pixels of a survey."""
-    grid, (rows, cols) = survey.stack.reference, survey.shape
-    return Ground(grid.crs.to_wkt(), grid.left, grid.top, survey.base_resolution, rows, cols)
-
-
-def layer_values(survey: ReopenedSurvey, state: dict[str, Any]) -> list[LayerValues]:
-    """Names, units and statistics of the layers."""
-    return [
-        LayerValues(layer.name, layer.units, re.sub(r"[^\w.-]+", "_", layer.name), item["location"], item["spread"])
-        for layer, item in zip(survey.layers, state["statistics"], strict=True)
-    ]
-
-
-def native_layers(survey: ReopenedSurvey, state: dict[str, Any]) -> list[NativeLayer | None]:
-    """The layers' own grids, None where a layer is absent."""
-    found: list[NativeLayer | None] = []
-    reference, base = survey.stack.reference, survey.base_resolution
-    for channel, values in enumerate(layer_values(survey, state)):
-        grid, place = survey.stack.bands[channel].grid, survey.stack.placements[channel]
-        native = NativeLayer(
-            channel=channel,
-            values=values,
-            left=grid.left,
-            top=grid.top,
-            resolution_x=grid.resolution_x,
-            resolution_y=grid.resolution_y,
-            rows=grid.rows,
-            cols=grid.cols,
-            ratio_yx=(place.ratio_y * base / reference.resolution_y, place.ratio_x * base / reference.resolution_x),
-            offset_yx=(place.offset_y, place.offset_x),
-        )
-        found.append(None if channel in survey.stack.hidden else native)
-    return found
 
 
 def views_of(args: argparse.Namespace, state: dict[str, Any], *, count: str = "hidden") -> Views:

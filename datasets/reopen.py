@@ -249,14 +249,13 @@ def reopen_survey(
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
     needed = [c for c in range(len(found)) if c not in hidden]
-    missing = [c for c in needed if found[c] is None]
-    if missing and (not allow_missing or len(missing) == len(needed)):
-        names = ", ".join(f"'{trained[c].name}'" for c in missing)
-        raise ValueError(
-            f"{data_dir or layers_table} lacks the layers {names} of the checkpoint; it has "
-            f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "
-            "layers.csv), or run without them: --missing_layers allow"
-        )
+    missing = _missing(
+        [trained[c] for c in needed],
+        [found[c] for c in needed],
+        allowed=allow_missing,
+        where=data_dir or layers_table,
+        extra=extra,
+    )
     stack, summaries, notes = _open_stack(trained, found, hidden=hidden, extent=extent, reproject=reproject)
     if extra:
         notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
@@ -275,7 +274,7 @@ def reopen_survey(
         input_size=input_size,
         known=known,
         summaries=summaries,
-        missing=tuple(trained[c].name for c in missing),
+        missing=missing,
         aoi=None if aoi is None else load_aoi(aoi, reference.crs),
         warnings=tuple(notes),
         location=tuple(location),
@@ -328,6 +327,25 @@ def _open_stack(
     by_channel = dict(zip(present, summaries, strict=True))
     stack = Stack(every, reference, hidden=[*absent, *hidden])
     return stack, tuple(by_channel.get(c) for c in range(len(trained))), notes
+
+
+def _missing(
+    trained: Sequence[Layer],
+    found: Sequence[Layer | None],
+    *,
+    allowed: bool,
+    where: str | None,
+    extra: Sequence[str],
+) -> tuple[str, ...]:
+    """Names of the layers that were not found; refused unless allowed, and if that is all of them."""
+    missing = tuple(layer.name for layer, one in zip(trained, found, strict=True) if one is None)
+    if missing and (not allowed or len(missing) == len(found)):
+        raise ValueError(
+            f"{where} lacks the layers {', '.join(repr(name) for name in missing)} of the checkpoint; it has "
+            f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "
+            "layers.csv), or run without them: --missing_layers allow"
+        )
+    return missing
 
 
 def _strangers(

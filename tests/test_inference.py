@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 import weakref
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,7 @@ from datasets.band import close_datasets
 from datasets.grid import open_survey
 from datasets.reopen import reopen_survey, stored_layers
 from datasets.statistics import overlap_matrix
-from scripts import measure_gapfill
+from scripts import measure_gapfill, measure_superresolution
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, write_survey
 from util.checkpoint import save_checkpoint
@@ -590,8 +589,7 @@ class TestStopping:
     )
     def test_interrupted_outside_the_loop(self, trained, tmp_path, monkeypatch, capsys, where, left):
         def interrupted(*_, **__):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(10)
+            raise KeyboardInterrupt
 
         monkeypatch.setattr(f"main_inference.{where}", interrupted)
         infer(trained, tmp_path, status=1)
@@ -684,6 +682,20 @@ def test_measuring_gap_filling(trained, capsys):
     assert len(lines) == 4 and lines[3].startswith("| magnetics | 800 | 2 | ")
     assert all(float(cell) > 0 for line in lines[2:] for cell in line.split("|")[4:7])
     assert all(np.isfinite(float(line.split("|")[9])) for line in lines[2:])
+
+
+def test_measuring_superresolution(trained, tmp_path, capsys):
+    flags = ["--checkpoint", str(trained.checkpoint), "--inference", "--device", "cpu", "--block_size", "40"]
+    assert measure_superresolution.main([*flags[:2], "--layer", "magnetics", *flags[2:]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[2].startswith("| 100 | 200 | ")
+    errors = [float(cell) for cell in lines[2].split("|")[3:7]]
+    assert 0 < errors[1] < errors[2] < errors[3]  # keeping means is better than bicubic, and that than repeating
+    fine = write_grid(tmp_path / "fine.tif", plane(160, 160, 100.0))
+    assert measure_superresolution.main([*flags[:2], "--layer", "gravity", "--truth", str(fine), *flags[2:]]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("| 100 | 200 | ")
+    assert measure_superresolution.main([*flags[:2], "--layer", "other"]) == 2
+    assert "no layer 'other'; expected one of gravity, magnetics" in capsys.readouterr().err
 
 
 def test_model_without_targets_agrees_with_training(trained):

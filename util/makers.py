@@ -7,21 +7,18 @@ options that concern it, and returns a maker that the programs' loop can work wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import replace
 
 from util import distributed as dist
 from util.dense_prediction import Forward
 from util.finer_products import FinerMaker, finer_step
 from util.finetuned import Task
-from util.gap_products import GapMaker, NativeLayer
+from util.gap_products import GapMaker
 from util.masked_products import ReconstructionMaker, Views
-from util.mosaic import Unit
 from util.prediction_products import PixelMaker, WindowMaker
-from util.products import EmbeddingMaker, Engine, Ground, LayerValues, Maker, SampleOf, position_means
+from util.products import EmbeddingMaker, Maker, position_means
+from util.subject import Subject
 
 logger = logging.getLogger(__name__)
 
@@ -32,57 +29,6 @@ POSITION_TILES = 512
 """Tiles over which features are averaged at each place within a tile."""
 FINER_TILES = 24
 """Tiles on which the share of the model's detail is found."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a model is applied to: ground, layers, and the network.
-
-    Attributes:
-        engine: the network.
-        ground: the base-scale pixels.
-        layers: name, unit and statistics of every layer, in channel order.
-        natives: their own grids, in the same order; None where a layer is absent.
-        known: for each scale, the channels whose own pixels are no coarser than those of the scale.
-        read: reads a rectangle of ground.
-        tags: what every result says of where it comes from.
-    """
-
-    engine: Engine
-    ground: Ground
-    layers: Sequence[LayerValues]
-    natives: Sequence[NativeLayer | None]
-    known: Mapping[int, Sequence[int]]
-    read: Callable[[Unit], Any]
-    tags: Mapping[str, str]
-
-    def tiles(self, most: int) -> np.ndarray:
-        """(n, 2) origins of some tiles, spread over the ground in no regular order."""
-        rows, cols = self.engine.lattice(self.ground)
-        numbers = np.random.default_rng(most).permutation(len(rows) * len(cols))[:most]
-        return np.stack([rows[numbers // len(cols)], cols[numbers % len(cols)]], axis=1)
-
-    def single_tiles(self) -> SampleOf:
-        """Reads single tiles, wherever they lie."""
-        size = self.engine.model.img_size
-
-        def sample(origins: np.ndarray) -> Any:
-            top, left = (int(x) for x in origins[0])
-            return self.read(Unit(0, 0, top, left, top + size, left + size)).sample(origins, self.engine.device)
-
-        return sample
-
-    def refuse_normalised(self, output: str) -> None:
-        """Refuses models whose predictions have no physical units.
-
-        Raises:
-            ValueError: with the remedy.
-        """
-        if self.engine.model.norm_pix_loss:
-            raise ValueError(
-                f"--output {output}: the model was trained with --norm_pix_loss, so its predictions are relative to "
-                "each patch and have no physical units; train without it"
-            )
 
 
 def embeddings(subject: Subject, *, pool: str, stride: int | None, dtype: str, clusters: int, positions: str) -> Maker:
