@@ -18,8 +18,8 @@ CODES = (3, 7, 12)
 NODATA_CODE = 0
 
 FLAGS = (
-    "--input_size 8 --patch_size 4 --batch_size 4 --epochs 2 --tiles_per_epoch 12 --warmup_epochs 0 --lr 0.003 --folds 2 "
-    "--val_buffer 4 --drop_path 0 --num_workers 0 --device cpu --no_progress"
+    "--input_size 8 --patch_size 4 --batch_size 4 --epochs 2 --tiles_per_epoch 12 --warmup_epochs 0 --lr 0.003 "
+    "--folds 2 --val_buffer 4 --drop_path 0 --num_workers 0 --device cpu --no_progress"
 ).split()
 """Quick: three updates an epoch; base pixels of 400 m, windows of 8 on ground of 40 x 40."""
 
