@@ -75,6 +75,12 @@ class ReopenedSurvey:
             math.ceil(grid.cols * grid.resolution_x / base - 1e-6),
         )
 
+    def ground(self) -> dict[str, Any]:
+        """Where it lies: `crs` as WKT, and `bounds` as [left, bottom, right, top] in its units."""
+        grid, (rows, cols) = self.stack.reference, self.shape
+        right, bottom = grid.left + cols * self.base_resolution, grid.top - rows * self.base_resolution
+        return {"crs": grid.crs.to_wkt(), "bounds": [grid.left, bottom, right, grid.top]}
+
     def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
         """Reads a window of base-scale pixels of every layer.
 

@@ -91,7 +91,7 @@ class DenseTargets:
         self.reader = WindowReader(survey)
 
     def truth(
-        self, window: tuple[int, int, int, int], *, fold: int, validation: bool = False, everywhere: bool = False
+        self, window: tuple[int, int, int, int], *, fold: int, validation: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Labels of a window, and which of them are tested.
 
@@ -99,15 +99,12 @@ class DenseTargets:
             window: (row, col, rows, cols) of target pixels.
             fold: number of the fold.
             validation: the fold's validation ground instead of its test ground.
-            everywhere: all labels.
 
         Returns:
             (rows, cols) labels, and bool.
         """
-        tested = self.labels.labelled(*window)
-        if not everywhere:
-            chosen = self.folds.validating if validation else self.folds.testing
-            tested &= chosen(fold, *window, scale=self.labels.scale)
+        chosen = self.folds.validating if validation else self.folds.testing
+        tested = self.labels.labelled(*window) & chosen(fold, *window, scale=self.labels.scale)
         return self.labels.read(*window), tested
 
     def fold(self, fold: int | None) -> DenseFold:
@@ -237,10 +234,10 @@ class DenseFold:
         rng = np.random.default_rng((seed, 12))
         pixels, values = [], []
         for top, bottom in strips(rows, cols):
-            found = np.argwhere(self.training(top, 0, bottom - top, cols))
-            found = found[rng.random(len(found)) < share] + [top, 0]
-            pixels.append(found)
-            values.append(labels.values[found[:, 0], found[:, 1]])
+            places = np.argwhere(self.training(top, 0, bottom - top, cols))
+            places = places[rng.random(len(places)) < share] + np.array([top, 0])
+            pixels.append(places)
+            values.append(labels.values[places[:, 0], places[:, 1]])
         return np.concatenate(pixels), np.concatenate(values)
 
 

@@ -16,7 +16,6 @@ import pytest
 import rasterio
 import torch
 
-import main_finetune
 import main_inference
 from datasets.label_map import seen_ground
 from datasets.reopen import reopen_survey, stored_layers
@@ -54,11 +53,7 @@ def fits(tmp_path_factory):
         if name not in done:
             labels, *flags = FITS[name]
             path = next(folder.glob(f"{labels}.*"))
-            with (
-                mock.patch.object(main_finetune, "draw_scores", lambda *_: []),
-                mock.patch.object(main_finetune, "draw_maps", lambda *_: folder),
-            ):
-                assert finetune(survey, folder / name, "--epochs", "1", *flags, labels=path) == 0
+            assert finetune(survey, folder / name, "--epochs", "1", *flags, labels=path) == 0
             done[name] = folder / name
         return done[name]
 

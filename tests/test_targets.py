@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.finetune_data import (
-    LabelOptions,
-    SplitOptions,
-    labels_path,
-    layers_that_are,
-    open_layers,
-    open_targets,
-)
+from datasets.finetune_data import LabelOptions, SplitOptions, open_targets
+from datasets.finetune_layers import labels_path, layers_that_are, open_layers
 from datasets.label_map import LabelMap, seen_ground
 from datasets.window_targets import point_examples, tile_examples
 from tests import labelled, surveys

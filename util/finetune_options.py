@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from util import options
@@ -186,7 +187,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
     run.add_argument("--num_workers", type=options.count, default=2, help="threads that read ahead (2)")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked batches (on)")
-    run.add_argument("--log_every", type=options.positive_int, default=20, help="updates between lines of the log (20)")
     run.add_argument("--save_minutes", type=options.positive, default=10.0, help="minutes between checkpoints (10)")
     run.add_argument("--no_progress", action="store_true", help="no progress bar")
     run.add_argument("--world_size", type=options.positive_int, default=1, help="processes (set by torchrun)")
@@ -198,21 +198,22 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 MAY_CHANGE = set(
     "batch_size accum_iter world_size local_rank dist_url device num_workers pin_mem resume output_dir log_dir "
-    "log_every no_progress save_minutes cache data_dir train_path finetune baselines only_folds no_final "
+    "no_progress save_minutes cache data_dir train_path finetune baselines only_folds no_final "
     "grad_checkpointing eval".split()
 )
 """Options that do not decide the numbers of a fit, or whose effect is checked elsewhere."""
 
 WINDOWS_ONLY = {"mixup": 0.0, "cutmix": 0.0, "reprob": 0.0}
 PIXELS_ONLY = {"label_scale": 1, "head": None}
-SOURCES = ("labels", "data_dir", "train_path", "label_column", "label_band")
+SCRATCH_ONLY = ("model", "model_type", "patch_size", "dropped_bands", "grouped_bands", "scales")
+"""What a checkpoint decides."""
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuses options that do not go together.
+def check_resume(args: argparse.Namespace) -> None:
+    """Refuses a --resume that does not go with what is to be done.
 
     Raises:
-        ValueError: naming the flag, its value and what would do.
+        ValueError: naming what would do.
     """
     if args.eval and args.resume in ("", "auto"):
         raise ValueError("--eval needs --resume CHECKPOINT: a fine-tuned checkpoint to score")
@@ -221,6 +222,14 @@ def check(args: argparse.Namespace) -> None:
             f"--resume {args.resume}: expected auto, to go on with what --output_dir holds (a checkpoint's path is for "
             "--eval; weights to start from are given by --finetune)"
         )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses options that do not go together.
+
+    Raises:
+        ValueError: naming the flag, its value and what would do.
+    """
     wrong = PIXELS_ONLY if args.task == "classification" else WINDOWS_ONLY
     for name, default in wrong.items():
         if getattr(args, name) != default:
@@ -232,6 +241,16 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.split == "from_checkpoint" and not args.finetune:
         raise ValueError("--split from_checkpoint needs --finetune CHECKPOINT: the ground it held out is tested")
+    if args.split == "from_checkpoint" and args.patience:
+        raise ValueError(
+            f"--patience {args.patience} with --split from_checkpoint: that split sets no ground aside to validate on; "
+            "leave --patience out, or use --split blocks"
+        )
+    if args.finetune and Path(args.finetune).resolve().parent == Path(args.output_dir).resolve() and not args.eval:
+        raise ValueError(
+            f"--output_dir {args.output_dir} holds the checkpoint that --finetune names, which would be moved aside; "
+            "choose another directory"
+        )
 
 
 def baselines_of(args: argparse.Namespace) -> list[str]:
@@ -241,31 +260,59 @@ def baselines_of(args: argparse.Namespace) -> list[str]:
     return list(args.baselines) or list(DEFAULT_BASELINES)
 
 
-def with_stored(
-    args: argparse.Namespace, stored: Mapping[str, Any], parser: argparse.ArgumentParser
-) -> argparse.Namespace:
-    """The options that a checkpoint was made with, but for those that are given now or say where and how to run."""
-    defaults = vars(parser.parse_args([]))
-    given = {key for key, value in vars(args).items() if value != defaults[key]}
-    here = given | {
-        "eval",
-        "resume",
-        "device",
-        "output_dir",
-        "log_dir",
-        "world_size",
-        "local_rank",
-        "dist_url",
-        "baselines",
-    }
-    return argparse.Namespace(
-        **{key: value if key in here else stored.get(key, value) for key, value in vars(args).items()}
-    )
+def settle(args: argparse.Namespace, config: Mapping[str, Any], stored: Mapping[str, Any], *, again: bool) -> None:
+    """Writes into the options what a checkpoint decides, so that what is kept with a run is what was done.
+
+    Args:
+        args: the options; changed.
+        config: arguments of the checkpoint's model.
+        stored: the checkpoint's contents; of published weights nothing that is looked for here.
+        again: the checkpoint is a fine-tuned one to be scored: what was hidden from it stays hidden.
+
+    Raises:
+        ValueError: an option that is for training from scratch, and differs from the checkpoint's.
+    """
+    trained = stored.get("options", {})
+    defaults = argparse.ArgumentParser()
+    add_data_options(defaults)
+    add_network_options(defaults)
+    known = {**trained, "patch_size": config["patch_size"]}
+    for name in SCRATCH_ONLY:
+        value = getattr(args, name)
+        if not again and value != defaults.get_default(name) and name in known and value != known[name]:
+            raise ValueError(
+                f"--{name} {value}: the checkpoint {args.finetune} was trained with {known[name]}; leave it out, or "
+                "train from scratch (without --finetune)"
+            )
+    args.patch_size = config["patch_size"]
+    args.input_size = args.input_size or config["img_size"]
+    args.base_resolution = args.base_resolution or stored.get("base_resolution") or trained.get("base_resolution")
+    args.extent = args.extent or trained.get("extent")
+    args.reproject = args.reproject or bool(trained.get("reproject"))
+    hidden = stored["hidden"] if again else trained.get("masked_bands") or ()
+    args.masked_bands = sorted({*args.masked_bands, *hidden})
 
 
-def looks_elsewhere(args: argparse.Namespace, stored: Mapping[str, Any]) -> bool:
-    """Whether labels or layers are others than those that a checkpoint was fitted on."""
-    return any(getattr(args, key) != stored.get(key) for key in SOURCES)
+def check_channels(path: str, config: Mapping[str, Any], channels: Mapping[str, Any]) -> None:
+    """Refuses published weights whose channels are not those of the layers.
+
+    Args:
+        path: the weights.
+        config: arguments of their encoder.
+        channels: `in_chans` and `channel_groups` of the layers; empty where a checkpoint named them itself.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if not channels:
+        return
+    theirs, ours = ([list(group) for group in groups["channel_groups"]] for groups in (config, channels))
+    if theirs != ours:
+        raise ValueError(
+            f"--finetune {path}: weights for {config['in_chans']} channels in groups {theirs}, but there are "
+            f"{channels['in_chans']} layers in groups {ours}; expected the same: choose layers and --grouped_bands to "
+            "match, or train from scratch (without --finetune)"
+        )
 
 
 def layer_options(args: argparse.Namespace) -> dict[str, Any]:
