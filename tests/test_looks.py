@@ -5,8 +5,10 @@ import math
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tests.test_geotiff import classes, info, noise, write
+from util import looks
 from util.looks import _shown, draw_raster, panels_of
 
 NAMES = ("magnetics reconstruction", "magnetics spread", "magnetics error")
@@ -44,6 +46,15 @@ def test_shares_are_drawn_from_none_to_all_and_the_largest_ones_only(tmp_path):
     assert {panel.style for panel in panels} == {"field"} and {panel.limits for panel in panels} == {(0.0, 1.0)}
     shown, bands = _shown(write(tmp_path, raster, pixels), raster)
     assert len(bands) == 12 and 15 in bands and not {2, 6} & set(bands) and shown.names[-1] == "last error"
+
+
+def test_a_picture_says_how_good_a_prediction_is(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(looks, "map_figure", lambda *_, title, **__: seen.append(title) or Figure())
+    tags = {"score": "mean_iou 0.5 +- 0.1 on held-out blocks, 5 fold(s)", "warning": "scores are inflated", "task": "x"}
+    raster = info(4, 5, names=("entropy",), units=("",), limits=(0.0, 1.0), tags=tags)
+    draw_raster(write(tmp_path, raster, noise(raster)), raster, length_unit="m")
+    assert seen == [f"r\n{tags['score']}\n{tags['warning']}"]
 
 
 @pytest.mark.parametrize("raster", [info(40, 60), classes(40, 60)])

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from unittest import mock
 from xml.etree import ElementTree
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
+import shapely
 import torch
 
 import main_inference
@@ -195,6 +197,18 @@ class TestFiles:
         both = np.isfinite(middles[:, :13, :13]) & np.isfinite(coarse[:, :13, :13])
         assert both.mean() > 0.9
         np.testing.assert_allclose(middles[:, :13, :13][both], coarse[:, :13, :13][both], atol=1e-5)
+
+    def test_area_of_interest(self, fits, tmp_path, no_pictures):
+        box = shapely.box(504_000, 5_990_000, 508_000, 5_994_000)
+        geopandas.GeoDataFrame(geometry=[box], crs="EPSG:28354").to_file(tmp_path / "aoi.gpkg")
+        run = fits.of("segmentation")
+        whole = predict(run, tmp_path / "whole")
+        part = predict(run, tmp_path / "part", "--aoi", str(tmp_path / "aoi.gpkg"))
+        inside = np.zeros((40, 40), dtype=bool)
+        inside[15:25, 10:20] = True
+        for name, nodata in (("classes", 0), ("probabilities", np.nan)):
+            expected = np.where(inside, pixels_of(whole, name), nodata)
+            np.testing.assert_array_equal(pixels_of(part, name), expected)
 
     def test_random_split_is_said(self, fits, tmp_path, no_pictures, caplog):
         out = predict(of_fold(fits.of("segmentation_random"), 0), tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ SAMPLE_PLACES = 50_000
 
 PICTURE_PIXELS = 900
 ROUGH_PIXELS = 64
+TITLE_WIDTH = 60
+"""Letters above a single map."""
 MOST_SHARES = 12
 """Classes whose shares a picture shows."""
 
@@ -108,9 +111,15 @@ def draw_raster(path: Path, info: RasterInfo, *, length_unit: str) -> Path:
         panels = [Panel(f"{len(classes)} of {len(info.classes)} classes", pixels[0], classes=classes)]
     else:
         panels = panels_of(info, pixels)
-    figure = map_figure(panels, pixel_size=width, length_unit=length_unit, title=path.stem)
+    title = "\n".join([path.stem, *_remarks(info, width=TITLE_WIDTH * min(len(panels), 2))])
+    figure = map_figure(panels, pixel_size=width, length_unit=length_unit, title=title)
     save_figure(path.with_suffix(".png"), figure)
     return path.with_suffix(".png")
+
+
+def _remarks(info: RasterInfo, *, width: int) -> list[str]:
+    """What must not be lost when a picture is passed on: how good a prediction is, and that a score is inflated."""
+    return [line for key in ("score", "warning") for line in textwrap.wrap(info.tags.get(key, ""), width)]
 
 
 def _shown(path: Path, info: RasterInfo) -> tuple[RasterInfo, list[int]]:
