@@ -21,8 +21,8 @@ import torch
 
 import models_vit_group_channels as models
 from datasets.augment import turned
-from datasets.finetune_data import FinetuneData, LabelOptions, SplitOptions, open_targets
-from datasets.finetune_layers import OpenedLayers, hide_labels, labels_path, open_layers
+from datasets.finetune_data import FinetuneData, LabelOptions, SplitOptions, open_scene_data, open_targets
+from datasets.finetune_layers import OpenedLayers, hide_labels, labels_path, open_layers, open_scene_layers
 from datasets.loader import prefetch
 from datasets.pixel_features import pixel_features
 from datasets.sample_survey import default_survey
@@ -135,14 +135,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         job, work = prepare_evaluation(args, device, ranks) if args.eval else prepare(args, device, ranks)
     except (ValueError, OSError) as error:
         return dist.report_end(error, program="main_finetune", ranks=ranks, status=2)
-    except dist.PeerLost as error:
+    except (dist.PeerLost, KeyboardInterrupt) as error:
         return dist.report_end(error, program="main_finetune", ranks=ranks, status=1)
     try:
         with Stop() as stop:
             work(stop)
     except Stopped:
         logger.warning("stopped by a signal; everything is kept: go on with --resume auto")
-    except (RunFailed, ValueError, OSError, dist.PeerLost) as error:
+    except (RunFailed, ValueError, OSError, dist.PeerLost, KeyboardInterrupt) as error:
         return dist.report_end(error, program="main_finetune", ranks=ranks, status=1)
     finally:
         job.files.close()
@@ -175,13 +175,14 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     if encoder is not None:
         options.settle(args, encoder.config, encoder.contents, again=False)
         stored = None if encoder.published else {**encoder.contents, "model_config": encoder.config}
-    if stored is None and args.data_dir is None and args.train_path is None:
+    if stored is None and args.data_dir is None and args.train_path is None and args.dataset_type == "grid":
         args.train_path = str(dist.on_main(default_survey) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
     held_out = None if stored is None else stored.get("held_out")
     opened = dist.together(lambda: open_ground(args, stored, ranks))
     splitting = options.split_options(args, input_size=opened.survey.input_size, held_out=held_out)
     data = dist.together(lambda: open_labels_on(args, opened, splitting))
+    args.tiles_per_epoch = args.tiles_per_epoch or data.epoch_windows
     tell(opened, data, ranks)
 
     # everything is tried before anything is trained
@@ -217,15 +218,23 @@ def begin(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> 
 
 def is_last_fit_wanted(args: argparse.Namespace, arms: Sequence[Arm]) -> bool:
     """Whether the first arm is fitted once more, on all labels: not where a part of them, or a leak, was asked for."""
-    return not args.no_final and args.label_fraction == 1 and args.split == "blocks" and arms[0].kind == "network"
+    return (
+        args.dataset_type == "grid"
+        and not args.no_final
+        and args.label_fraction == 1
+        and args.split == "blocks"
+        and arms[0].kind == "network"
+    )
 
 
 def open_ground(args: argparse.Namespace, stored: dict[str, Any] | None, ranks: dist.Ranks) -> OpenedLayers:
-    """Opens the layers, and hides those that are the labels themselves.
+    """Opens the images of a scene data set; or layers, and hides those that are the labels themselves.
 
     Raises:
         ValueError, OSError: bad input.
     """
+    if args.dataset_type != "grid":
+        return open_scene_layers(stored, **options.scene_options(args))
     opened = open_layers(stored, **options.layer_options(args), local_ranks=ranks.local_world_size)
     args.labels = labels_path(args.labels, args.task, opened.survey.layers)
     hide_labels(opened, args.labels, args.label_band)
@@ -238,11 +247,14 @@ def open_labels_on(
     splitting: dict[str, Any],
     class_codes: Sequence[Any] | None = None,
 ) -> FinetuneData:
-    """Reads the labels on the layers' ground and cuts the folds.
+    """Reads the labels on the layers' ground and cuts the folds; or finds the images to test.
 
     Raises:
         ValueError, OSError: bad input.
     """
+    if args.dataset_type != "grid":
+        share = {"label_fraction": args.label_fraction, "seed": args.seed}
+        return open_scene_data(opened.survey, args.test_path, **share)
     return open_targets(
         opened.survey,
         args.labels,
@@ -593,7 +605,7 @@ def save(job: Job, fit: Fit, scores: dict[str, Any] | None) -> None:
         "version": VERSION,
         "base_resolution": survey.base_resolution,
         "held_out": job.held_out,
-        "hidden": sorted(survey.stack.hidden),
+        "hidden": sorted(survey.hidden),
         "ground": survey.ground(),
         "folds": job.data.folds.numbers(),
         "task": job.data.description(),
@@ -690,12 +702,14 @@ def prepare_evaluation(
     options.settle(args, state["model_config"], state, again=True)
     begin(args, device, ranks)
     opened = dist.together(lambda: open_ground(args, state, ranks))
-    where = evaluation.where_to_score(args, state, opened.survey.ground())
+    where = evaluation.IMAGES
+    if args.dataset_type == "grid":
+        where = evaluation.where_to_score(args, state, opened.survey.ground())
     splitting = options.split_options(args, input_size=opened.survey.input_size, held_out=state["held_out"])
     splitting |= {} if where.is_fold else {"split": "all"}
     data = dist.together(lambda: open_labels_on(args, opened, splitting, class_codes=state["task"]["codes"]))
     tell(opened, data, ranks)
-    if where.is_fold:
+    if where.is_fold and args.dataset_type == "grid":
         ckpt.check_same_configuration(state["folds"], plain(data.folds.numbers()), "folds (labels or layers changed)")
     output_dir = Path(args.output_dir)
     files = FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main)
@@ -743,7 +757,10 @@ def report(job: Job) -> dict[str, Any]:
     path = files.write(METRICS, metrics)
     for text in table_lines(scored, metrics):
         logger.info("%s", text)
-    for picture in (*draw_scores(scored, metrics, files), draw_map(scored, files, data, job.opened.survey)):
+    pictures = draw_scores(scored, metrics, files)
+    if job.args.dataset_type == "grid":
+        pictures.append(draw_map(scored, files, data, job.opened.survey))
+    for picture in pictures:
         logger.info("picture      %s", picture)
     logger.info("scores       %s", path)
     logger.info("tensorboard  tensorboard --logdir %s", files.log_dir)

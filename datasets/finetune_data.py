@@ -15,9 +15,12 @@ from datasets.label_map import LabelMap, seen_ground
 from datasets.labels import TargetGrid, open_labels
 from datasets.points import open_points
 from datasets.reopen import ReopenedSurvey
+from datasets.scene_targets import SceneGround, SceneSplit, SceneTargets, open_scene_targets
 from datasets.targets import DenseTargets
 from datasets.window_targets import WindowTargets, point_examples, tile_examples
 
+EPOCH_WINDOWS = 512
+"""Windows in an epoch on ground, where there is no natural number of them."""
 VECTOR_ENDINGS = (".gpkg", ".geojson", ".json", ".shp", ".csv", ".fgb")
 PRESENCE = ClassTable(
     codes=("absent", "present"), names=("absent", "present"), colours=("#b0b0b0", "#c0392b"), counts=(0, 0)
@@ -40,8 +43,8 @@ class FinetuneData:
         notes: what a user should know.
     """
 
-    targets: DenseTargets | WindowTargets
-    folds: Folds
+    targets: DenseTargets | WindowTargets | SceneTargets
+    folds: Folds | SceneSplit
     task: str
     classes: ClassTable | None
     presence_only: bool
@@ -55,9 +58,14 @@ class FinetuneData:
         return self.targets if isinstance(self.targets, DenseTargets) else None
 
     @property
-    def windows(self) -> WindowTargets | None:
-        """The targets, if whole windows have one each."""
-        return self.targets if isinstance(self.targets, WindowTargets) else None
+    def windows(self) -> WindowTargets | SceneTargets | None:
+        """The targets, if whole windows or images have one each."""
+        return None if isinstance(self.targets, DenseTargets) else self.targets
+
+    @property
+    def epoch_windows(self) -> int:
+        """Windows in an epoch unless another number is asked for: each image once, and on ground a fixed number."""
+        return len(self.targets.chosen) if isinstance(self.targets, SceneTargets) else EPOCH_WINDOWS
 
     @property
     def kind(self) -> str:
@@ -96,11 +104,12 @@ class FinetuneData:
         if self.classes is None:
             assert self.labels is not None
             return [f"{int(self.labels.count(LABEL_CELL).sum())} labelled pixels of {self.labels.grid.resolution:g}"]
-        if isinstance(self.targets, WindowTargets):
-            counts = np.bincount(self.targets.examples.classes, minlength=self.outputs)
-            what = "windows"
+        if self.windows is not None:
+            counts = np.bincount(self.windows.examples.classes, minlength=self.outputs)
+            what = "images to test" if isinstance(self.targets, SceneTargets) else "windows"
         else:
-            counts = self.targets.labels.count(LABEL_CELL).sum(axis=(0, 1))
+            assert self.labels is not None
+            counts = self.labels.count(LABEL_CELL).sum(axis=(0, 1))
             what = "pixels"
         return [
             f"class {code} {name}: {count} {what}"
@@ -347,3 +356,28 @@ def _cut(counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names:
 
 def _dropped_note(count: int, what: str, path: str) -> str:
     return f"labels {path}: {count} {what} lie where no layer has a valid pixel; they are neither trained on nor tested"
+
+
+def open_scene_data(ground: SceneGround, test_path: str | None, *, label_fraction: float, seed: int) -> FinetuneData:
+    """Classification of images.
+
+    Args:
+        ground: the images to train on.
+        test_path: table of those to test; None: those held out.
+        label_fraction: share of the training images to use.
+        seed: decides which.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: they cannot be used, by name.
+    """
+    targets, split, table = open_scene_targets(ground, test_path, label_fraction=label_fraction, seed=seed)
+    return FinetuneData(
+        targets=targets,
+        folds=split,
+        task="classification",
+        classes=table,
+        presence_only=False,
+        units="",
+        labels=None,
+        notes=(),
+    )

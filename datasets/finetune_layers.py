@@ -13,6 +13,7 @@ from datasets.grid import fits_memory, open_survey
 from datasets.layers import Layer
 from datasets.reopen import ReopenedSurvey, reopen_survey, stored_layers
 from datasets.sample_survey import labels_of_sample
+from datasets.scene_targets import SceneGround, open_scene_ground
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class OpenedLayers:
         channels: `in_chans` and `channel_groups` for a network from scratch; empty where a checkpoint says it.
     """
 
-    survey: ReopenedSurvey
+    survey: ReopenedSurvey | SceneGround
     layers: list[dict[str, Any]]
     statistics: list[dict[str, Any]]
     channels: dict[str, Any]
@@ -162,3 +163,19 @@ def layers_that_are(labels: str, band: int, layers: Sequence[Layer]) -> list[int
         for channel, layer in enumerate(layers)
         if path.exists() and os.path.exists(layer.path) and path.samefile(layer.path) and layer.band == band
     ]
+
+
+def open_scene_layers(stored: Mapping[str, Any] | None, **options: Any) -> OpenedLayers:
+    """Opens the images of a scene data set to train on; arguments as of `open_scene_ground`.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: they cannot be used, by name.
+    """
+    ground = open_scene_ground(stored, **options)
+    scenes = ground.scenes
+    return OpenedLayers(
+        ground,
+        [asdict(layer) for layer in scenes.layers],
+        [asdict(item) for item in scenes.statistics],
+        {} if stored is not None else {"in_chans": len(scenes.layers), "channel_groups": scenes.groups},
+    )

@@ -75,6 +75,11 @@ class ReopenedSurvey:
             math.ceil(grid.cols * grid.resolution_x / base - 1e-6),
         )
 
+    @property
+    def hidden(self) -> frozenset[int]:
+        """Channels shown as no-data, absent ones among them."""
+        return self.stack.hidden
+
     def ground(self) -> dict[str, Any]:
         """Where it lies: `crs` as WKT, and `bounds` as [left, bottom, right, top] in its units."""
         grid, (rows, cols) = self.stack.reference, self.shape

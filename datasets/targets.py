@@ -111,7 +111,7 @@ class DenseTargets:
         """The training windows of a fold; of all labels for None.
 
         Raises:
-            ValueError: nothing is left to train on.
+            ValueError: nothing is left to train on, or values that are all the same.
         """
         return DenseFold(self, fold)
 
@@ -143,7 +143,7 @@ class DenseFold:
                 "--fold_block or --folds, or raise --label_fraction"
             )
         self.origins = grid[labels > 0].astype(np.int64)
-        self._per_window = float(labels[labels > 0].mean())
+        self.facts = self._facts(float(labels[labels > 0].mean()))
 
     def _go_through(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Training labels on each base-scale pixel; (count, sum, sum of squares) of values; count of each class."""
@@ -173,12 +173,11 @@ class DenseFold:
             return labelled
         return labelled & self._targets.folds.training(self._fold, row, col, rows, cols, scale=labels.scale)
 
-    @property
-    def facts(self) -> TrainingFacts:
+    def _facts(self, per_window: float) -> TrainingFacts:
         """What the training labels are like."""
         if self._targets.labels.classes is not None:
             total = int(self._counts.sum())
-            return TrainingFacts(total, tuple(self._counts.tolist()), 0.0, 1.0, self._per_window)
+            return TrainingFacts(total, tuple(self._counts.tolist()), 0.0, 1.0, per_window)
         count, total, squares = self._moments
         mean = total / count
         std = float(np.sqrt(max(squares / count - mean**2, 0.0)))
@@ -187,7 +186,7 @@ class DenseFold:
                 f"labels {self._targets.labels.source}: the {count:.0f} training values are all {mean:g}; expected "
                 "values that differ"
             )
-        return TrainingFacts(int(count), (), float(mean), std, self._per_window)
+        return TrainingFacts(int(count), (), float(mean), std, per_window)
 
     def epoch(self, *, seed: int, epoch: int, tiles: int, augment: bool) -> np.ndarray:
         """Training windows of an epoch in order.

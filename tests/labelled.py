@@ -74,7 +74,7 @@ def run(argv: Sequence[str], *, pictures: bool = False) -> int:
     with ExitStack() as patches:
         patches.enter_context(mock.patch.dict(models.MODEL_SIZES, tiny=SMALL))
         if not pictures:
-            patches.enter_context(mock.patch.object(main_finetune, "draw_scores", lambda *_: ()))
+            patches.enter_context(mock.patch.object(main_finetune, "draw_scores", lambda *_: []))
             patches.enter_context(mock.patch.object(main_finetune, "draw_map", lambda *_: None))
         return main_finetune.main(list(argv))
 

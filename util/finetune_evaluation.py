@@ -56,6 +56,10 @@ class Where:
     warning: str
 
 
+IMAGES = Where(True, "images of --test_path, or held out by location", "")
+"""What the checkpoint of a scene data set is scored on."""
+
+
 def where_to_score(args: argparse.Namespace, state: Mapping[str, Any], ground: Mapping[str, Any]) -> Where:
     """Decides on what a fine-tuned checkpoint can be scored.
 

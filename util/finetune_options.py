@@ -56,11 +56,19 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds which layers are read, and how; with a checkpoint its own settings are the defaults."""
     data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset_type",
+        default="grid",
+        choices=["grid", *options.SCENE_TYPES],
+        help="grid = rasters on disk; or a scene data set, for classification, see docs/scenes.md (grid)",
+    )
+    data.add_argument("--test_path", help="scenes: table of the images to test (else a share of the locations)")
+    data.add_argument(
+        "--val_fraction", type=options.fraction, default=0.1, help="scenes: share of locations to test (0.1)"
+    )
     data.add_argument("--data_dir", help="directory with the layers (those of the checkpoint, or the sample survey)")
     data.add_argument("--train_path", help="layers.csv that names them instead")
-    data.add_argument(
-        "--dropped_bands", type=options.count, nargs="+", default=[], metavar="N", help="from scratch only"
-    )
+    data.add_argument("--dropped_bands", type=options.count, nargs="*", metavar="N", help="from scratch only")
     data.add_argument(
         "--masked_bands", type=options.count, nargs="+", default=[], metavar="N", help="layers shown as no-data"
     )
@@ -133,7 +141,9 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--batch_size", type=options.positive_int, default=32, help="windows per step and process (32)")
     train.add_argument("--accum_iter", type=options.positive_int, default=1, help="micro-batches per update (1)")
     train.add_argument("--epochs", type=options.positive_int, default=15, help="epochs of each fit (15)")
-    train.add_argument("--tiles_per_epoch", type=options.positive_int, default=512, help="windows in an epoch (512)")
+    train.add_argument(
+        "--tiles_per_epoch", type=options.positive_int, help="windows in an epoch (512; of scenes, all images)"
+    )
     train.add_argument("--lr", type=options.positive, help="peak learning rate (1e-3, or as --blr gives it)")
     train.add_argument("--blr", type=options.positive, help="peak rate as blr x effective batch / 256")
     train.add_argument("--min_lr", type=options.non_negative, default=1e-6, help="final learning rate (1e-6)")
@@ -205,6 +215,8 @@ MAY_CHANGE = set(
 
 WINDOWS_ONLY = {"mixup": 0.0, "cutmix": 0.0, "reprob": 0.0}
 PIXELS_ONLY = {"label_scale": 1, "head": None}
+SCENE_SIZE = 96
+"""Edge of images at the base scale without a checkpoint: that of SatMAE++."""
 SCRATCH_ONLY = ("model", "model_type", "patch_size", "dropped_bands", "grouped_bands", "scales")
 """What a checkpoint decides."""
 
@@ -230,6 +242,7 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming the flag, its value and what would do.
     """
+    _check_scenes(args)
     wrong = PIXELS_ONLY if args.task == "classification" else WINDOWS_ONLY
     for name, default in wrong.items():
         if getattr(args, name) != default:
@@ -273,6 +286,12 @@ def settle(args: argparse.Namespace, config: Mapping[str, Any], stored: Mapping[
         ValueError: an option that is for training from scratch, and differs from the checkpoint's.
     """
     trained = stored.get("options", {})
+    kind = trained.get("dataset_type", args.dataset_type)
+    if kind != args.dataset_type:
+        raise ValueError(
+            f"--dataset_type {args.dataset_type}: the checkpoint {args.finetune} was trained with {kind}; give "
+            f"--dataset_type {kind}, or another checkpoint"
+        )
     defaults = argparse.ArgumentParser()
     add_data_options(defaults)
     add_network_options(defaults)
@@ -284,6 +303,9 @@ def settle(args: argparse.Namespace, config: Mapping[str, Any], stored: Mapping[
                 f"--{name} {value}: the checkpoint {args.finetune} was trained with {known[name]}; leave it out, or "
                 "train from scratch (without --finetune)"
             )
+    if args.dataset_type != "grid":
+        for name in ("dropped_bands", "grouped_bands", "model_type"):
+            setattr(args, name, trained.get(name, getattr(args, name)))
     args.patch_size = config["patch_size"]
     args.input_size = args.input_size or config["img_size"]
     args.base_resolution = args.base_resolution or stored.get("base_resolution") or trained.get("base_resolution")
@@ -330,13 +352,61 @@ def layer_options(args: argparse.Namespace) -> dict[str, Any]:
         "cache": args.cache,
         "allow_missing": args.missing_layers == "allow",
         "scratch": {
-            "dropped_bands": args.dropped_bands,
+            "dropped_bands": args.dropped_bands or [],
             "grouped_bands": args.grouped_bands,
             "one_group": args.model_type == "vanilla",
             "scales": args.scales,
             "seed": args.seed,
         },
     }
+
+
+def scene_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `open_scene_layers` that the options name."""
+    options.check_sizes(input_size=args.input_size or SCENE_SIZE, patch_size=args.patch_size, scales=args.scales)
+    return {
+        "dataset_type": args.dataset_type,
+        "train_path": args.train_path,
+        "dropped_bands": args.dropped_bands,
+        "masked_bands": args.masked_bands,
+        "grouped_bands": args.grouped_bands,
+        "one_group": args.model_type == "vanilla",
+        "input_size": args.input_size or SCENE_SIZE,
+        "scales": args.scales,
+        "val_fraction": 0.0 if args.test_path else args.val_fraction,
+        "seed": args.seed,
+    }
+
+
+def _check_scenes(args: argparse.Namespace) -> None:
+    """Refuses what does not go with scene data sets, or with rasters.
+
+    Raises:
+        ValueError: naming the flag and what would do.
+    """
+    if args.dataset_type == "grid":
+        if args.test_path is not None:
+            raise ValueError(
+                "--test_path goes with scene data sets (--dataset_type sentinel, rgb, euro_sat); rasters are tested on "
+                "folds of their own ground"
+            )
+        return
+    if args.task != "classification":
+        raise ValueError(f"--dataset_type {args.dataset_type} with --task {args.task}: expected --task classification")
+    names = ("labels", "data_dir", "base_resolution", "only_folds", "patience")
+    given = [name for name in names if getattr(args, name)]
+    if given or args.split != "blocks":
+        flag = given[0] if given else f"split {args.split}"
+        raise ValueError(
+            f"--{flag} does not go with --dataset_type {args.dataset_type}: its images carry their classes and lie on "
+            "no common ground; leave it out"
+        )
+    trees = {"trees", "forest"} & set(baselines_of(args))
+    if trees:
+        raise ValueError(
+            f"--baselines {min(trees)} does not go with --dataset_type {args.dataset_type}: trees look at pixels of "
+            "ground; expected scratch, probe or constant"
+        )
 
 
 def label_options(args: argparse.Namespace) -> dict[str, Any]:
