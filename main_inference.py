@@ -23,7 +23,6 @@ import torch
 import models_mae_group_channels as models
 import models_vit_group_channels as finetune_models
 from datasets.augment import TURNS, turned, turned_back
-from datasets.folds import LEAK_WARNING
 from datasets.loader import prefetch
 from datasets.reopen import ReopenedSurvey, reopen_survey, stored_layers
 from util import checkpoint as ckpt
@@ -168,7 +167,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
     trained, statistics = state["options"], state["statistics"]
     scales = state["model_config"].get("scales", (1,))
     base = args.base_resolution or state.get("base_resolution") or trained.get("base_resolution")
-    if "categories" in state and (base is None or not (args.data_dir or args.train_path)):
+    if trained.get("dataset_type", "grid") != "grid" and (base is None or not (args.data_dir or args.train_path)):
         names = ", ".join(layer["name"] for layer in state["layers"])
         raise ValueError(
             f"--checkpoint {args.checkpoint}: trained on images (--dataset_type {trained['dataset_type']}), not on "
@@ -251,7 +250,7 @@ def tags_of(args: argparse.Namespace, survey: ReopenedSurvey, state: dict[str, A
     }
     if "task" in state:
         hidden = [survey.layers[channel].name for channel in hidden_channels(state)]
-        tags |= finetuned.provenance(state, leak_warning=LEAK_WARNING) | {"hidden_layers": ", ".join(hidden) or "none"}
+        tags |= finetuned.provenance(state) | {"hidden_layers": ", ".join(hidden) or "none"}
     return tags
 
 

@@ -416,11 +416,14 @@ def test_what_a_map_says_of_its_fit():
         "task": {"kind": "regression"},
         "arm": "pretrained",
         "fold": None,
-        "options": {"split": "blocks"},
+        "folds": {"split": "blocks", "warning": None},
         "scores": {"headline": "r2", "arms": {"pretrained": {"summary": summary}}},
     }
-    tags = provenance(state, leak_warning="it leaks")
+    tags = provenance(state)
     assert tags["score"] == "r2 0.5123 +- 0.012 on held-out blocks, 5 fold(s)" and tags["score_rmse"] == "2"
     assert {name for name in tags if name.startswith("score_")} == {"score_r2", "score_rmse"} and "warning" not in tags
     summary["r2"] = {"mean": None, "std": None, "n": 0}
-    assert provenance(state, leak_warning="")["score"].startswith("r2 not defined on held-out blocks")
+    assert provenance(state)["score"].startswith("r2 not defined on held-out blocks")
+    state["folds"] = {"split": "test table", "warning": "it leaks"}
+    tags = provenance(state)
+    assert tags["score"].endswith(" on test images, 0 fold(s)") and tags["warning"] == "it leaks"

@@ -8,6 +8,8 @@ from typing import Any
 
 Colour = tuple[int, int, int]
 
+TESTED = {"blocks": "held-out blocks", "locations": "held-out images", "test table": "test images"}
+"""What scores were found on, by the name of the split."""
 COUNTS = ("count", "classes")
 """Numbers beside the scores that say how much was scored, not how good it was."""
 
@@ -85,20 +87,22 @@ def _colour(text: str) -> Colour:
     return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:6], 16)
 
 
-def provenance(state: Mapping[str, Any], *, leak_warning: str) -> dict[str, str]:
-    """What a map must say of the fit that made it: task, arm, labels, and how good it was on ground it had not seen.
+def provenance(state: Mapping[str, Any]) -> dict[str, str]:
+    """What a map must say of the fit that made it: task, arm, labels, how good it was on what it had not seen.
 
     Args:
         state: a checkpoint of main_finetune.
-        leak_warning: said where the labels were split at random.
+
+    Returns:
+        Tags; `warning` among them if the labels were split so that scores are inflated.
     """
-    options, fold, scores = state["options"], state["fold"], state["scores"]
+    split, fold, scores = state["folds"], state["fold"], state["scores"]
     tags = {
         "task": state["task"]["kind"],
         "arm": state["arm"],
         "fold": "none" if fold is None else str(fold),
         "fitted_on": "all labels" if fold is None else f"the training labels of fold {fold}",
-        "split": options["split"],
+        "split": split["split"],
     }
     if scores is None:
         tags["score"] = "not in this checkpoint; see metrics.json of the run that wrote it"
@@ -107,10 +111,10 @@ def provenance(state: Mapping[str, Any], *, leak_warning: str) -> dict[str, str]
         kept = {name: item for name, item in summary.items() if name not in COUNTS and item.get("mean") is not None}
         numbers = {name: _with_spread(item) for name, item in kept.items()}
         headline = scores["headline"]
-        folds = summary[headline]["n"]
-        tags["score"] = f"{headline} {numbers.get(headline, 'not defined')} on held-out blocks, {folds} fold(s)"
+        folds, where = summary[headline]["n"], TESTED.get(split["split"], split["split"])
+        tags["score"] = f"{headline} {numbers.get(headline, 'not defined')} on {where}, {folds} fold(s)"
         tags |= {f"score_{name}": text for name, text in numbers.items()}
-    return tags | ({"warning": leak_warning} if options["split"] == "random" else {})
+    return tags | ({"warning": split["warning"]} if split["warning"] else {})
 
 
 def _with_spread(number: Mapping[str, Any]) -> str:
