@@ -21,7 +21,9 @@ import torch
 import main_inference
 from datasets.label_map import seen_ground
 from datasets.reopen import reopen_survey, stored_layers
+from tests import labelled, scene_files
 from tests.labelled import CODES, finetune, write_classes, write_points, write_values
+from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, train, write_survey
 from util.checkpoint import load_checkpoint, save_checkpoint
 from util.finetuned import Task, provenance, stored_classes
@@ -339,6 +341,29 @@ class TestLayers:
         with rasterio.open(without / "prediction_values.tif") as file:
             assert file.tags()["hidden_layers"] == "gravity" and file.tags()["missing_layers"] == "none"
         np.testing.assert_array_equal(pixels_of(without, "values"), pixels_of(with_it, "values"))
+
+
+def test_classes_of_images_on_rasters(tmp_path, no_pictures, capsys):
+    """A network that learned from images is applied to rasters named as its bands, at a resolution that is given."""
+    table = scene_files.write_sentinel(tmp_path / "scenes")
+    flags = "--task classification --input_size 8 --patch_size 4 --scales 1 2 --epochs 1 --warmup_epochs 0 --no_final"
+    more = ["--dataset_type", "sentinel", "--train_path", str(table), "--output_dir", str(tmp_path / "run")]
+    assert labelled.run([*flags.split(), *more, "--num_workers", "0", "--device", "cpu", "--no_progress"]) == 0
+    run = of_fold(tmp_path / "run", 0)
+    predict(run, tmp_path / "out", status=2)
+    assert "trained on images (--dataset_type sentinel), not on ground" in capsys.readouterr().err
+    state = load_checkpoint(run / "checkpoint-last.pth", required=("layers",))
+    rng = np.random.default_rng(0)
+    (tmp_path / "bands").mkdir()
+    for layer in state["layers"]:
+        values = 1000 + 500 * rng.normal(size=(24, 24))
+        write_grid(tmp_path / "bands" / f"{layer['name']}.tif", values.astype(np.float32), resolution=10.0)
+    out = predict(run, tmp_path / "out", "--data_dir", str(tmp_path / "bands"), "--base_resolution", "10")
+    with rasterio.open(out / "prediction_classes.tif") as file:
+        assert file.shape == (6, 6) and file.res == (40.0, 40.0) and file.tags()["split"] == "locations"
+        assert set(np.unique(file.read(1))) <= set(range(1, len(scene_files.CATEGORIES) + 1))
+        named = {key: name for key, name in file.tags(1).items() if key.startswith("class_")}
+        assert sorted(named.values()) == sorted(scene_files.CATEGORIES)
 
 
 class TestRefused:
