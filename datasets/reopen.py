@@ -253,12 +253,8 @@ def reopen_survey(
         scales: scales of the model, 1 first.
         base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
         finest_scale: largest scale that training was asked for.
-<<<<<<< HEAD
-        hidden: channels that training presented as wholly invalid; they need not be there.
-=======
         encodings: per layer, how values become channels; in the place of location and spread.
-        hidden: layers that training presented as wholly invalid.
->>>>>>> main
+        hidden: layers that training presented as wholly invalid; they need not be there.
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
         aoi: polygons file that limits what is written.
@@ -272,7 +268,6 @@ def reopen_survey(
         FileNotFoundError: for files that are not there.
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
-<<<<<<< HEAD
     needed = [c for c in range(len(found)) if c not in hidden]
     missing = _missing(
         [trained[c] for c in needed],
@@ -281,12 +276,8 @@ def reopen_survey(
         where=data_dir or layers_table,
         extra=extra,
     )
-    stack, summaries, notes = _open_stack(trained, found, hidden=hidden, extent=extent, reproject=reproject)
-=======
-    missing = _missing(trained, found, allowed=allow_missing, where=data_dir or layers_table, extra=extra)
     encodings = linear_encodings(location, spread) if encodings is None else tuple(encodings)
     stack, summaries, notes = _open_stack(trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject)
->>>>>>> main
     if extra:
         notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
     notes += _strangers(trained, summaries, encodings)
