@@ -614,7 +614,7 @@ def draw(run: Run, evaluator: HeldOutEvaluator, example: int) -> None:
         layers=run.layers,
         scales=survey.scales,
         scored=survey.scored,
-        base_resolution=survey.base_resolution,
+        base_pixel=run.scored.survey.base_pixel(int(run.scored.origins[example, 0])),
         targets=[t[0].cpu() for t in (batch.imgs, *batch.imgs_up)],
         valid=[v[0].cpu() for v in (batch.valid, *batch.valid_up)],
         images={scale: image[0].cpu() for scale, image in out.images.items()},
@@ -625,7 +625,7 @@ def draw(run: Run, evaluator: HeldOutEvaluator, example: int) -> None:
         title=f"held-out tile after epoch {run.place.epoch}",
         epoch=run.place.epoch,
         step=run.place.step,
-        length_unit="degree" if survey.stack.reference.crs.is_geographic else "m",
+        length_unit="m",
     )
 
 

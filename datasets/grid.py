@@ -15,9 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from datasets.globe import globe_of
 from datasets.layers import Layer, layers_from_directory, read_layers_table
 from datasets.pyramid import Pyramid
 from datasets.raster import BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band, scan, with_dummies
+from datasets.round_band import RoundBand, columns_of_turn, goes_round, ground_lines, ground_m, round_ground
 from datasets.stack import ALIKE, Block, Stack, longest_edge, make_blocks, reference_grid
 from datasets.statistics import (
     MAX_CELLS,
@@ -90,7 +92,17 @@ class Survey:
             f"{[list(group) for group in self.groups]}; layers "
             f"{'in memory' if self.stack.in_memory else 'read by window'}"
         )
-        return lines
+        first, last = self.tiles.train[:, 0].min(), self.tiles.train[:, 0].max()
+        middles = (int(first) + self.tiles.height // 2, int(last) + self.tiles.height // 2)
+        return lines + ground_lines(self.stack.reference, self.base_resolution, middles)
+
+    def base_pixel(self, row: int) -> tuple[float, float]:
+        """Width and height of a base-scale pixel in the middle of the tile at a reference row: metres on the ground.
+
+        On a plane, CRS units, as they are.
+        """
+        across, along = ground_m(self.stack.reference, row + self.tiles.height / 2)
+        return self.base_resolution * across, self.base_resolution * along
 
     def channel_options(self) -> dict[str, Any]:
         """What a model must know of the layers, as keyword arguments of `build_model`."""
@@ -292,6 +304,7 @@ def open_survey(
         val_block=val_block,
         buffer=round(val_buffer * max(height, width) / input_size),
         seed=seed,
+        ground=round_ground(reference),
     )
     return Survey(
         stack=stack,
@@ -305,7 +318,7 @@ def open_survey(
         tiles=tiles,
         blocks=make_blocks(stack, tile_rows=height, tile_cols=width, step=step),
         correlation_cells=tuple(_correlation_cells(m.mean, cell * input_size / height) for m in maps),
-        warnings=tuple(notes + scale_notes + _geographic_note(reference)),
+        warnings=tuple(notes + scale_notes + _round_notes(bands, reference)),
     )
 
 
@@ -401,7 +414,11 @@ def _origin_step(base: float, reference: Grid) -> int:
 
 
 def score_scales(
-    bands: Sequence[RasterBand], *, scales: Sequence[int], base_resolution: float, hidden: Sequence[int] = ()
+    bands: Sequence[RasterBand | RoundBand],
+    *,
+    scales: Sequence[int],
+    base_resolution: float,
+    hidden: Sequence[int] = (),
 ) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]], list[str]]:
     """Decides which layer is scored at which scale: none at a scale finer than its own pixels.
 
@@ -533,10 +550,26 @@ def _correlation_cells(mean: np.ndarray, cell_in_base_pixels: float) -> float:
     return correlation_length(mean) * cell_in_base_pixels
 
 
-def _geographic_note(reference: Grid) -> list[str]:
-    if not reference.crs.is_geographic:
+def _round_notes(bands: Sequence[RasterBand], reference: Grid) -> list[str]:
+    """What a user should know of layers in longitude and latitude."""
+    globe = globe_of(reference.crs)
+    if globe is None:
         return []
-    return [
-        f"CRS {reference.crs.to_string()} is in degrees: tiles cover less ground towards the poles and do not cross "
-        "the date line; reproject to a metric CRS for a survey of any height"
-    ]
+    notes = []
+    if not goes_round(reference) and reference.cols * reference.resolution_x > 0.9 * globe.turn:
+        pixels = globe.turn / reference.resolution_x
+        why = f"a turn is {pixels:.6g} pixels, not a whole number" if not columns_of_turn(reference) else "it has a gap"
+        notes.append(f"the reference grid nearly goes round, but {why}: tiles do not cross its ends")
+    for band in bands:
+        turn = columns_of_turn(band.grid)
+        if not turn and goes_round(reference):
+            notes.append(
+                f"layer '{band.layer.name}': a turn is {globe.turn / band.grid.resolution_x:.6g} of its pixels, not a "
+                "whole number: it is not read across its ends; resample it to pixels that divide a turn"
+            )
+        elif turn and band.grid.cols > turn:
+            notes.append(
+                f"layer '{band.layer.name}': covers more than a turn; its last {band.grid.cols - turn} columns repeat "
+                "ground and are not used"
+            )
+    return notes

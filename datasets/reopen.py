@@ -20,6 +20,7 @@ from datasets.grid import TileReader, choose_layers, scan_bands, score_scales
 from datasets.layers import Layer
 from datasets.pyramid import Pyramid, Sample
 from datasets.raster import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band
+from datasets.round_band import RoundBand, columns_of_turn, goes_round
 from datasets.stack import Block, Stack, make_blocks, reference_grid
 
 logger = logging.getLogger(__name__)
@@ -67,8 +68,15 @@ class ReopenedSurvey:
             math.ceil(grid.cols * grid.resolution_x / base - 1e-6),
         )
 
+    @property
+    def turn(self) -> int:
+        """Base-scale columns after which the ground repeats; 0 if it does not, or they are not a whole number."""
+        grid = self.stack.reference
+        columns = columns_of_turn(grid) * grid.resolution_x / self.base_resolution if goes_round(grid) else 0.0
+        return round(columns) if abs(columns - round(columns)) < 1e-6 * columns else 0
+
     def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
-        """Reads a window of base-scale pixels of every layer.
+        """Reads a window of base-scale pixels of every layer; round a body, where the columns go on.
 
         Raises:
             OSError: naming layer, file and window that could not be read.
@@ -289,7 +297,11 @@ def _tile_step(base: float, reference: Grid) -> float:
 
 
 def _known(
-    bands: Sequence[RasterBand], *, scales: Sequence[int], base: float, hidden: Sequence[int] | frozenset[int]
+    bands: Sequence[RasterBand | RoundBand],
+    *,
+    scales: Sequence[int],
+    base: float,
+    hidden: Sequence[int] | frozenset[int],
 ) -> dict[int, tuple[int, ...]]:
     """Channels whose pixels are no coarser than those of each scale."""
     _, known, _ = score_scales(bands, scales=scales, base_resolution=base, hidden=tuple(hidden))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy import fft, sparse
 
+from datasets.round_band import goes_round
 from datasets.stack import Stack
 from datasets.tiles import Coverage, HeldOut
 from datasets.validity import Moments
@@ -93,18 +94,24 @@ def _cell_edge(shape: tuple[int, int], step: int) -> int:
     return step * grow
 
 
-def _row_chunks(stack: Stack, channel: int, rows_of_cells: np.ndarray) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """Yields (first native row, values, sampled) down a layer: all rows, or one per row of cells when sampled."""
+def _row_chunks(
+    stack: Stack, channel: int, rows_of_cells: np.ndarray, *, cols: int | None = None
+) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Yields (first native row, values, sampled) down a layer: all rows, or one per row of cells when sampled.
+
+    The values are those of the layer's columns, or of the first `cols`, which may go on round a body.
+    """
     grid = stack.bands[channel].grid
+    cols = cols or grid.cols
     if grid.rows * grid.cols > SAMPLED_PIXELS:
         centres = np.unique(np.floor((rows_of_cells[:-1] + rows_of_cells[1:]) / 2).astype(np.int64))
         for row in centres[(centres >= 0) & (centres < grid.rows)]:
-            yield int(row), stack.read(channel, int(row), 0, 1, grid.cols), True
+            yield int(row), stack.read(channel, int(row), 0, 1, cols), True
         return
     height = max(1, CHUNK_PIXELS // grid.cols)
     for row in range(0, grid.rows, height):
         count = min(height, grid.rows - row)
-        yield row, stack.read(channel, row, 0, count, grid.cols), False
+        yield row, stack.read(channel, row, 0, count, cols), False
 
 
 def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
@@ -126,12 +133,15 @@ def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
     edges_x = np.append(np.arange(0, reference.cols, cell), reference.cols).astype(np.float64)
     native_y = placement.offset_y + placement.ratio_y * edges_y
     native_x = placement.offset_x + placement.ratio_x * edges_x
-    weights_y, weights_x = overlap_matrix(native_y, grid.rows), overlap_matrix(native_x, grid.cols)
+    cols = grid.cols
+    if goes_round(grid):  # its last pixel may lie across the reference grid's edge
+        cols = max(cols, math.ceil(native_x[-1] - 1e-9))
+    weights_y, weights_x = overlap_matrix(native_y, grid.rows), overlap_matrix(native_x, cols)
     weight = np.zeros((len(edges_y) - 1, len(edges_x) - 1))
     total = np.zeros_like(weight)
     area = np.outer(np.diff(native_y), np.diff(native_x))
     by_row = weights_y.tocsc()
-    for first, values, sampled in _row_chunks(stack, channel, native_y):
+    for first, values, sampled in _row_chunks(stack, channel, native_y, cols=cols):
         valid = np.isfinite(values)
         part = by_row[:, first : first + len(values)]
         if sampled:  # the row stands for the whole height of its cell

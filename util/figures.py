@@ -33,12 +33,13 @@ class RowImages:
         layer: its name.
         unit: of the values, such as "nT"; may be empty.
         scale: pixels of `target` per base pixel and side: 1, 2, 4.
-        pixel_size: edge of a pixel of `target`, in CRS units.
+        pixel_size: width of a pixel of `target`, length units.
         image: the whole input tile at the base scale, (h, w).
         visible: the same with NaN where a patch was removed from the model's sight, (h, w).
         reconstruction: the model's prediction, (H, W); drawn wherever it is finite.
         target: the truth at this scale, (H, W); NaN where it is not known and not scored.
         scored: whether this layer is scored at this scale; said in the title if not.
+        pixel_height: height of a pixel of `target`, None = its width.
     """
 
     layer: str
@@ -50,6 +51,7 @@ class RowImages:
     reconstruction: np.ndarray
     target: np.ndarray
     scored: bool = True
+    pixel_height: float | None = None
 
 
 def reconstruction_figure(rows: Sequence[RowImages], *, title: str = "", length_unit: str = "m") -> Figure:
@@ -174,9 +176,11 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
 def _row_label(row: RowImages, length_unit: str) -> str:
     rows, cols = row.target.shape
     factor, unit = (1e-3, "km") if length_unit == "m" else (1.0, length_unit)
-    ground = f"{cols * row.pixel_size * factor:.4g} x {rows * row.pixel_size * factor:.4g} {unit}"
+    height = row.pixel_size if row.pixel_height is None else row.pixel_height
+    size = f"{row.pixel_size:.6g}" if height == row.pixel_size else f"{row.pixel_size:.4g} x {height:.4g}"
+    ground = f"{cols * row.pixel_size * factor:.4g} x {rows * height * factor:.4g} {unit}"
     name = row.layer if row.scored else f"{row.layer} (not scored)"
-    return f"{name}\nscale {row.scale}: {row.pixel_size:.6g} {length_unit} pixels\n{ground}"
+    return f"{name}\nscale {row.scale}: {size} {length_unit} pixels\n{ground}"
 
 
 def _with_grey(name: str) -> Colormap:

@@ -328,7 +328,7 @@ def reconstruction_rows(
     layers: Sequence[LayerFacts],
     scales: Sequence[int],
     scored: Mapping[int, Sequence[int]],
-    base_resolution: float,
+    base_pixel: tuple[float, float],
     targets: Sequence[torch.Tensor],
     valid: Sequence[torch.Tensor],
     images: Mapping[int, torch.Tensor],
@@ -340,7 +340,7 @@ def reconstruction_rows(
         layers: the layers in channel order.
         scales: scales, 1 first.
         scored: for each scale, the channels scored at it.
-        base_resolution: edge of a base-scale pixel, CRS units.
+        base_pixel: width and height of a base-scale pixel, length units.
         targets: per scale (C, sH, sW), model units.
         valid: likewise bool.
         images: predictions by scale, (C, sH, sW), model units.
@@ -366,6 +366,9 @@ def reconstruction_rows(
                 torch.where(valid[level][c], prediction, nan),
                 torch.where(valid[level][c], targets[level][c], nan),
             ]
-            physical = [(array * layer.spread + layer.location).numpy() for array in arrays]
-            rows.append(RowImages(layer.name, layer.unit, scale, base_resolution / scale, *physical))
+            shown, visible, rebuilt, target = [(array * layer.spread + layer.location).numpy() for array in arrays]
+            width, height = (edge / scale for edge in base_pixel)
+            rows.append(
+                RowImages(layer.name, layer.unit, scale, width, shown, visible, rebuilt, target, pixel_height=height)
+            )
     return rows
