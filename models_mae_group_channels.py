@@ -1,8 +1,7 @@
-"""The grouped-channel multi-scale masked autoencoder, and the encoder alone for fine-tuning.
+"""The grouped-channel multi-scale masked autoencoder, for pre-training.
 
-Channels are divided into groups; every group has its own patch embedding, and one transformer reads the
-tokens of all groups. Most tokens are removed; a small decoder predicts their pixels, and cross-scale heads
-predict finer grids.
+The encoder (`models_vit_group_channels.py`) reads the tokens of all channel groups. Most tokens are removed; a
+small decoder predicts their pixels, and cross-scale heads predict finer grids.
 
 References: SatMAE++ (Noman et al., CVPR 2024, arXiv 2403.05419), SatMAE (Cong et al., NeurIPS 2022) and MAE
 (He et al., CVPR 2022). Parameter names and shapes are those of SatMAE++, so that its weights load. We differ:
@@ -21,20 +20,23 @@ usable.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm2d, PatchEmbed
+from timm.layers import LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models_vit_group_channels import MODEL_SIZES as MODEL_SIZES
+from models_vit_group_channels import NORM_LAYER, SENTINEL_GROUPS, GroupChannelEncoder, check_images, model_size
+from models_vit_group_channels import GroupChannelsVisionTransformer as GroupChannelsVisionTransformer
+from models_vit_group_channels import ModelSize as ModelSize
+from models_vit_group_channels import check_partition as check_partition
 from util.losses import error_totals, masked_patch_mse, patch_moments, pixel_l1
 from util.patches import patchify, random_masking, token_validity, unpatchify
-from util.pos_embed import sincos_1d, sincos_2d
 from util.scale_heads import (
     SubpixelHead,
     UpsampleBlock,
@@ -45,31 +47,7 @@ from util.scale_heads import (
     plan_subpixel,
 )
 
-SENTINEL_GROUPS = ((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))  # the groups of SatMAE and SatMAE++
-NORM_LAYER = partial(nn.LayerNorm, eps=1e-6)
 SCALE_HEADS = ("subpixel", "shared")
-
-
-def check_partition(channel_groups: Sequence[Sequence[int]], in_chans: int) -> tuple[tuple[int, ...], ...]:
-    """Return the groups as tuples if they hold every channel exactly once.
-
-    Raises:
-        ValueError: a group is empty, or a channel is missing, repeated or out of range.
-    """
-    groups = tuple(tuple(int(c) for c in group) for group in channel_groups)
-    listed = [c for group in groups for c in group]
-    problems = {
-        "missing": [c for c in range(in_chans) if c not in listed],
-        "more than once": sorted({c for c in listed if listed.count(c) > 1}),
-        "out of range": sorted({c for c in listed if not 0 <= c < in_chans}),
-        "empty groups": [i for i, group in enumerate(groups) if not group],
-    }
-    found = "; ".join(f"{what} {which}" for what, which in problems.items() if which)
-    if found:
-        raise ValueError(
-            f"channel_groups {groups}: {found}; expected each of channels 0 to {in_chans - 1} in exactly one"
-        )
-    return groups
 
 
 def check_scored(
@@ -95,234 +73,6 @@ def check_scored(
     if not given.get(1):
         raise ValueError("no channel is scored at scale 1: expected at least one; list it under scored[1]")
     return {s: given.get(s, ()) for s in scales}
-
-
-class GroupChannelEncoder(nn.Module):
-    """Patch embeddings of the groups, position and group embeddings, and transformer blocks.
-
-    Both models inherit it, rather than hold it, so that parameter names stay flat and encoder weights move
-    between them. The one parameter that SatMAE++ has not is `nodata_token`; loading weights without it keeps
-    the present one.
-    """
-
-    def __init__(
-        self,
-        *,
-        img_size: int,
-        patch_size: int,
-        in_chans: int,
-        channel_groups: Sequence[Sequence[int]],
-        channel_embed: int,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        norm_layer: Any,
-        train_embeddings: bool,
-        drop_path: float = 0.0,
-        grad_checkpointing: bool = False,
-    ) -> None:
-        super().__init__()
-        if img_size % patch_size:
-            raise ValueError(f"img_size {img_size}: expected a multiple of patch_size {patch_size}")
-        self.channel_groups = check_partition(channel_groups, in_chans)
-        self.group_sizes = [len(group) for group in self.channel_groups]
-        self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
-        self.num_groups, self.num_patches = len(self.channel_groups), (img_size // patch_size) ** 2
-        self.grad_checkpointing = grad_checkpointing
-
-        order = [c for group in self.channel_groups for c in group]
-        group_of = {c: i for i, group in enumerate(self.channel_groups) for c in group}
-        self._register_index("group_order", order)  # channel order -> concatenated groups
-        self._register_index("channel_order", [order.index(c) for c in range(in_chans)])  # and back
-        self._register_index("group_of_channel", [group_of[c] for c in range(in_chans)])
-
-        self.patch_embed = nn.ModuleList(PatchEmbed(img_size, patch_size, size, embed_dim) for size in self.group_sizes)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.nodata_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        position, group = self._embeddings(embed_dim, channel_embed, num_heads, rows=self.num_groups)
-        self.pos_embed = nn.Parameter(position, requires_grad=train_embeddings)
-        self.channel_embed = nn.Parameter(group, requires_grad=train_embeddings)
-        self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer, drop_path=rate)
-            for rate in _linear_ramp(drop_path, depth)
-        )
-        self.register_load_state_dict_pre_hook(_keep_nodata_token)
-
-    def _register_index(self, name: str, values: Sequence[int]) -> None:
-        """Hold indices on the model's device, outside of the state dict."""
-        self.register_buffer(name, torch.tensor(list(values), dtype=torch.int64), persistent=False)
-
-    def _embeddings(self, width: int, group_width: int, num_heads: int, *, rows: int) -> tuple[Tensor, Tensor]:
-        """Sine-cosine embeddings of position, (1, 1+L, width - group_width), and group number, (1, rows,
-        group_width).
-
-        Row 0 of the position belongs to the class token and is zero.
-        """
-        if width % num_heads or group_width % 2 or (width - group_width) % 4 or group_width >= width:
-            raise ValueError(
-                f"width {width} with {num_heads} heads and {group_width} for the channel embedding: expected "
-                "a width divisible by the heads, an even channel embedding, a multiple of 4 left for position"
-            )
-        grid = sincos_2d(self.img_size // self.patch_size, width - group_width)
-        position = torch.cat([torch.zeros_like(grid[:1]), grid])[None]
-        return position, sincos_1d(torch.arange(rows), group_width)[None]
-
-    def init_weights(self) -> None:
-        """Initialise as MAE does: xavier-uniform linear layers and patch embeddings, normal(0.02) tokens.
-
-        Norms start at 1 and 0, and biases of linear layers at 0; convolutions of the shared heads keep
-        torch's default.
-        """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for embed in self.patch_embed:
-            nn.init.xavier_uniform_(embed.proj.weight.view(embed.proj.weight.shape[0], -1))
-        for token in (self.cls_token, self.nodata_token):
-            nn.init.normal_(token, std=0.02)
-
-    def _prepare(self, imgs: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Images of at least float32 that are zero where they are invalid, and validity."""
-        imgs, valid = _check_images("imgs", imgs, valid, channels=self.in_chans, size=self.img_size)
-        return torch.where(valid, imgs, 0.0), valid
-
-    def embed(self, imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn pixels into tokens with position and group added; tokens without valid pixels are the no-data
-        token.
-
-        Done in full precision whatever the autocast, since values may be far out: 1e5 overflows in fp16.
-
-        Args:
-            imgs: (N, C, H, W), model units, 0 where invalid.
-            valid: (N, C, H, W) bool, True = usable.
-
-        Returns:
-            tokens (N, G, L, D), and which of them hold a valid pixel, (N, G, L) bool.
-        """
-        token_valid = token_validity(valid, self.patch_size, group_order=self.group_order, group_sizes=self.group_sizes)
-        with full_precision(imgs.device):
-            parts = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
-            tokens = torch.stack([embed(part) for embed, part in zip(self.patch_embed, parts, strict=True)], dim=1)
-            tokens = torch.where(token_valid.unsqueeze(-1), tokens, self.nodata_token.unsqueeze(1))
-            return tokens + self._places(self.pos_embed[:, 1:], self.channel_embed), token_valid
-
-    def _places(self, position: Tensor, group: Tensor) -> Tensor:
-        """Concatenate position (1, L, -) and group (1, G, -) embeddings to (1, G, L, width)."""
-        size = (1, group.shape[1], position.shape[1], -1)
-        return torch.cat([position.unsqueeze(1).expand(size), group.unsqueeze(2).expand(size)], dim=-1)
-
-    def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        """Apply transformer blocks to (N, tokens, width); the residual stream stays as precise as `x` is."""
-        for block in blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x
-
-
-def _linear_ramp(last: float, count: int) -> list[float]:
-    return [last * i / max(count - 1, 1) for i in range(count)]
-
-
-def _keep_nodata_token(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Let weights without the no-data token, such as the published ones, load strictly."""
-    state_dict.setdefault(prefix + "nodata_token", module.nodata_token.detach())
-
-
-def _check_images(
-    name: str, images: Tensor, valid: Tensor | None, *, channels: int, size: int
-) -> tuple[Tensor, Tensor]:
-    """Images of at least float32 and their validity, all True if None; a misfit is a ValueError."""
-    if images.ndim != 4 or images.shape[1:] != (channels, size, size):
-        raise ValueError(
-            f"{name} of shape {tuple(images.shape)}: expected (N, {channels}, {size}, {size}) from in_chans, "
-            "img_size and scales; build the model for this size, or cut the images to it"
-        )
-    if valid is None:
-        valid = torch.ones_like(images, dtype=torch.bool)
-    if valid.shape != images.shape or valid.dtype != torch.bool:
-        raise ValueError(
-            f"validity of {name} of shape {tuple(valid.shape)}, {valid.dtype}: expected bool of shape "
-            f"{tuple(images.shape)}, True = usable"
-        )
-    return at_least_float32(images), valid
-
-
-class GroupChannelsVisionTransformer(GroupChannelEncoder):
-    """The encoder with a classification head, for fine-tuning; it reads all tokens."""
-
-    def __init__(
-        self,
-        img_size: int = 96,
-        patch_size: int = 8,
-        in_chans: int = 10,
-        num_classes: int = 62,
-        embed_dim: int = 1024,
-        depth: int = 24,
-        num_heads: int = 16,
-        mlp_ratio: float = 4,
-        *,
-        channel_groups: Sequence[Sequence[int]] = SENTINEL_GROUPS,
-        channel_embed: int = 256,
-        global_pool: bool = True,
-        drop_path: float = 0.0,
-        norm_layer: Any = NORM_LAYER,
-        grad_checkpointing: bool = False,
-    ) -> None:
-        super().__init__(
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            channel_groups=channel_groups,
-            channel_embed=channel_embed,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            norm_layer=norm_layer,
-            train_embeddings=True,
-            drop_path=drop_path,
-            grad_checkpointing=grad_checkpointing,
-        )
-        self.channel_cls_embed = nn.Parameter(torch.zeros(1, 1, channel_embed))
-        self.global_pool = global_pool
-        if global_pool:
-            self.fc_norm = norm_layer(embed_dim)
-        else:
-            self.norm = norm_layer(embed_dim)
-        self.head = nn.Linear(embed_dim, num_classes)
-        self.init_weights()
-
-    def forward_features(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
-        """One embedding per sample: the mean over tokens with valid pixels, or the class token.
-
-        Args:
-            imgs: (N, C, H, W), model units.
-            valid: (N, C, H, W) bool, True = usable; all if None.
-
-        Returns:
-            (N, D); a sample without any valid pixel has the embedding of nothing.
-
-        Raises:
-            ValueError: shapes or types do not fit the model.
-        """
-        imgs, valid = self._prepare(imgs, valid)
-        tokens, token_valid = self.embed(imgs, valid)
-        cls_place = torch.cat([self.pos_embed[:, :1], self.channel_cls_embed], dim=-1)
-        cls = (self.cls_token + cls_place).expand(len(imgs), -1, -1)
-        x = self.run_blocks(self.blocks, torch.cat([cls, tokens.flatten(1, 2)], dim=1))
-        if not self.global_pool:
-            return self.norm(x)[:, 0]
-        weight = token_valid.flatten(1).unsqueeze(-1).to(x.dtype)
-        return self.fc_norm((x[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1))
-
-    def forward(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Class scores before the softmax, (N, num_classes); arguments as in `forward_features`."""
-        return self.head(self.forward_features(imgs, valid))
 
 
 class Reconstruction(NamedTuple):
@@ -768,7 +518,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             if self.scored[s]:
                 if image is None:
                     raise ValueError(f"target of scale {s} is None, but channels {self.scored[s]} are scored there")
-                finer[s] = _check_images(
+                finer[s] = check_images(
                     f"target of scale {s}", image, ok, channels=self.in_chans, size=self.img_size * s
                 )
         return finer
@@ -791,28 +541,6 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         return Reconstruction(*result, kept, error_sums, torch.stack(counts) * self.is_scored)
 
 
-@dataclass(frozen=True)
-class ModelSize:
-    """Widths and depths of a model; the decoder's are used in pre-training alone."""
-
-    embed_dim: int
-    depth: int
-    num_heads: int
-    channel_embed: int
-    decoder_embed_dim: int = 512
-    decoder_depth: int = 8
-    decoder_num_heads: int = 16
-    decoder_channel_embed: int = 128
-
-
-MODEL_SIZES = {
-    "tiny": ModelSize(192, 6, 3, 64, 128, 2, 4, 32),
-    "small": ModelSize(384, 12, 6, 96, 256, 4, 8, 64),
-    "base": ModelSize(768, 12, 12, 256),
-    "large": ModelSize(1024, 24, 16, 256),
-}
-
-
 def build_model(name: str, **arguments: Any) -> MaskedAutoencoderGroupChannelViT:
     """Build a masked autoencoder by the name of its size.
 
@@ -823,10 +551,7 @@ def build_model(name: str, **arguments: Any) -> MaskedAutoencoderGroupChannelViT
     Raises:
         ValueError: the name is not known, or the arguments do not fit.
     """
-    size = MODEL_SIZES.get(name.removeprefix("mae_vit_").removesuffix("_patch16"))
-    if size is None:
-        raise ValueError(f"model {name!r}: expected one of {', '.join(MODEL_SIZES)}, or such as mae_vit_tiny_patch16")
-    return MaskedAutoencoderGroupChannelViT(**{**asdict(size), **arguments})
+    return MaskedAutoencoderGroupChannelViT(**{**asdict(model_size(name)), **arguments})
 
 
 # The `patch16` of these names is historical: patch_size decides.

@@ -15,25 +15,18 @@ from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.warp import Resampling, reproject
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from datasets.aoi import Aoi
 from datasets.layers import Layer
 from datasets.validity import invalid_pixels, to_physical
+from datasets.warp import warp_window
 
 # What rasterio raises when GDAL fails: some of GDAL's own errors pass through it unchanged.
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 # Open files per process: well below the usual limit of 1024, and more than the layers of any survey.
 MAX_HANDLES = 256
-# A warped band is computed in square blocks of this edge, so that a pixel does not depend on the window it is
-# read in. GDAL takes the projection for straight across a block, which at this size is some hundredths of a
-# pixel off.
-WARP_BLOCK = 128
-# Source pixels read around the footprint of a warped block: one for bilinear interpolation, and what its
-# sampling may miss.
-_WARP_MARGIN = 3
 # A dataset whose places in two CRS differ by less than this share of a pixel is in both.
 _CRS_SHARE = 0.01
 
@@ -304,7 +297,7 @@ class RasterBand:
 
     def _read_inside(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         if self.warped:
-            values = self._read_warped(row, col, rows, cols)
+            values = warp_window(self.source.read, self.source, self.grid, (row, col, rows, cols))
         else:
             values = self.flip(self.source.read(*self.to_source(row, col, rows, cols)))
         if self.aoi is not None:
@@ -324,74 +317,3 @@ class RasterBand:
         if self.source.transform.a < 0:
             values = values[:, ::-1]
         return np.ascontiguousarray(values)
-
-    def _read_warped(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
-        values = np.empty((rows, cols), dtype=np.float32)
-        for block_row in range(row - row % WARP_BLOCK, row + rows, WARP_BLOCK):
-            for block_col in range(col - col % WARP_BLOCK, col + cols, WARP_BLOCK):
-                block = self._warp_block(block_row, block_col)
-                top, left = max(row, block_row), max(col, block_col)
-                bottom, right = (
-                    min(row + rows, block_row + WARP_BLOCK),
-                    min(col + cols, block_col + WARP_BLOCK),
-                )
-                values[top - row : bottom - row, left - col : right - col] = block[
-                    top - block_row : bottom - block_row, left - block_col : right - block_col
-                ]
-        return values
-
-    def _warp_block(self, row: int, col: int) -> np.ndarray:
-        """Interpolate one block from the source pixels under it, whose invalid ones are NaN already.
-
-        A pixel is valid if the source pixel it lies in is; its value is the bilinear average of the valid
-        ones around it.
-        """
-        rows, cols = min(WARP_BLOCK, self.grid.rows - row), min(WARP_BLOCK, self.grid.cols - col)
-        block = np.full((rows, cols), np.nan, dtype=np.float32)
-        footprint = self._footprint(row, col, rows, cols)
-        if footprint is None:
-            return block
-        source = self.source
-        reproject(
-            source.read(*footprint),
-            block,
-            src_transform=_shifted(source.transform, row=footprint[0], col=footprint[1]),
-            src_crs=source.crs,
-            src_nodata=np.nan,
-            dst_transform=self.grid.window_transform(row, col),
-            dst_crs=self.grid.crs,
-            dst_nodata=np.nan,
-            resampling=Resampling.bilinear,
-            XSCALE=1,  # plain interpolation: left to itself, GDAL widens the kernel by a factor that depends
-            YSCALE=1,  # on the block, and blurs a turned grid
-        )
-        return block
-
-    def _footprint(self, row: int, col: int, rows: int, cols: int) -> tuple[int, int, int, int] | None:
-        """The window of the file under a block of the grid, found by projecting 17 x 17 points."""
-        share = np.linspace(0.0, 1.0, 17)
-        points_x, points_y = np.meshgrid(
-            self.grid.left + (col + share * cols) * self.grid.resolution_x,
-            self.grid.top - (row + share * rows) * self.grid.resolution_y,
-        )
-        x, y = transform_points(self.grid.crs, self.source.crs, points_x.ravel().tolist(), points_y.ravel().tolist())
-        place = np.array([x, y])
-        place = place[:, np.isfinite(place).all(axis=0)]
-        if not place.size:
-            return None
-        inverse = ~self.source.transform
-        source_cols = inverse.a * place[0] + inverse.b * place[1] + inverse.c
-        source_rows = inverse.d * place[0] + inverse.e * place[1] + inverse.f
-        top = max(int(np.floor(source_rows.min())) - _WARP_MARGIN, 0)
-        left = max(int(np.floor(source_cols.min())) - _WARP_MARGIN, 0)
-        bottom = min(int(np.ceil(source_rows.max())) + _WARP_MARGIN, self.source.rows)
-        right = min(int(np.ceil(source_cols.max())) + _WARP_MARGIN, self.source.cols)
-        if bottom <= top or right <= left:
-            return None
-        return top, left, bottom - top, right - left
-
-
-def _shifted(transform: Affine, *, row: int, col: int) -> Affine:
-    """The transform of a window that starts at (row, col)."""
-    a, b, c, d, e, f = tuple(transform)[:6]
-    return Affine(a, b, c + a * col + b * row, d, e, f + d * col + e * row)

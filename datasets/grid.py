@@ -104,6 +104,19 @@ class Survey:
         across, along = ground_m(self.stack.reference, row + self.tiles.height / 2)
         return self.base_resolution * across, self.base_resolution * along
 
+    def held_out_ground(self) -> list[list[float]]:
+        """Held-out blocks as [left, bottom, right, top], CRS units."""
+        grid = self.stack.reference
+        return [
+            [
+                grid.left + col * grid.resolution_x,
+                grid.top - (row + height) * grid.resolution_y,
+                grid.left + (col + width) * grid.resolution_x,
+                grid.top - row * grid.resolution_y,
+            ]
+            for row, col, height, width in self.tiles.held_out.rectangles()
+        ]
+
     def channel_options(self) -> dict[str, Any]:
         """What a model must know of the layers, as keyword arguments of `build_model`."""
         return {
@@ -286,7 +299,7 @@ def open_survey(
 
     bands, summaries, notes = scan_bands(bands, aoi=aoi)
     stack = Stack(bands, reference, hidden=masked_bands)
-    if _fits_memory(stack, cache, local_ranks):
+    if fits_memory(stack, cache, local_ranks):
         stack.load()
     maps, cell = [], step
     for channel in range(len(stack)):
@@ -389,7 +402,8 @@ def scan_bands(
     return bands, tuple(summaries), notes
 
 
-def _fits_memory(stack: Stack, cache: str, local_ranks: int) -> bool:
+def fits_memory(stack: Stack, cache: str, local_ranks: int) -> bool:
+    """Whether decoded layers are to be kept in memory: as `cache` says, or if all processes' take up to a quarter."""
     if cache != "auto":
         return cache == "ram"
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datasets.band import WARP_BLOCK, RasterBand
+from datasets.band import RasterBand
 from datasets.validity import Census, Moments, listed, stored_values
+from datasets.warp import WARP_BLOCK
 
 # Larger layers are scanned in part: every n-th chunk, n the smallest that keeps to this many pixels.
 SCAN_PIXELS = 2**27

@@ -25,6 +25,7 @@ _OURS = (
     "main_finetune",
     "main_inference",
     "models_mae_group_channels",
+    "models_vit_group_channels",
     "datasets",
     "scripts",
     "util",
@@ -120,7 +121,7 @@ class JsonLines:
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one object (plain values, numpy scalars, tensors of one element, nested) and flushes it."""
         if self._file is not None:
-            self._file.write(json.dumps(_plain(record), allow_nan=False) + "\n")
+            self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
             self._file.flush()
 
     def close(self) -> None:
@@ -155,14 +156,14 @@ def _is_from(line: str, purge_step: int | None) -> bool:
     return isinstance(step, int | float) and step >= purge_step
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Returns `value` as strict JSON has it."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):

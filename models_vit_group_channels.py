@@ -1,0 +1,507 @@
+"""The grouped-channel encoder, and the models for fine-tuning that are built on it.
+
+Channels are divided into groups; every group has its own patch embedding, and one transformer reads the
+tokens of all groups. Two models put a head on it: `GroupChannelsVisionTransformer` says something about a whole
+tile, `GroupChannelsDensePredictor` about each of its pixels. The masked autoencoder of
+`models_mae_group_channels.py` inherits the same encoder, so that weights move between all of them by name.
+
+References: SatMAE++ (Noman et al., CVPR 2024, arXiv 2403.05419), SatMAE (Cong et al., NeurIPS 2022) and MAE
+(He et al., CVPR 2022). Parameter names and shapes of encoder and classifier are those of SatMAE++. The dense
+predictor is our own, and so is validity: what stands under invalid pixels changes nothing.
+
+Shape letters: N batch, C channels, H W base-scale pixels, G groups, L patches per group, D encoder width, p patch
+edge, s scale, K outputs. `valid` is data validity, True = usable.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from util.patches import token_validity
+from util.pos_embed import sincos_1d, sincos_2d
+from util.scale_heads import at_least_float32, full_precision
+from util.task_heads import HEAD_WIDTH, make_task_head
+
+SENTINEL_GROUPS = ((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))  # the groups of SatMAE and SatMAE++
+NORM_LAYER = partial(nn.LayerNorm, eps=1e-6)
+
+
+def check_partition(channel_groups: Sequence[Sequence[int]], in_chans: int) -> tuple[tuple[int, ...], ...]:
+    """Return the groups as tuples if they hold every channel exactly once.
+
+    Raises:
+        ValueError: a group is empty, or a channel is missing, repeated or out of range.
+    """
+    groups = tuple(tuple(int(c) for c in group) for group in channel_groups)
+    listed = [c for group in groups for c in group]
+    problems = {
+        "missing": [c for c in range(in_chans) if c not in listed],
+        "more than once": sorted({c for c in listed if listed.count(c) > 1}),
+        "out of range": sorted({c for c in listed if not 0 <= c < in_chans}),
+        "empty groups": [i for i, group in enumerate(groups) if not group],
+    }
+    found = "; ".join(f"{what} {which}" for what, which in problems.items() if which)
+    if found:
+        raise ValueError(
+            f"channel_groups {groups}: {found}; expected each of channels 0 to {in_chans - 1} in exactly one"
+        )
+    return groups
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Widths and depths of a model; the decoder's are used in pre-training alone."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    channel_embed: int
+    decoder_embed_dim: int = 512
+    decoder_depth: int = 8
+    decoder_num_heads: int = 16
+    decoder_channel_embed: int = 128
+
+
+MODEL_SIZES = {
+    "tiny": ModelSize(192, 6, 3, 64, 128, 2, 4, 32),
+    "small": ModelSize(384, 12, 6, 96, 256, 4, 8, 64),
+    "base": ModelSize(768, 12, 12, 256),
+    "large": ModelSize(1024, 24, 16, 256),
+}
+
+
+def model_size(name: str) -> ModelSize:
+    """Look up a size.
+
+    Args:
+        name: tiny, small, base or large, or such as mae_vit_tiny_patch16.
+
+    Raises:
+        ValueError: the name is not known.
+    """
+    size = MODEL_SIZES.get(name.removeprefix("mae_vit_").removesuffix("_patch16"))
+    if size is None:
+        raise ValueError(f"model {name!r}: expected one of {', '.join(MODEL_SIZES)}, or such as mae_vit_tiny_patch16")
+    return size
+
+
+class GroupChannelEncoder(nn.Module):
+    """Patch embeddings of the groups, position and group embeddings, and transformer blocks.
+
+    All models inherit it, rather than hold it, so that parameter names stay flat and encoder weights move
+    between them. The one parameter that SatMAE++ has not is `nodata_token`; loading weights without it keeps
+    the present one.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int,
+        patch_size: int,
+        in_chans: int,
+        channel_groups: Sequence[Sequence[int]],
+        channel_embed: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        norm_layer: Any,
+        train_embeddings: bool,
+        drop_path: float = 0.0,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if img_size % patch_size:
+            raise ValueError(f"img_size {img_size}: expected a multiple of patch_size {patch_size}")
+        self.channel_groups = check_partition(channel_groups, in_chans)
+        self.group_sizes = [len(group) for group in self.channel_groups]
+        self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
+        self.num_groups, self.num_patches = len(self.channel_groups), (img_size // patch_size) ** 2
+        self.grad_checkpointing = grad_checkpointing
+
+        order = [c for group in self.channel_groups for c in group]
+        group_of = {c: i for i, group in enumerate(self.channel_groups) for c in group}
+        self._register_index("group_order", order)  # channel order -> concatenated groups
+        self._register_index("channel_order", [order.index(c) for c in range(in_chans)])  # and back
+        self._register_index("group_of_channel", [group_of[c] for c in range(in_chans)])
+
+        self.patch_embed = nn.ModuleList(PatchEmbed(img_size, patch_size, size, embed_dim) for size in self.group_sizes)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.nodata_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        position, group = self._embeddings(embed_dim, channel_embed, num_heads, rows=self.num_groups)
+        self.pos_embed = nn.Parameter(position, requires_grad=train_embeddings)
+        self.channel_embed = nn.Parameter(group, requires_grad=train_embeddings)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer, drop_path=rate)
+            for rate in _linear_ramp(drop_path, depth)
+        )
+        self.register_load_state_dict_pre_hook(_keep_nodata_token)
+
+    def _register_index(self, name: str, values: Sequence[int]) -> None:
+        """Hold indices on the model's device, outside of the state dict."""
+        self.register_buffer(name, torch.tensor(list(values), dtype=torch.int64), persistent=False)
+
+    def _embeddings(self, width: int, group_width: int, num_heads: int, *, rows: int) -> tuple[Tensor, Tensor]:
+        """Sine-cosine embeddings of position, (1, 1+L, width - group_width), and group number, (1, rows,
+        group_width).
+
+        Row 0 of the position belongs to the class token and is zero.
+        """
+        if width % num_heads or group_width % 2 or (width - group_width) % 4 or group_width >= width:
+            raise ValueError(
+                f"width {width} with {num_heads} heads and {group_width} for the channel embedding: expected "
+                "a width divisible by the heads, an even channel embedding, a multiple of 4 left for position"
+            )
+        grid = sincos_2d(self.img_size // self.patch_size, width - group_width)
+        position = torch.cat([torch.zeros_like(grid[:1]), grid])[None]
+        return position, sincos_1d(torch.arange(rows), group_width)[None]
+
+    def init_weights(self) -> None:
+        """Initialise as MAE does: xavier-uniform linear layers and patch embeddings, normal(0.02) tokens.
+
+        Norms start at 1 and 0, and biases of linear layers at 0; convolutions of the shared heads keep
+        torch's default.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for embed in self.patch_embed:
+            nn.init.xavier_uniform_(embed.proj.weight.view(embed.proj.weight.shape[0], -1))
+        for token in (self.cls_token, self.nodata_token):
+            nn.init.normal_(token, std=0.02)
+
+    def _prepare(self, imgs: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images of at least float32 that are zero where they are invalid, and validity."""
+        imgs, valid = check_images("imgs", imgs, valid, channels=self.in_chans, size=self.img_size)
+        return torch.where(valid, imgs, 0.0), valid
+
+    def embed(self, imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn pixels into tokens with position and group added; tokens without valid pixels are the no-data
+        token.
+
+        Done in full precision whatever the autocast, since values may be far out: 1e5 overflows in fp16.
+
+        Args:
+            imgs: (N, C, H, W), model units, 0 where invalid.
+            valid: (N, C, H, W) bool, True = usable.
+
+        Returns:
+            tokens (N, G, L, D), and which of them hold a valid pixel, (N, G, L) bool.
+        """
+        token_valid = token_validity(valid, self.patch_size, group_order=self.group_order, group_sizes=self.group_sizes)
+        with full_precision(imgs.device):
+            parts = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
+            tokens = torch.stack([embed(part) for embed, part in zip(self.patch_embed, parts, strict=True)], dim=1)
+            tokens = torch.where(token_valid.unsqueeze(-1), tokens, self.nodata_token.unsqueeze(1))
+            return tokens + self._places(self.pos_embed[:, 1:], self.channel_embed), token_valid
+
+    def _places(self, position: Tensor, group: Tensor) -> Tensor:
+        """Concatenate position (1, L, -) and group (1, G, -) embeddings to (1, G, L, width)."""
+        size = (1, group.shape[1], position.shape[1], -1)
+        return torch.cat([position.unsqueeze(1).expand(size), group.unsqueeze(2).expand(size)], dim=-1)
+
+    def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        """Apply transformer blocks to (N, tokens, width); the residual stream stays as precise as `x` is."""
+        for block in blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+def _linear_ramp(last: float, count: int) -> list[float]:
+    return [last * i / max(count - 1, 1) for i in range(count)]
+
+
+def _keep_nodata_token(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    """Let weights without the no-data token, such as the published ones, load strictly."""
+    state_dict.setdefault(prefix + "nodata_token", module.nodata_token.detach())
+
+
+def check_images(name: str, images: Tensor, valid: Tensor | None, *, channels: int, size: int) -> tuple[Tensor, Tensor]:
+    """Images of at least float32 and their validity, all True if None; a misfit is a ValueError."""
+    if images.ndim != 4 or images.shape[1:] != (channels, size, size):
+        raise ValueError(
+            f"{name} of shape {tuple(images.shape)}: expected (N, {channels}, {size}, {size}) from in_chans, "
+            "img_size and scales; build the model for this size, or cut the images to it"
+        )
+    if valid is None:
+        valid = torch.ones_like(images, dtype=torch.bool)
+    if valid.shape != images.shape or valid.dtype != torch.bool:
+        raise ValueError(
+            f"validity of {name} of shape {tuple(valid.shape)}, {valid.dtype}: expected bool of shape "
+            f"{tuple(images.shape)}, True = usable"
+        )
+    return at_least_float32(images), valid
+
+
+class EncoderWithHead(GroupChannelEncoder):
+    """The encoder with what all models for fine-tuning share; it reads all tokens.
+
+    A subclass adds `head`, and `norm` or `fc_norm` before it. `channel_cls_embed` is the group embedding of the class
+    token, as in SatMAE++; it starts at zero, as that token has none in pre-training.
+    """
+
+    #: Arguments that rebuild the model through `build_finetune_model`, fit for JSON; not a norm_layer of one's own.
+    config: dict[str, Any]
+    encoder_frozen = False
+
+    def __init__(self, *, channel_embed: int, **encoder: Any) -> None:
+        super().__init__(channel_embed=channel_embed, train_embeddings=True, **encoder)
+        self.channel_cls_embed = nn.Parameter(torch.zeros(1, 1, channel_embed))
+
+    def _encode(self, imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Images as `_prepare` leaves them -> (N, 1 + G*L, D) after the last block, class token first, and which
+        tokens hold a valid pixel, (N, G, L). Without gradient if the encoder is frozen.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
+            tokens, token_valid = self.embed(imgs, valid)
+            cls_place = torch.cat([self.pos_embed[:, :1], self.channel_cls_embed], dim=-1)
+            cls = (self.cls_token + cls_place).expand(len(imgs), -1, -1)
+            x = self.run_blocks(self.blocks, torch.cat([cls, tokens.flatten(1, 2)], dim=1))
+        return x, token_valid
+
+    def forward_tokens(self, imgs: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encode every token, none removed.
+
+        Args:
+            imgs: (N, C, H, W), model units.
+            valid: (N, C, H, W) bool, True = usable; all if None.
+
+        Returns:
+            tokens (N, G, L, D) at least float32, after `norm` in models that have one (with `global_pool` they are as
+            the last block leaves them), and which of them hold a valid pixel, (N, G, L) bool; features of the others
+            are those of their surroundings.
+
+        Raises:
+            ValueError: shapes or types do not fit the model.
+        """
+        x, token_valid = self._encode(*self._prepare(imgs, valid))
+        return self._tokens(x), token_valid
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """(N, 1 + G*L, D) after the last block -> (N, G, L, D), after `norm` if there is one."""
+        x = at_least_float32(self.norm(x) if hasattr(self, "norm") else x)
+        return x[:, 1:].unflatten(1, (self.num_groups, self.num_patches))
+
+    def train(self, mode: bool = True) -> "EncoderWithHead":
+        """Switch between training and evaluation; a frozen encoder stays in evaluation, without drop path."""
+        super().train(mode)
+        if self.encoder_frozen:
+            self.patch_embed.eval()
+            self.blocks.eval()
+        return self
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Layers for timm's `param_groups_layer_decay`: embeddings, then each block, then norm and head together.
+
+        Args:
+            coarse: all blocks as one layer.
+        """
+        return {
+            "stem": r"^(cls_token|nodata_token|pos_embed|channel_embed|channel_cls_embed|patch_embed)",
+            "blocks": r"^blocks" if coarse else r"^blocks\.(\d+)",
+        }
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of tokens and embeddings, on which weight decay does no good; timm leaves out vectors by itself."""
+        return {"cls_token", "nodata_token", "pos_embed", "channel_embed", "channel_cls_embed"}
+
+
+class GroupChannelsVisionTransformer(EncoderWithHead):
+    """The encoder with a classification head; one prediction for a tile.
+
+    Args:
+        num_classes: outputs of the head.
+        global_pool: classify the mean over tokens with valid pixels; else the class token.
+        drop_path: chance that the last block is skipped in training; those before it less often, the first never.
+        grad_checkpointing: recompute the blocks in the backward pass, for memory.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 96,
+        patch_size: int = 8,
+        in_chans: int = 10,
+        num_classes: int = 62,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 4,
+        *,
+        channel_groups: Sequence[Sequence[int]] = SENTINEL_GROUPS,
+        channel_embed: int = 256,
+        global_pool: bool = True,
+        drop_path: float = 0.0,
+        norm_layer: Any = NORM_LAYER,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "norm_layer", "__class__")}
+        encoder = {k: v for k, v in arguments.items() if k not in ("num_classes", "global_pool")}
+        super().__init__(**encoder, norm_layer=norm_layer)
+        groups = [list(group) for group in self.channel_groups]
+        self.config = {"kind": "classification"} | arguments | {"channel_groups": groups}
+        self.global_pool = global_pool
+        if global_pool:
+            self.fc_norm = norm_layer(embed_dim)
+        else:
+            self.norm = norm_layer(embed_dim)
+        self.head = nn.Linear(embed_dim, num_classes)
+        self.init_weights()
+
+    def forward_features(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
+        """One embedding per sample: the mean over tokens with valid pixels, or the class token.
+
+        Args:
+            imgs: (N, C, H, W), model units.
+            valid: (N, C, H, W) bool, True = usable; all if None.
+
+        Returns:
+            (N, D); a sample without any valid pixel has the embedding of nothing.
+
+        Raises:
+            ValueError: shapes or types do not fit the model.
+        """
+        x, token_valid = self._encode(*self._prepare(imgs, valid))
+        if not self.global_pool:
+            return self.norm(x)[:, 0]
+        weight = token_valid.flatten(1).unsqueeze(-1).to(x.dtype)
+        return self.fc_norm((x[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1))
+
+    def forward(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Class scores before the softmax, (N, num_classes); arguments as in `forward_features`."""
+        return self.head(self.forward_features(imgs, valid))
+
+
+class GroupChannelsDensePredictor(EncoderWithHead):
+    """The encoder with a head for every pixel: classes before the softmax, or values in model units.
+
+    Args:
+        num_outputs: K, the number of classes, or 1 for a property.
+        scale: s; outputs have s pixels along each side of a base pixel.
+        head: "linear" or "upsample", see `util/task_heads.py`.
+        head_width: number of feature maps of the upsampling head at the base scale.
+        drop_path: chance that the last block is skipped in training; those before it less often, the first never.
+        grad_checkpointing: recompute the blocks in the backward pass, for memory.
+
+    Raises:
+        ValueError: groups are no partition of the channels, widths do not divide, or the head is not known or does not
+            reach the scale.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 96,
+        patch_size: int = 8,
+        in_chans: int = 10,
+        num_outputs: int = 1,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 4,
+        *,
+        scale: int = 1,
+        head: str = "upsample",
+        head_width: int = HEAD_WIDTH,
+        channel_groups: Sequence[Sequence[int]] = SENTINEL_GROUPS,
+        channel_embed: int = 256,
+        drop_path: float = 0.0,
+        norm_layer: Any = NORM_LAYER,
+        grad_checkpointing: bool = False,
+    ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "norm_layer", "__class__")}
+        encoder = {k: v for k, v in arguments.items() if k not in ("num_outputs", "scale", "head", "head_width")}
+        super().__init__(**encoder, norm_layer=norm_layer)
+        groups = [list(group) for group in self.channel_groups]
+        self.config = {"kind": "dense"} | arguments | {"channel_groups": groups}
+        self.scale = scale
+        self.norm = norm_layer(embed_dim)
+        self.head = make_task_head(
+            head,
+            groups=self.num_groups,
+            width=embed_dim,
+            patch_size=patch_size,
+            scale=scale,
+            outputs=num_outputs,
+            channels=in_chans,
+            head_width=head_width,
+        )
+        self.init_weights()
+        self.head.init_weights()
+
+    def forward(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Predict every pixel.
+
+        Args:
+            imgs: (N, C, H, W), model units.
+            valid: (N, C, H, W) bool, True = usable; all if None.
+
+        Returns:
+            (N, K, sH, sW), at least float32; where no group has a valid pixel in a patch, what the head says of
+            nothing, which is the same for all such patches but for their surroundings.
+
+        Raises:
+            ValueError: shapes or types do not fit the model.
+        """
+        imgs, valid = self._prepare(imgs, valid)
+        x, token_valid = self._encode(imgs, valid)
+        return self.head(self._tokens(x), token_valid, imgs, valid)
+
+
+FINETUNE_MODELS = {"classification": GroupChannelsVisionTransformer, "dense": GroupChannelsDensePredictor}
+ENCODER_ARGUMENTS = (
+    "img_size",
+    "patch_size",
+    "in_chans",
+    "channel_groups",
+    "channel_embed",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "mlp_ratio",
+)
+TRAINED_WHEN_FROZEN = ("norm.", "fc_norm.", "head.")
+
+
+def encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the encoder out of the config of any model here or of the masked autoencoder."""
+    return {key: config[key] for key in ENCODER_ARGUMENTS}
+
+
+def build_finetune_model(config: Mapping[str, Any]) -> GroupChannelsVisionTransformer | GroupChannelsDensePredictor:
+    """Build a model for fine-tuning.
+
+    Args:
+        config: a model's own `config`; or its `kind` ("dense" or "classification"), maybe a `size` (tiny, small, base
+            or large), and arguments of the model, which go before the size's own.
+
+    Raises:
+        ValueError: kind or size is not known, or the arguments do not fit.
+    """
+    arguments = dict(config)
+    kind, name = arguments.pop("kind", None), arguments.pop("size", None)
+    if kind not in FINETUNE_MODELS:
+        raise ValueError(f"kind of model {kind!r}: expected one of {', '.join(FINETUNE_MODELS)}")
+    size = {} if name is None else {k: v for k, v in asdict(model_size(name)).items() if k in ENCODER_ARGUMENTS}
+    return FINETUNE_MODELS[kind](**{**size, **arguments})
+
+
+def freeze_encoder(model: EncoderWithHead) -> None:
+    """Leave only head and the norm before it to be trained; the encoder computes as in evaluation, without gradient.
+
+    Call it before the optimiser and any wrapper of several processes are made.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(TRAINED_WHEN_FROZEN))
+    model.encoder_frozen = True
+    model.train(model.training)
