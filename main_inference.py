@@ -205,6 +205,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         batch_size=args.batch_size,
         overlap=args.overlap,
         meter=Meter(device),
+        turn=survey.turn,
     )
 
     # what to make
@@ -474,15 +475,16 @@ def wanted_units(args: argparse.Namespace, survey: ReopenedSurvey, maker: Maker)
     units = units_of(*maker.extent(), edge=args.block_size)
     if survey.aoi is None:
         return units
-    grid, base = survey.stack.reference, survey.base_resolution
-    left, bottom, right, top = survey.aoi.bounds
+    grid, base, aoi = survey.stack.reference, survey.base_resolution, survey.aoi
     found = [
         unit
         for unit in units
-        if grid.left + unit.left * base < right
-        and grid.left + unit.right * base > left
-        and grid.top - unit.top * base > bottom
-        and grid.top - unit.bottom * base < top
+        if aoi.near(
+            grid.left + unit.left * base,
+            grid.top - unit.bottom * base,
+            grid.left + unit.right * base,
+            grid.top - unit.top * base,
+        )
     ]
     if not found:
         raise ValueError(f"--aoi {args.aoi}: its polygons do not touch the layers' ground; check its coordinates")

@@ -165,7 +165,7 @@ def round_band(band: RasterBand, reference: Grid) -> RasterBand | RoundBand:
         if not across:
             moved = replace(grid, left=grid.left + turns * turn * grid.resolution_x) if turns else grid
             return RoundBand(band, moved, 0, turn) if turns or goes_round(reference) else band
-    first = math.floor(start + SNAP)
+    first = math.ceil(start - 0.5 - 1e-6)  # the first pixel whose centre lies on the reference grid
     rolled = replace(grid, left=grid.left + first * grid.resolution_x, cols=turn)
     return RoundBand(band, rolled, first % turn, turn)
 
