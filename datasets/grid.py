@@ -15,11 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from datasets.globe import globe_of
 from datasets.layers import Layer, layers_from_directory, read_layers_table
 from datasets.pyramid import Pyramid
 from datasets.raster import BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band, scan, with_dummies
-from datasets.round_band import RoundBand, columns_of_turn, goes_round, ground_lines, ground_m, round_ground
+from datasets.round_band import RoundBand, ground_lines, ground_m, round_ground, round_notes
 from datasets.stack import ALIKE, Block, Stack, longest_edge, make_blocks, reference_grid
 from datasets.statistics import (
     MAX_CELLS,
@@ -331,7 +330,7 @@ def open_survey(
         tiles=tiles,
         blocks=make_blocks(stack, tile_rows=height, tile_cols=width, step=step),
         correlation_cells=tuple(_correlation_cells(m.mean, cell * input_size / height) for m in maps),
-        warnings=tuple(notes + scale_notes + _round_notes(bands, reference)),
+        warnings=tuple(notes + scale_notes + round_notes(bands, reference)),
     )
 
 
@@ -562,28 +561,3 @@ def _correlation_cells(mean: np.ndarray, cell_in_base_pixels: float) -> float:
     if mean.size > MAX_CELLS // 4 or not np.isfinite(mean).any():
         return float("nan")
     return correlation_length(mean) * cell_in_base_pixels
-
-
-def _round_notes(bands: Sequence[RasterBand], reference: Grid) -> list[str]:
-    """What a user should know of layers in longitude and latitude."""
-    globe = globe_of(reference.crs)
-    if globe is None:
-        return []
-    notes = []
-    if not goes_round(reference) and reference.cols * reference.resolution_x > 0.9 * globe.turn:
-        pixels = globe.turn / reference.resolution_x
-        why = f"a turn is {pixels:.6g} pixels, not a whole number" if not columns_of_turn(reference) else "it has a gap"
-        notes.append(f"the reference grid nearly goes round, but {why}: tiles do not cross its ends")
-    for band in bands:
-        turn = columns_of_turn(band.grid)
-        if not turn and goes_round(reference):
-            notes.append(
-                f"layer '{band.layer.name}': a turn is {globe.turn / band.grid.resolution_x:.6g} of its pixels, not a "
-                "whole number: it is not read across its ends; resample it to pixels that divide a turn"
-            )
-        elif turn and band.grid.cols > turn:
-            notes.append(
-                f"layer '{band.layer.name}': covers more than a turn; its last {band.grid.cols - turn} columns repeat "
-                "ground and are not used"
-            )
-    return notes

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from affine import Affine
 
+from datasets.globe import globe_of
 from datasets.grid import TileReader, choose_layers, scan_bands, score_scales
 from datasets.layers import Layer
 from datasets.pyramid import Pyramid, Sample
 from datasets.raster import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band
-from datasets.round_band import RoundBand, columns_of_turn, goes_round
+from datasets.round_band import RoundBand, columns_of_turn, goes_round, ground_m, round_notes
 from datasets.stack import Block, Stack, make_blocks, reference_grid
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,17 @@ class ReopenedSurvey:
         grid = self.stack.reference
         columns = columns_of_turn(grid) * grid.resolution_x / self.base_resolution if goes_round(grid) else 0.0
         return round(columns) if abs(columns - round(columns)) < 1e-6 * columns else 0
+
+    @property
+    def map_scale(self) -> tuple[str, float, str]:
+        """What lengths are measured in, how many of these a CRS unit of x has, and where on the map that holds."""
+        grid = self.stack.reference
+        globe = globe_of(grid.crs)
+        if globe is None:
+            unit = grid.crs.linear_units
+            return ("m" if unit.startswith("met") else unit), 1.0, ""
+        latitude = float(globe.latitude(grid.top - grid.rows / 2 * grid.resolution_y))
+        return "m", ground_m(grid, grid.rows / 2)[0], f"at latitude {latitude:.3g}"
 
     def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
         """Reads a window of base-scale pixels of every layer; round a body, where the columns go on.
@@ -228,7 +240,7 @@ def reopen_survey(
     rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
     blocks = make_blocks(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
     known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
-    return ReopenedSurvey(
+    survey = ReopenedSurvey(
         stack=stack,
         blocks=blocks,
         pyramid=Pyramid(
@@ -250,6 +262,12 @@ def reopen_survey(
         aoi=None if aoi is None else load_aoi(aoi, reference.crs),
         warnings=tuple(notes),
     )
+    if goes_round(reference) and not survey.turn:
+        note = (
+            f"a base pixel of {base:g} does not divide a turn: results begin and end at {reference.left:g}, with a seam"
+        )
+        survey = replace(survey, warnings=(*survey.warnings, note))
+    return survey
 
 
 def _open_stack(
@@ -262,6 +280,7 @@ def _open_stack(
     bands = [open_band(layer, reproject_to=target) for layer in opened]
     reference = reference_grid(bands, extent=extent)
     bands, summaries, notes = scan_bands(bands, aoi=None)
+    notes += round_notes(bands, reference)
     at = dict(zip(present, bands, strict=True))
     # An absent layer borrows the pixels of another, and shows none of them.
     every = [at.get(c) or replace(bands[0], layer=layer) for c, layer in enumerate(trained)]

@@ -6,6 +6,7 @@ A grid whose columns go once round has no first column: where its file happens t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,3 +182,28 @@ def round_reference(grid: Grid) -> Grid:
     if abs(left - globe.west) < SNAP * grid.resolution_x:
         left = globe.west
     return replace(grid, left=left, cols=turn)
+
+
+def round_notes(bands: Sequence[RasterBand], reference: Grid) -> list[str]:
+    """What a user should know of layers in longitude and latitude."""
+    globe = globe_of(reference.crs)
+    if globe is None:
+        return []
+    notes = []
+    if not goes_round(reference) and reference.cols * reference.resolution_x > 0.9 * globe.turn:
+        pixels = globe.turn / reference.resolution_x
+        why = f"a turn is {pixels:.6g} pixels, not a whole number" if not columns_of_turn(reference) else "it has a gap"
+        notes.append(f"the reference grid nearly goes round, but {why}: tiles do not cross its ends")
+    for band in bands:
+        turn = columns_of_turn(band.grid)
+        if not turn and goes_round(reference):
+            notes.append(
+                f"layer '{band.layer.name}': a turn is {globe.turn / band.grid.resolution_x:.6g} of its pixels, not a "
+                "whole number: it is not read across its ends; resample it to pixels that divide a turn"
+            )
+        elif turn and band.grid.cols > turn:
+            notes.append(
+                f"layer '{band.layer.name}': covers more than a turn; its last {band.grid.cols - turn} columns repeat "
+                "ground and are not used"
+            )
+    return notes
