@@ -13,6 +13,7 @@ import pandas
 import pyogrio
 import shapely
 from rasterio.crs import CRS
+from rasterio.errors import CRSError
 from rasterio.warp import transform_bounds
 
 from datasets.band import GDAL_ERRORS, Grid, crs_agree
@@ -112,7 +113,7 @@ def parse_crs(text: str | None, where: str) -> CRS:
     """
     try:
         return CRS.from_user_input(text)
-    except GDAL_ERRORS as error:
+    except (CRSError, *GDAL_ERRORS) as error:
         raise ValueError(
             f"{where}: --label_crs '{text}' is no CRS, expected one such as EPSG:28354 ({error})"
         ) from error

@@ -22,7 +22,7 @@ from datasets.band import GDAL_ERRORS, Grid, Source, crs_agree
 from datasets.classes import MAX_CLASSES, Code, as_colour, check_class_count, sorted_codes
 from datasets.layers import Layer
 from datasets.raster import layer_crs, open_band
-from datasets.validity import Census, listed, stored_values, to_physical
+from datasets.validity import Census, listed, stored_values
 from datasets.warp import WARP_BLOCK, footprint, warp_window
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 _ALIKE = 1.01
 # Longest edge of the window of a file that is read for one block: 16 MB of float32.
 _SOURCE_EDGE = 2048
+# Number of no class.
+_UNLABELLED = 255
+assert MAX_CLASSES <= _UNLABELLED
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,32 +62,42 @@ class LabelRaster:
         Raises:
             OSError: the window cannot be read; names file and window.
         """
-        return warp_window(
-            self._read_source,
+        window = (row, col, rows, cols)
+        if self.codes is None:
+            return warp_window(
+                self.source.read, self.source, self.grid, window, resampling=self.resampling, edge=self.edge
+            )
+        numbers = warp_window(
+            self._read_numbers,
             self.source,
             self.grid,
-            (row, col, rows, cols),
+            window,
             resampling=self.resampling,
             edge=self.edge,
+            dtype=np.uint8,  # of larger types GDAL takes very long to find the commonest number
+            invalid=_UNLABELLED,
         )
+        return np.where(numbers == _UNLABELLED, np.float32(np.nan), numbers.astype(np.float32))
 
-    def _read_source(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+    def _read_numbers(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        assert self.codes is not None and self.numbers is not None
         raw, invalid = self.source.read_stored(row, col, rows, cols)
-        if self.codes is None or self.numbers is None:
-            return to_physical(raw, invalid, scale=self.source.scale, offset=self.source.offset)
         place = np.minimum(np.searchsorted(self.codes, raw), len(self.codes) - 1)
-        values = self.numbers[place]
-        values[self.codes[place] != raw] = np.nan
+        numbers = self.numbers[place]
+        numbers[self.codes[place] != raw] = _UNLABELLED
         if invalid is not None:
-            values[invalid] = np.nan
-        return values
+            numbers[invalid] = _UNLABELLED
+        return numbers
 
     def numbered(self, codes: tuple[Code, ...]) -> LabelRaster:
         """The same labels with classes numbered as in `codes`; pixels of other codes are unlabelled."""
         whole = [(code, number) for number, code in enumerate(codes) if isinstance(code, int)]
-        ordered = sorted(whole) or [(0, -1)]
-        numbers = np.array([np.nan if number < 0 else number for _, number in ordered], dtype=np.float32)
-        return replace(self, codes=np.array([code for code, _ in ordered]), numbers=numbers)
+        ordered = sorted(whole) or [(0, _UNLABELLED)]
+        return replace(
+            self,
+            codes=np.array([code for code, _ in ordered]),
+            numbers=np.array([number for _, number in ordered], dtype=np.uint8),
+        )
 
     def stored(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """All pixels of the file that target pixels are made of, in pieces, some twice: stored numbers, invalid."""
@@ -301,9 +314,10 @@ def _read_attributes(table: ElementTree.Element, names: dict[Code, str], colours
 
 
 def _extent(source: Source) -> str:
-    corners = [source.transform * (col, row) for col in (0, source.cols) for row in (0, source.rows)]
-    xs, ys = [x for x, _ in corners], [y for _, y in corners]
-    return _numbers((min(xs), min(ys), max(xs), max(ys)))
+    cols, rows = np.array([0, source.cols, 0, source.cols]), np.array([0, 0, source.rows, source.rows])
+    a, b, c, d, e, f = tuple(source.transform)[:6]
+    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    return _numbers((x.min(), y.min(), x.max(), y.max()))
 
 
 def _numbers(bounds: tuple[float, float, float, float]) -> str:

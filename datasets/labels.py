@@ -18,7 +18,7 @@ import rasterio
 from rasterio.crs import CRS
 
 from datasets.band import GDAL_ERRORS, Grid
-from datasets.classes import ClassTable, Code, make_class_table, sorted_codes
+from datasets.classes import ClassTable, Code, check_class_count, make_class_table, sorted_codes
 from datasets.contents import is_plain_path
 from datasets.features import TABLES, choose_column, read_features
 from datasets.label_rasters import find_codes, open_label_raster, read_legend, without_dummies
@@ -189,8 +189,7 @@ def open_labels(
     vectors = open_label_vectors(frame, kind=kind, grid=grid.pixels, column=column, where=where)
     if vectors.codes is None:
         return _checked(Labels("values", None, "", text, grid, vectors))
-    codes = sorted_codes(vectors.codes)
-    numbering = codes if class_codes is None else (*class_codes, *(code for code in codes if code not in class_codes))
+    numbering = _numbering(sorted_codes(vectors.codes), class_codes, where)
     counts = _count_codes(vectors.numbered(numbering), numbering, grid, where)
     table = make_class_table(counts, where=where, known=class_codes, classes_csv=classes_csv)
     return Labels("classes", table, "", text, grid, vectors.numbered(table.codes))
@@ -211,13 +210,19 @@ def _open_raster(
         return _checked(Labels("values", None, legend.units, path, grid, without_dummies(raster)))
     found = find_codes(raster)
     raster = without_dummies(raster, found)
-    codes = tuple(code for code in found if code not in raster.source.nodata)
-    numbering = codes if class_codes is None else (*class_codes, *(code for code in codes if code not in class_codes))
+    numbering = _numbering([code for code in found if code not in raster.source.nodata], class_codes, where)
     counts = _count_codes(raster.numbered(numbering), numbering, grid, where)
     table = make_class_table(
         counts, where=where, known=class_codes, names=legend.names, colours=legend.colours, classes_csv=classes_csv
     )
     return Labels("classes", table, "", path, grid, raster.numbered(table.codes))
+
+
+def _numbering(found: Sequence[Code], known: Sequence[Code] | None, where: str) -> tuple[Code, ...]:
+    """Codes in the order in which they are counted: those of a trained model, then those it does not know."""
+    codes = (*(known or ()), *(code for code in found if known is None or code not in known))
+    check_class_count(codes, where)
+    return codes
 
 
 def _is_raster(path: str) -> bool:

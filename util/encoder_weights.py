@@ -148,7 +148,7 @@ def _load_published(path: Path) -> dict[str, Any]:
             f"argparse.Namespace, or is no checkpoint at all ({reason}); loading such objects can run any program. "
             "Use a file as published by its authors"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CheckpointError(
             f"weights {path}: cannot be read ({reason}); the file is cut short, damaged or no checkpoint, fetch it "
