@@ -5,6 +5,7 @@ import pytest
 from matplotlib.image import imread
 
 from util import figures
+from util.maps import MapScale, Panel, map_figure
 from util.figures import RowImages
 
 
@@ -84,6 +85,19 @@ def test_rows_say_layer_scale_pixel_size_extent_and_unit():
 def test_extents_in_metres_are_given_in_kilometres():
     axes = panels(figures.reconstruction_figure([make_row()]))
     assert axes[0].get_ylabel() == "gravity\nscale 2: 200 m pixels\n1.6 x 1.6 km"
+
+
+def test_pixels_that_are_not_square_say_width_and_height():
+    axes = panels(figures.reconstruction_figure([make_row(pixel_size=55_800.0, pixel_height=111_412.3)]))
+    assert axes[0].get_ylabel() == "gravity\nscale 2: 5.58e+04 x 1.114e+05 m pixels\n446.4 x 891.3 km"
+
+
+def test_scale_bars_are_in_lengths_on_the_ground():
+    scale = MapScale("m", 55_800.0, "at latitude 60")
+    (axis, *_) = map_figure([Panel("a", np.zeros((10, 20)))], pixel_size=1.0, scale=scale).axes
+    assert [text.get_text() for text in axis.texts] == ["200 km at latitude 60"]
+    (axis, *_) = map_figure([Panel("a", np.zeros((10, 20)))], pixel_size=50.0, scale=MapScale("m")).axes
+    assert [text.get_text() for text in axis.texts] == ["200 m"]
 
 
 def test_robust_limits():
