@@ -5,8 +5,8 @@ import pytest
 from matplotlib.image import imread
 
 from util import figures
-from util.maps import MapScale, Panel, map_figure
 from util.figures import RowImages
+from util.maps import MapScale, Panel, map_figure
 
 
 def make_row(**changes) -> RowImages:
