@@ -34,7 +34,6 @@ from util.gap_products import GapMaker, NativeLayer
 from util.geotiff import Parts, RasterInfo, join, limited_cache
 from util.log import progress, setup_logging
 from util.looks import draw_raster, look_into_embeddings
-from util.maps import MapScale
 from util.masked_products import ReconstructionMaker, Views
 from util.mosaic import Unit, units_of
 from util.products import EmbeddingMaker, Engine, Ground, LayerValues, Maker, Meter, SampleOf, position_means
@@ -626,10 +625,9 @@ def finish(job: Job) -> None:
             raise ValueError(f"{path}: no valid pixel in it, so it is not written; check the layers and --aoi")
         join(path, info, found)
         logger.info("raster   %s", path)
-    scale = MapScale(*job.survey.map_scale)
     for name, (info, _) in rasters.items():
         if name != "embeddings":
-            logger.info("picture  %s", draw_raster(job.output_dir / f"{name}.tif", info, scale=scale))
+            logger.info("picture  %s", draw_raster(job.output_dir / f"{name}.tif", info, **job.survey.map_scale))
     job.parts.remove()
 
 

@@ -77,15 +77,16 @@ class ReopenedSurvey:
         return round(columns) if abs(columns - round(columns)) < 1e-6 * columns else 0
 
     @property
-    def map_scale(self) -> tuple[str, float, str]:
-        """What lengths are measured in, how many of these a CRS unit of x has, and where on the map that holds."""
+    def map_scale(self) -> dict[str, Any]:
+        """`length_unit` of maps, `unit_length`: how many of these a CRS unit of x has, and `where` that holds."""
         grid = self.stack.reference
         globe = globe_of(grid.crs)
         if globe is None:
             unit = grid.crs.linear_units
-            return ("m" if unit.startswith("met") else unit), 1.0, ""
+            return {"length_unit": "m" if unit.startswith("met") else unit}
         latitude = float(globe.latitude(grid.top - grid.rows / 2 * grid.resolution_y))
-        return "m", ground_m(grid, grid.rows / 2)[0], f"at latitude {latitude:.3g}"
+        length = ground_m(grid, grid.rows / 2)[0]
+        return {"length_unit": "m", "unit_length": length, "where": f"at latitude {latitude:.3g}"}
 
     def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
         """Reads a window of base-scale pixels of every layer; round a body, where the columns go on.

@@ -6,7 +6,7 @@ from matplotlib.image import imread
 
 from util import figures
 from util.figures import RowImages
-from util.maps import MapScale, Panel, map_figure
+from util.maps import Panel, map_figure
 
 
 def make_row(**changes) -> RowImages:
@@ -93,10 +93,10 @@ def test_pixels_that_are_not_square_say_width_and_height():
 
 
 def test_scale_bars_are_in_lengths_on_the_ground():
-    scale = MapScale("m", 55_800.0, "at latitude 60")
-    (axis, *_) = map_figure([Panel("a", np.zeros((10, 20)))], pixel_size=1.0, scale=scale).axes
+    panels = [Panel("a", np.zeros((10, 20)))]
+    (axis, *_) = map_figure(panels, pixel_size=55_800.0, length_unit="m", where="at latitude 60").axes
     assert [text.get_text() for text in axis.texts] == ["200 km at latitude 60"]
-    (axis, *_) = map_figure([Panel("a", np.zeros((10, 20)))], pixel_size=50.0, scale=MapScale("m")).axes
+    (axis, *_) = map_figure(panels, pixel_size=50.0, length_unit="m").axes
     assert [text.get_text() for text in axis.texts] == ["200 m"]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from util.components import CLUSTER_COMPONENTS, class_colours, classify, fit_clusters, fit_components, to_bytes
 from util.figures import save_figure
 from util.geotiff import Parts, RasterInfo, read_part, read_reduced
-from util.maps import MapScale, Panel, map_figure
+from util.maps import Panel, map_figure
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +86,15 @@ def _sample(info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]]) 
     return np.concatenate(sample)
 
 
-def draw_raster(path: Path, info: RasterInfo, *, scale: MapScale) -> Path:
+def draw_raster(path: Path, info: RasterInfo, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
     """Draws a raster as PNG beside it; returns the picture's path.
 
     Args:
         path: the raster.
         info: what it is.
-        scale: lengths on its ground.
+        length_unit: of lengths on its ground.
+        unit_length: that many of them in a CRS unit of x.
+        where: where on the map that holds, if not everywhere.
     """
     pixels, width = read_reduced(path, bands=range(1, len(info.names) + 1), most=PICTURE_PIXELS)
     if info.is_picture:
@@ -106,6 +108,7 @@ def draw_raster(path: Path, info: RasterInfo, *, scale: MapScale) -> Path:
             if kind == "uncertainty":  # zero where measured: what was filled stands out
                 image = np.where(image == 0, np.nan, image)
             panels.append(Panel(name, image, unit, _STYLES.get(kind, "field")))
-    figure = map_figure(panels, pixel_size=width, scale=scale, title=path.stem)
+    ground = {"pixel_size": width * unit_length, "length_unit": length_unit, "where": where}
+    figure = map_figure(panels, **ground, title=path.stem)
     save_figure(path.with_suffix(".png"), figure)
     return path.with_suffix(".png")

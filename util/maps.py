@@ -21,21 +21,6 @@ _BAR_SHARE = 0.3
 
 
 @dataclass(frozen=True)
-class MapScale:
-    """Lengths on a map.
-
-    Attributes:
-        unit: what lengths are measured in, such as "m".
-        unit_length: that many of these in a CRS unit of x.
-        where: where on the map that holds, if not everywhere.
-    """
-
-    unit: str
-    unit_length: float = 1.0
-    where: str = ""
-
-
-@dataclass(frozen=True)
 class Panel:
     """One map.
 
@@ -54,14 +39,17 @@ class Panel:
     classes: dict[int, tuple[str, tuple[int, int, int]]] | None = None
 
 
-def map_figure(panels: Sequence[Panel], *, pixel_size: float, scale: MapScale, title: str = "") -> Figure:
+def map_figure(
+    panels: Sequence[Panel], *, pixel_size: float, length_unit: str, title: str = "", where: str = ""
+) -> Figure:
     """Draws maps side by side.
 
     Args:
         panels: what to draw; all of the same ground.
-        pixel_size: ground width of a pixel of the first panel, CRS units.
-        scale: lengths on the ground; metres become kilometres where that reads better.
+        pixel_size: ground width of a pixel of the first panel, length units.
+        length_unit: of lengths on the ground; metres become kilometres where that reads better.
         title: above everything.
+        where: where on the map a pixel is that wide, if not everywhere.
 
     Raises:
         ValueError: nothing to draw.
@@ -72,10 +60,10 @@ def map_figure(panels: Sequence[Panel], *, pixel_size: float, scale: MapScale, t
     height = min(max(_PANEL_INCHES * rows / cols, 2.0), 3 * _PANEL_INCHES)
     figure = Figure(figsize=((_PANEL_INCHES + 0.9) * len(panels), height + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
-    extent = (0.0, cols * pixel_size * scale.unit_length, 0.0, rows * pixel_size * scale.unit_length)
+    extent = (0.0, cols * pixel_size, 0.0, rows * pixel_size)
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(figure, axis, panel, extent)
-        _scale_bar(axis, extent[1], extent[3], scale)
+        _scale_bar(axis, extent[1], extent[3], length_unit, where)
         axis.set_title(panel.title, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -122,14 +110,14 @@ def bar_label(length: float, length_unit: str) -> str:
     return f"{length / 1000:g} km" if length_unit == "m" and length >= 1000 else f"{length:g} {length_unit}"
 
 
-def _scale_bar(axis: Axes, width: float, height: float, scale: MapScale) -> None:
+def _scale_bar(axis: Axes, width: float, height: float, length_unit: str, where: str) -> None:
     length = bar_length(width)
     left, bottom, thick = 0.04 * width, 0.04 * height, 0.012 * height
     axis.fill([left, left + length, left + length, left], [bottom, bottom, bottom + thick, bottom + thick], "black")
     axis.text(
         left + length / 2,
         bottom + 2 * thick,
-        bar_label(length, scale.unit) + f" {scale.where}" * bool(scale.where),
+        bar_label(length, length_unit) + f" {where}" * bool(where),
         ha="center",
         va="bottom",
         fontsize=7,
