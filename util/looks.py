@@ -108,7 +108,7 @@ def draw_raster(path: Path, info: RasterInfo, *, length_unit: str, unit_length: 
             if kind == "uncertainty":  # zero where measured: what was filled stands out
                 image = np.where(image == 0, np.nan, image)
             panels.append(Panel(name, image, unit, _STYLES.get(kind, "field")))
-    ground = {"pixel_size": width * unit_length, "length_unit": length_unit, "where": where}
-    figure = map_figure(panels, **ground, title=path.stem)
+    size = width * unit_length
+    figure = map_figure(panels, pixel_size=size, length_unit=length_unit, title=path.stem, where=where)
     save_figure(path.with_suffix(".png"), figure)
     return path.with_suffix(".png")
