@@ -30,6 +30,7 @@ from datasets.statistics import (
 )
 from datasets.tiles import TileIndex, index_tiles
 from datasets.validity import listed
+from datasets.xarray_band import layers_of_stores
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class TileReader:
             The tiles' native pixels.
 
         Raises:
-            OSError: naming layer, file and window that could not be read.
+            OSError: naming tile, layer, file and window that could not be read.
         """
         arrays, phases = [], []
         for block in self.blocks:
@@ -216,7 +217,10 @@ class TileReader:
                 first_row, first_col, phase_y, phase_x = block.window(float(row), float(col))
                 phase[n] = phase_y, phase_x
                 for k, channel in enumerate(block.channels):
-                    array[n, k] = self.stack.read(channel, first_row, first_col, block.rows, block.cols)
+                    try:
+                        array[n, k] = self.stack.read(channel, first_row, first_col, block.rows, block.cols)
+                    except OSError as error:
+                        raise OSError(f"tile at reference row {row:g}, column {col:g}: {error}") from error
             arrays.append(torch.from_numpy(array))
             phases.append(None if block.aligned else torch.from_numpy(phase))
         return Tiles(arrays=arrays, phases=phases)
@@ -226,6 +230,9 @@ def open_survey(
     *,
     data_dir: str | None = None,
     layers_table: str | None = None,
+    data_path: Sequence[str] | None = None,
+    layer_dim: str | None = None,
+    crs: str | None = None,
     dropped_bands: Sequence[int] = (),
     masked_bands: Sequence[int] = (),
     grouped_bands: Sequence[Sequence[int]] | None = None,
@@ -249,7 +256,10 @@ def open_survey(
 
     Args:
         data_dir: directory of rasters, stacked in sorted order.
-        layers_table: CSV that names layers, one a row; give one of the two.
+        layers_table: CSV that names layers, one a row.
+        data_path: stores that xarray opens, each variable a layer; give one of the three.
+        layer_dim: third dimension of their variables whose elements are layers.
+        crs: CRS of stores that state none.
         dropped_bands: layer numbers to leave out; the others are numbered anew.
         masked_bands: layer numbers (after dropping) presented as wholly invalid.
         grouped_bands: channel groups by layer number; default by the table's `group` column, else by resolution.
@@ -277,7 +287,7 @@ def open_survey(
         FileNotFoundError: for files that are not there.
     """
     # What the headers alone can refuse is refused before a pixel is read.
-    layers = choose_layers(data_dir, layers_table, dropped_bands)
+    layers = choose_layers(data_dir, layers_table, dropped_bands, data_path=data_path, layer_dim=layer_dim, crs=crs)
     _check_numbers(masked_bands, len(layers), "--masked_bands")
     if len(set(masked_bands)) == len(layers):
         raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")
@@ -346,7 +356,7 @@ def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -
         ValueError: if its layers are not those that are trained on, or it cannot be used.
         FileNotFoundError: for files that are not there.
     """
-    replaced = {"data_dir": None, "layers_table": table, "base_resolution": survey.base_resolution}
+    replaced = {"data_dir": None, "data_path": None, "layers_table": table, "base_resolution": survey.base_resolution}
     other = open_survey(**{**chosen, **replaced, "val_fraction": 0.0, "tile_overlap": 0.5})
     names, expected = [layer.name for layer in other.layers], [layer.name for layer in survey.layers]
     if names != expected:
@@ -357,15 +367,29 @@ def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -
     return other
 
 
-def choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands: Sequence[int]) -> list[Layer]:
-    """The layers of a directory or of a table, one of the two, without those dropped by number.
+def choose_layers(
+    data_dir: str | None,
+    layers_table: str | None,
+    dropped_bands: Sequence[int],
+    *,
+    data_path: Sequence[str] | None = None,
+    layer_dim: str | None = None,
+    crs: str | None = None,
+) -> list[Layer]:
+    """The layers of a directory, a table or stores that xarray opens, without those dropped by number.
 
     Raises:
-        ValueError, FileNotFoundError: neither or both are given, they hold nothing, or nothing is left.
+        ValueError, FileNotFoundError: none or several are given, they hold nothing, or nothing is left.
     """
-    if (data_dir is None) == (layers_table is None):
-        raise ValueError("give one of --data_dir (a directory of rasters) and --train_path (a table of layers)")
-    layers = layers_from_directory(data_dir) if data_dir is not None else read_layers_table(str(layers_table))
+    if sum(given is not None for given in (data_dir, layers_table, data_path)) != 1:
+        raise ValueError(
+            "give one of --data_dir (a directory of rasters), --train_path (a table of layers) and, with "
+            "--dataset_type xarray, --data_path (stores)"
+        )
+    if data_path is not None:
+        layers = layers_of_stores(data_path, layer_dim=layer_dim, crs=crs)
+    else:
+        layers = layers_from_directory(data_dir) if data_dir is not None else read_layers_table(str(layers_table))
     _check_numbers(dropped_bands, len(layers), "--dropped_bands")
     kept = [layer for number, layer in enumerate(layers) if number not in set(dropped_bands)]
     if not kept:

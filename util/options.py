@@ -37,9 +37,20 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds what decides which pixels are read: layers, reference grid, tiles, held-out ground."""
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset_type", default="grid", choices=["grid"], help="kind of data: grid = rasters on disk (grid)"
+        "--dataset_type",
+        default="grid",
+        choices=["grid", "xarray"],
+        help="kind of data: grid = rasters; xarray = zarr stores, netCDF files and the like, --data_path (grid)",
     )
     data.add_argument("--data_dir", help="directory of rasters, one layer a band, in order of file name")
+    data.add_argument(
+        "--data_path",
+        nargs="+",
+        metavar="STORE",
+        help="xarray: zarr stores, netCDF files or URLs, each variable a layer; STORE#VARIABLE takes one of them",
+    )
+    data.add_argument("--layer_dim", help="xarray: third dimension of variables whose elements are layers")
+    data.add_argument("--crs", help="xarray: CRS of stores that state none, such as EPSG:28354")
     data.add_argument(
         "--train_path", help="layers.csv: one layer a row, see docs/data.md (with neither, the sample survey)"
     )
@@ -202,6 +213,7 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "data_dir": args.data_dir,
         "layers_table": args.train_path,
+        **array_options(args),
         "dropped_bands": args.dropped_bands,
         "masked_bands": args.masked_bands,
         "grouped_bands": args.grouped_bands,
@@ -220,6 +232,20 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "cache": args.cache,
     }
+
+
+def array_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `open_survey` is told of sources that xarray opens.
+
+    Raises:
+        ValueError: if the flags do not fit together.
+    """
+    if args.dataset_type == "xarray" and not args.data_path and not args.train_path:
+        raise ValueError("--dataset_type xarray: no --data_path; give a zarr store, a netCDF file or several of them")
+    given = [flag for flag in ("data_path", "layer_dim", "crs") if getattr(args, flag)]
+    if args.dataset_type != "xarray" and given:
+        raise ValueError(f"--{given[0]} is for --dataset_type xarray, not {args.dataset_type}; add it")
+    return {"data_path": args.data_path, "layer_dim": args.layer_dim, "crs": args.crs}
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
