@@ -18,6 +18,8 @@ from datasets.retry import with_retries
 NETCDF_ENDINGS = frozenset(".nc .nc4 .cdf .h5 .hdf5 .netcdf".split())
 CONNECT_S = 20.0
 """Seconds after which a server that does not answer is given up."""
+BLOCK_BYTES = 2**17
+"""Bytes asked for at a time of netCDF files on a network."""
 ANSWER_S = 60.0
 """Seconds without a byte after which a request is given up."""
 
@@ -97,7 +99,9 @@ def _open_with(xarray: Any, store: str, ending: str) -> dict[str, Any]:
     if ending in NETCDF_ENDINGS:
         if is_url(store):
             fsspec = require("fsspec", f"{store}: reading over a network")
-            return dict(xarray.open_groups(fsspec.open(store, **_network(store)).open(), engine="h5netcdf", **options))
+            files, path = fsspec.core.url_to_fs(store, **_network(store))
+            stream = files.open(path, block_size=BLOCK_BYTES, cache_type="blockcache")
+            return dict(xarray.open_groups(stream, engine="h5netcdf", **options))
         with open(store, "rb") as stream:
             if stream.read(3) == b"CDF":  # netCDF 3 has no groups
                 return {"/": xarray.open_dataset(store, engine="scipy", **options)}

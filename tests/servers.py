@@ -1,51 +1,104 @@
-"""A server of files on localhost that counts what it sends, knows ranges, and fails when told to."""
+"""A server of files on localhost that counts what it sends, knows ranges, and fails when told to.
+
+A process of its own: GDAL opens files without letting other threads of its process run.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+
+CONTROL = "/control"
 
 
 class Served:
-    """What a server has been asked for.
+    """A server as tests see it.
 
     Attributes:
         url: its address, without a slash at the end.
-        sent: bytes of files sent so far.
-        requests: paths asked for, in order.
-        fails: given a path, whether to answer with status 500.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.sent = 0
-        self.requests: list[str] = []
-        self.fails: Callable[[str], bool] = lambda path: False
+
+    @property
+    def sent(self) -> int:
+        """Bytes of files sent so far."""
+        return self._ask()["sent"]
+
+    def fail(self, part: str, *, times: int, when: Path | None = None) -> None:
+        """Answers the next requests for paths with `part` in them with status 500, once the file `when` exists."""
+        self._ask(part=part, times=times, when="" if when is None else str(when))
+
+    def _ask(self, **query: Any) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.url}{CONTROL}?{urllib.parse.urlencode(query)}", timeout=60) as answer:
+            return json.loads(answer.read())
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[Served]:
+    """Serves a folder's files on a free port of localhost."""
+    command = [sys.executable, "-m", "tests.servers", str(folder)]
+    root = Path(__file__).resolve().parent.parent
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stdout is not None
+        try:
+            yield Served(f"http://127.0.0.1:{int(process.stdout.readline())}")
+        finally:
+            process.kill()
+
+
+class _State:
+    """What the server has done and is to do; shared by its threads."""
+
+    def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.sent = self.times = 0
+        self.part, self.when = "", ""
+
+    def fails(self, path: str) -> bool:
+        with self.lock:
+            if self.part not in path or self.times < 1 or (self.when and not Path(self.when).exists()):
+                return False
+            self.times -= 1
+            return True
+
+
+STATE = _State()
 
 
 class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, *arguments, served: Served, **options) -> None:
-        self.served = served
-        super().__init__(*arguments, **options)
-
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        path, _, query = self.path.partition("?")
+        if path != CONTROL:
+            self._answer(with_body=True)
+            return
+        asked = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+        with STATE.lock:
+            if asked:
+                STATE.part, STATE.times, STATE.when = asked["part"], int(asked["times"]), asked["when"]
+            answer = json.dumps({"sent": STATE.sent}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:
-        with self.served.lock:
-            self.served.requests.append(self.path)
-            fails = self.served.fails(self.path)
-        file = Path(self.translate_path(self.path))
+        fails, file = STATE.fails(self.path), Path(self.translate_path(self.path))
         if fails or not file.is_file():
             self.send_response(500 if fails else 404)
             self.send_header("Content-Length", "0")
@@ -66,25 +119,24 @@ class _Handler(SimpleHTTPRequestHandler):
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         if with_body:
-            with self.served.lock:
-                self.served.sent += len(part)
+            with STATE.lock:
+                STATE.sent += len(part)
             self.wfile.write(part)
 
-    def log_message(self, *arguments) -> None:
+    def log_message(self, *arguments: Any) -> None:
         pass
 
 
-@contextmanager
-def serve(folder: Path) -> Iterator[Served]:
-    """Serves a folder's files on a free port of localhost."""
-    served = Served("")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, served=served, directory=str(folder)))
-    served.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield served
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def main(folder: str) -> None:
+    """Serves until killed; prints its port first."""
+
+    def handler(*arguments: Any) -> _Handler:
+        return _Handler(*arguments, directory=folder)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        print(server.server_address[1], flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
