@@ -88,6 +88,17 @@ class ReopenedSurvey:
         length = ground_m(grid, grid.rows / 2)[0]
         return {"length_unit": "m", "unit_length": length, "where": f"at latitude {latitude:.3g}"}
 
+    @property
+    def hidden(self) -> frozenset[int]:
+        """Channels shown as no-data, absent ones among them."""
+        return self.stack.hidden
+
+    def ground(self) -> dict[str, Any]:
+        """Where it lies: `crs` as WKT, and `bounds` as [left, bottom, right, top] in its units."""
+        grid, (rows, cols) = self.stack.reference, self.shape
+        right, bottom = grid.left + cols * self.base_resolution, grid.top - rows * self.base_resolution
+        return {"crs": grid.crs.to_wkt(), "bounds": [grid.left, bottom, right, grid.top]}
+
     def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
         """Reads a window of base-scale pixels of every layer; round a body, where the columns go on.
 

@@ -343,20 +343,35 @@ class TestRefused:
     @pytest.mark.parametrize(
         "change, message",
         [
-            (lambda d: d.assign(g=d.g.astype(str)), r"layer 'g' .*holds text .*expected real numbers; name the variables"),
-            (lambda d: d.assign_coords(x=d.x.values[[0, 1, 3, 2, 4, 5, 6, 7]]), r"'x' is not sorted: 500350 is followed by 500250 at index 3; sort it \(dataset.sortby"),
+            (lambda d: d.assign(g=d.g.astype(str)), "layer 'g' .*holds text .*expected real numbers; name the var"),
+            (
+                lambda d: d.assign_coords(x=d.x.values[[0, 1, 3, 2, 4, 5, 6, 7]]),
+                "'x' is not sorted: 500350 is followed by 500250 at index 3; sort",
+            ),
             (lambda d: d.assign_coords(y=d.y.values[[0, 1, 2, 2, 4, 5]]), r"'y' is not sorted"),
-            (lambda d: d.assign_coords(x=d.x.values + [0, 0, 0, 30, 0, 0, 0, 0]), r"'x' is irregular: steps from 70 to 130.*index 3; regrid"),
-            (lambda d: d.assign_coords(y=np.where(d.y == d.y[2], np.nan, d.y)), r"'y' holds values that are not finite"),
+            (
+                lambda d: d.assign_coords(x=d.x.values + [0, 0, 0, 30, 0, 0, 0, 0]),
+                "'x' is irregular: steps from 70 to 130.*index 3; regrid",
+            ),
+            (
+                lambda d: d.assign_coords(y=np.where(d.y == d.y[2], np.nan, d.y)),
+                r"'y' holds values that are not finite",
+            ),
             (lambda d: d.isel(y=slice(0, 1)), r"dimension 'y' has 1 coordinate, expected at least 2"),
             (lambda d: d.drop_vars("x"), r"dimension 'x' has no coordinates"),
             (lambda d: d.drop_vars("spatial_ref"), r"has no CRS .*give the one it was made in, --crs EPSG"),
             (lambda d: d.assign_attrs(crs="EPSG:bad").drop_vars("spatial_ref"), r"attribute crs 'EPSG:bad': not a CRS"),
-            (lambda d: d.expand_dims(time=3), r"besides rows and columns it has the dimension 'time' of 3.*add --layer_dim time for a layer each"),
-            (lambda d: d.assign(g=d.g.assign_attrs(scale_factor=0.0)), r"scale_factor 0 and add_offset 0, expected finite"),
+            (
+                lambda d: d.expand_dims(time=3),
+                "besides rows and columns .* 'time' of 3.*add --layer_dim time for a layer each",
+            ),
+            (
+                lambda d: d.assign(g=d.g.assign_attrs(scale_factor=0.0)),
+                r"scale_factor 0 and add_offset 0, expected finite",
+            ),
             (lambda d: d.rename(x="a", y="b"), r"no variable with rows and columns among g"),
         ],
-    )  # fmt: skip
+    )
     def test_by_name_and_with_a_remedy(self, tmp_path, change, message):
         store = one(tmp_path, change(grid_dataset()))
         with pytest.raises(ValueError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import threading
 from collections.abc import Callable
@@ -27,17 +28,18 @@ def make_adamw(groups: list[dict], *, lr: float, betas: tuple[float, float] = (0
 def seed_step(seed: int, *, step: int, rank: int) -> None:
     """Sets the global generators for one update, so that what draws from them does not depend on the updates before.
 
-    Stochastic depth and timm's mixing take no generator of their own; seeded anew at each update, a run that is resumed
-    draws what it would have drawn.
+    Stochastic depth (torch), timm's mixing (numpy) and erasing (Python) take no generator of their own; seeded anew at
+    each update, a run that is resumed draws what it would have drawn.
 
     Args:
         seed: seed of the run.
         step: number of the update.
         rank: of this process: each drops and mixes for itself.
     """
-    state = np.random.SeedSequence((seed, step, rank)).generate_state(2)
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(3)
     torch.manual_seed(int(state[0]))
     np.random.seed(int(state[1]))
+    random.seed(int(state[2]))
 
 
 class Updater:
