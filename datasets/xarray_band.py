@@ -22,7 +22,7 @@ from datasets.layers import Layer
 from datasets.retry import with_retries
 from datasets.validity import in_dtype, invalid_pixels, listed
 from datasets.xarray_grid import Place, other_dims, place_variable
-from datasets.xarray_store import open_groups
+from datasets.xarray_store import CHUNKS, open_groups
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,14 @@ class XarraySource(Source):
         named = parse_array_path(path)
         assert named is not None
         try:
-            raw = with_retries(lambda: self._values(named, row, col, rows, cols), path=path, what=what)
+            raw = CHUNKS.read(
+                (path, self.layer.band),
+                (row, col, rows, cols),
+                chunk=self.block,
+                shape=(self.rows, self.cols),
+                itemsize=np.dtype(self.dtype).itemsize,
+                read=lambda *block: with_retries(lambda: self._values(named, *block), path=path, what=what),
+            )
         except Exception as error:  # every backend and codec has its own
             remedy = "check the network and its server" if is_remote(path) else "restore it from a good copy"
             raise OSError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import threading
@@ -12,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from datasets.array_paths import is_url
+from datasets.chunk_cache import ChunkCache
 from datasets.contents import RASTER_ENDINGS
 from datasets.retry import with_retries
 
@@ -22,6 +24,9 @@ BLOCK_BYTES = 2**17
 """Bytes asked for at a time of netCDF files on a network."""
 ANSWER_S = 60.0
 """Seconds without a byte after which a request is given up."""
+
+CHUNKS = ChunkCache()
+"""Chunks of all stores that this process reads."""
 
 _opened: dict[tuple[int, str], dict[str, Any]] = {}
 _lock = threading.Lock()
@@ -37,8 +42,8 @@ def require(module: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"{purpose} needs the package {module.partition('.')[0]}, which cannot be imported ({error}); "
-            "pip install -r requirements-xarray.txt"
+            f"{purpose} needs the package {module}, which cannot be imported ({error}); pip install {module}, or all that "
+            "such sources need: pip install -r requirements-xarray.txt"
         ) from error
 
 
@@ -64,8 +69,18 @@ def open_groups(store: str) -> Mapping[str, Any]:
 
 def forget(store: str) -> None:
     """Opens a store anew when it is next asked for."""
+    CHUNKS.forget()
     with _lock:
         _opened.pop((os.getpid(), store), None)
+
+
+@atexit.register
+def _close() -> None:
+    """Closes what this process has open while the libraries that do so still live."""
+    for (pid, _), groups in _opened.items():
+        if pid == os.getpid():
+            for dataset in groups.values():
+                dataset.close()
 
 
 def _open(store: str) -> dict[str, Any]:

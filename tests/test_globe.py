@@ -302,7 +302,7 @@ class TestSurvey:
         opened = open_survey(data_dir=str(tmp_path), **SMALL)
         assert opened.tiles.turn == 72 and opened.warnings == ()
         assert "303.2 km high at latitude" in opened.lines()[-2] and "the grid goes round" in opened.lines()[-1]
-        across, along = opened.base_pixel(18 - 8)  # a tile centred on the equator
+        across, along = opened.base_pixel((18 - 8, 0))  # a tile centred on the equator
         assert across == pytest.approx(along) == pytest.approx(10 * math.radians(1_737_400.0))
 
     def test_what_does_not_divide_a_turn_is_told(self, tmp_path):

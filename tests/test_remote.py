@@ -14,10 +14,10 @@ from datasets.grid import TileReader, open_survey
 from datasets.layers import Layer, read_layers_table
 from datasets.raster import close_datasets, open_band
 from datasets.xarray_band import layers_of_stores
+from scripts.file_server import serve
 from tests import small_main
 from tests.arrays import dataset_of, store_of, write_store
 from tests.rasters import write_grid
-from tests.servers import serve
 from tests.surveys import FLAGS, checkpoint, losses, train, write_survey
 
 
@@ -133,8 +133,9 @@ def test_a_server_that_does_not_speak(monkeypatch):
             layers_of_stores([f"http://127.0.0.1:{silent.getsockname()[1]}/a.zarr"])
 
 
-def test_a_run_stops_with_its_last_checkpoint_and_goes_on(tmp_path, capsys):
+def test_a_run_stops_with_its_last_checkpoint_and_goes_on(tmp_path, capsys, monkeypatch):
     """The server breaks in the second epoch and comes back: resumed, the losses are those of an unbroken run."""
+    monkeypatch.setattr(xarray_store.CHUNKS, "limit", 0)  # kept chunks would outlast the outage
     survey = write_survey(tmp_path / "survey")
     store_of(survey, tmp_path / "both.zarr")
     with serve(tmp_path) as served:

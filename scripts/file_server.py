@@ -1,6 +1,7 @@
-"""A server of files on localhost that counts what it sends, knows ranges, and fails when told to.
+"""Serve a folder's files on localhost with byte ranges: `python -m scripts.file_server FOLDER` prints its port.
 
-A process of its own: GDAL opens files without letting other threads of its process run.
+For measurements and tests of layers over HTTP: it counts the bytes it sends, and fails when told to. A process of its
+own, because GDAL opens files without letting other threads of its process run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ CONTROL = "/control"
 
 
 class Served:
-    """A server as tests see it.
+    """A running server.
 
     Attributes:
         url: its address, without a slash at the end.
@@ -47,7 +48,7 @@ class Served:
 @contextmanager
 def serve(folder: Path) -> Iterator[Served]:
     """Serves a folder's files on a free port of localhost."""
-    command = [sys.executable, "-m", "tests.servers", str(folder)]
+    command = [sys.executable, "-m", "scripts.file_server", str(folder)]
     root = Path(__file__).resolve().parent.parent
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         assert process.stdout is not None
@@ -80,6 +81,7 @@ class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        """Sends a file or a part of it, or takes orders."""
         path, _, query = self.path.partition("?")
         if path != CONTROL:
             self._answer(with_body=True)
@@ -95,6 +97,7 @@ class _Handler(SimpleHTTPRequestHandler):
         self.wfile.write(answer)
 
     def do_HEAD(self) -> None:
+        """Sends a file's size."""
         self._answer(with_body=False)
 
     def _answer(self, *, with_body: bool) -> None:
@@ -124,7 +127,7 @@ class _Handler(SimpleHTTPRequestHandler):
             self.wfile.write(part)
 
     def log_message(self, *arguments: Any) -> None:
-        pass
+        """Says nothing of requests."""
 
 
 def main(folder: str) -> None:
