@@ -135,14 +135,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         job, work = prepare_evaluation(args, device, ranks) if args.eval else prepare(args, device, ranks)
     except (ValueError, OSError) as error:
         return dist.report_end(error, program="main_finetune", ranks=ranks, status=2)
-    except dist.PeerLost as error:
+    except (dist.PeerLost, KeyboardInterrupt) as error:
         return dist.report_end(error, program="main_finetune", ranks=ranks, status=1)
     try:
         with Stop() as stop:
             work(stop)
     except Stopped:
         logger.warning("stopped by a signal; everything is kept: go on with --resume auto")
-    except (RunFailed, ValueError, OSError, dist.PeerLost) as error:
+    except (RunFailed, ValueError, OSError, dist.PeerLost, KeyboardInterrupt) as error:
         return dist.report_end(error, program="main_finetune", ranks=ranks, status=1)
     finally:
         job.files.close()

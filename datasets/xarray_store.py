@@ -42,8 +42,8 @@ def require(module: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"{purpose} needs the package {module}, which cannot be imported ({error}); pip install {module}, or all that "
-            "such sources need: pip install -r requirements-xarray.txt"
+            f"{purpose} needs the package {module}, which cannot be imported ({error}); pip install {module}, or all "
+            "that such sources need: pip install -r requirements-xarray.txt"
         ) from error
 
 

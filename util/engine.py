@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import threading
@@ -212,12 +213,16 @@ class StepMeter:
 class Stop:
     """Within its context, remembers that a signal asked the run to end; a second Ctrl-C ends it at once.
 
+    Args:
+        note: said on standard error when a signal comes, if the end may take a while.
+
     Attributes:
         signal: number of the signal, None until there is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: str = "") -> None:
         self.signal: int | None = None
+        self._note = note
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -235,4 +240,6 @@ class Stop:
     def _remember(self, number: int, _: object) -> None:
         if number == signal.SIGINT == self.signal:
             raise KeyboardInterrupt
+        if self._note and self.signal is None:
+            os.write(2, f"\n{self._note}\n".encode())
         self.signal = number
