@@ -425,8 +425,8 @@ def choose_layers(
     """
     if sum(given is not None for given in (data_dir, layers_table, data_path)) != 1:
         raise ValueError(
-            "give one of --data_dir (a directory of rasters), --train_path (a table of layers) and, with "
-            "--dataset_type xarray, --data_path (stores)"
+            "give one of --data_dir (a directory of rasters) and --train_path (a table of layers), or with "
+            "--dataset_type xarray --data_path (stores)"
         )
     if data_path is not None:
         layers = layers_of_stores(data_path, layer_dim=layer_dim, crs=crs)
