@@ -14,8 +14,8 @@ from datasets.reopen import reopen_survey
 from tests.rasters import write_grid
 from tests.spheres import global_grid, write_global
 from tests.surveys import train
+from util.filling import Filling
 from util.gap_products import GapMaker, NativeLayer
-from util.gaps import Filling
 from util.masked_products import ReconstructionMaker, Views
 from util.mosaic import Unit, units_of
 from util.products import EmbeddingMaker, Engine, Ground, LayerValues, Meter
