@@ -118,6 +118,12 @@ def open_source(layer: Layer) -> tuple[XarraySource, list[float], list[str], lis
     dtype = "uint8" if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=").name
     dtype = f"u{dtype}" if unsigned else dtype
     stated, rule, notes = _nodata(layer, attributes, dtype, variable.dtype)
+    if "flag_values" in attributes and layer.kind == "continuous" and not layer.kind_stated:
+        layer = replace(layer, kind="categorical")
+        notes.append(
+            "the variable has flag_values: taken for a layer of kind categorical; set kind=continuous in layers.csv if "
+            "its numbers are measurements"
+        )
     limits = _limits(attributes)
     if limits != (-math.inf, math.inf):
         rule.append(f"outside the valid range {limits[0]:.9g} to {limits[1]:.9g}")
@@ -126,6 +132,11 @@ def open_source(layer: Layer) -> tuple[XarraySource, list[float], list[str], lis
         raise ValueError(
             f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected finite numbers and a scale "
             "other than 0; correct its attributes"
+        )
+    if layer.kind == "categorical" and (scale, offset) != (1.0, 0.0):
+        raise ValueError(
+            f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected none on class codes (kind "
+            "categorical); remove them, or set kind=continuous in layers.csv if these are measurements"
         )
     source = XarraySource(
         layer=layer,

@@ -455,3 +455,17 @@ class TestRefused:
         assert "--dataset_type xarray: no --data_path; give a zarr store" in capsys.readouterr().err
         assert describe_grids.main(["--data_path", "a.zarr"]) == 2
         assert "--data_path is for --dataset_type xarray, not grid; add it" in capsys.readouterr().err
+
+
+class TestKinds:
+    def test_flag_values_mean_classes(self, tmp_path):
+        codes = np.array([[1, 2], [7, 1]], "i2")
+        dataset = grid_dataset(codes, flag_values=np.array([1, 2, 7], "i2"), flag_meanings="a b c")
+        band = opened(one(tmp_path, dataset))
+        assert band.layer.kind == "categorical" and "flag_values" in band.notes[0]
+        np.testing.assert_array_equal(band.read(0, 0, 2, 2), codes)
+        stated = replace(band.layer, kind="continuous", kind_stated=True)
+        assert open_band(stated).layer.kind == "continuous"
+        scaled = one(tmp_path, grid_dataset(codes, flag_values=codes[0], scale_factor=0.1), name="b")
+        with pytest.raises(ValueError, match="scale_factor 0.1 and add_offset 0, expected none on class codes"):
+            opened(scaled)
