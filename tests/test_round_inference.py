@@ -9,6 +9,7 @@ import torch
 
 import main_inference
 import models_mae_group_channels as models
+from datasets.kinds import Encoding
 from datasets.layers import layers_from_directory
 from datasets.reopen import reopen_survey
 from tests.rasters import write_grid
@@ -85,7 +86,7 @@ def run(maker, survey, edge=48):
 
 
 def reconstruction(model, survey):
-    layers = [LayerValues("a", "", "a", 0.0, 1.0)]
+    layers = [LayerValues("a", "", "a", Encoding())]
     views = Views(0.75, 2, 0)
     return ReconstructionMaker(
         engine(model, survey), ground(survey), layers=layers, wanted={1: [0]}, views=views, tags={}
@@ -127,7 +128,7 @@ class TestSeam:
             place = survey.stack.bands[0].grid
             layer = NativeLayer(
                 channel=0,
-                values=LayerValues("a", "", "a", 0.0, 1.0),
+                values=LayerValues("a", "", "a", Encoding()),
                 scale=1,
                 left=place.left,
                 top=place.top,

@@ -14,6 +14,7 @@ import rasterio
 import torch
 import xarray as xr
 
+import main_inference
 import models_mae_group_channels as models
 from datasets.array_paths import ArrayPath, is_remote, parse_array_path
 from datasets.band import close_datasets
@@ -141,6 +142,12 @@ class TestSame:
                 torch.load(outputs[n] / "checkpoint-last.pth", weights_only=True)["model"] for n in ("tif", name)
             )
             assert all(torch.equal(first[key], second[key]) for key in first)
+        for name in ("tif", "zarr"):  # inference finds the layers where training had them
+            into = ["--output", "embeddings", "--output_dir", str(tmp_path / f"made_{name}"), "--device", "cpu"]
+            weights = str(outputs[name] / "checkpoint-last.pth")
+            assert main_inference.main([*into, "--checkpoint", weights, "--no_progress"]) == 0
+        made = [rasterio.open(tmp_path / f"made_{name}" / "embeddings.tif") for name in ("tif", "zarr")]
+        np.testing.assert_array_equal(*(file.read() for file in made))
         written = read_layers_table(outputs["zarr"] / "layers.csv")
         assert [layer.path for layer in written] == [
             f"xarray:{folder}/both.zarr#{name}/{name}" for name in ("gravity", "magnetics")
