@@ -93,13 +93,15 @@ def _sample(info: RasterInfo, parts: Sequence[Part]) -> np.ndarray:
     return np.concatenate(sample)
 
 
-def draw_raster(path: Path, info: RasterInfo, *, length_unit: str) -> Path:
+def draw_raster(path: Path, info: RasterInfo, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
     """Draws a raster as PNG beside it; returns the picture's path.
 
     Args:
         path: the raster.
         info: what it is.
-        length_unit: of its CRS.
+        length_unit: of lengths on its ground.
+        unit_length: that many of them in a CRS unit of x.
+        where: where on the map that holds, if not everywhere.
     """
     info, bands = _shown(path, info)
     pixels, width = read_reduced(path, bands=bands, most=PICTURE_PIXELS)
@@ -112,7 +114,8 @@ def draw_raster(path: Path, info: RasterInfo, *, length_unit: str) -> Path:
     else:
         panels = panels_of(info, pixels)
     title = "\n".join([path.stem, *_remarks(info, width=TITLE_WIDTH * min(len(panels), 2))])
-    figure = map_figure(panels, pixel_size=width, length_unit=length_unit, title=title)
+    size = width * unit_length
+    figure = map_figure(panels, pixel_size=size, length_unit=length_unit, title=title, where=where)
     save_figure(path.with_suffix(".png"), figure)
     return path.with_suffix(".png")
 
