@@ -2,15 +2,17 @@
 
 A layer is taken in its own pixels. Sums over any rectangle of ground are differences of cumulative sums, which
 between pixel corners are bilinear: read off by interpolation they are exact, weighted by shared area, and nothing
-is resampled. Invalid pixels have no weight.
+is resampled. Invalid pixels have no weight. Codes of classes and degrees are no numbers to take means of: what is
+looked at are the shares of each class, and cosine and sine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from datasets.kinds import Encoding
 from datasets.reopen import ReopenedSurvey
 
 RADII = (1, 3, 8, 20)
@@ -25,12 +27,14 @@ _LEAST_AREA = 1e-6
 def feature_names(survey: ReopenedSurvey, *, radii: Sequence[int] = RADII) -> tuple[str, ...]:
     """Return the names of the features in the order of their columns: for each layer its value, means, spreads.
 
-    Layers that are hidden or absent have none.
+    Of classes it is the share of each and its means, of directions cosine and sine and their means. Layers that are
+    hidden or absent have none.
     """
     return tuple(
-        f"{survey.layers[channel].name}{suffix}"
+        f"{survey.layers[channel].name}{plane}{suffix}"
         for channel in _shown(survey)
-        for suffix in ("", *(f" {kind} {radius}" for radius in radii for kind in ("mean", "std")))
+        for plane in _plane_names(survey.encodings[channel])
+        for suffix in ("", *(f" {kind} {radius}" for radius in radii for kind in _kinds(survey.encodings[channel])))
     )
 
 
@@ -46,25 +50,51 @@ def pixel_features(
         radii: of the squares around a pixel's centre, base pixels; radius r covers 2 r + 1 base pixels.
 
     Returns:
-        (n, F) float32 in physical units, in the order of `feature_names`. The value is the mean over the target
-        pixel, spreads are population standard deviations, all over valid pixels by shared area; NaN = none is
-        valid there.
+        (n, F) float32 in physical units or shares, in the order of `feature_names`. The value is the mean over the
+        target pixel, spreads are population standard deviations, all over valid pixels by shared area; NaN = none
+        is valid there.
 
     Raises:
         OSError: a layer cannot be read; names layer, file and window.
     """
-    shown, per_layer = _shown(survey), 1 + 2 * len(radii)
-    features = np.full((len(pixels), len(shown) * per_layer), np.nan, dtype=np.float32)
+    shown, first = _shown(survey), 0
+    features = np.full((len(pixels), len(feature_names(survey, radii=radii))), np.nan, dtype=np.float32)
     if not len(pixels):
         return features
     centres = (np.asarray(pixels, dtype=np.float64) + 0.5) / scale  # base pixels
     halves = (0.5 / scale, *(radius + 0.5 for radius in radii))
-    for number, channel in enumerate(shown):
-        columns = slice(number * per_layer, (number + 1) * per_layer)
+    for channel in shown:
+        encoding = survey.encodings[channel]
+        count = len(_plane_names(encoding)) * (1 + len(_kinds(encoding)) * len(radii))
         edge = _tile_edge(survey, channel, max(halves))
         for members in _by_tile(centres, edge):
-            features[members, columns] = _layer_features(survey, channel, centres[members], halves)
+            features[members, first : first + count] = _layer_features(survey, channel, centres[members], halves)
+        first += count
     return features
+
+
+def _plane_names(encoding: Encoding) -> tuple[str, ...]:
+    """What is added to a layer's name for each of the planes that it is looked at as."""
+    if encoding.kind == "categorical":
+        return tuple(f" {name}" for name in encoding.names)
+    return (" cosine", " sine") if encoding.kind == "circular" else ("",)
+
+
+def _kinds(encoding: Encoding) -> tuple[str, ...]:
+    """What is known of the surroundings; spreads of shares, cosines and sines follow from their means."""
+    return ("mean", "std") if encoding.kind == "continuous" else ("mean",)
+
+
+def _planes(values: np.ndarray, encoding: Encoding) -> Iterator[np.ndarray]:
+    """The planes that a layer is looked at as, one at a time, NaN where invalid."""
+    if encoding.kind == "categorical":
+        for code in encoding.codes:
+            yield np.where(np.isnan(values), np.nan, values == np.float32(code))
+    elif encoding.kind == "circular":
+        angle = np.radians(values)
+        yield from (np.cos(angle), np.sin(angle))
+    else:
+        yield values
 
 
 def _shown(survey: ReopenedSurvey) -> list[int]:
@@ -87,7 +117,7 @@ def _by_tile(centres: np.ndarray, edge: float) -> list[np.ndarray]:
 
 
 def _layer_features(survey: ReopenedSurvey, channel: int, centres: np.ndarray, halves: Sequence[float]) -> np.ndarray:
-    """(n, 1 + 2 R) features of points, given in base pixels, that lie near each other."""
+    """(n, columns of the layer) features of points, given in base pixels, that lie near each other."""
     grid, placement = survey.stack.reference, survey.stack.placements[channel]
     per_base = survey.base_resolution * np.array(
         [placement.ratio_y / grid.resolution_y, placement.ratio_x / grid.resolution_x]
@@ -98,18 +128,26 @@ def _layer_features(survey: ReopenedSurvey, channel: int, centres: np.ndarray, h
     first = np.floor(lows.min(axis=(0, 1))).astype(int)
     shape = np.ceil(highs.max(axis=(0, 1))).astype(int) - first
     values = survey.stack.read(channel, int(first[0]), int(first[1]), int(shape[0]), int(shape[1]))
-    valid = ~np.isnan(values)
+    encoding = survey.encodings[channel]
+    planes = _planes(values, encoding)
+    found = [_plane_features(plane, lows - first, highs - first, len(_kinds(encoding)) == 2) for plane in planes]
+    return np.concatenate(found, axis=1)
+
+
+def _plane_features(plane: np.ndarray, lows: np.ndarray, highs: np.ndarray, spreads: bool) -> np.ndarray:
+    """(n, 1 + R or 1 + 2 R): value, means and, if wanted, spreads of rectangles between (1 + R, n, 2) corners."""
+    valid = ~np.isnan(plane)
     if not valid.any():
-        return np.full((len(centres), 2 * len(halves) - 1), np.nan)
-    middle = values[valid].mean(dtype=np.float64)  # squares of what remains lose no digits
-    sums = _cumulative(np.where(valid, values - middle, 0.0), valid)
+        return np.full((lows.shape[1], 1 + (len(lows) - 1) * (1 + spreads)), np.nan)
+    middle = plane[valid].mean(dtype=np.float64)  # squares of what remains lose no digits
+    sums = _cumulative(np.where(valid, plane - middle, 0.0), valid)
     columns = []
-    for number, (low, high) in enumerate(zip(lows - first, highs - first, strict=True)):
+    for number, (low, high) in enumerate(zip(lows, highs, strict=True)):
         area, total, squares = _inside(sums, low, high).T
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = np.where(area > _LEAST_AREA, total / area, np.nan)
             spread = np.sqrt(np.maximum(squares / area - mean**2, 0.0))
-        columns += [mean + middle] if number == 0 else [mean + middle, spread]
+        columns += [mean + middle, spread] if number and spreads else [mean + middle]
     return np.stack(columns, axis=1)
 
 

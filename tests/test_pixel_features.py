@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from datasets import pixel_features as module
+from datasets.kinds import Encoding
 from datasets.layers import Layer
 from datasets.pixel_features import RADII, feature_names, pixel_features
 from datasets.reopen import reopen_survey
@@ -121,3 +122,40 @@ def test_a_plane_has_the_mean_of_its_middle_and_no_spread_where_it_is_flat(tmp_p
     assert np.allclose(features[0, 2], np.sqrt((9 + 1) * 2 / 3), atol=1e-4)  # of -1, 0, 1 times the slopes
     assert np.allclose(features[0, 5:], [7, 7, 0, 7, 0], atol=1e-3)
     assert np.allclose(features[1, 5:], [7, 7, 0, 7 + 2 * 2 / 7, 2 * np.sqrt(10) / 7], atol=1e-3)
+
+
+def test_classes_and_directions_are_no_numbers_to_take_means_of(tmp_path):
+    rock = np.full((40, 40), 3.0, np.float32)
+    rock[:, 20:] = 900.0
+    write_grid(tmp_path / "gravity.tif", rock, resolution=100.0)
+    col = np.mgrid[:40, :40][1]
+    write_grid(tmp_path / "magnetics.tif", np.where(col % 2, 350.0, 10.0).astype(np.float32), resolution=100.0)
+    encodings = (
+        Encoding("categorical", (), (), codes=(3.0, 900.0), names=("shale", "basalt"), frequencies=(0.5, 0.5)),
+        Encoding("circular", (0.0, 0.0), (1.0, 1.0)),
+    )
+    layers = [
+        Layer("rock", str(tmp_path / "gravity.tif"), kind="categorical", kind_stated=True),
+        Layer("aspect", str(tmp_path / "magnetics.tif"), kind="circular", kind_stated=True),
+    ]
+    survey = reopen_survey(
+        layers,
+        location=(),
+        spread=(),
+        encodings=encodings,
+        input_size=8,
+        scales=(1,),
+        base_resolution=100.0,
+        finest_scale=1,
+    )
+    names = feature_names(survey, radii=(1,))
+    assert names == tuple(
+        f"{name}{suffix}"
+        for name in ("rock shale", "rock basalt", "aspect cosine", "aspect sine")
+        for suffix in ("", " mean 1")
+    )
+    features = pixel_features(survey, np.array([[20, 19], [20, 30]]), radii=(1,))
+    assert np.allclose(features[0, :4], [1, 2 / 3, 0, 1 / 3], atol=1e-6)
+    assert np.allclose(features[1, :4], [0, 0, 1, 1], atol=1e-6)
+    cosine, sine = np.cos(np.radians(10)), np.sin(np.radians(10))
+    assert np.allclose(features[1, 4:], [cosine, cosine, sine, -sine / 3], atol=1e-6)  # not the 180 between them
