@@ -18,6 +18,7 @@ from rasterio.warp import transform_bounds
 
 from datasets.band import GDAL_ERRORS, Grid, crs_agree
 from datasets.classes import Code, check_class_count, sorted_codes
+from datasets.globe import turns_of
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def read_features(
         logger.warning("%s: %d of %d features have no geometry: not used", where, (~there).sum(), len(there))
     frame = frame[there]
     frame = frame.set_geometry(geopandas.GeoSeries(shapely.force_2d(frame.geometry.values), frame.index, frame.crs))
-    moved = _to_grid(frame, grid, where)
+    moved = _all_turns(_to_grid(frame, grid, where), grid)
     _check_overlap(moved, frame.total_bounds, grid, where)
     return moved, int(shapely.get_num_geometries(frame.geometry.values).sum())
 
@@ -223,6 +224,18 @@ def _to_grid(frame: geopandas.GeoDataFrame, grid: Grid, where: str) -> geopandas
     moved = geopandas.GeoSeries(shapes, frame.index, frame.crs).to_crs(grid.crs.to_wkt())
     frame = frame.set_geometry(moved)
     return frame[np.isfinite(frame.geometry.bounds.to_numpy()).all(axis=1)]
+
+
+def _all_turns(frame: geopandas.GeoDataFrame, grid: Grid) -> geopandas.GeoDataFrame:
+    """The features and, where x goes round a body, those that lie on the grid a turn away, in the order of the file."""
+    left, bottom, right, top = grid.bounds
+    frames = [frame.reset_index(drop=True)]
+    for turn in turns_of(grid.crs)[1:]:
+        moved = frames[0].set_geometry(frames[0].geometry.translate(turn))
+        lows_x, lows_y, highs_x, highs_y = moved.geometry.bounds.to_numpy().T
+        near = (lows_x < right) & (highs_x > left) & (lows_y <= top) & (highs_y >= bottom)
+        frames += [moved[near]] if near.any() else []
+    return frame if len(frames) == 1 else pandas.concat(frames).sort_index(kind="stable")
 
 
 def _check_overlap(frame: geopandas.GeoDataFrame, extent: Sequence[float], grid: Grid, where: str) -> None:

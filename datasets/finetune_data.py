@@ -331,6 +331,7 @@ def _cut(counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names:
         "seed": split.seed,
         "label_fraction": split.label_fraction,
         "names": names,
+        "turn": survey.turn,
     }
     if split.split == "from_checkpoint":
         assert split.rectangles is not None

@@ -35,6 +35,7 @@ class Folds:
         kept: for each fold, how many places are kept.
         facts: counts for log and JSON, see `numbers`.
         warnings: what a user should know.
+        turn: columns after which the ground repeats, base pixels; 0 if it does not. The buffer goes on across it.
     """
 
     shape: tuple[int, int]
@@ -52,6 +53,7 @@ class Folds:
     kept: tuple[int, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    turn: int = 0
 
     def testing(self, fold: int, row: int, col: int, rows: int, cols: int, *, scale: int = 1) -> np.ndarray:
         """True for pixels that are tested in a fold.
@@ -97,12 +99,7 @@ class Folds:
         """
         down, across = row + np.arange(rows), col + np.arange(cols)
         reach = self.buffer * scale
-        kept = ~self.lattice.near(
-            self.away_from(fold),
-            (down - reach, down + 1 + reach),
-            (across - reach, across + 1 + reach),
-            scale=scale,
-        )
+        kept = ~self.near(fold, (down - reach, down + 1 + reach), (across - reach, across + 1 + reach), scale=scale)
         kept[(down < 0) | (down >= self.shape[0] * scale)] = False
         kept[:, (across < 0) | (across >= self.shape[1] * scale)] = False
         if self.places is not None and not all_labels:
@@ -127,7 +124,8 @@ class Folds:
         """True for points that may be trained on, (k,) bool; positions and rules as `training`, but to the point."""
         row, col = np.asarray(row, dtype=np.float64), np.asarray(col, dtype=np.float64)
         kept = (row >= 0) & (row < self.shape[0]) & (col >= 0) & (col < self.shape[1])
-        kept &= ~self.lattice.near_points(self.away_from(fold), row, col, reach=self.buffer)
+        for turn in self._turns:
+            kept &= ~self.lattice.near_points(self.away_from(fold), row, col + turn, reach=self.buffer)
         if self.places is not None and not all_labels:
             i = np.clip(row // self.cell, 0, self.places.shape[0] - 1).astype(np.int64)
             j = np.clip(col // self.cell, 0, self.places.shape[1] - 1).astype(np.int64)
@@ -198,6 +196,27 @@ class Folds:
         """(m, n) bool, the rectangles of the lattice that training keeps away from in a fold."""
         chosen = self.fold_grid == self._checked(fold)
         return chosen | (self.fold_grid == self._next(fold)) if self.early_stopping else chosen
+
+    def near(
+        self,
+        fold: int,
+        rows: tuple[np.ndarray, np.ndarray],
+        cols: tuple[np.ndarray, np.ndarray],
+        *,
+        scale: int,
+    ) -> np.ndarray:
+        """Whether rectangles overlap what training keeps away from in a fold; as `Lattice.near`, and round the body."""
+        ground = self.away_from(fold)
+        found = [
+            self.lattice.near(ground, rows, (cols[0] + turn * scale, cols[1] + turn * scale), scale=scale)
+            for turn in self._turns
+        ]
+        return np.logical_or.reduce(found)
+
+    @property
+    def _turns(self) -> tuple[int, ...]:
+        """Columns by which the same ground may be away."""
+        return (0, self.turn, -self.turn) if self.turn and self.buffer else (0,)
 
     def _on_cells(self, grid: np.ndarray) -> np.ndarray:
         rows, cols = (-(-size // self.cell) for size in self.shape)

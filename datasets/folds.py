@@ -85,6 +85,7 @@ def make_folds(
     label_fraction: float = 1.0,
     early_stopping: bool = False,
     names: Sequence[str] | None = None,
+    turn: int = 0,
 ) -> Folds:
     """Cuts the ground in blocks and deals those with labels to folds, at random but much alike in labels and classes.
 
@@ -105,6 +106,7 @@ def make_folds(
             of a larger one.
         early_stopping: sets the test ground of the next fold aside for validation.
         names: of the classes, for messages.
+        turn: columns after which the ground repeats, base pixels; 0 if it does not.
 
     Returns:
         The folds.
@@ -150,6 +152,7 @@ def make_folds(
         lattice=lattice,
         fold_grid=dealt(0),
         block_grid=block_grid,
+        turn=turn,
     )
     tries = 1 if is_random else deals_to_try(counts.shape[0] * counts.shape[1], folds)
     return _finish(_best_deal(draft, dealt, tries, counts), counts, names)
@@ -168,6 +171,7 @@ def folds_from_rectangles(
     seed: int,
     label_fraction: float = 1.0,
     names: Sequence[str] | None = None,
+    turn: int = 0,
 ) -> Folds:
     """One fold, whose test ground are the blocks that pre-training held out.
 
@@ -183,6 +187,7 @@ def folds_from_rectangles(
         seed: decides which labels are kept.
         label_fraction: as in `make_folds`.
         names: of the classes, for messages.
+        turn: columns after which the ground repeats, base pixels; 0 if it does not.
 
     Returns:
         The fold. It sets no ground aside for validation.
@@ -196,6 +201,8 @@ def folds_from_rectangles(
         raise ValueError(f"{flag}: pre-training held out no block (--val_fraction 0); {remedy}")
     edges = np.asarray(rectangles, dtype=np.float64)
     spans = np.stack([top - edges[:, 3], edges[:, 0] - left, top - edges[:, 1], edges[:, 2] - left], axis=1)
+    across = np.array([0.0, 1.0, 0.0, 1.0]) * turn * resolution
+    spans = np.concatenate([spans, spans + across, spans - across]) if turn else spans
     first = np.maximum(np.ceil(spans[:, :2] / resolution - _ALMOST), 0).astype(np.int64)
     stop = np.minimum(np.floor(spans[:, 2:] / resolution + _ALMOST), shape).astype(np.int64)
     on_ground = (stop > first).all(axis=1)
@@ -221,6 +228,7 @@ def folds_from_rectangles(
         lattice=lattice,
         fold_grid=np.where(block_grid >= 0, 0, -1).astype(np.int16),
         block_grid=block_grid,
+        turn=turn,
     )
     return _finish(draft, counts, names)
 
@@ -308,7 +316,7 @@ def outside_cells(folds: Folds, fold: int) -> np.ndarray:
     for size in folds.shape:
         first = np.arange(0, size, folds.cell)
         spans.append((first - folds.buffer, np.minimum(first + folds.cell, size) + folds.buffer))
-    return ~folds.lattice.near(folds.away_from(fold), spans[0], spans[1], scale=1)
+    return ~folds.near(fold, spans[0], spans[1], scale=1)
 
 
 def _finish(folds: Folds, counts: np.ndarray, names: Sequence[str] | None) -> Folds:

@@ -73,3 +73,9 @@ def _globe_of(wkt: str) -> Globe | None:
         return None
     turn = (x_east - x) * 8
     return Globe(turn, x - turn / 2, y, 45.0 / (y_north - y), *axes)
+
+
+def turns_of(crs: CRS) -> tuple[float, ...]:
+    """By how much x may differ for the same ground, CRS units, nothing first: a turn to either side on a round body."""
+    globe = globe_of(crs)
+    return (0.0,) if globe is None else (0.0, globe.turn, -globe.turn)

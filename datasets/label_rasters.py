@@ -9,17 +9,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
 import rasterio.shutil
+from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import Resampling
 from rasterio.warp import transform as transform_points
 
 from datasets.band import GDAL_ERRORS, Grid, Source, crs_agree
 from datasets.classes import MAX_CLASSES, Code, as_colour, check_class_count, sorted_codes
+from datasets.globe import turns_of
 from datasets.layers import Layer
 from datasets.raster import layer_crs, open_band
 from datasets.validity import Census, listed, stored_values
@@ -47,6 +50,7 @@ class LabelRaster:
         edge: edge of the blocks that are brought over at a time, target pixels.
         codes: class codes in order of size, as stored; None: measurements.
         numbers: class number of each of `codes`.
+        turns: by how much the file is moved, units of its CRS: whole turns of a body, to where the grid lies.
     """
 
     source: Source = field(repr=False)
@@ -55,6 +59,12 @@ class LabelRaster:
     edge: int
     codes: np.ndarray | None = None
     numbers: np.ndarray | None = None
+    turns: tuple[float, ...] = (0.0,)
+
+    @property
+    def frames(self) -> list[Source]:
+        """The file where it lies, and a turn away where the grid is there too."""
+        return [turned_source(self.source, turn) for turn in self.turns]
 
     def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         """Read a window inside the grid as float32: class numbers or physical values, NaN = unlabelled.
@@ -62,21 +72,19 @@ class LabelRaster:
         Raises:
             OSError: the window cannot be read; names file and window.
         """
-        window = (row, col, rows, cols)
+        values = np.full((rows, cols), np.nan, dtype=np.float32)
+        for frame in self.frames:
+            part = self._read_from(frame, (row, col, rows, cols))
+            values = np.where(np.isnan(values), part, values)
+        return values
+
+    def _read_from(self, frame: Source, window: tuple[int, int, int, int]) -> np.ndarray:
+        how: dict[str, Any] = {"resampling": self.resampling, "edge": self.edge}
         if self.codes is None:
-            return warp_window(
-                self.source.read, self.source, self.grid, window, resampling=self.resampling, edge=self.edge
-            )
-        numbers = warp_window(
-            self._read_numbers,
-            self.source,
-            self.grid,
-            window,
-            resampling=self.resampling,
-            edge=self.edge,
-            dtype=np.uint8,  # of larger types GDAL takes very long to find the commonest number
-            invalid=_UNLABELLED,
-        )
+            return warp_window(self.source.read, frame, self.grid, window, **how)
+        # Of larger types GDAL takes very long to find the commonest number.
+        how |= {"dtype": np.uint8, "invalid": _UNLABELLED}
+        numbers = warp_window(self._read_numbers, frame, self.grid, window, **how)
         return np.where(numbers == _UNLABELLED, np.float32(np.nan), numbers.astype(np.float32))
 
     def _read_numbers(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
@@ -106,9 +114,10 @@ class LabelRaster:
         for row in range(0, self.grid.rows, step):
             for col in range(0, self.grid.cols, step):
                 shape = min(step, self.grid.rows - row), min(step, self.grid.cols - col)
-                window = footprint(self.source, self.grid, (row, col, *shape))
-                if window is not None:
-                    yield self.source.read_stored(*window)
+                for frame in self.frames:
+                    window = footprint(frame, self.grid, (row, col, *shape))
+                    if window is not None:
+                        yield self.source.read_stored(*window)
 
 
 @dataclass(frozen=True)
@@ -146,19 +155,28 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
     smooth, many = (
         (Resampling.nearest, Resampling.mode) if kind == "classes" else (Resampling.bilinear, Resampling.average)
     )
+    whole = (0, 0, grid.rows, grid.cols)
+    turns = tuple(turn for turn in turns_of(source.crs) if footprint(turned_source(source, turn), grid, whole))
     labels = LabelRaster(
         source=source,
         grid=grid,
         resampling=many if ratio > _ALIKE else smooth,
         edge=max(1, min(WARP_BLOCK, int(_SOURCE_EDGE / ratio))),
+        turns=turns,
     )
-    if footprint(source, grid, (0, 0, grid.rows, grid.cols)) is None:
+    if not turns:
         raise ValueError(
             f"{layer.where}: does not overlap the survey: it covers {_extent(source)} in "
             f"{source.crs.to_string()[:60]}, expected ground in {_numbers(grid.bounds)} in "
             f"{grid.crs.to_string()[:60]}; check its CRS and coordinates"
         )
     return labels
+
+
+def turned_source(source: Source, turn: float) -> Source:
+    """The same pixels, moved in x by a number of units of their CRS."""
+    a, b, c, d, e, f = tuple(source.transform)[:6]
+    return replace(source, transform=Affine(a, b, c + turn, d, e, f))
 
 
 def without_dummies(labels: LabelRaster, codes: Sequence[Code] | None = None) -> LabelRaster:

@@ -391,3 +391,28 @@ def test_facts_add_up():
         trained = folds.training(fold, *everything(folds)).sum()
         assert numbers["trained"][fold] == trained and numbers["left"][fold] == trained / counts.sum()
     assert "3 folds (blocks) of 64 blocks; buffer 4 base pixels" in folds.describe()
+
+
+def test_round_a_body_the_buffer_goes_on_where_the_columns_come_back():
+    flat, turned = make(), make(turn=64)
+    np.testing.assert_array_equal(flat.fold_grid >= 0, turned.fold_grid >= 0)
+    at = np.arange(64) + 0.5
+    for fold in range(3):
+        tested = turned.testing(fold, *everything(turned))
+        expected = ~too_near(np.concatenate([tested] * 3, axis=1), 4)[:, 64:128]
+        np.testing.assert_array_equal(turned.training(fold, *everything(turned)), expected)
+        finer = turned.training(fold, *everything(turned, scale=2), scale=2)
+        np.testing.assert_array_equal(finer[::2, ::2] & finer[1::2, 1::2], expected)
+        centres = turned.training_at(fold, np.full(64, 20.5), at)
+        assert centres[expected[20]].all() and not centres[tested[20]].any()
+    assert any(
+        flat.training(f, *everything(flat)).sum() > turned.training(f, *everything(flat)).sum() for f in range(3)
+    )
+
+
+def test_rectangles_across_the_line_where_columns_come_back():
+    options = {"left": -180.0, "top": 32.0, "resolution": 1.0, "shape": (64, 360), "cell": 4, "buffer": 4, "seed": 0}
+    folds = folds_from_rectangles([(170.0, 0.0, 190.0, 16.0)], full(64, 360), turn=360, **options)
+    tested = folds.testing(0, *everything(folds))
+    assert tested[16:32, :10].all() and tested[16:32, 350:].all() and tested.sum() == 16 * 20
+    assert not folds.training(0, *everything(folds))[16:32, 10:14].any()

@@ -13,6 +13,7 @@ import shapely
 from rasterio.crs import CRS
 
 from datasets.labels import TargetGrid, open_labels
+from datasets.points import open_points
 from tests.rasters import write_grid
 
 pytestmark = [
@@ -407,6 +408,37 @@ class TestClassTables:
         (tmp_path / "classes.csv").write_bytes(b"code,name\n1,\xff\xfe\n")
         with pytest.raises(ValueError, match="cannot be read as comma-separated UTF-8"):
             open_labels(path, kind="classes", grid=grid_of(1, 2), classes_csv=tmp_path / "classes.csv")
+
+
+class TestRoundABody:
+    """Labels from 0 to 360 degrees on ground from -180 to 180."""
+
+    def ground(self):
+        return grid_of(20, 36, resolution=10.0, left=-180.0, top=100.0, crs=CRS.from_epsg(4326))
+
+    @pytest.mark.parametrize("kind", ["classes", "values"])
+    def test_rasters(self, tmp_path, kind):
+        here = np.arange(20 * 36).reshape(20, 36) % 7 + 1
+        path = write_grid(
+            tmp_path / "a.tif",
+            np.roll(here, 18, axis=1).astype(np.uint8),
+            resolution=10.0,
+            left=0.0,
+            top=100.0,
+            crs="EPSG:4326",
+        )
+        found = whole(open_labels(path, kind=kind, grid=self.ground()))
+        assert np.array_equal(found, here - (kind == "classes"))
+
+    def test_polygons_and_points(self, tmp_path):
+        shapes = [shapely.box(170, 0, 200, 20), shapely.box(300, 40, 310, 50)]
+        path = write_features(tmp_path / "a.gpkg", shapes, crs="EPSG:4326", unit=["a", "b"])
+        found = whole(open_labels(path, kind="classes", grid=self.ground()))
+        assert (found[8:10, :2] == 0).all() and (found[8:10, 35] == 0).all()
+        assert found[5, 12] == 1 and (found >= 0).sum() == 7
+        table = tmp_path / "a.csv"
+        table.write_text("lon,lat\n190,5\n-170,5\n10,5\n")
+        assert np.allclose(open_points(table, grid=self.ground()).xy, [[-170, 5], [-170, 5], [10, 5]])
 
 
 def test_options_that_do_not_apply_are_said(tmp_path, caplog):
