@@ -151,6 +151,15 @@ def file_of(path: str) -> str:
     return match["file"] if match else path
 
 
+def variable_of(path: str) -> str:
+    """Return the variable that a layer's path names, with its groups; empty for a whole file."""
+    named = parse_array_path(path)
+    if named is not None:
+        return named.variable
+    match = _SUBDATASET.match(path)
+    return match["variable"].strip('/"') if match else ""
+
+
 def stem_of(path: str) -> str:
     """Return the name a layer gets from its path: the file's stem, and the variable of a subdataset."""
     named = parse_array_path(path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.contents import file_of, variable_of
 from datasets.grid import fits_memory, open_survey
 from datasets.layers import Layer
 from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
@@ -173,13 +173,19 @@ def hide_labels(opened: OpenedLayers, labels: str, band: int) -> None:
 
 
 def layers_that_are(labels: str, band: int, layers: Sequence[Layer]) -> list[int]:
-    """Channels whose pixels are the labels themselves: they must be hidden, or there is nothing to predict."""
-    path = Path(labels)
-    return [
-        channel
-        for channel, layer in enumerate(layers)
-        if path.exists() and os.path.exists(layer.path) and path.samefile(layer.path) and layer.band == band
-    ]
+    """Channels whose pixels are the labels themselves: they must be hidden, or there is nothing to predict.
+
+    Variables of one file are told apart where both paths name one.
+    """
+    return [channel for channel, layer in enumerate(layers) if layer.band == band and _is_same(labels, layer.path)]
+
+
+def _is_same(labels: str, path: str) -> bool:
+    variables = {variable_of(labels), variable_of(path)} - {""}
+    first, second = Path(file_of(labels)).expanduser(), Path(file_of(path))
+    if not (first.exists() and second.exists()):  # a URL, say
+        return labels == path
+    return len(variables) <= 1 and first.samefile(second)
 
 
 def open_scene_layers(stored: Mapping[str, Any] | None, **options: Any) -> OpenedLayers:

@@ -7,6 +7,7 @@ import torch
 from datasets.finetune_data import LabelOptions, SplitOptions, open_targets
 from datasets.finetune_layers import labels_path, layers_that_are, open_layers
 from datasets.label_map import LabelMap, seen_ground
+from datasets.layers import Layer
 from datasets.window_targets import point_examples, tile_examples
 from tests import labelled, surveys
 from tests.rasters import write_grid
@@ -346,6 +347,21 @@ def test_labels_that_are_missing_or_a_layer_themselves(survey, folder, classes):
     assert layers_that_are(str(folder / "magnetics.tif"), 1, survey.layers) == [1]
     assert layers_that_are(str(folder / "magnetics.tif"), 2, survey.layers) == []
     assert layers_that_are(str(classes), 1, survey.layers) == []
+
+
+def test_labels_that_are_a_variable_of_a_store_of_layers(tmp_path):
+    store = tmp_path / "a.nc"
+    store.touch()
+    layers = [
+        Layer("a", f"xarray:{store}#a"),
+        Layer("rock", f"xarray:{store}#fine/rock"),
+        Layer("c", "https://c/c.tif"),
+    ]
+    assert layers_that_are(f"NETCDF:{store}:/fine/rock", 1, layers) == [1]
+    assert layers_that_are(f"xarray:{store}#fine/rock", 1, layers) == [1]
+    assert layers_that_are(str(store), 1, layers) == [0, 1]
+    assert layers_that_are(f"xarray:{store}#other", 1, layers) == []
+    assert layers_that_are("https://c/c.tif", 1, layers) == [2]
 
 
 def test_every_layer_hidden(folder):
