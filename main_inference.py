@@ -112,6 +112,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     Raises:
         ValueError, OSError: bad input.
     """
+    inference_options.check(args)
     output_dir = Path(args.output_dir)
     dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
     environment = describe_environment(device) | {"processes": ranks.world_size}

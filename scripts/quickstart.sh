@@ -30,9 +30,9 @@ step "3/4 Pre-training, a few minutes; results go to $output"
 "$PYTHON" -m main_pretrain "${survey[@]}" "${training[@]}" --output_dir "$output" --log_dir "$output" "$@"
 
 step "4/4 Maps of the whole survey, in $output/maps"
-for kind in embeddings reconstruction gapfill superresolution; do
-    "$PYTHON" -m main_inference --checkpoint "$output/checkpoint-last.pth" --output "$kind" --output_dir "$output/maps" \
-        --clusters 6
+for kind in "embeddings --clusters 6" reconstruction gapfill superresolution; do
+    # shellcheck disable=SC2086  # a kind and its options
+    "$PYTHON" -m main_inference --checkpoint "$output/checkpoint-last.pth" --output_dir "$output/maps" --output $kind
 done
 
 picture="$(find "$output" -maxdepth 1 -name '*.png' | sort | tail -n 1)"

@@ -169,6 +169,8 @@ def test_epochs_crop_anew_and_tests_take_the_centre(fmow):
         (["--task", "segmentation"], "expected --task classification"),
         (["--labels", "a.tif"], "--labels does not go with --dataset_type sentinel"),
         (["--split", "random"], "--split random does not go with"),
+        (["--folds", "3"], "--folds does not go with"),
+        (["--label_column", "rock"], "--label_column does not go with"),
         (["--baselines", "trees"], "expected scratch, probe or constant"),
         (["--val_fraction", "0"], "no image is left to test: give --test_path"),
     ],
@@ -181,6 +183,8 @@ def test_bad_options_end_with_a_message(fmow, tmp_path, capsys, flags, said):
 def test_a_test_table_for_rasters(tmp_path, capsys):
     assert labelled.run(["--test_path", "a.csv", "--output_dir", str(tmp_path), "--device", "cpu"]) == 2
     assert "rasters are tested on folds" in capsys.readouterr().err
+    assert labelled.run(["--val_fraction", "0.3", "--output_dir", str(tmp_path), "--device", "cpu"]) == 2
+    assert "--val_fraction goes with scene data sets" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_other_bands_or_of_rasters(fmow, pretrained, tmp_path, capsys):

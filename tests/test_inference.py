@@ -293,7 +293,7 @@ class TestOutputs:
     @pytest.mark.parametrize("output", KINDS)
     def test_every_file_reads_back(self, trained, tmp_path, output):
         """As any program would find it: a cloud-optimised GeoTIFF that says where it lies, and a picture beside it."""
-        out = infer(trained, tmp_path, output, "--clusters", "3")
+        out = infer(trained, tmp_path, output, *(("--clusters", "3") if output == "embeddings" else ()))
         files = sorted(out.glob("*.tif"))
         assert files
         for path in files:
@@ -454,7 +454,7 @@ class TestOutputs:
         """A layer without any variation, such as zeros to test with, is used and named."""
         (tmp_path / "gravity.tif").write_bytes((trained.survey / "gravity.tif").read_bytes())
         write_grid(tmp_path / "magnetics.tif", np.zeros((160, 160), np.float32))
-        more = ("--data_dir", str(tmp_path), "--max_gap", "2000")
+        more = ("--data_dir", str(tmp_path), *(("--max_gap", "2000") if output == "gapfill" else ()))
         out = infer(trained, tmp_path / "out", output, *more)
         assert "layer 'magnetics': constant: every valid pixel is 0" in caplog.text
         name = {"embeddings": "embeddings", "reconstruction": "reconstruction_magnetics_4x"}
@@ -640,6 +640,8 @@ class TestBadInput:
             (("--block_size", "30"), "--block_size 30: expected a multiple of the patch, 4"),
             (("--output", "reconstruction", "--draws", "1"), "--draws 1: .* it takes 2 views to hide every pixel"),
             (("--output", "gapfill", "--max_gap", "9999"), "--max_gap 9999 is wider than a tile, 6400"),
+            (("--draws", "2"), "--draws 2 does nothing for --output embeddings; it is for reconstruction"),
+            (("--output", "gapfill", "--clusters", "3"), "--clusters 3 does nothing for --output gapfill"),
             (("--data_dir", "x", "--train_path", "y"), "give one of --data_dir and --train_path, or neither"),
             (("--checkpoint", "absent.pth"), "checkpoint absent.pth: no such file"),
             (("--aoi", "absent.gpkg"), "area of interest absent.gpkg: no such file"),

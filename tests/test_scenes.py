@@ -331,7 +331,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         "flag",
         ["--aoi a", "--base_resolution 10", "--data_dir a", "--reproject", "--val_buffer 1", "--tile_overlap 0",
-         "--min_valid 0", "--cache ram", "--extent intersection", "--val_block 2"],
+         "--min_valid 0", "--cache ram", "--extent intersection", "--val_block 2",
+         "--transform B2=log"],
     )  # fmt: skip
     def test_what_needs_ground_is_refused(self, flag):
         with pytest.raises(

@@ -215,6 +215,13 @@ MAY_CHANGE = set(
 
 WINDOWS_ONLY = {"mixup": 0.0, "cutmix": 0.0, "reprob": 0.0}
 PIXELS_ONLY = {"label_scale": 1, "head": None}
+GROUND_ONLY = tuple(
+    "labels label_column label_band label_nodata label_classes label_crs x_column y_column data_dir base_resolution "
+    "extent reproject tile_overlap missing_layers min_labelled background_ratio background_distance split folds "
+    "only_folds fold_block val_buffer patience".split()
+)
+"""Options that do nothing for images, which carry their classes and lie on no common ground."""
+SCENES_ONLY = ("test_path", "val_fraction")
 SCENE_SIZE = 96
 """Edge of images at the base scale without a checkpoint: that of SatMAE++."""
 SCRATCH_ONLY = ("model", "model_type", "patch_size", "dropped_bands", "grouped_bands", "scales")
@@ -309,9 +316,10 @@ def settle(args: argparse.Namespace, config: Mapping[str, Any], stored: Mapping[
             setattr(args, name, trained.get(name, getattr(args, name)))
     args.patch_size = config["patch_size"]
     args.input_size = args.input_size or config["img_size"]
-    args.base_resolution = args.base_resolution or stored.get("base_resolution") or trained.get("base_resolution")
-    args.extent = args.extent or trained.get("extent")
-    args.reproject = args.reproject or bool(trained.get("reproject"))
+    if args.dataset_type == "grid":
+        args.base_resolution = args.base_resolution or stored.get("base_resolution") or trained.get("base_resolution")
+        args.extent = args.extent or trained.get("extent")
+        args.reproject = args.reproject or bool(trained.get("reproject"))
     hidden = stored["hidden"] if again else trained.get("masked_bands") or ()
     args.masked_bands = sorted({*args.masked_bands, *hidden})
 
@@ -385,21 +393,25 @@ def _check_scenes(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming the flag and what would do.
     """
-    if args.dataset_type == "grid":
-        if args.test_path is not None:
-            raise ValueError(
-                "--test_path goes with scene data sets (--dataset_type sentinel, rgb, euro_sat); rasters are tested on "
-                "folds of their own ground"
-            )
+    is_grid = args.dataset_type == "grid"
+    defaults = argparse.ArgumentParser()
+    for add in (add_task_options, add_data_options, add_network_options):
+        add(defaults)
+    names = SCENES_ONLY if is_grid else GROUND_ONLY
+    given = [name for name in names if getattr(args, name) != defaults.get_default(name)]
+    if is_grid and given:
+        raise ValueError(
+            f"--{given[0]} goes with scene data sets (--dataset_type {', '.join(options.SCENE_TYPES)}); rasters are "
+            "tested on folds of their own ground; leave it out"
+        )
+    if is_grid:
         return
     if args.task != "classification":
         raise ValueError(f"--dataset_type {args.dataset_type} with --task {args.task}: expected --task classification")
-    names = ("labels", "data_dir", "base_resolution", "only_folds", "patience")
-    given = [name for name in names if getattr(args, name)]
-    if given or args.split != "blocks":
-        flag = given[0] if given else f"split {args.split}"
+    if given:
+        what = f"{given[0]} {args.split}" if given[0] == "split" else given[0]
         raise ValueError(
-            f"--{flag} does not go with --dataset_type {args.dataset_type}: its images carry their classes and lie on "
+            f"--{what} does not go with --dataset_type {args.dataset_type}: its images carry their classes and lie on "
             "no common ground; leave it out"
         )
     trees = {"trees", "forest"} & set(baselines_of(args))

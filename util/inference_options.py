@@ -29,6 +29,37 @@ DECISIVE = (
 """Options that must be the same for a stopped run to be continued; checkpoint and layers are compared themselves."""
 
 
+MASKED = ("reconstruction", "gapfill", "superresolution")
+ONLY_FOR = {
+    "pool": ("embeddings",),
+    "positions": ("embeddings",),
+    "dtype": ("embeddings",),
+    "clusters": ("embeddings",),
+    "stride": ("embeddings", "prediction"),
+    "draws": MASKED,
+    "mask_ratio": MASKED,
+    "views": ("prediction",),
+    "max_gap": ("gapfill",),
+}
+"""Options that do something for some kinds of results only."""
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses options that do nothing for the result that is asked for.
+
+    Raises:
+        ValueError: naming the flag, its value and what it is for.
+    """
+    defaults = argparse.ArgumentParser()
+    add_result_options(defaults)
+    for name, outputs in ONLY_FOR.items():
+        value = getattr(args, name)
+        if args.output not in outputs and value != defaults.get_default(name):
+            raise ValueError(
+                f"--{name} {value} does nothing for --output {args.output}; it is for {', '.join(outputs)}"
+            )
+
+
 def decisive(args: argparse.Namespace) -> dict[str, Any]:
     """The values of the options that parts of results depend on."""
     return {key: getattr(args, key) for key in DECISIVE}

@@ -11,24 +11,11 @@ MODEL_NAMES = ("tiny", "small", "base", "large")
 SCENE_TYPES = ("sentinel", "rgb", "euro_sat")
 """Data sets of separate images: values of --dataset_type that `scene_options` goes with."""
 
-GROUND_ONLY = (
-    *(
-        "data_dir",
-        "data_path",
-        "layer_dim",
-        "crs",
-        "extent",
-        "reproject",
-        "aoi",
-        "cache",
-        "base_resolution",
-        "tile_overlap",
-        "min_valid",
-        "val_block",
-    ),
-    "val_buffer",
+GROUND_ONLY = tuple(
+    "data_dir data_path layer_dim crs extent transform reproject aoi cache base_resolution tile_overlap min_valid "
+    "val_block val_buffer".split()
 )
-"""Options that mean something on continuous ground only."""
+"""Options that mean something on continuous ground only, or for layers of a table."""
 
 
 def _number(convert: Callable[[str], float], accept: Callable[[float], bool], expected: str) -> Callable[[str], Any]:
