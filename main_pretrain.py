@@ -25,6 +25,7 @@ import models_mae_group_channels as models
 from datasets.grid import Survey, TileReader, Tiles, open_survey, open_test_survey, smooth_layers
 from datasets.layers import write_layers_table
 from datasets.loader import prefetch
+from datasets.pooled import PooledTiles, tile_source, to_sample
 from datasets.pyramid import Sample
 from datasets.sample_survey import default_survey
 from datasets.samplers import MicroBatch, plan_epoch, token_noise, updates_per_epoch
@@ -95,6 +96,7 @@ class Run:
     ranks: dist.Ranks
     device: torch.device
     survey: Survey
+    source: TileReader | PooledTiles
     scored: ScoredTiles
     network: models.MaskedAutoencoderGroupChannelViT
     model: torch.nn.Module
@@ -169,6 +171,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     scored = dist.together(lambda: scored_tiles(args, survey))
     for text in survey.lines():
         logger.info("%s", text)
+    source = dist.together(lambda: tile_source(survey, device, cache=args.cache, local_ranks=ranks.local_world_size))
     for text in (*survey.warnings, *smooth_layers(survey, args.patch_size)):
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
@@ -216,6 +219,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         ranks=ranks,
         device=device,
         survey=survey,
+        source=source,
         scored=scored,
         network=network,
         model=model,
@@ -348,12 +352,11 @@ def train(run: Run, stop: Stop) -> None:
         OSError: a tile could not be read or a checkpoint not written; earlier checkpoints are intact.
     """
     args, files, place = run.args, run.files, run.place
-    reader = TileReader(run.survey.stack, run.survey.blocks)
     evaluator, example = prepare_scoring(run)
     if place.epoch >= args.epochs:
         logger.info("all %d epochs are done; a larger --epochs would go on", args.epochs)
     while place.epoch < args.epochs:
-        if not train_epoch(run, reader, stop):
+        if not train_epoch(run, stop):
             return
         epoch = place.epoch
         place.epoch, place.update = epoch + 1, 0
@@ -386,7 +389,7 @@ def train(run: Run, stop: Stop) -> None:
     logger.info("tensorboard  tensorboard --logdir %s", files.log_dir)
 
 
-def train_epoch(run: Run, reader: TileReader, stop: Stop) -> bool:
+def train_epoch(run: Run, stop: Stop) -> bool:
     """Trains the rest of the current epoch.
 
     Returns:
@@ -395,7 +398,7 @@ def train_epoch(run: Run, reader: TileReader, stop: Stop) -> bool:
     args, place, schedule, ranks, device = run.args, run.place, run.schedule, run.ranks, run.device
     pyramid, updater, survey = run.survey.pyramid(), run.updater, run.survey
     origins = survey.tiles.epoch(seed=args.seed, epoch=place.epoch, tiles=schedule.tiles)
-    fetch = partial(fetch_tiles, reader, origins, run=run, epoch=place.epoch)
+    fetch = partial(fetch_tiles, run.source, origins, run=run, epoch=place.epoch)
     plan = plan_epoch(
         schedule.tiles,
         batch_size=args.batch_size,
@@ -423,7 +426,7 @@ def train_epoch(run: Run, reader: TileReader, stop: Stop) -> bool:
     run.model.train()
     for micro, (tiles, noise) in run.clock.timed(prefetch(plan, fetch, workers=args.num_workers)):
         seen_tiles[-1].append(origins[micro.positions])
-        sample = pyramid(*tiles.to(device).parts)
+        sample = to_sample(tiles, pyramid, device)
         with dist.gradients_shared(run.model, micro.is_last), dist.peer_errors_named():
             out = reconstruct(run, run.model, sample, noise.to(device, non_blocking=True))
             loss = args.base_loss_weight * out.loss + args.scale_loss_weight * out.ms_loss
@@ -481,8 +484,8 @@ def reconstruct(
 
 
 def fetch_tiles(
-    reader: TileReader, origins: np.ndarray, micro: MicroBatch, *, run: Run, epoch: int
-) -> tuple[Tiles, torch.Tensor]:
+    reader: TileReader | PooledTiles, origins: np.ndarray, micro: MicroBatch, *, run: Run, epoch: int
+) -> tuple[Tiles | Sample, torch.Tensor]:
     """Reads the tiles of a micro-batch and draws their masks' noise; runs in the reading threads."""
     tiles = reader.read(origins[micro.positions])
     noise = token_noise(micro.positions, tokens=maskable(run.network), seed=run.args.seed, epoch=epoch)

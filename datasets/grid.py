@@ -242,7 +242,7 @@ def open_survey(
         val_block: edge of a held-out block in tiles, 0 = automatic.
         val_buffer: distance of training from held-out blocks, base-scale pixels.
         seed: decides which blocks are held out.
-        cache: `auto`, `ram` or `none`.
+        cache: `auto`, `ram` or `none`; `device` (see `datasets/pooled.py`) reads like `auto`.
         local_ranks: processes on this machine that each hold the layers.
 
     Returns:
@@ -376,11 +376,15 @@ def scan_bands(
     return bands, tuple(summaries), notes
 
 
+def memory_limit() -> float:
+    """Bytes that decoded layers may take on this machine, all processes together."""
+    return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _fits_memory(stack: Stack, cache: str, local_ranks: int) -> bool:
-    if cache != "auto":
-        return cache == "ram"
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return stack.memory_bytes * local_ranks <= MEMORY_SHARE * physical
+    if cache == "ram":
+        return True
+    return cache != "none" and stack.memory_bytes * local_ranks <= memory_limit()
 
 
 def _tile_edge(input_size: int, base: float, resolution: float) -> int:

@@ -5,7 +5,7 @@ Runs on the device of its input. Coarser pixels are means over valid native pixe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,6 +31,19 @@ class Sample(NamedTuple):
     valid: torch.Tensor
     imgs_up: list[torch.Tensor]
     valid_up: list[torch.Tensor]
+
+    def to(self, device: torch.device) -> Sample:
+        """The same on another device, copied without waiting."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Sample:
+        """The same in page-locked memory, unless it is on a device already."""
+        return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
+        return Sample(
+            change(self.imgs), change(self.valid), [change(t) for t in self.imgs_up], [change(t) for t in self.valid_up]
+        )
 
 
 def overlap_weights(phase: torch.Tensor, *, pixels: float, native: int, size: int) -> torch.Tensor:
