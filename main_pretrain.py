@@ -336,6 +336,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "options": {key: value for key, value in vars(run.args).items()},
         "version": VERSION,
         "base_resolution": run.survey.base_resolution,
+        "held_out": run.survey.held_out_ground(),
         "facts": run_facts(run),
         "trained_s": run.clock.trained_s,
     }

@@ -309,7 +309,7 @@ class EncoderWithHead(GroupChannelEncoder):
             coarse: all blocks as one layer.
         """
         return {
-            "stem": r"^(cls_token|nodata_token|pos_embed|channel_embed|channel_cls_embed|patch_embed)",
+            "stem": r"^(?:cls_token|nodata_token|pos_embed|channel_embed|channel_cls_embed|patch_embed)",
             "blocks": r"^blocks" if coarse else r"^blocks\.(\d+)",
         }
 

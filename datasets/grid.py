@@ -92,6 +92,19 @@ class Survey:
         )
         return lines
 
+    def held_out_ground(self) -> list[list[float]]:
+        """Held-out blocks as [left, bottom, right, top], CRS units."""
+        grid = self.stack.reference
+        return [
+            [
+                grid.left + col * grid.resolution_x,
+                grid.top - (row + height) * grid.resolution_y,
+                grid.left + (col + width) * grid.resolution_x,
+                grid.top - row * grid.resolution_y,
+            ]
+            for row, col, height, width in self.tiles.held_out.rectangles()
+        ]
+
     def channel_options(self) -> dict[str, Any]:
         """What a model must know of the layers, as keyword arguments of `build_model`."""
         return {
@@ -274,7 +287,7 @@ def open_survey(
 
     bands, summaries, notes = scan_bands(bands, aoi=aoi)
     stack = Stack(bands, reference, hidden=masked_bands)
-    if _fits_memory(stack, cache, local_ranks):
+    if fits_memory(stack, cache, local_ranks):
         stack.load()
     maps, cell = [], step
     for channel in range(len(stack)):
@@ -381,10 +394,11 @@ def memory_limit() -> float:
     return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _fits_memory(stack: Stack, cache: str, local_ranks: int) -> bool:
-    if cache == "ram":
-        return True
-    return cache != "none" and stack.memory_bytes * local_ranks <= memory_limit()
+def fits_memory(stack: Stack, cache: str, local_ranks: int) -> bool:
+    """Whether decoded layers are to be kept in memory: as `cache` says, or if all processes' take up to a quarter."""
+    if cache in ("ram", "none"):
+        return cache == "ram"
+    return stack.memory_bytes * local_ranks <= memory_limit()
 
 
 def _tile_edge(input_size: int, base: float, resolution: float) -> int:

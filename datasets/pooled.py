@@ -41,8 +41,9 @@ class PooledTiles:
             raise ValueError(reason)
         self.device = device
         self._size, self._scales, self._step = survey.input_size, survey.scales, survey.tiles.step
-        self._channels = len(survey.stack)
-        self._members = [_members(survey, scale) for scale in self._scales]
+        pyramid = survey.pyramid()
+        self._channels = pyramid.channels
+        self._members = [pyramid.channels_at(level) for level in range(len(self._scales))]
         self._rows, self._cols = _base_shape(survey)
         shapes = [
             (len(members), self._rows * scale, self._cols * scale)
@@ -50,11 +51,10 @@ class PooledTiles:
         ]
         self._values = [torch.empty(shape, device=device) for shape in shapes]
         self._valid = [torch.empty(shape, dtype=torch.bool, device=device) for shape in shapes]
-        self._fill(survey)
+        self._fill(TileReader(survey.stack, survey.blocks), pyramid)
 
-    def _fill(self, survey: Survey) -> None:
+    def _fill(self, reader: TileReader, pyramid: Pyramid) -> None:
         """Pools tile after tile, each once, the last ones flush with the end."""
-        reader, pyramid = TileReader(survey.stack, survey.blocks), survey.pyramid()
         rows, cols = (_starts(length, self._size) for length in (self._rows, self._cols))
         corners = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
         for k in range(0, len(corners), TILES_AT_ONCE):
@@ -172,7 +172,8 @@ def tile_source(
 def pooled_bytes(survey: Survey) -> int:
     """Bytes that a `PooledTiles` of a survey keeps: five for each pixel of each scored scale."""
     rows, cols = _base_shape(survey)
-    return sum(5 * len(_members(survey, scale)) * rows * cols * scale**2 for scale in survey.scales)
+    pyramid = survey.pyramid()
+    return sum(5 * len(pyramid.channels_at(k)) * rows * cols * scale**2 for k, scale in enumerate(survey.scales))
 
 
 def why_not_pooled(survey: Survey) -> str:
@@ -196,11 +197,6 @@ def _base_shape(survey: Survey) -> tuple[int, int]:
     """Whole base pixels of the reference grid: no tile reaches beyond them."""
     reference, step = survey.stack.reference, survey.tiles.step
     return reference.rows // step, reference.cols // step
-
-
-def _members(survey: Survey, scale: int) -> list[int]:
-    """Channels with something at a scale: all at the base, the scored ones at finer scales."""
-    return list(range(len(survey.stack))) if scale == 1 else sorted(survey.scored[scale])
 
 
 def _starts(length: int, size: int) -> list[int]:

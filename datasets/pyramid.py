@@ -149,6 +149,10 @@ class Pyramid:
                 valid[level][:, target] = ok[:, keep]
         return Sample(values[0], valid[0], values[1:], valid[1:])
 
+    def channels_at(self, level: int) -> list[int]:
+        """Channels that hold anything at a level: all of them at the base, the scored ones at finer scales."""
+        return [c for c in range(self.channels) if level == 0 or self._is_scored(c, level)]
+
     def to_physical(self, images: torch.Tensor) -> torch.Tensor:
         """Model units (N, C, h, w) back to physical units."""
         spread = self._spread.to(images.device)[:, None, None]

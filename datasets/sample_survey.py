@@ -121,6 +121,26 @@ def default_survey() -> Path:
     return write_sample_survey(directory, seed=seed, rows=rows, cols=cols)
 
 
+def labels_of_sample(layer: str | Path, task: str) -> Path | None:
+    """What a task of fine-tuning predicts on the sample survey when nothing else is asked for.
+
+    Args:
+        layer: path of one of its layers.
+        task: `segmentation` (the lithology), `regression` (gravity, from the other layers) or `classification` (where
+            deposits are).
+
+    Returns:
+        Path of the labels; None if the layer is not part of a sample survey.
+    """
+    folder = Path(layer).parent
+    name = {
+        "segmentation": "labels/lithology.tif",
+        "regression": "gravity.tif",
+        "classification": "labels/deposits.gpkg",
+    }
+    return folder / name[task] if (folder / "survey.json").exists() and (folder / name[task]).exists() else None
+
+
 @dataclass(frozen=True)
 class Deposit:
     """A mineral deposit at (x, y) in the survey's CRS, in a host rock."""

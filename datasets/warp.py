@@ -51,26 +51,31 @@ def warp_window(
     *,
     resampling: Resampling = Resampling.bilinear,
     edge: int = WARP_BLOCK,
+    dtype: type[np.generic] = np.float32,
+    invalid: float = np.nan,
 ) -> np.ndarray:
     """Return a window of a grid, made of the pixels of a file.
 
     Args:
-        read: gives a window (row, col, rows, cols) of the file as float32, NaN = invalid.
+        read: gives a window (row, col, rows, cols) of the file, of that type.
         frame: the file's own pixels.
         grid: the grid that is wanted.
         window: (row, col, rows, cols) inside the grid.
         resampling: how pixels of the grid follow from those of the file; invalid ones take no part.
         edge: edge of the blocks that are computed at a time, pixels of the grid.
+        dtype: NumPy type of pixels.
+        invalid: what invalid pixels hold.
 
     Returns:
-        (rows, cols) float32, NaN = invalid. With `bilinear` a pixel is valid if the file's pixel it lies in is.
+        (rows, cols) of that type. With `bilinear` a pixel is valid if the file's pixel it lies in is.
     """
     row, col, rows, cols = window
-    values = np.empty((rows, cols), dtype=np.float32)
+    values = np.empty((rows, cols), dtype=dtype)
     for block_row in range(row - row % edge, row + rows, edge):
         for block_col in range(col - col % edge, col + cols, edge):
             shape = min(edge, grid.rows - block_row), min(edge, grid.cols - block_col)
-            block = _warp_block(read, frame, grid, (block_row, block_col, *shape), resampling)
+            block = np.full(shape, invalid, dtype=dtype)
+            _warp_block(read, frame, grid, (block_row, block_col), block, resampling, invalid)
             top, left = max(row, block_row), max(col, block_col)
             bottom, right = min(row + rows, block_row + edge), min(col + cols, block_col + edge)
             values[top - row : bottom - row, left - col : right - col] = block[
@@ -83,29 +88,29 @@ def _warp_block(
     read: Callable[[int, int, int, int], np.ndarray],
     frame: Frame,
     grid: Grid,
-    block: tuple[int, int, int, int],
+    start: tuple[int, int],
+    block: np.ndarray,
     resampling: Resampling,
-) -> np.ndarray:
-    """One block from the source pixels under it, whose invalid ones are NaN already."""
-    row, col, rows, cols = block
-    values = np.full((rows, cols), np.nan, dtype=np.float32)
-    under = footprint(frame, grid, block)
+    invalid: float,
+) -> None:
+    """Fill the block that starts at (row, col) from the source pixels under it, whose invalid ones are marked."""
+    row, col = start
+    under = footprint(frame, grid, (row, col, block.shape[0], block.shape[1]))
     if under is None:
-        return values
+        return
     reproject(
         read(*under),
-        values,
+        block,
         src_transform=_shifted(frame.transform, row=under[0], col=under[1]),
         src_crs=frame.crs,
-        src_nodata=np.nan,
+        src_nodata=invalid,
         dst_transform=grid.window_transform(row, col),
         dst_crs=grid.crs,
-        dst_nodata=np.nan,
+        dst_nodata=invalid,
         resampling=resampling,
         XSCALE=1,  # plain interpolation: left to itself, GDAL widens the kernel by a factor that depends
         YSCALE=1,  # on the block, and blurs a turned grid
     )
-    return values
 
 
 def footprint(frame: Frame, grid: Grid, block: tuple[int, int, int, int]) -> tuple[int, int, int, int] | None:

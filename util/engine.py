@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +22,22 @@ def make_adamw(groups: list[dict], *, lr: float, betas: tuple[float, float] = (0
         betas: as published for MAE.
     """
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def seed_step(seed: int, *, step: int, rank: int) -> None:
+    """Sets the global generators for one update, so that what draws from them does not depend on the updates before.
+
+    Stochastic depth and timm's mixing take no generator of their own; seeded anew at each update, a run that is resumed
+    draws what it would have drawn.
+
+    Args:
+        seed: seed of the run.
+        step: number of the update.
+        rank: of this process: each drops and mixes for itself.
+    """
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(2)
+    torch.manual_seed(int(state[0]))
+    np.random.seed(int(state[1]))
 
 
 class Updater:

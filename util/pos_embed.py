@@ -1,11 +1,11 @@
-"""Fixed sine-cosine embeddings of position and of the group number.
+"""Sine-cosine embeddings of position and of the group number, and their interpolation to another grid.
 
-References: Vaswani et al. 2017, section 3.5; the 2-D form is that of MAE (He et al. 2022), the split between
-    position
+References: Vaswani et al. 2017, section 3.5; the 2-D form is that of MAE (He et al. 2022), the split between position
 and group that of SatMAE (Cong et al. 2022).
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -50,3 +50,28 @@ def sincos_2d(grid_size: int, width: int) -> Tensor:
     steps = torch.arange(grid_size)
     rows, cols = torch.meshgrid(steps, steps, indexing="ij")
     return torch.cat([sincos_1d(cols.flatten(), width // 2), sincos_1d(rows.flatten(), width // 2)], dim=1)
+
+
+def resize_positions(embedding: Tensor, grid_size: int) -> Tensor:
+    """Stretch an embedding of positions to a grid of another size, by bicubic interpolation.
+
+    Args:
+        embedding: (1, 1+L, width); the first row is the class token's and is kept, the others are a square grid.
+        grid_size: rows, and columns, of the new grid.
+
+    Returns:
+        (1, 1 + grid_size * grid_size, width); the embedding itself if the grid has that size.
+
+    Raises:
+        ValueError: the positions are no square grid and a class token.
+    """
+    edge = round((embedding.shape[1] - 1) ** 0.5)
+    if edge * edge != embedding.shape[1] - 1:
+        raise ValueError(
+            f"position embedding of {embedding.shape[1]} rows: expected a square number and one for the class token"
+        )
+    if edge == grid_size:
+        return embedding
+    grid = embedding[:, 1:].unflatten(1, (edge, edge)).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", align_corners=False)
+    return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)

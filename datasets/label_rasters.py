@@ -1,0 +1,325 @@
+"""Rasters as labels: brought to target pixels as they are read, by rules that keep classes classes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.warp import Resampling
+from rasterio.warp import transform as transform_points
+
+from datasets.band import GDAL_ERRORS, Grid, Source, crs_agree
+from datasets.classes import MAX_CLASSES, Code, as_colour, check_class_count, sorted_codes
+from datasets.layers import Layer
+from datasets.raster import layer_crs, open_band
+from datasets.validity import Census, listed, stored_values
+from datasets.warp import WARP_BLOCK, footprint, warp_window
+
+logger = logging.getLogger(__name__)
+
+# Labels are finer than target pixels where a target pixel's edge is longer than theirs by more than this.
+_ALIKE = 1.01
+# Longest edge of the window of a file that is read for one block: 16 MB of float32.
+_SOURCE_EDGE = 2048
+# Number of no class.
+_UNLABELLED = 255
+assert MAX_CLASSES <= _UNLABELLED
+
+
+@dataclass(frozen=True, eq=False)
+class LabelRaster:
+    """A band of labels, read on target pixels. Picklable, holds no handle.
+
+    Attributes:
+        source: the file's own pixels.
+        grid: the target pixels.
+        resampling: how target pixels follow from those of the file.
+        edge: edge of the blocks that are brought over at a time, target pixels.
+        codes: class codes in order of size, as stored; None: measurements.
+        numbers: class number of each of `codes`.
+    """
+
+    source: Source = field(repr=False)
+    grid: Grid
+    resampling: Resampling
+    edge: int
+    codes: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+
+    def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Read a window inside the grid as float32: class numbers or physical values, NaN = unlabelled.
+
+        Raises:
+            OSError: the window cannot be read; names file and window.
+        """
+        window = (row, col, rows, cols)
+        if self.codes is None:
+            return warp_window(
+                self.source.read, self.source, self.grid, window, resampling=self.resampling, edge=self.edge
+            )
+        numbers = warp_window(
+            self._read_numbers,
+            self.source,
+            self.grid,
+            window,
+            resampling=self.resampling,
+            edge=self.edge,
+            dtype=np.uint8,  # of larger types GDAL takes very long to find the commonest number
+            invalid=_UNLABELLED,
+        )
+        return np.where(numbers == _UNLABELLED, np.float32(np.nan), numbers.astype(np.float32))
+
+    def _read_numbers(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        assert self.codes is not None and self.numbers is not None
+        raw, invalid = self.source.read_stored(row, col, rows, cols)
+        place = np.minimum(np.searchsorted(self.codes, raw), len(self.codes) - 1)
+        numbers = self.numbers[place]
+        numbers[self.codes[place] != raw] = _UNLABELLED
+        if invalid is not None:
+            numbers[invalid] = _UNLABELLED
+        return numbers
+
+    def numbered(self, codes: tuple[Code, ...]) -> LabelRaster:
+        """The same labels with classes numbered as in `codes`; pixels of other codes are unlabelled."""
+        whole = [(code, number) for number, code in enumerate(codes) if isinstance(code, int)]
+        ordered = sorted(whole) or [(0, _UNLABELLED)]
+        return replace(
+            self,
+            codes=np.array([code for code, _ in ordered]),
+            numbers=np.array([number for _, number in ordered], dtype=np.uint8),
+        )
+
+    def stored(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """All pixels of the file that target pixels are made of, in pieces, some twice: stored numbers, invalid."""
+        # Without projection a larger block's footprint is as exact as that of the blocks that are read.
+        step = self.edge * (8 if self.grid.crs == self.source.crs and self.edge == WARP_BLOCK else 1)
+        for row in range(0, self.grid.rows, step):
+            for col in range(0, self.grid.cols, step):
+                shape = min(step, self.grid.rows - row), min(step, self.grid.cols - col)
+                window = footprint(self.source, self.grid, (row, col, *shape))
+                if window is not None:
+                    yield self.source.read_stored(*window)
+
+
+@dataclass(frozen=True)
+class RasterLegend:
+    """What a raster says about its own numbers: names and colours of codes, and the unit."""
+
+    names: dict[Code, str]
+    colours: dict[Code, str]
+    units: str
+
+
+def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: float | None) -> LabelRaster:
+    """Open a raster of labels on target pixels; classes are numbered by `LabelRaster.numbered` afterwards.
+
+    Args:
+        path: any raster that GDAL reads.
+        kind: `classes`: nearest pixel, or the commonest class where the file is finer than target pixels;
+            `values`: bilinear, or the average.
+        grid: target pixels.
+        band: band of the file, from 1.
+        nodata: stored value that means unlabelled, besides the file's own.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be opened, has no CRS, or does not overlap the grid.
+    """
+    layer = Layer("labels", path, band=band, nodata=nodata, kind_stated=True)
+    opened = open_band(layer, reproject_to=layer_crs(layer))  # turned grids are welcome, the CRS is the file's own
+    for note in opened.notes:
+        logger.warning("%s: %s", layer.where, note)
+    source = opened.source
+    if crs_agree(grid, source.crs):
+        source = replace(source, crs=grid.crs)
+    ratio = _finer(source, grid)
+    smooth, many = (
+        (Resampling.nearest, Resampling.mode) if kind == "classes" else (Resampling.bilinear, Resampling.average)
+    )
+    labels = LabelRaster(
+        source=source,
+        grid=grid,
+        resampling=many if ratio > _ALIKE else smooth,
+        edge=max(1, min(WARP_BLOCK, int(_SOURCE_EDGE / ratio))),
+    )
+    if footprint(source, grid, (0, 0, grid.rows, grid.cols)) is None:
+        raise ValueError(
+            f"{layer.where}: does not overlap the survey: it covers {_extent(source)} in "
+            f"{source.crs.to_string()[:60]}, expected ground in {_numbers(grid.bounds)} in "
+            f"{grid.crs.to_string()[:60]}; check its CRS and coordinates"
+        )
+    return labels
+
+
+def without_dummies(labels: LabelRaster, codes: Sequence[Code] | None = None) -> LabelRaster:
+    """Return the labels with dummies that nobody declared as nodata, by the rule for layers (`Census`), and say so.
+
+    Args:
+        labels: the labels.
+        codes: the codes that occur, if they are known; else all pixels are looked at.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    census = Census(labels.source.dtype)
+    if codes is None:
+        for raw, invalid in labels.stored():
+            census.add(raw, invalid)
+    else:
+        census.add(np.array(codes, dtype=labels.source.dtype), None)
+    dummies, _ = census.settle_dummies()
+    if not dummies:
+        return labels
+    logger.warning(
+        "%s: %s is not declared as nodata but stands far from all other values: taken for unlabelled; set nodata in "
+        "the file, or by --label_nodata, to settle it",
+        labels.source.layer.where,
+        listed(dummies),
+    )
+    nodata = (*labels.source.nodata, *stored_values(dummies, labels.source.dtype))
+    return replace(labels, source=replace(labels.source, nodata=nodata))
+
+
+def find_codes(labels: LabelRaster) -> tuple[Code, ...]:
+    """Return the codes that occur under the grid, sorted; streaming.
+
+    Raises:
+        ValueError: numbers that are not whole, or more than `MAX_CLASSES` different ones.
+        OSError: the file cannot be read.
+    """
+    where, found = labels.source.layer.where, set[int]()
+    for raw, invalid in labels.stored():
+        distinct = np.unique(raw if invalid is None else raw[~invalid])
+        broken = distinct[distinct != np.rint(distinct)] if distinct.dtype.kind == "f" else distinct[:0]
+        if broken.size:
+            raise ValueError(
+                f"{where}: holds {broken[0]:.9g}, which is no class code, expected whole numbers; if these are "
+                "measurements, use --task regression"
+            )
+        found.update(int(code) for code in distinct[: MAX_CLASSES + 1])
+        check_class_count(sorted_codes(found), where)
+    return sorted_codes(found)
+
+
+def _finer(source: Source, grid: Grid) -> float:
+    """Pixels of the file along the edge of a target pixel, at the middle of the grid."""
+    rows, cols = grid.rows / 2 + np.array([0.0, 0.0, 1.0]), grid.cols / 2 + np.array([0.0, 1.0, 0.0])
+    x, y = transform_points(
+        grid.crs, source.crs, grid.left + cols * grid.resolution_x, grid.top - rows * grid.resolution_y
+    )
+    inverse = ~source.transform
+    at_col = inverse.a * np.array(x) + inverse.b * np.array(y)
+    at_row = inverse.d * np.array(x) + inverse.e * np.array(y)
+    right, down = np.array([at_col[1:] - at_col[0], at_row[1:] - at_row[0]]).T
+    area = abs(right[0] * down[1] - right[1] * down[0])
+    return math.sqrt(area) if math.isfinite(area) and area > 0 else 1.0
+
+
+def read_legend(path: str, band: int) -> RasterLegend:
+    """Return the names and colours that a raster gives to its codes, and its unit.
+
+    Names come from a raster attribute table, GDAL's category names or band tags `class_<code>`, colours from the
+    attribute table or a colour table; the first of each that there is.
+    """
+    names: dict[Code, str] = {}
+    colours: dict[Code, str] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as dataset:
+            units = dataset.units[band - 1] or ""
+            tags = dataset.tags(band)
+            try:
+                table = dataset.colormap(band)
+            except ValueError:  # rasterio's way to say that there is none
+                table = {}
+            described = [*_sidecars(dataset, band), *_as_vrt(dataset, band)]
+    for tag, name in tags.items():
+        code = tag.removeprefix("class_")
+        if code != tag and code.lstrip("-").isdigit():
+            names[int(code)] = name
+    colours.update((code, as_colour(rgb)) for code, rgb in table.items())
+    for element in described:
+        categories = element.findall("CategoryNames/Category")
+        names.update((code, text) for code, text in enumerate((c.text or "").strip() for c in categories) if text)
+    for element in described:
+        for attributes in element.findall("GDALRasterAttributeTable"):
+            _read_attributes(attributes, names, colours)
+    return RasterLegend(names, colours, units)
+
+
+def _sidecars(dataset: rasterio.DatasetReader, band: int) -> list[ElementTree.Element]:
+    """What .aux.xml files beside a raster say about a band."""
+    found = []
+    for name in dataset.files:
+        if name.endswith(".aux.xml") and Path(name).is_file():
+            try:
+                found += ElementTree.parse(name).getroot().findall(f"PAMRasterBand[@band='{band}']")
+            except ElementTree.ParseError as error:
+                logger.warning("%s: cannot be read (%s): names of classes in it are not used", name, error)
+    return found
+
+
+def _as_vrt(dataset: rasterio.DatasetReader, band: int) -> list[ElementTree.Element]:
+    """What GDAL knows about a band and rasterio does not say: a VRT of the dataset does."""
+    name = f"/vsimem/{uuid.uuid4().hex}.vrt"
+    try:
+        rasterio.shutil.copy(dataset, name, driver="VRT")
+        with rasterio.open(name) as vrt:
+            text = vrt.tags(ns="xml:VRT")["xml:VRT"]
+        rasterio.shutil.delete(name)
+    except (*GDAL_ERRORS, KeyError):
+        return []
+    return ElementTree.fromstring(text).findall(f"VRTRasterBand[@band='{band}']")
+
+
+# Numbers of the uses that GDAL gives to the columns of an attribute table.
+_NAME, _MINIMUM, _VALUE, _RED = 2, 3, 5, 6
+
+
+def _read_attributes(table: ElementTree.Element, names: dict[Code, str], colours: dict[Code, str]) -> None:
+    """Add the names and colours of a raster attribute table, by the declared use of its columns or by their titles."""
+    uses = [int(column.findtext("Usage") or 0) for column in table.findall("FieldDefn")]
+    titles = [(column.findtext("Name") or "").strip().lower() for column in table.findall("FieldDefn")]
+
+    def column(use: int, *known: str) -> int | None:
+        by_use = [k for k, each in enumerate(uses) if each == use]
+        return next(iter([*by_use, *(k for k, title in enumerate(titles) if title in known)]), None)
+
+    value = column(_VALUE, "value", "code")
+    value = column(_MINIMUM) if value is None else value
+    name = column(_NAME, "name", "class", "class_name", "label", "category")
+    channels = [column(_RED + k, title) for k, title in enumerate(("red", "green", "blue"))]
+    for row in table.findall("Row"):
+        cells = [(cell.text or "").strip() for cell in row.findall("F")]
+        try:
+            code = float(cells[value]) if value is not None else float(row.get("index", "nan"))
+            if not code.is_integer():
+                continue
+            if name is not None and cells[name]:
+                names[int(code)] = cells[name]
+            if None not in channels:
+                colours[int(code)] = as_colour([int(float(cells[k])) for k in channels if k is not None])
+        except (ValueError, IndexError):  # a row that does not say it is no name lost: the code stands for itself
+            continue
+
+
+def _extent(source: Source) -> str:
+    cols, rows = np.array([0, source.cols, 0, source.cols]), np.array([0, 0, source.rows, source.rows])
+    a, b, c, d, e, f = tuple(source.transform)[:6]
+    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    return _numbers((x.min(), y.min(), x.max(), y.max()))
+
+
+def _numbers(bounds: tuple[float, float, float, float]) -> str:
+    left, bottom, right, top = bounds
+    return f"x {left:.10g}..{right:.10g}, y {bottom:.10g}..{top:.10g}"
