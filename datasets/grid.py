@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from datasets.band import gdal_session
 from datasets.layers import Layer, layers_from_directory, read_layers_table
 from datasets.pyramid import Pyramid
 from datasets.raster import BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band, scan, with_dummies
@@ -197,6 +198,10 @@ class TileReader:
         Raises:
             OSError: naming layer, file and window that could not be read.
         """
+        with gdal_session():
+            return self._read(origins)
+
+    def _read(self, origins: np.ndarray) -> Tiles:
         arrays, phases = [], []
         for block in self.blocks:
             array = np.empty((len(origins), len(block.channels), block.rows, block.cols), dtype=np.float32)

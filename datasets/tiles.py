@@ -7,6 +7,7 @@ Pure functions of numbers: no files, no clock, no global generator. Tile `i` of 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -51,6 +52,11 @@ class Coverage:
     fraction: np.ndarray
     cell: int
 
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """Summed-area table of the fractions: made once, as it takes longer than looking windows up in it."""
+        return integral(self.fraction)
+
     def of_windows(self, rows: np.ndarray, cols: np.ndarray, *, height: int, width: int) -> np.ndarray:
         """Valid share of windows.
 
@@ -63,7 +69,7 @@ class Coverage:
         Returns:
             (n,) float64 in 0..1. Exact when origins and size are multiples of the cell; else of whole cells near it.
         """
-        table = integral(self.fraction)
+        table = self._table
         top, left = rows // self.cell, cols // self.cell
         bottom = np.minimum(np.maximum((rows + height) // self.cell, top + 1), self.fraction.shape[0])
         right = np.minimum(np.maximum((cols + width) // self.cell, left + 1), self.fraction.shape[1])
