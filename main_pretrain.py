@@ -33,6 +33,7 @@ from datasets.statistics import save_statistics
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
+from util.allocator import keep_freed_memory
 from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
 from util.engine import StepMeter, Stop, Updater, WindowOfSteps, make_adamw
 from util.log import progress, setup_logging
@@ -123,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ranks = dist.find_ranks(world_size=args.world_size, local_rank=args.local_rank, dist_url=args.dist_url)
         setup_logging(ranks.rank)
+        keep_freed_memory()
         device = select_device(args.device, local_rank=ranks.local_rank)
         dist.start(ranks, device, dist_url=args.dist_url)
         run = prepare(args, device, ranks)

@@ -39,7 +39,8 @@ def _processor() -> str:
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def time_in_turn(
@@ -48,6 +49,7 @@ def time_in_turn(
     repeats: int,
     warmup: int = 1,
     device: torch.device | None = None,
+    before: Callable[[str], None] = lambda name: None,
 ) -> dict[str, dict[str, float]]:
     """Times jobs in turn, so that whatever else the machine does falls on all alike.
 
@@ -56,6 +58,7 @@ def time_in_turn(
         repeats: timed runs of each.
         warmup: runs of each before.
         device: a GPU to wait for after each run.
+        before: called with the job's name ahead of each run, outside of the time.
 
     Returns:
         For each job: median, lower and upper quartile of the wall-clock seconds of a run, and the median of the CPU
@@ -65,6 +68,7 @@ def time_in_turn(
     spent: dict[str, list[float]] = {name: [] for name in jobs}
     for i in range(warmup + repeats):
         for name, job in jobs.items():
+            before(name)
             start, cpu = time.perf_counter(), time.process_time()
             job()
             if device is not None and device.type == "cuda":
@@ -89,7 +93,10 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [columns, *([_text(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[k]) for line in cells) for k in range(len(columns))]
     return "\n".join(
-        "  ".join(cell.ljust(width) if k == 0 else cell.rjust(width) for k, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in cells
     )
 
@@ -97,7 +104,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.4g}"
+        if isinstance(value, float) and abs(value) < 1e4
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def write_raster(path: Path, *, size: int, resolution: float, seed: int = 0, block: int = 256) -> None:
