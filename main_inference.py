@@ -231,6 +231,13 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
         raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
     trained, statistics = state["options"], state["statistics"]
     base = args.base_resolution or state.get("base_resolution") or trained.get("base_resolution")
+    if "categories" in state and (base is None or not (args.data_dir or args.train_path)):
+        names = ", ".join(layer["name"] for layer in state["layers"])
+        raise ValueError(
+            f"--checkpoint {args.checkpoint}: trained on images (--dataset_type {trained['dataset_type']}), not on "
+            f"ground; give rasters named as its bands ({names}) with --data_dir or --train_path, and the "
+            "--base_resolution at which to look at them"
+        )
     if base is None and (args.data_dir or args.train_path):
         raise ValueError(
             f"--checkpoint {args.checkpoint}: written by a version that did not note the base resolution; give that of "

@@ -22,13 +22,14 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import models_mae_group_channels as models
-from datasets.grid import Survey, TileReader, Tiles, open_survey, open_test_survey, smooth_layers
-from datasets.layers import write_layers_table
+from datasets.grid import Survey, Tiles, open_survey, open_test_survey
 from datasets.loader import prefetch
-from datasets.pooled import PooledTiles, tile_source, to_sample
+from datasets.pooled import choose_reader, to_sample
 from datasets.pyramid import Sample
 from datasets.sample_survey import default_survey
 from datasets.samplers import MicroBatch, plan_epoch, token_noise, updates_per_epoch
+from datasets.scenes import Scenes, open_scenes, open_test_scenes
+from datasets.source import Reader, TileSource
 from datasets.statistics import save_statistics
 from util import checkpoint as ckpt
 from util import distributed as dist
@@ -82,9 +83,9 @@ class Place:
 
 @dataclass(frozen=True)
 class ScoredTiles:
-    """What is scored: the survey it lies in, how many tiles, and (m, 2) origins, one for each masked view of a tile."""
+    """What is scored: where it lies, how many tiles, and (m, k) rows of it, one for each masked view of a tile."""
 
-    survey: Survey
+    survey: TileSource
     tiles: int
     origins: np.ndarray
 
@@ -96,8 +97,8 @@ class Run:
     args: argparse.Namespace
     ranks: dist.Ranks
     device: torch.device
-    survey: Survey
-    source: TileReader | PooledTiles
+    survey: TileSource
+    reader: Reader
     scored: ScoredTiles
     network: models.MaskedAutoencoderGroupChannelViT
     model: torch.nn.Module
@@ -166,15 +167,15 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
 
     # data
-    if args.data_dir is None and args.train_path is None:
+    if args.dataset_type == "grid" and args.data_dir is None and args.train_path is None:
         args.train_path = str(dist.on_main(default_survey) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
-    survey = dist.together(lambda: open_survey(**options.survey_options(args), local_ranks=ranks.local_world_size))
+    survey = dist.together(lambda: open_data(args, ranks))
     scored = dist.together(lambda: scored_tiles(args, survey))
     for text in survey.lines():
         logger.info("%s", text)
-    source = dist.together(lambda: tile_source(survey, device, cache=args.cache, local_ranks=ranks.local_world_size))
-    for text in (*survey.warnings, *smooth_layers(survey, args.patch_size)):
+    reader = dist.together(lambda: choose_reader(survey, device, cache=args.cache, local_ranks=ranks.local_world_size))
+    for text in dict.fromkeys(text for source in (survey, scored.survey) for text in source.notes(args.patch_size)):
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
     # model
@@ -184,7 +185,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
     # optimiser and schedule
     batches = {"batch_size": args.batch_size, "accum_iter": args.accum_iter, "world_size": ranks.world_size}
-    tiles = args.tiles_per_epoch or len(survey.tiles.train)
+    tiles = args.tiles_per_epoch or survey.training_tiles
     updates = updates_per_epoch(tiles, **batches)
     effective_batch = args.batch_size * args.accum_iter * ranks.world_size
     schedule = Schedule(
@@ -221,7 +222,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         ranks=ranks,
         device=device,
         survey=survey,
-        source=source,
+        reader=reader,
         scored=scored,
         network=network,
         model=model,
@@ -234,6 +235,29 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     )
     begin_or_resume(run, environment)
     return run
+
+
+def open_data(args: argparse.Namespace, ranks: dist.Ranks) -> TileSource:
+    """What is trained on: rasters on disk, or a scene data set.
+
+    Raises:
+        ValueError, OSError: it cannot be trained on.
+    """
+    if args.dataset_type in options.SCENE_TYPES:
+        return open_scenes(**options.scene_options(args))
+    return open_survey(**options.survey_options(args), local_ranks=ranks.local_world_size)
+
+
+def open_test_data(args: argparse.Namespace, survey: TileSource) -> TileSource:
+    """What --test_path names, to be scored with the statistics of what is trained on.
+
+    Raises:
+        ValueError, OSError: it cannot be used, or has other layers or categories.
+    """
+    if isinstance(survey, Scenes):
+        return open_test_scenes(survey, args.test_path)
+    assert isinstance(survey, Survey)
+    return open_test_survey(survey, args.test_path, chosen=options.survey_options(args))
 
 
 def maskable(network: models.MaskedAutoencoderGroupChannelViT) -> int:
@@ -267,7 +291,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         what = "an earlier run" if state is None or elsewhere else "newer checkpoints"
         logger.warning("%s held %s: now in %s", files.output_dir, what, aside)
     if run.ranks.is_main:
-        write_layers_table(files.output_dir / "layers.csv", run.survey.layers)
+        run.survey.write_tables(files.output_dir)
         save_statistics(files.output_dir / "statistics.json", list(run.survey.statistics))
     files.describe({"options": vars(args), "environment": environment})
     if state is not None and not place.update and is_kept(args, place.epoch):
@@ -337,8 +361,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "statistics": [asdict(item) for item in run.survey.statistics],
         "options": {key: value for key, value in vars(run.args).items()},
         "version": VERSION,
-        "base_resolution": run.survey.base_resolution,
-        "held_out": run.survey.held_out_ground(),
+        **run.survey.record(),
         "facts": run_facts(run),
         "trained_s": run.clock.trained_s,
     }
@@ -400,8 +423,8 @@ def train_epoch(run: Run, stop: Stop) -> bool:
     """
     args, place, schedule, ranks, device = run.args, run.place, run.schedule, run.ranks, run.device
     pyramid, updater, survey = run.survey.pyramid(), run.updater, run.survey
-    origins = survey.tiles.epoch(seed=args.seed, epoch=place.epoch, tiles=schedule.tiles)
-    fetch = partial(fetch_tiles, run.source, origins, run=run, epoch=place.epoch)
+    origins = survey.epoch_tiles(seed=args.seed, epoch=place.epoch, tiles=schedule.tiles)
+    fetch = partial(fetch_tiles, run.reader, origins, run=run, epoch=place.epoch)
     plan = plan_epoch(
         schedule.tiles,
         batch_size=args.batch_size,
@@ -413,7 +436,7 @@ def train_epoch(run: Run, stop: Stop) -> bool:
     meter = StepMeter(
         updates=args.log_every,
         scales=len(survey.scales),
-        channels=len(survey.stack),
+        channels=len(survey.layers),
         device=device,
         check_gradients=not updater.scaler.is_enabled(),
     )
@@ -487,7 +510,7 @@ def reconstruct(
 
 
 def fetch_tiles(
-    reader: TileReader | PooledTiles, origins: np.ndarray, micro: MicroBatch, *, run: Run, epoch: int
+    reader: Reader, origins: np.ndarray, micro: MicroBatch, *, run: Run, epoch: int
 ) -> tuple[Tiles | Sample, torch.Tensor]:
     """Reads the tiles of a micro-batch and draws their masks' noise; runs in the reading threads."""
     tiles = reader.read(origins[micro.positions])
@@ -519,12 +542,11 @@ def refuse_non_finite(window: WindowOfSteps, seen_tiles: Sequence[list[np.ndarra
     here = np.concatenate(seen_tiles[window.first_bad]).tolist() if window.bad_here else []
     tiles = [tile for part in dist.gather_objects(here) for tile in part]
     step = run.place.step - len(seen_tiles) + window.first_bad
-    edge = f"{run.survey.tiles.height} x {run.survey.tiles.width}"
     error = RunFailed(
         f"loss not finite at step {step} (epoch {run.place.epoch}); that step did not touch the weights, and the last "
-        f"checkpoint in {run.files.output_dir} is good. Tiles of that step, as (row, col) of {edge} reference pixels: "
-        f"{tiles or 'unknown (the gradient overflowed)'}. Mend the layers there or lower --lr, and start afresh: "
-        "--resume auto repeats the same steps"
+        f"checkpoint in {run.files.output_dir} is good. Tiles of that step, "
+        f"{run.survey.name_tiles(tiles) if tiles else 'unknown (the gradient overflowed)'}. Mend the layers there or "
+        "lower --lr, and start afresh: --resume auto repeats the same steps"
     )
     raise dist.mark_shared(error)
 
@@ -547,10 +569,10 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
     source, origins = run.scored.survey, run.scored.origins
     if not len(origins):
         logger.warning("no held-out tiles: nothing will be scored (see --val_fraction)")
-    reader, pyramid = TileReader(source.stack, source.blocks), survey.pyramid(source)
+    reader, pyramid = source.reader(), survey.pyramid(source)
 
     def fetch(numbers: np.ndarray) -> ScoredBatch:
-        sample = pyramid(*reader.read(origins[numbers]).to(run.device).parts)
+        sample = to_sample(reader.read(origins[numbers]), pyramid, run.device)
         noise = token_noise(numbers, tokens=maskable(run.network), seed=args.seed, epoch=VALIDATION_EPOCH)
         return ScoredBatch(*sample, noise=torch.from_numpy(noise).to(run.device))
 
@@ -559,7 +581,7 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
         fetch=fetch,
         batches=[mine[k : k + args.batch_size] for k in range(0, len(mine), args.batch_size)],
         scales=survey.scales,
-        scored_at_base=[c in survey.scored[1] for c in range(len(survey.stack))],
+        scored_at_base=[c in survey.scored[1] for c in range(len(survey.layers))],
         means=[(item.mean - item.location) / item.spread for item in survey.statistics],
         groups=survey.groups,
         patch_size=args.patch_size,
@@ -568,24 +590,20 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
     )
     if not len(origins):
         return evaluator, None
-    tiles = source.tiles
-    share = tiles.coverage.of_windows(origins[:, 0], origins[:, 1], height=tiles.height, width=tiles.width)
-    return evaluator, int(share.argmax())
+    return evaluator, int(source.valid_share(origins).argmax())
 
 
-def scored_tiles(args: argparse.Namespace, survey: Survey) -> ScoredTiles:
-    """The tiles to score: in held-out blocks, or all of the survey of --test_path; at most --val_tiles of them.
+def scored_tiles(args: argparse.Namespace, survey: TileSource) -> ScoredTiles:
+    """The tiles to score: those held out, or all of what --test_path names; at most --val_tiles of them.
 
     Where there are fewer than `MASKED_VIEWS`, each is scored under several masks, so that the scores of a small survey
     do not hang on which tokens happened to be hidden.
 
     Raises:
-        ValueError: the layers of --test_path are not those that are trained on.
+        ValueError, OSError: what --test_path names cannot be used, or is of other layers than what is trained on.
     """
-    source, origins = survey, survey.tiles.val
-    if args.test_path:
-        source = open_test_survey(survey, args.test_path, chosen=options.survey_options(args))
-        origins = source.tiles.train
+    source = open_test_data(args, survey) if args.test_path else survey
+    origins = source.held_out_tiles
     if len(origins) > args.val_tiles:
         origins = origins[np.linspace(0, len(origins) - 1, args.val_tiles).round().astype(int)]
     views = -(-min(MASKED_VIEWS, args.val_tiles) // len(origins)) if len(origins) else 1
@@ -631,7 +649,7 @@ def draw(run: Run, evaluator: HeldOutEvaluator, example: int) -> None:
         title=f"held-out tile after epoch {run.place.epoch}",
         epoch=run.place.epoch,
         step=run.place.step,
-        length_unit="degree" if survey.stack.reference.crs.is_geographic else "m",
+        length_unit=survey.length_unit,
     )
 
 

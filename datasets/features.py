@@ -91,6 +91,8 @@ def read_features(
             raise ValueError(
                 f"{where}: has no CRS, expected one; give it by --label_crs EPSG:..., or set it (ogr2ogr -a_srs)"
             )
+        if frame.crs is not None and label_crs is not None:
+            logger.warning("%s: says its CRS itself (%s): --label_crs is not used", where, frame.crs.to_string()[:60])
         if frame.crs is None:
             frame = frame.set_crs(parse_crs(label_crs, where).to_wkt())
     there = frame.geometry.notna() & ~frame.geometry.is_empty

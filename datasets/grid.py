@@ -10,13 +10,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from datasets.band import gdal_session
-from datasets.layers import Layer, layers_from_directory, read_layers_table
+from datasets.layers import Layer, layers_from_directory, read_layers_table, write_layers_table
 from datasets.pyramid import Pyramid
 from datasets.raster import BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band, scan, with_dummies
 from datasets.stack import ALIKE, Block, Stack, longest_edge, make_blocks, reference_grid
@@ -133,6 +134,50 @@ class Survey:
             location=[item.location for item in self.statistics],
             spread=[item.spread for item in self.statistics],
         )
+
+    @property
+    def length_unit(self) -> str:
+        """Unit of the CRS."""
+        return "degree" if self.stack.reference.crs.is_geographic else "m"
+
+    @property
+    def training_tiles(self) -> int:
+        """Number of unshifted training tiles."""
+        return len(self.tiles.train)
+
+    @property
+    def held_out_tiles(self) -> np.ndarray:
+        """(m, 2) int64 (row, col) origins of tiles in held-out blocks."""
+        return self.tiles.val
+
+    def epoch_tiles(self, *, seed: int, epoch: int, tiles: int | None = None) -> np.ndarray:
+        """Training windows of an epoch, (tiles, 2) (row, col) origins; see `TileIndex.epoch`."""
+        return self.tiles.epoch(seed=seed, epoch=epoch, tiles=tiles)
+
+    def reader(self) -> TileReader:
+        """Cuts tiles out of the stack."""
+        return TileReader(self.stack, self.blocks)
+
+    def valid_share(self, tiles: np.ndarray) -> np.ndarray:
+        """Valid share of the ground of windows at (N, 2) origins, averaged over layers."""
+        index = self.tiles
+        return index.coverage.of_windows(tiles[:, 0], tiles[:, 1], height=index.height, width=index.width)
+
+    def name_tiles(self, tiles: Sequence[Sequence[int]]) -> str:
+        """Windows by their origins."""
+        return f"as (row, col) of {self.tiles.height} x {self.tiles.width} reference pixels: {list(tiles)}"
+
+    def notes(self, patch_size: int) -> list[str]:
+        """What a user should know before training with such patches."""
+        return [*self.warnings, *smooth_layers(self, patch_size)]
+
+    def write_tables(self, folder: Path) -> None:
+        """Writes layers.csv: the layers as a table that can be trained from."""
+        write_layers_table(folder / "layers.csv", self.layers)
+
+    def record(self) -> dict[str, Any]:
+        """The ground edge of a base-scale pixel, and the ground that was held out."""
+        return {"base_resolution": self.base_resolution, "held_out": self.held_out_ground()}
 
 
 @dataclass(frozen=True)
@@ -272,7 +317,7 @@ def open_survey(
     """
     # What the headers alone can refuse is refused before a pixel is read.
     layers = choose_layers(data_dir, layers_table, dropped_bands)
-    _check_numbers(masked_bands, len(layers), "--masked_bands")
+    check_numbers(masked_bands, len(layers), "--masked_bands")
     if len(set(masked_bands)) == len(layers):
         raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")
     target = layer_crs(layers[0]) if reproject else None
@@ -328,7 +373,7 @@ def open_survey(
 
 
 def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -> Survey:
-    """Opens another survey of the same layers, all of whose tiles are for scoring.
+    """Opens another survey of the same layers, all of whose tiles are held out: for scoring.
 
     Args:
         survey: the survey that is trained on.
@@ -347,7 +392,7 @@ def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -
             f"--test_path {table}: layers {', '.join(names)}; expected {', '.join(expected)} as in training; name and "
             "order them in the table like those"
         )
-    return other
+    return replace(other, tiles=replace(other.tiles, val=other.tiles.train))
 
 
 def choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands: Sequence[int]) -> list[Layer]:
@@ -359,14 +404,15 @@ def choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands:
     if (data_dir is None) == (layers_table is None):
         raise ValueError("give one of --data_dir (a directory of rasters) and --train_path (a table of layers)")
     layers = layers_from_directory(data_dir) if data_dir is not None else read_layers_table(str(layers_table))
-    _check_numbers(dropped_bands, len(layers), "--dropped_bands")
+    check_numbers(dropped_bands, len(layers), "--dropped_bands")
     kept = [layer for number, layer in enumerate(layers) if number not in set(dropped_bands)]
     if not kept:
         raise ValueError(f"--dropped_bands leaves none of the {len(layers)} layers; keep at least one")
     return kept
 
 
-def _check_numbers(numbers: Sequence[int], count: int, flag: str) -> None:
+def check_numbers(numbers: Sequence[int], count: int, flag: str) -> None:
+    """Refuses numbers of layers that are not there, naming the flag."""
     wrong = [n for n in numbers if not 0 <= n < count]
     if wrong:
         raise ValueError(f"{flag} names layer {wrong[0]}, expected 0..{count - 1} (there are {count} layers)")
@@ -482,22 +528,10 @@ def channel_groups(
     Raises:
         ValueError: if the groups given are not a partition of the layers.
     """
-    count = len(bands)
     if grouped_bands is not None:
-        groups = tuple(tuple(group) for group in grouped_bands)
-        flat = [c for group in groups for c in group]
-        missing = sorted(set(range(count)) - set(flat))
-        extra = sorted(set(flat) - set(range(count)))
-        twice = sorted({c for c in flat if flat.count(c) > 1})
-        if missing or extra or twice or not all(groups):
-            names = ", ".join(f"{c} = {band.layer.name}" for c, band in enumerate(bands))
-            raise ValueError(
-                f"--grouped_bands {[list(g) for g in groups]} is not a partition of the {count} layers ({names}): "
-                f"missing {missing}, twice {twice}, unknown {extra}; name every layer number once"
-            )
-        return groups
+        return given_groups(grouped_bands, [band.layer.name for band in bands])
     if one_group:
-        return (tuple(range(count)),)
+        return (tuple(range(len(bands))),)
     by_key: dict[tuple[float, str], list[int]] = {}
     resolutions: list[float] = []
     for edge in sorted(longest_edge(band) for band in bands):
@@ -508,6 +542,26 @@ def channel_groups(
         key = (-1.0, band.layer.group) if band.layer.group else (resolution, "")
         by_key.setdefault(key, []).append(channel)
     return tuple(tuple(by_key[key]) for key in sorted(by_key))
+
+
+def given_groups(grouped_bands: Sequence[Sequence[int]], names: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Channel groups as given by layer number.
+
+    Raises:
+        ValueError: they are not a partition of the layers of these names.
+    """
+    groups, count = tuple(tuple(group) for group in grouped_bands), len(names)
+    flat = [c for group in groups for c in group]
+    missing = sorted(set(range(count)) - set(flat))
+    extra = sorted(set(flat) - set(range(count)))
+    twice = sorted({c for c in flat if flat.count(c) > 1})
+    if missing or extra or twice or not all(groups):
+        listed_names = ", ".join(f"{c} = {name}" for c, name in enumerate(names))
+        raise ValueError(
+            f"--grouped_bands {[list(g) for g in groups]} is not a partition of the {count} layers ({listed_names}): "
+            f"missing {missing}, twice {twice}, unknown {extra}; name every layer number once"
+        )
+    return groups
 
 
 def smooth_layers(survey: Survey, patch_size: int) -> list[str]:

@@ -95,7 +95,7 @@ class LabelRaster:
         ordered = sorted(whole) or [(0, _UNLABELLED)]
         return replace(
             self,
-            codes=np.array([code for code, _ in ordered]),
+            codes=np.array([code for code, _ in ordered], dtype=np.float64),  # also what no integer type holds
             numbers=np.array([number for _, number in ordered], dtype=np.uint8),
         )
 

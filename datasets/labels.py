@@ -8,7 +8,7 @@ features over earlier ones. What is not labelled is unlabelled, never background
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -182,8 +182,11 @@ def open_labels(
     if is_plain_path(text) and not Path(text).exists():
         raise FileNotFoundError(f"labels {path}: no such file; check the path (current folder: {Path.cwd()})")
     if _is_raster(text):
+        needless = {"--label_column": column, "--label_crs": label_crs, "--x_column": x_column, "--y_column": y_column}
+        _say_needless(needless, f"labels {path}: a raster")
         return _open_raster(text, kind, grid, band, nodata, classes_csv, class_codes)
     where = f"labels {path}"
+    _say_needless({"--label_band": None if band == 1 else band, "--label_nodata": nodata}, f"{where}: no raster")
     frame, _ = read_features(text, grid=grid.pixels, label_crs=label_crs, x_column=x_column, y_column=y_column)
     column = choose_column(frame, column, where)
     vectors = open_label_vectors(frame, kind=kind, grid=grid.pixels, column=column, where=where)
@@ -216,6 +219,12 @@ def _open_raster(
         counts, where=where, known=class_codes, names=legend.names, colours=legend.colours, classes_csv=classes_csv
     )
     return Labels("classes", table, "", path, grid, raster.numbered(table.codes))
+
+
+def _say_needless(options: Mapping[str, object], what: str) -> None:
+    given = [flag for flag, value in options.items() if value is not None]
+    if given:
+        logger.warning("%s: %s is not used", what, ", ".join(given))
 
 
 def _numbering(found: Sequence[Code], known: Sequence[Code] | None, where: str) -> tuple[Code, ...]:

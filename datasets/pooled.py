@@ -14,6 +14,7 @@ import torch
 
 from datasets.grid import Survey, TileReader, Tiles, memory_limit
 from datasets.pyramid import Pyramid, Sample
+from datasets.source import Reader, TileSource
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +74,16 @@ class PooledTiles:
         """Bytes that are kept."""
         return sum(t.numel() * t.element_size() for t in (*self._values, *self._valid))
 
-    def read(self, origins: np.ndarray) -> Sample:
+    def read(self, tiles: np.ndarray) -> Sample:
         """Cuts tiles.
 
         Args:
-            origins: (N, 2) reference (row, col) of the tiles, as a `TileIndex` gives them.
+            tiles: (N, 2) reference (row, col) of the tiles, as a `TileIndex` gives them.
 
         Returns:
             The tiles, on this object's device.
         """
-        corners = np.asarray(origins) // self._step
+        corners = np.asarray(tiles) // self._step
         cut = _cut_on_host if self.device.type == "cpu" else _cut_on_device
         pairs = []
         for level, scale in enumerate(self._scales):
@@ -133,13 +134,11 @@ def to_sample(tiles: Tiles | Sample, pyramid: Pyramid, device: torch.device) -> 
     return pyramid(*tiles.to(device).parts)
 
 
-def tile_source(
-    survey: Survey, device: torch.device, *, cache: str = "auto", local_ranks: int = 1
-) -> TileReader | PooledTiles:
+def choose_reader(survey: TileSource, device: torch.device, *, cache: str = "auto", local_ranks: int = 1) -> Reader:
     """Chooses how tiles are read for training.
 
     Args:
-        survey: the survey.
+        survey: what is trained on.
         device: where the model computes.
         cache: `none`: by window; `ram` and `auto`: pooled once if the model computes on the CPU and everything fits the
             memory rule of `open_survey`; `device`: pooled once and kept on the device.
@@ -149,23 +148,27 @@ def tile_source(
         A reader of native pixels, which the device pools, or of pooled tiles.
 
     Raises:
-        ValueError: `device` is asked for and the survey does not fit there, or cannot be pooled as a whole.
+        ValueError: `device` is asked for and the layers do not fit there, or cannot be pooled as a whole.
     """
-    needed, reason = pooled_bytes(survey), why_not_pooled(survey)
+    reason = why_not_pooled(survey)
+    if reason or not isinstance(survey, Survey):
+        if cache == "device":
+            raise ValueError(f"--cache device: {reason}")
+        return survey.reader()
+    needed = pooled_bytes(survey)
     if cache == "device":
         free = _free_bytes(device, local_ranks)
-        if reason or needed > free:
-            reason = reason or (
-                f"the layers take {needed / 2**20:.0f} MiB there, expected at most {free / 2**20:.0f} MiB; "
-                "use --cache auto"
+        if needed > free:
+            raise ValueError(
+                f"--cache device: the layers take {needed / 2**20:.0f} MiB there, expected at most "
+                f"{free / 2**20:.0f} MiB; use --cache auto"
             )
-            raise ValueError(f"--cache device: {reason}")
-    elif cache == "none" or reason or device.type != "cpu" or not survey.stack.in_memory:
-        return TileReader(survey.stack, survey.blocks)
+    elif device.type != "cpu" or not survey.stack.in_memory:
+        return survey.reader()
     elif (needed + survey.stack.memory_bytes) * local_ranks > memory_limit():
-        return TileReader(survey.stack, survey.blocks)
+        return survey.reader()
     pooled = PooledTiles(survey, device)
-    logger.info("layers pooled to every scale once: %.1f MiB on %s", pooled.memory_bytes / 2**20, device)
+    logger.info("layers averaged to every scale once: %.1f MiB on %s", pooled.memory_bytes / 2**20, device)
     return pooled
 
 
@@ -176,8 +179,10 @@ def pooled_bytes(survey: Survey) -> int:
     return sum(5 * len(pyramid.channels_at(k)) * rows * cols * scale**2 for k, scale in enumerate(survey.scales))
 
 
-def why_not_pooled(survey: Survey) -> str:
-    """Why a survey cannot be pooled as a whole; empty if it can."""
+def why_not_pooled(survey: TileSource) -> str:
+    """Why tiles cannot be cut out of pixels pooled as a whole; empty if they can."""
+    if not isinstance(survey, Survey):
+        return "scenes are read one by one; use --cache auto"
     step, tiles = survey.tiles.step, survey.tiles
     if (tiles.height, tiles.width) == (survey.input_size * step, survey.input_size * step):
         return ""

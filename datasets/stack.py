@@ -8,7 +8,7 @@ per axis. Ratios of resolution need not be whole numbers and grids may be shifte
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -207,6 +207,10 @@ class Stack:
 
     def __len__(self) -> int:
         return len(self.bands)
+
+    def hide(self, channels: Iterable[int]) -> None:
+        """Presents further layers as wholly invalid."""
+        self.hidden |= frozenset(channels)
 
     @property
     def memory_bytes(self) -> int:

@@ -42,16 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.train_path = str(default_survey() / "layers.csv")
         chosen = options.survey_options(args)
         survey = open_survey(**chosen)
-        scored = (
-            open_test_survey(survey, args.test_path, chosen=chosen).tiles.train if args.test_path else survey.tiles.val
-        )
+        scored = open_test_survey(survey, args.test_path, chosen=chosen) if args.test_path else survey
         network = models.build_model(args.model, **options.model_options(args), **survey.channel_options())
         cost = step_cost(network, batch_size=args.batch_size, mask_ratio=args.mask_ratio)
     except (ValueError, OSError) as error:
         print(f"describe_grids: error: {error}", file=sys.stderr)
         return 2
     facts = describe(survey, cost, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size)
-    facts["tiles"]["val"] = len(scored)
+    facts["tiles"]["val"] = len(scored.held_out_tiles)
     print(json.dumps(facts, indent=2, allow_nan=False) if args.json else as_text(facts))
     return 0
 

@@ -409,6 +409,16 @@ class TestClassTables:
             open_labels(path, kind="classes", grid=grid_of(1, 2), classes_csv=tmp_path / "classes.csv")
 
 
+def test_options_that_do_not_apply_are_said(tmp_path, caplog):
+    path = write_grid(tmp_path / "a.tif", np.array([[1, 2]], np.uint8))
+    open_labels(path, kind="classes", grid=grid_of(1, 2), column="rock", label_crs="EPSG:4326")
+    assert "a raster: --label_column, --label_crs is not used" in caplog.text
+    path = write_features(tmp_path / "a.gpkg", [box(0, 0, 1, 1), box(1, 0, 2, 1)], code=[1, 2])
+    open_labels(path, kind="classes", grid=grid_of(1, 2), band=2, nodata=0, label_crs="EPSG:4326")
+    assert "no raster: --label_band, --label_nodata is not used" in caplog.text
+    assert "says its CRS itself (EPSG:28354): --label_crs is not used" in caplog.text
+
+
 class TestRefusals:
     def refuse(self, path, match, *, kind="classes", error=ValueError, grid=None, **options):
         with pytest.raises(error, match=match):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import main_pretrain
+from datasets.grid import TileReader
 from tests import surveys
 from tests.test_resume import LASTING, limit_files
 
@@ -125,7 +126,7 @@ def die_at_step_9() -> None:
 
 def fetch_with(change: Callable, *, fetch: int) -> None:
     """Puts `change` to work on what this process reads at its n-th fetch, counted from 0."""
-    read, lock, count = main_pretrain.TileReader.read, threading.Lock(), [0]
+    read, lock, count = TileReader.read, threading.Lock(), [0]
 
     def read_and_change(reader, origins):
         with lock:
@@ -134,7 +135,7 @@ def fetch_with(change: Callable, *, fetch: int) -> None:
         tiles = read(reader, origins)
         return change(tiles, origins) if number == fetch else tiles
 
-    main_pretrain.TileReader.read = read_and_change  # type: ignore[method-assign]
+    TileReader.read = read_and_change  # type: ignore[method-assign]
 
 
 def read_huge_values() -> None:

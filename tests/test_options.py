@@ -93,7 +93,7 @@ class TestDefaults:
         made = parser()
         made.parse_args(["--dropped_bands", "1", "--scales", "1"])
         args = made.parse_args([])
-        assert args.dropped_bands == [] and args.scales == [1, 2, 4]
+        assert args.dropped_bands is None and args.scales == [1, 2, 4]
 
 
 class TestSizes:

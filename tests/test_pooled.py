@@ -6,7 +6,7 @@ import torch
 
 from datasets import pooled
 from datasets.grid import TileReader, open_survey
-from datasets.pooled import PooledTiles, pooled_bytes, tile_source, to_sample, why_not_pooled
+from datasets.pooled import PooledTiles, choose_reader, pooled_bytes, to_sample, why_not_pooled
 from tests.rasters import write_grid
 
 CPU = torch.device("cpu")
@@ -91,31 +91,31 @@ def test_memory_is_five_bytes_for_each_pixel_of_each_scored_scale(tmp_path):
 class TestChoice:
     def test_pooled_on_a_cpu_where_it_fits(self, tmp_path, monkeypatch):
         opened = survey(tmp_path)
-        assert isinstance(tile_source(opened, CPU), PooledTiles)
+        assert isinstance(choose_reader(opened, CPU), PooledTiles)
         needed = pooled_bytes(opened) + opened.stack.memory_bytes
         monkeypatch.setattr(pooled, "memory_limit", lambda: needed * 3)
-        assert isinstance(tile_source(opened, CPU, local_ranks=3), PooledTiles)
-        assert isinstance(tile_source(opened, CPU, local_ranks=4), TileReader)
+        assert isinstance(choose_reader(opened, CPU, local_ranks=3), PooledTiles)
+        assert isinstance(choose_reader(opened, CPU, local_ranks=4), TileReader)
 
     def test_native_pixels_where_a_gpu_pools_or_files_are_read_by_window(self, tmp_path):
         opened = survey(tmp_path)
-        assert isinstance(tile_source(opened, torch.device("cuda")), TileReader)
-        assert isinstance(tile_source(opened, CPU, cache="none"), TileReader)
-        assert isinstance(tile_source(survey(tmp_path, cache="none"), CPU), TileReader)
+        assert isinstance(choose_reader(opened, torch.device("cuda")), TileReader)
+        assert isinstance(choose_reader(opened, CPU, cache="none"), TileReader)
+        assert isinstance(choose_reader(survey(tmp_path, cache="none"), CPU), TileReader)
 
     def test_kept_on_the_device_when_asked(self, tmp_path, monkeypatch):
         opened = survey(tmp_path, cache="none")
-        assert isinstance(tile_source(opened, CPU, cache="device"), PooledTiles)
+        assert isinstance(choose_reader(opened, CPU, cache="device"), PooledTiles)
         monkeypatch.setattr(pooled, "memory_limit", lambda: 1000.0)
         with pytest.raises(ValueError, match=r"--cache device: the layers take \d+ MiB there, expected at most 0 MiB"):
-            tile_source(opened, CPU, cache="device")
+            choose_reader(opened, CPU, cache="device")
 
     def test_tiles_that_start_between_base_pixels(self, tmp_path):
         opened = survey(tmp_path, scales=(1, 2), base_resolution=250.0)
         assert "tiles do not start on base pixels" in why_not_pooled(opened)
-        assert isinstance(tile_source(opened, CPU), TileReader)
+        assert isinstance(choose_reader(opened, CPU), TileReader)
         with pytest.raises(ValueError, match="--cache device: tiles do not start on base pixels.* of 250 "):
-            tile_source(opened, CPU, cache="device")
+            choose_reader(opened, CPU, cache="device")
         with pytest.raises(ValueError, match="tiles do not start on base pixels"):
             PooledTiles(opened, CPU)
 
@@ -131,7 +131,7 @@ def test_a_sample_moves_and_is_kept_as_it_is(tmp_path):
 def test_on_a_gpu_without_a_copy_of_pixels(tmp_path):
     opened, device = survey(tmp_path), torch.device("cuda")
     origins = opened.tiles.train[:5]
-    ours = tile_source(opened, device, cache="device").read(origins)
+    ours = choose_reader(opened, device, cache="device").read(origins)
     theirs = to_sample(TileReader(opened.stack, opened.blocks).read(origins), opened.pyramid(), device)
     assert ours.imgs.is_cuda
     for a, b in zip(ours.imgs_up, theirs.imgs_up, strict=True):

@@ -237,8 +237,8 @@ def one_batch(survey: Path, output: Path, *, tiles: int, size: models.ModelSize 
     with mock.patch.dict(models.MODEL_SIZES, tiny=size):
         args = main_pretrain.get_args_parser().parse_args(surveys.arguments(survey, output))
         run = main_pretrain.prepare(args, torch.device("cpu"), dist.Ranks())
-    origins = run.survey.tiles.epoch(seed=args.seed, epoch=0)
-    reader = main_pretrain.TileReader(run.survey.stack, run.survey.blocks)
+    origins = run.survey.epoch_tiles(seed=args.seed, epoch=0)
+    reader = run.survey.reader()
     micro = next(iter(main_pretrain.plan_epoch(tiles, batch_size=tiles, accum_iter=1, rank=0, world_size=1)))
     tiles_read, noise = main_pretrain.fetch_tiles(reader, origins, micro, run=run, epoch=0)
     sample = run.survey.pyramid()(*tiles_read.parts)

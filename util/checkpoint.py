@@ -49,7 +49,7 @@ CHECKPOINT_KEYS = (
 )
 LAST = "checkpoint-last.pth"
 PREVIOUS = "checkpoint-previous.pth"
-RUN_FILES = ("checkpoint-*.pth", "log.txt", "layers.csv", "statistics.json", "reconstruction-*.png")
+RUN_FILES = ("checkpoint-*.pth", "log.txt", "layers.csv", "categories.csv", "statistics.json", "reconstruction-*.png")
 
 _COMMENT = re.compile(rb"GRID-MAE step=(\d{12}) sha256=([0-9a-f]{64})")
 _COMMENT_BYTES = len(b"GRID-MAE step=" + b"0" * 12 + b" sha256=" + b"0" * 64)

@@ -8,6 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 MODEL_NAMES = ("tiny", "small", "base", "large")
+SCENE_TYPES = ("sentinel", "rgb", "euro_sat")
+"""Data sets of separate images: values of --dataset_type that `scene_options` goes with."""
+
+GROUND_ONLY = (
+    *("data_dir", "extent", "reproject", "aoi", "cache", "base_resolution", "tile_overlap", "min_valid", "val_block"),
+    "val_buffer",
+)
+"""Options that mean something on continuous ground only."""
 
 
 def _number(convert: Callable[[str], float], accept: Callable[[float], bool], expected: str) -> Callable[[str], Any]:
@@ -37,18 +45,28 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds what decides which pixels are read: layers, reference grid, tiles, held-out ground."""
     data = parser.add_argument_group("data")
     data.add_argument(
-        "--dataset_type", default="grid", choices=["grid"], help="kind of data: grid = rasters on disk (grid)"
+        "--dataset_type",
+        default="grid",
+        choices=["grid", *SCENE_TYPES],
+        help="grid = rasters on disk; sentinel, rgb, euro_sat = images of fMoW-Sentinel, fMoW-RGB, EuroSAT (grid)",
     )
     data.add_argument("--data_dir", help="directory of rasters, one layer a band, in order of file name")
     data.add_argument(
-        "--train_path", help="layers.csv: one layer a row, see docs/data.md (with neither, the sample survey)"
+        "--train_path",
+        help="layers.csv: one layer a row, see docs/data.md (with neither, the sample survey); or the table of a scene "
+        "data set, see docs/scenes.md",
     )
     data.add_argument(
         "--test_path",
-        help="layers.csv of another survey with the same layers, scored instead of held-out blocks",
+        help="layers.csv of another survey with the same layers, or another table of images, scored instead of what is "
+        "held out",
     )
     data.add_argument(
-        "--dropped_bands", type=count, nargs="+", default=[], metavar="N", help="layer numbers to leave out"
+        "--dropped_bands",
+        type=count,
+        nargs="*",
+        metavar="N",
+        help="layer numbers to leave out (none; 0 9 10 of sentinel and euro_sat)",
     )
     data.add_argument(
         "--masked_bands",
@@ -197,13 +215,15 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `datasets.grid.open_survey` that the options name, checked for consistency.
 
     Raises:
-        ValueError: if sizes, scales or patches do not fit together.
+        ValueError: if sizes, scales or patches do not fit together, or the data are images that lie on no ground.
     """
+    if args.dataset_type in SCENE_TYPES:
+        raise ValueError(f"--dataset_type {args.dataset_type} is no survey of layers; expected grid")
     check_sizes(input_size=args.input_size, patch_size=args.patch_size, scales=args.scales)
     return {
         "data_dir": args.data_dir,
         "layers_table": args.train_path,
-        "dropped_bands": args.dropped_bands,
+        "dropped_bands": args.dropped_bands or [],
         "masked_bands": args.masked_bands,
         "grouped_bands": args.grouped_bands,
         "one_group": args.model_type == "vanilla",
@@ -220,6 +240,41 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
         "val_buffer": args.val_buffer,
         "seed": args.seed,
         "cache": args.cache,
+    }
+
+
+def scene_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `datasets.scenes.open_scenes` that the options name, checked for consistency.
+
+    With --test_path nothing else is held out.
+
+    Raises:
+        ValueError: no --train_path, options that only mean something on ground, or sizes that do not fit together.
+    """
+    check_sizes(input_size=args.input_size, patch_size=args.patch_size, scales=args.scales)
+    parser = argparse.ArgumentParser()
+    add_data_options(parser)
+    given = [name for name in GROUND_ONLY if getattr(args, name) != parser.get_default(name)]
+    if given:
+        raise ValueError(
+            f"--{given[0]} does not go with --dataset_type {args.dataset_type}: its images lie on no common ground; "
+            "leave it out"
+        )
+    if args.train_path is None:
+        raise ValueError(
+            f"--dataset_type {args.dataset_type} needs --train_path, the table of its images; see docs/scenes.md"
+        )
+    return {
+        "dataset_type": args.dataset_type,
+        "train_path": args.train_path,
+        "dropped_bands": args.dropped_bands,
+        "masked_bands": args.masked_bands,
+        "grouped_bands": args.grouped_bands,
+        "one_group": args.model_type == "vanilla",
+        "input_size": args.input_size,
+        "scales": args.scales,
+        "val_fraction": 0.0 if args.test_path else args.val_fraction,
+        "seed": args.seed,
     }
 
 

@@ -1,0 +1,100 @@
+"""What training needs of its data, whatever they are: rasters that cover ground (`grid.Survey`) or separate images
+(`scenes.Scenes`).
+
+A tile is a row of whole numbers that only its source understands: a place on the ground, or an image and how it is
+cropped. Everything else passes such rows on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from datasets.grid import Tiles
+from datasets.layers import Layer
+from datasets.pyramid import Pyramid, Sample
+from datasets.statistics import LayerStatistics
+
+
+class Reader(Protocol):
+    """Reads tiles; may be called from several threads."""
+
+    def read(self, tiles: np.ndarray) -> Tiles | Sample:
+        """Tiles, (N, k) rows of their source: their native pixels, or what is ready for the model.
+
+        Raises:
+            OSError: naming what could not be read.
+        """
+
+
+class TileSource(Protocol):
+    """Tiles to train on and to score, and what is known of their channels."""
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """The channels in order."""
+
+    @property
+    def statistics(self) -> Sequence[LayerStatistics]:
+        """Per channel, values on what is trained on."""
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Channel groups, a partition of the channels."""
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Scales at which some channel is scored, 1 first."""
+
+    @property
+    def scored(self) -> Mapping[int, Sequence[int]]:
+        """For each of those scales, the channels scored there."""
+
+    @property
+    def base_resolution(self) -> float:
+        """Edge of a base-scale pixel, in `length_unit`."""
+
+    @property
+    def length_unit(self) -> str:
+        """Unit of lengths in pictures."""
+
+    @property
+    def training_tiles(self) -> int:
+        """Number of tiles in an epoch that visits each once."""
+
+    @property
+    def held_out_tiles(self) -> np.ndarray:
+        """(m, k) int64 tiles that are scored and not trained on."""
+
+    def epoch_tiles(self, *, seed: int, epoch: int, tiles: int) -> np.ndarray:
+        """(tiles, k) int64 training tiles of an epoch in the order of visiting, a function of (seed, epoch)."""
+
+    def reader(self) -> Reader:
+        """Reads the tiles of this source."""
+
+    def pyramid(self, source: Any = None) -> Pyramid:
+        """On-device pooling with this source's statistics, for its own tiles or those of another of its kind."""
+
+    def valid_share(self, tiles: np.ndarray) -> np.ndarray:
+        """(N,) float: valid share of tiles, as far as it is known without reading them."""
+
+    def name_tiles(self, tiles: Sequence[Sequence[int]]) -> str:
+        """Tiles as a message names them."""
+
+    def lines(self) -> list[str]:
+        """What will be read, as lines to log."""
+
+    def notes(self, patch_size: int) -> list[str]:
+        """What a user should know before training with such patches."""
+
+    def channel_options(self) -> dict[str, Any]:
+        """What a model must know of the channels, as keyword arguments of `build_model`."""
+
+    def write_tables(self, folder: Path) -> None:
+        """Writes what is trained on beside the checkpoints."""
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint holds of this source besides layers and statistics."""

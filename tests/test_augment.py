@@ -1,0 +1,44 @@
+"""Flips and quarter turns."""
+
+import pytest
+import torch
+
+from datasets.augment import TURNS, turned
+
+SQUARE = torch.tensor([[1, 2], [3, 4]])
+
+
+def test_the_eight_ways_typed_out():
+    images = SQUARE.expand(TURNS, 1, 2, 2)
+    expected = [
+        [[1, 2], [3, 4]],
+        [[2, 4], [1, 3]],
+        [[4, 3], [2, 1]],
+        [[3, 1], [4, 2]],
+        [[2, 1], [4, 3]],
+        [[1, 3], [2, 4]],
+        [[3, 4], [1, 2]],
+        [[4, 2], [3, 1]],
+    ]
+    assert turned(images, torch.arange(TURNS))[:, 0].tolist() == expected
+
+
+def test_images_validity_and_targets_turn_alike():
+    rng = torch.Generator().manual_seed(0)
+    target = torch.randint(0, 9, (20, 6, 6), generator=rng)
+    images = target[:, None].float().expand(-1, 3, -1, -1)
+    turns = torch.randint(0, TURNS, (20,), generator=rng)
+    assert torch.equal(turned(images, turns)[:, 2].long(), turned(target, turns))
+    assert torch.equal(turned(target > 4, turns), turned(target, turns) > 4)
+
+
+def test_the_input_is_left_alone():
+    images = torch.arange(8.0).reshape(2, 1, 2, 2)
+    before = images.clone()
+    turned(images, torch.tensor([3, 5]))
+    assert torch.equal(images, before)
+
+
+def test_what_is_no_square_is_refused():
+    with pytest.raises(ValueError, match="2 x 3 pixels: expected square"):
+        turned(torch.zeros(1, 2, 3), torch.tensor([1]))

@@ -1,0 +1,123 @@
+"""Per-pixel outputs of overlapping tiles, blended."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from util.dense_prediction import DensePrediction
+from util.finetune_scores import BlockSums, SampledMap, merged, only_at, score_dense
+from util.mosaic import units_of
+
+
+def ground(rows, cols):
+    """A plane of base pixels, NaN outside of it and in a hole."""
+    y, x = np.mgrid[:rows, :cols]
+    plane = (0.5 * y - 0.25 * x).astype(np.float32)
+    plane[3:6, 4:9] = np.nan
+    return plane
+
+
+def sampler(plane, size):
+    def sample(origins):
+        padded = np.pad(plane, size, constant_values=np.nan)
+        tiles = np.stack([padded[r + size : r + 2 * size, c + size : c + 2 * size] for r, c in origins])
+        values = torch.from_numpy(tiles)[:, None]
+        return SimpleNamespace(imgs=torch.nan_to_num(values), valid=~values.isnan())
+
+    return sample
+
+
+def prediction(scale, **changes):
+    options = {"bands": 1, "size": 8, "patch": 2, "overlap": 0.5, "scale": scale, "batch_size": 5}
+    return DensePrediction(
+        lambda imgs, valid: imgs.repeat_interleave(scale, 2).repeat_interleave(scale, 3),
+        device=torch.device("cpu"),
+        **(options | changes),
+    )
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("shape", [(17, 23), (5, 7), (8, 8)])
+def test_blending_a_plane_gives_the_plane(scale, shape):
+    plane = ground(*shape)
+    expected = plane.repeat(scale, axis=0).repeat(scale, axis=1)
+    for unit in units_of(*shape, edge=10):
+        found = prediction(scale).of(unit, shape, sampler(plane, 8))
+        part = expected[unit.top * scale : unit.bottom * scale, unit.left * scale : unit.right * scale]
+        np.testing.assert_allclose(found[0], part, rtol=1e-6, atol=1e-6)  # NaN at the same places
+
+
+def test_units_and_batches_change_nothing():
+    plane = ground(19, 26)
+    whole = prediction(1).of(units_of(19, 26, edge=64)[0], (19, 26), sampler(plane, 8))
+    for edge, batch in ((6, 1), (11, 64)):
+        parts = np.full_like(whole, np.nan)
+        for unit in units_of(19, 26, edge=edge):
+            part = prediction(1, batch_size=batch).of(unit, (19, 26), sampler(plane, 8))
+            parts[:, unit.top : unit.bottom, unit.left : unit.right] = part
+        np.testing.assert_array_equal(parts, whole)
+
+
+def test_scores_take_what_is_tested():
+    truth = np.array([[0, 1, 1], [1, -1, 0]], dtype=np.int16)
+    tested = np.array([[True, True, False], [True, False, True]])
+    shares = np.zeros((2, 2, 3), np.float32)
+    shares[0, 0, 0] = shares[1, 0, 1] = shares[0, 1, 0] = shares[1, 1, 2] = 1
+    seen = []
+    picture, sums = SampledMap((2, 3)), BlockSums(2, 2)
+    score_dense(
+        units_of(2, 3, edge=9),
+        scale=1,
+        truth_of=lambda window: (truth, tested),
+        predict=lambda unit, where: shares,
+        scores=SimpleNamespace(update=lambda p, t: seen.append((p.tolist(), t.tolist()))),
+        picture=picture,
+        blocks_of=lambda *window, scale: np.array([[0, 0, 0], [1, 1, 1]]),
+        sums=sums,
+    )
+    assert seen == [([0, 1, 0, 1], [0, 1, 1, 0])]
+    np.testing.assert_array_equal(picture.values, [[0, 1, np.nan], [0, np.nan, 1]])
+    assert sums.values.tolist() == [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
+
+
+def test_a_tested_pixel_without_prediction_is_an_error():
+    with pytest.raises(ValueError, match="no finite prediction at 1 tested pixels of base rows 0 to 2"):
+        score_dense(
+            units_of(2, 2, edge=4),
+            scale=1,
+            truth_of=lambda window: (np.zeros((2, 2)), np.ones((2, 2), bool)),
+            predict=lambda unit, where: np.array([[[1.0, 2.0], [np.nan, 3.0]]]),
+            scores=SimpleNamespace(),
+            picture=SampledMap((2, 2)),
+            blocks_of=lambda *window, scale: np.zeros((2, 2), int),
+            sums=BlockSums(1, 1),
+        )
+
+
+def test_sums_of_values_by_block():
+    sums = BlockSums(3, 1)
+    sums.add(np.array([0, 0, 2]), np.array([1.0, 3.0, 5.0]), np.array([2.0, 1.0, 5.0]))
+    assert sums.values.tolist() == [[2, 5, 3, 3, 5], [0, 0, 0, 0, 0], [1, 0, 0, 5, 25]]
+
+
+def test_a_sampled_map_shows_every_nth_pixel_however_it_is_painted():
+    whole = np.arange(23 * 17, dtype=np.float32).reshape(23, 17)
+    picture = SampledMap((23, 17), most=8)
+    assert picture.step == 3
+    for row in range(0, 23, 5):
+        for col in range(0, 17, 4):
+            picture.paint(row, col, whole[row : row + 5, col : col + 4])
+    np.testing.assert_array_equal(picture.values, whole[1::3, 1::3])
+
+
+def test_parts_of_several_processes_merge():
+    nan = np.nan
+    parts = [np.array([1.0, nan, nan]), np.array([nan, 2.0, nan])]
+    np.testing.assert_array_equal(merged(parts), [1, 2, nan])
+
+
+def test_values_at_pixels():
+    image = only_at(np.array([[0, 1], [1, 0]]), np.array([[1.0, 2.0], [3.0, 4.0]]), (2, 2))
+    np.testing.assert_array_equal(image, [[[np.nan, 1], [3, np.nan]], [[np.nan, 2], [4, np.nan]]])
