@@ -163,7 +163,7 @@ def choose_reader(survey: TileSource, device: torch.device, *, cache: str = "aut
                 f"--cache device: the layers take {needed / 2**20:.0f} MiB there, expected at most "
                 f"{free / 2**20:.0f} MiB; use --cache auto"
             )
-    elif device.type != "cpu" or not survey.stack.in_memory:
+    elif cache == "none" or device.type != "cpu" or not survey.stack.in_memory:
         return survey.reader()
     elif (needed + survey.stack.memory_bytes) * local_ranks > memory_limit():
         return survey.reader()
