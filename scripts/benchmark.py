@@ -98,7 +98,6 @@ def _add_heads(command: argparse.ArgumentParser) -> None:
 
 def _add_scale(command: argparse.ArgumentParser) -> None:
     command.add_argument("--sizes", nargs="+", type=positive_int, default=[4000, 100_000], help="edges (4000 100000)")
-    command.add_argument("--input_size", type=positive_int, default=48, help="tile edge, base pixels of 400 m (48)")
     command.add_argument("--repeats", type=positive_int, default=20, help="timed batches of 32 tiles (20)")
 
 

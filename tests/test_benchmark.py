@@ -46,8 +46,8 @@ def test_loader(capsys):
 
 
 def test_scale(capsys):
-    rows = run(capsys, *"scale --sizes 1024 2048 --repeats 1 --input_size 16".split())["rows"]
-    assert [row["size"] for row in rows] == [1024, 2048] and all(row["peak_mib"] > 0 for row in rows)
+    rows = run(capsys, *"scale --sizes 1536 2048 --repeats 1".split())["rows"]
+    assert [row["size"] for row in rows] == [1536, 2048] and all(row["peak_mib"] > 0 for row in rows)
 
 
 def test_refused_with_status_2(capsys):
