@@ -65,7 +65,7 @@ def begin(folder: str) -> dict[str, Any]:
 
 
 def rates(folders: Sequence[str], *, repeats: int) -> dict[str, Any]:
-    """Reads tiles at random places near the diagonals, each of which has to be decoded, from one raster after another."""
+    """Reads tiles at random places near the diagonals, each of which has to be decoded, from rasters in turn."""
     readers, edges = [], []
     for folder in folders:
         bands = [open_band(layer) for layer in layers_from_directory(folder)]
@@ -77,8 +77,8 @@ def rates(folders: Sequence[str], *, repeats: int) -> dict[str, Any]:
     with rasterio.Env(GDAL_CACHEMAX=ONE_BLOCK):
         for row_of_times in seconds:
             for k, (reader, edge) in enumerate(zip(readers, edges, strict=True)):
-                row = rng.integers(0, edge // 4, BATCH) * 4
-                col = np.clip(row + rng.integers(-200, 200, BATCH) * 4, 0, edge)
+                row = rng.integers(100, edge // 4 - 100, BATCH) * 4
+                col = row + rng.integers(-100, 100, BATCH) * 4
                 cpu = time.process_time()
                 reader.read(np.stack([row, col], axis=1))
                 row_of_times[k] = time.process_time() - cpu
