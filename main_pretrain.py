@@ -35,7 +35,7 @@ from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
 from util.allocator import keep_freed_memory
-from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
+from util.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, select_device
 from util.engine import StepMeter, Stop, Updater, WindowOfSteps, make_adamw
 from util.log import progress, setup_logging
 from util.lr_sched import Schedule
@@ -165,6 +165,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         "precision": str(amp_dtype or "fp32"),
     }
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
+    if busy := busy_note() if device.type == "cpu" else "":
+        logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", busy)
 
     # data
     if args.dataset_type == "grid" and args.data_dir is None and args.train_path is None:
@@ -471,8 +473,9 @@ def train_epoch(run: Run, stop: Stop) -> bool:
         meter.end_update(updater.step(lr))
         place.step, place.update = place.step + 1, place.update + 1
         bar.update(1)
-        stopping = dist.any_rank(stop.signal is not None)
-        due = dist.any_rank(time.monotonic() - saved_at > 60 * args.save_minutes)
+        stopping, due = dist.any_rank_each(
+            stop.signal is not None, time.monotonic() - saved_at > 60 * args.save_minutes
+        )
         is_end = place.update == schedule.updates
         if meter.is_full or is_end or stopping or due:
             window = meter.read(dist.mean_over_ranks, dist.sum_over_ranks)

@@ -145,8 +145,8 @@ class Pyramid:
             for level, (mean, ok) in pool(block, normalised, usable, phase).items():
                 keep = [k for k, c in enumerate(block.channels) if level == 0 or self._is_scored(c, level)]
                 target = [block.channels[k] for k in keep]
-                values[level][:, target] = mean[:, keep]
-                valid[level][:, target] = ok[:, keep]
+                for k, c in zip(keep, target, strict=True):  # lists as indices would make a GPU wait
+                    values[level][:, c], valid[level][:, c] = mean[:, k], ok[:, k]
         return Sample(values[0], valid[0], values[1:], valid[1:])
 
     def channels_at(self, level: int) -> list[int]:
@@ -170,8 +170,8 @@ class Pyramid:
         ]
 
     def _normalise(self, array: torch.Tensor, channels: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        location = self._location[list(channels)].to(array.device)[:, None, None]
-        spread = self._spread[list(channels)].to(array.device)[:, None, None]
+        location = self._location[list(channels)].to(array.device, non_blocking=True)[:, None, None]
+        spread = self._spread[list(channels)].to(array.device, non_blocking=True)[:, None, None]
         usable = torch.isfinite(array)
         return torch.where(usable, (array - location) / spread, 0.0), usable
 
