@@ -118,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program.
 
     Returns:
-        Exit status: 0 when done, or stopped by a signal after a checkpoint; 1 when the run failed; 2 for bad input.
+        Exit status: 0 when done, or stopped by a signal after a checkpoint; 1 when the run failed, or was stopped at
+        once by Ctrl-C; 2 for bad input.
     """
     args = get_args_parser().parse_args(argv)
     ranks = dist.Ranks()
@@ -131,12 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = prepare(args, device, ranks)
     except (ValueError, OSError) as error:
         return dist.report_end(error, program="main_pretrain", ranks=ranks, status=2)
-    except dist.PeerLost as error:
+    except (dist.PeerLost, KeyboardInterrupt) as error:
         return dist.report_end(error, program="main_pretrain", ranks=ranks, status=1)
     try:
         with Stop() as stop:
             train(run, stop)
-    except (RunFailed, OSError, dist.PeerLost) as error:
+    except (RunFailed, OSError, dist.PeerLost, KeyboardInterrupt) as error:
         return dist.report_end(error, program="main_pretrain", ranks=ranks, status=1)
     finally:
         run.files.close()

@@ -1,56 +1,31 @@
-"""Layers and labels -> everything that fine-tuning needs to know before its first batch.
-
-`open_layers` opens the layers that a checkpoint was trained on, or others from scratch; `open_targets` reads the labels
-on them and cuts the folds. Both refuse, by name, what cannot be used.
-"""
+"""Labels on opened layers -> everything that fine-tuning needs to know of its targets before its first batch."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets.classes import ClassTable
-from datasets.folds import LABEL_CELL, Folds, folds_from_rectangles, make_folds
-from datasets.grid import fits_memory, open_survey
+from datasets.folds import LABEL_CELL, Folds, folds_from_rectangles, make_folds, one_fold
 from datasets.label_map import LabelMap, seen_ground
 from datasets.labels import TargetGrid, open_labels
-from datasets.layers import Layer
 from datasets.points import open_points
-from datasets.reopen import ReopenedSurvey, reopen_survey, stored_layers
-from datasets.sample_survey import labels_of_sample
+from datasets.reopen import ReopenedSurvey
+from datasets.scene_targets import SceneGround, SceneSplit, SceneTargets, open_scene_targets
 from datasets.targets import DenseTargets
 from datasets.window_targets import WindowTargets, point_examples, tile_examples
 
-logger = logging.getLogger(__name__)
-
+EPOCH_WINDOWS = 512
+"""Windows in an epoch on ground, where there is no natural number of them."""
 VECTOR_ENDINGS = (".gpkg", ".geojson", ".json", ".shp", ".csv", ".fgb")
 PRESENCE = ClassTable(
     codes=("absent", "present"), names=("absent", "present"), colours=("#b0b0b0", "#c0392b"), counts=(0, 0)
 )
 """Classes of presence-only points: background is what the network takes for absence."""
-
-
-@dataclass(frozen=True)
-class OpenedLayers:
-    """Layers to fine-tune on.
-
-    Attributes:
-        survey: where windows are cut out of.
-        layers: in channel order, as a checkpoint holds them.
-        statistics: per layer location and spread, as a checkpoint holds them.
-        channels: `in_chans` and `channel_groups` for a network from scratch; empty where a checkpoint says it.
-    """
-
-    survey: ReopenedSurvey
-    layers: list[dict[str, Any]]
-    statistics: list[dict[str, Any]]
-    channels: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,14 +43,29 @@ class FinetuneData:
         notes: what a user should know.
     """
 
-    targets: DenseTargets | WindowTargets
-    folds: Folds
+    targets: DenseTargets | WindowTargets | SceneTargets
+    folds: Folds | SceneSplit
     task: str
     classes: ClassTable | None
     presence_only: bool
     units: str
     labels: LabelMap | None
     notes: tuple[str, ...]
+
+    @property
+    def ground(self) -> DenseTargets | None:
+        """The targets, if every pixel has one."""
+        return self.targets if isinstance(self.targets, DenseTargets) else None
+
+    @property
+    def windows(self) -> WindowTargets | SceneTargets | None:
+        """The targets, if whole windows or images have one each."""
+        return None if isinstance(self.targets, DenseTargets) else self.targets
+
+    @property
+    def epoch_windows(self) -> int:
+        """Windows in an epoch unless another number is asked for: each image once, and on ground a fixed number."""
+        return len(self.targets.chosen) if isinstance(self.targets, SceneTargets) else EPOCH_WINDOWS
 
     @property
     def kind(self) -> str:
@@ -92,12 +82,17 @@ class FinetuneData:
         """Number of outputs K of a network: classes, or one value."""
         return 1 if self.classes is None else len(self.classes.codes)
 
+    @property
+    def scale(self) -> int:
+        """Target pixels along the edge of a base-scale pixel; 1 for windows."""
+        return 1 if self.ground is None else self.ground.labels.scale
+
     def description(self) -> dict[str, Any]:
         """What a checkpoint must hold to predict: task, classes, unit."""
         table = self.classes
         return {
             "kind": self.kind,
-            "scale": 1 if self.labels is None else self.labels.scale,
+            "scale": self.scale,
             "units": self.units,
             "codes": None if table is None else list(table.codes),
             "names": None if table is None else list(table.names),
@@ -106,133 +101,20 @@ class FinetuneData:
 
     def lines(self) -> list[str]:
         """What is predicted, as lines to log."""
-        if isinstance(self.targets, WindowTargets):
-            counts = np.bincount(self.targets.examples.classes, minlength=self.outputs)
-            what = "windows"
-        elif self.labels is not None and self.classes is not None:
-            counts = self.labels.count(LABEL_CELL).sum(axis=(0, 1))
-            what = "pixels"
-        else:
+        if self.classes is None:
             assert self.labels is not None
             return [f"{int(self.labels.count(LABEL_CELL).sum())} labelled pixels of {self.labels.grid.resolution:g}"]
+        if self.windows is not None:
+            counts = np.bincount(self.windows.examples.classes, minlength=self.outputs)
+            what = "images to test" if isinstance(self.targets, SceneTargets) else "windows"
+        else:
+            assert self.labels is not None
+            counts = self.labels.count(LABEL_CELL).sum(axis=(0, 1))
+            what = "pixels"
         return [
             f"class {code} {name}: {count} {what}"
             for code, name, count in zip(self.classes.codes, self.names, counts, strict=True)
         ]
-
-
-def open_layers(
-    stored: Mapping[str, Any] | None,
-    *,
-    data_dir: str | None,
-    layers_table: str | None,
-    hidden: Sequence[int],
-    input_size: int | None,
-    base_resolution: float | None,
-    extent: str | None,
-    reproject: bool,
-    cache: str,
-    local_ranks: int,
-    allow_missing: bool,
-    scratch: Mapping[str, Any],
-) -> OpenedLayers:
-    """Opens the layers of a checkpoint, where they lay or by name among others; or any layers, from scratch.
-
-    Args:
-        stored: the checkpoint; None to fine-tune from scratch.
-        data_dir: directory of rasters.
-        layers_table: table of layers instead.
-        hidden: channels shown as no-data, beside those that pre-training hid.
-        input_size: base-scale pixels along a window's edge; default the checkpoint's.
-        base_resolution: edge of a base-scale pixel, CRS units; default the checkpoint's.
-        extent: `union` or `intersection`; default the checkpoint's, or union.
-        reproject: warp layers to the first layer's CRS.
-        cache: `auto`, `ram` or `none`.
-        local_ranks: processes on this machine that each hold the layers.
-        allow_missing: go on without layers that are not there.
-        scratch: further arguments of `open_survey`, used without a checkpoint.
-
-    Raises:
-        ValueError, FileNotFoundError: the layers are not there or cannot be used, by name.
-    """
-    if data_dir is not None and layers_table is not None:
-        raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
-    if stored is None:
-        survey = open_survey(
-            data_dir=data_dir,
-            layers_table=layers_table,
-            input_size=input_size or 48,
-            base_resolution=base_resolution,
-            extent=extent or "union",
-            reproject=reproject,
-            val_fraction=0.0,
-            min_valid=0.0,
-            cache="none",
-            **scratch,
-        )
-        layers, statistics = [asdict(layer) for layer in survey.layers], [asdict(item) for item in survey.statistics]
-        channels = {"in_chans": len(layers), "channel_groups": survey.groups}
-        size, base, was_hidden = survey.input_size, survey.base_resolution, ()
-        data_dir = layers_table = None
-        trained: Mapping[str, Any] = {"extent": extent, "reproject": reproject}
-    else:
-        layers, statistics, channels, trained = stored["layers"], stored["statistics"], {}, stored["options"]
-        size = input_size or stored["model_config"]["img_size"]
-        base = base_resolution or stored.get("base_resolution") or trained.get("base_resolution")
-        was_hidden = trained.get("masked_bands") or ()
-    wrong = [channel for channel in hidden if channel >= len(layers)]
-    if wrong:
-        raise ValueError(f"--masked_bands {wrong[0]}: there are {len(layers)} layers, expected 0 to {len(layers) - 1}")
-    if len({*hidden, *was_hidden}) == len(layers):
-        raise ValueError(
-            "every layer is hidden, so there is nothing to predict from; show at least one (--masked_bands)"
-        )
-    survey = reopen_survey(
-        stored_layers(layers),
-        data_dir=data_dir,
-        layers_table=layers_table,
-        location=[item["location"] for item in statistics],
-        spread=[item["spread"] for item in statistics],
-        input_size=size,
-        scales=(1,),
-        base_resolution=base,
-        finest_scale=max(trained.get("scales") or (1,)),
-        hidden=[*hidden, *was_hidden],
-        extent=extent or trained.get("extent") or "union",
-        reproject=reproject or bool(trained.get("reproject")),
-        allow_missing=allow_missing,
-    )
-    if fits_memory(survey.stack, cache, local_ranks):
-        survey.stack.load()
-    return OpenedLayers(survey, layers, statistics, channels)
-
-
-def labels_path(labels: str | None, task: str, layers: Sequence[Layer]) -> str:
-    """The labels: as given, or those that lie beside the sample survey's layers.
-
-    Raises:
-        ValueError: none are given and the layers are not the sample survey's.
-    """
-    if labels is not None:
-        return labels
-    found = labels_of_sample(layers[0].path, task)
-    if found is None:
-        raise ValueError(
-            "--labels is missing: expected a class raster, a raster of values, or a vector file (without it, only the "
-            "sample survey's own labels are known)"
-        )
-    logger.info("no --labels given: using the sample survey's, %s", found)
-    return str(found)
-
-
-def layers_that_are(labels: str, band: int, layers: Sequence[Layer]) -> list[int]:
-    """Channels whose pixels are the labels themselves: they must be hidden, or there is nothing to predict."""
-    path = Path(labels)
-    return [
-        channel
-        for channel, layer in enumerate(layers)
-        if path.exists() and os.path.exists(layer.path) and path.samefile(layer.path) and layer.band == band
-    ]
 
 
 @dataclass(frozen=True)
@@ -250,7 +132,7 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How folds are cut; see `make_folds`."""
+    """How folds are cut; see `make_folds`. `split` may also be `all`: everything is tested, for scoring alone."""
 
     split: str
     folds: int
@@ -440,6 +322,8 @@ def _count_points(centres: np.ndarray, classes: np.ndarray, shape: tuple[int, in
 
 
 def _cut(counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names: Sequence[str] | None) -> Folds:
+    if split.split == "all":
+        return one_fold(counts, shape=survey.shape, cell=LABEL_CELL, tile=survey.input_size)
     common: dict[str, Any] = {
         "shape": survey.shape,
         "cell": LABEL_CELL,
@@ -472,3 +356,28 @@ def _cut(counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names:
 
 def _dropped_note(count: int, what: str, path: str) -> str:
     return f"labels {path}: {count} {what} lie where no layer has a valid pixel; they are neither trained on nor tested"
+
+
+def open_scene_data(ground: SceneGround, test_path: str | None, *, label_fraction: float, seed: int) -> FinetuneData:
+    """Classification of images.
+
+    Args:
+        ground: the images to train on.
+        test_path: table of those to test; None: those held out.
+        label_fraction: share of the training images to use.
+        seed: decides which.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: they cannot be used, by name.
+    """
+    targets, split, table = open_scene_targets(ground, test_path, label_fraction=label_fraction, seed=seed)
+    return FinetuneData(
+        targets=targets,
+        folds=split,
+        task="classification",
+        classes=table,
+        presence_only=False,
+        units="",
+        labels=None,
+        notes=(),
+    )

@@ -23,7 +23,16 @@ from datasets.fold_blocks import (
 )
 from datasets.fold_ground import LEAK_WARNING, Folds
 
-__all__ = ["LABEL_CELL", "LEAK_WARNING", "SPLITS", "Folds", "count_points", "folds_from_rectangles", "make_folds"]
+__all__ = [
+    "LABEL_CELL",
+    "LEAK_WARNING",
+    "SPLITS",
+    "Folds",
+    "count_points",
+    "folds_from_rectangles",
+    "make_folds",
+    "one_fold",
+]
 
 SPLITS = ("blocks", "random", "from_checkpoint")
 
@@ -214,6 +223,42 @@ def folds_from_rectangles(
         block_grid=block_grid,
     )
     return _finish(draft, counts, names)
+
+
+def one_fold(counts: np.ndarray, *, shape: tuple[int, int], cell: int, tile: int) -> Folds:
+    """One fold in which every label is tested and none trained on: for a model that was trained elsewhere.
+
+    Args:
+        counts: (cell rows, cell cols, K) labels of each class in cells of the ground (K = 1 for values).
+        shape: (rows, cols) of the ground, base pixels.
+        cell: edge of the cells, base pixels.
+        tile: edge of a tile, base pixels: that of the blocks, too.
+    """
+    counts = _checked_counts(counts, shape=shape, cell=cell)
+    lattice = even_lattice(shape, block_edge(tile, cell))
+    blocks = np.arange(lattice.shape[0] * lattice.shape[1], dtype=np.int32).reshape(lattice.shape)
+    tested = counts.sum(axis=(0, 1))
+    return Folds(
+        shape=shape,
+        split="all",
+        count=1,
+        buffer=0,
+        cell=cell,
+        seed=0,
+        label_fraction=1.0,
+        early_stopping=False,
+        lattice=lattice,
+        fold_grid=np.zeros(lattice.shape, dtype=np.int16),
+        block_grid=blocks,
+        facts={
+            "blocks": [blocks.size],
+            "tested": [int(tested.sum())],
+            "tested_classes": [tested.tolist()],
+            "trained": [0],
+            "trained_classes": [[0] * len(tested)],
+            "left": [0.0],
+        },
+    )
 
 
 def _checked_counts(counts: np.ndarray, *, shape: tuple[int, int], cell: int) -> np.ndarray:

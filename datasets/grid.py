@@ -419,16 +419,19 @@ def check_numbers(numbers: Sequence[int], count: int, flag: str) -> None:
 
 
 def scan_bands(
-    bands: Sequence[RasterBand], *, aoi: str | None
+    bands: Sequence[RasterBand], *, aoi: str | None, allow_constant: bool = False
 ) -> tuple[list[RasterBand], tuple[BandSummary, ...], list[str]]:
-    """Scans every layer; dummies that scanning recognises become invalid, and are named in the notes."""
+    """Scans every layer; dummies that scanning recognises become invalid, and are named in the notes.
+
+    A layer with one value alone is refused, unless `allow_constant`: then a note says so.
+    """
     bands = list(bands)
     if aoi is not None:
         polygons = load_aoi(aoi, bands[0].grid.crs)
         bands = [replace(band, aoi=polygons) for band in bands]
     summaries, notes = [], []
     for number, band in enumerate(bands):
-        summary = scan(band)
+        summary = scan(band, allow_constant=allow_constant)
         if summary.dummies:
             bands[number] = with_dummies(band, summary.dummies)
             notes.append(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,9 @@ from datasets.raster import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_
 from datasets.stack import Block, Stack, make_blocks, reference_grid
 
 logger = logging.getLogger(__name__)
+
+STRANGE = 5.0
+"""Spreads between the means of a layer here and in training beyond which a user is told."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class ReopenedSurvey:
         missing: names of the absent layers.
         aoi: polygons that limit what is written.
         warnings: what a user should know.
+        location: per channel, subtracted from physical values.
+        spread: per channel, divided by.
     """
 
     stack: Stack
@@ -52,6 +57,9 @@ class ReopenedSurvey:
     missing: tuple[str, ...]
     aoi: Aoi | None
     warnings: tuple[str, ...]
+    location: tuple[float, ...]
+    spread: tuple[float, ...]
+    _zoomed: dict[int, ReopenedSurvey] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def layers(self) -> list[Layer]:
@@ -66,6 +74,17 @@ class ReopenedSurvey:
             math.ceil(grid.rows * grid.resolution_y / base - 1e-6),
             math.ceil(grid.cols * grid.resolution_x / base - 1e-6),
         )
+
+    @property
+    def hidden(self) -> frozenset[int]:
+        """Channels shown as no-data, absent ones among them."""
+        return self.stack.hidden
+
+    def ground(self) -> dict[str, Any]:
+        """Where it lies: `crs` as WKT, and `bounds` as [left, bottom, right, top] in its units."""
+        grid, (rows, cols) = self.stack.reference, self.shape
+        right, bottom = grid.left + cols * self.base_resolution, grid.top - rows * self.base_resolution
+        return {"crs": grid.crs.to_wkt(), "bounds": [grid.left, bottom, right, grid.top]}
 
     def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
         """Reads a window of base-scale pixels of every layer.
@@ -86,9 +105,41 @@ class ReopenedSurvey:
             arrays.append((row, col, pixels))
         return GroundWindow(self, arrays)
 
+    def zoomed(self, zoom: int) -> ReopenedSurvey:
+        """The same layers, base-scale pixels `zoom` times finer: a tile covers so much less ground."""
+        if zoom not in self._zoomed:
+            base, scales = self.base_resolution / zoom, self.pyramid.scales
+            known = _known(self.stack.bands, scales=scales, base=base, hidden=self.stack.hidden)
+            blocks, pyramid = _pyramid(
+                self.stack,
+                base=base,
+                input_size=self.input_size,
+                scales=scales,
+                known=known,
+                location=self.location,
+                spread=self.spread,
+            )
+            self._zoomed[zoom] = replace(
+                self, base_resolution=base, blocks=blocks, pyramid=pyramid, known=known, _zoomed={}
+            )
+        return self._zoomed[zoom]
+
     def inside(self, transform: Affine, rows: int, cols: int) -> np.ndarray:
         """(rows, cols) bool, True where results are wanted: everywhere, or inside the area of interest."""
         return np.ones((rows, cols), dtype=bool) if self.aoi is None else self.aoi.inside(transform, rows, cols)
+
+    def is_wanted(self, top: int, left: int, bottom: int, right: int) -> bool:
+        """Whether results are wanted somewhere in a rectangle of base-scale pixels, as far as bounds tell."""
+        if self.aoi is None:
+            return True
+        grid, base = self.stack.reference, self.base_resolution
+        west, south, east, north = self.aoi.bounds
+        return (
+            grid.left + left * base < east
+            and grid.left + right * base > west
+            and grid.top - top * base > south
+            and grid.top - bottom * base < north
+        )
 
     def lines(self) -> list[str]:
         """What will be read, as lines to log."""
@@ -145,6 +196,10 @@ class GroundWindow:
         arrays = list(self._arrays)
         arrays[channel] = (first_row, first_col, pixels)
         return GroundWindow(self._survey, arrays)
+
+    def zoomed(self, zoom: int) -> GroundWindow:
+        """The same pixels under base-scale pixels `zoom` times finer."""
+        return GroundWindow(self._survey.zoomed(zoom), self._arrays)
 
     def sample(self, origins: np.ndarray, device: torch.device) -> Sample:
         """Tiles at (N, 2) base-scale (row, col) origins, ready for the model."""
@@ -204,44 +259,59 @@ def reopen_survey(
         FileNotFoundError: for files that are not there.
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
-    missing = [c for c, layer in enumerate(found) if layer is None]
-    if missing and (not allow_missing or len(missing) == len(found)):
-        names = ", ".join(f"'{trained[c].name}'" for c in missing)
-        raise ValueError(
-            f"{data_dir or layers_table} lacks the layers {names} of the checkpoint; it has "
-            f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "
-            "layers.csv), or run without them: --missing_layers allow"
-        )
+    missing = _missing(trained, found, allowed=allow_missing, where=data_dir or layers_table, extra=extra)
     stack, summaries, notes = _open_stack(trained, found, hidden=hidden, extent=extent, reproject=reproject)
     if extra:
         notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
+    notes += _strangers(trained, summaries, location=location, spread=spread)
     reference = stack.reference
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
-    rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
-    blocks = make_blocks(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
     known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
+    blocks, pyramid = _pyramid(
+        stack, base=base, input_size=input_size, scales=scales, known=known, location=location, spread=spread
+    )
     return ReopenedSurvey(
         stack=stack,
         blocks=blocks,
-        pyramid=Pyramid(
-            blocks=blocks,
-            channels=len(stack),
-            tile_rows=rows,
-            tile_cols=cols,
-            input_size=input_size,
-            scales=scales,
-            scored=known,
-            location=location,
-            spread=spread,
-        ),
+        pyramid=pyramid,
         base_resolution=float(base),
         input_size=input_size,
         known=known,
         summaries=summaries,
-        missing=tuple(trained[c].name for c in missing),
+        missing=missing,
         aoi=None if aoi is None else load_aoi(aoi, reference.crs),
         warnings=tuple(notes),
+        location=tuple(location),
+        spread=tuple(spread),
     )
+
+
+def _pyramid(
+    stack: Stack,
+    *,
+    base: float,
+    input_size: int,
+    scales: Sequence[int],
+    known: Mapping[int, Sequence[int]],
+    location: Sequence[float],
+    spread: Sequence[float],
+) -> tuple[tuple[Block, ...], Pyramid]:
+    """How tiles are cut out of the layers, and pooled, at base-scale pixels of some size."""
+    reference = stack.reference
+    rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
+    blocks = make_blocks(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
+    pyramid = Pyramid(
+        blocks=blocks,
+        channels=len(stack),
+        tile_rows=rows,
+        tile_cols=cols,
+        input_size=input_size,
+        scales=scales,
+        scored=known,
+        location=location,
+        spread=spread,
+    )
+    return blocks, pyramid
 
 
 def _open_stack(
@@ -253,7 +323,7 @@ def _open_stack(
     target = layer_crs(opened[0]) if reproject else None
     bands = [open_band(layer, reproject_to=target) for layer in opened]
     reference = reference_grid(bands, extent=extent)
-    bands, summaries, notes = scan_bands(bands, aoi=None)
+    bands, summaries, notes = scan_bands(bands, aoi=None, allow_constant=True)
     at = dict(zip(present, bands, strict=True))
     # An absent layer borrows the pixels of another, and shows none of them.
     every = [at.get(c) or replace(bands[0], layer=layer) for c, layer in enumerate(trained)]
@@ -261,6 +331,41 @@ def _open_stack(
     by_channel = dict(zip(present, summaries, strict=True))
     stack = Stack(every, reference, hidden=[*absent, *hidden])
     return stack, tuple(by_channel.get(c) for c in range(len(trained))), notes
+
+
+def _missing(
+    trained: Sequence[Layer],
+    found: Sequence[Layer | None],
+    *,
+    allowed: bool,
+    where: str | None,
+    extra: Sequence[str],
+) -> tuple[str, ...]:
+    """Names of the layers that were not found; refused unless allowed, and if that is all of them."""
+    missing = tuple(layer.name for layer, one in zip(trained, found, strict=True) if one is None)
+    if missing and (not allowed or len(missing) == len(found)):
+        raise ValueError(
+            f"{where} lacks the layers {', '.join(repr(name) for name in missing)} of the checkpoint; it has "
+            f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "
+            "layers.csv), or run without them: --missing_layers allow"
+        )
+    return missing
+
+
+def _strangers(
+    trained: Sequence[Layer],
+    summaries: Sequence[BandSummary | None],
+    *,
+    location: Sequence[float],
+    spread: Sequence[float],
+) -> list[str]:
+    """What to say of layers whose values are not at all those of training."""
+    return [
+        f"layer '{layer.name}': values here are about {summary.mean:.6g}, in training they were {middle:.6g} with a "
+        f"spread of {width:.3g}: the model has not seen such values; are the units the same?"
+        for layer, summary, middle, width in zip(trained, summaries, location, spread, strict=True)
+        if summary is not None and abs(summary.mean - middle) > STRANGE * max(width, summary.std)
+    ]
 
 
 def _find_layers(

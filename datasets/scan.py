@@ -55,12 +55,16 @@ def with_dummies(band: RasterBand, dummies: Sequence[float]) -> RasterBand:
     return replace(band, nodata=nodata, nodata_rule=rule, source=replace(band.source, nodata=nodata))
 
 
-def scan(band: RasterBand) -> BandSummary:
+def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
     """Pass over a layer's pixels once, in chunks that follow the file's blocks, and say what is in it.
 
     A layer of more than `SCAN_PIXELS` pixels is sampled: of its chunks, numbered by row i and column j, those
     with (i + j) divisible by n are read, at full resolution; if that shows no two values, all are. A warped
     band is judged on the file's own pixels for dummies, then on the warped ones.
+
+    Args:
+        band: the layer.
+        allow_constant: one value in all valid pixels is something to look at, not an error.
 
     Raises:
         ValueError: it cannot be read to the end, has no valid pixel, or only one value.
@@ -72,7 +76,7 @@ def scan(band: RasterBand) -> BandSummary:
             found = _look(band, 1)
     except OSError as error:
         raise ValueError(str(error)) from error
-    _check_content(band, found)
+    constant = _check_content(band, found, allow_constant=allow_constant)
     moments = found.moments
     return BandSummary(
         valid_fraction=moments.count / found.pixels,
@@ -83,7 +87,7 @@ def scan(band: RasterBand) -> BandSummary:
         pixels_read=found.pixels,
         sampled=found.pixels < band.grid.rows * band.grid.cols,
         dummies=found.dummies,
-        suspicious=tuple(_suspicions(found)),
+        suspicious=constant or tuple(_suspicions(found)),
     )
 
 
@@ -143,7 +147,8 @@ def _physical(stored: Moments, band: RasterBand) -> Moments:
     return Moments(stored.count, mean, stored.squares * band.scale**2, ends[0], ends[1])
 
 
-def _check_content(band: RasterBand, found: _Findings) -> None:
+def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) -> tuple[str, ...]:
+    """Refuse what holds no information; returns what should be said of a constant that is allowed."""
     where, rule = band.layer.where, with_dummies(band, found.dummies).nodata_rule
     inside = " inside the area of interest" if band.aoi is not None else ""
     if not found.moments.count:
@@ -151,11 +156,12 @@ def _check_content(band: RasterBand, found: _Findings) -> None:
             f"{where}: all nodata: none of {found.pixels} pixels{inside} is valid (invalid: {rule}), "
             "expected data; correct the nodata value, or leave the layer out"
         )
-    if np.float32(found.moments.minimum) == np.float32(found.moments.maximum):
-        raise ValueError(
-            f"{where}: constant: every valid pixel{inside} is {found.moments.minimum:.9g} (invalid: {rule}), "
-            "expected values that differ; leave the layer out"
-        )
+    if np.float32(found.moments.minimum) != np.float32(found.moments.maximum):
+        return ()
+    what = f"constant: every valid pixel{inside} is {found.moments.minimum:.9g} (invalid: {rule})"
+    if not allow_constant:
+        raise ValueError(f"{where}: {what}, expected values that differ; leave the layer out")
+    return (what,)
 
 
 def _suspicions(found: _Findings) -> Iterator[str]:

@@ -91,7 +91,7 @@ class DenseTargets:
         self.reader = WindowReader(survey)
 
     def truth(
-        self, window: tuple[int, int, int, int], *, fold: int, validation: bool = False, everywhere: bool = False
+        self, window: tuple[int, int, int, int], *, fold: int, validation: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Labels of a window, and which of them are tested.
 
@@ -99,22 +99,19 @@ class DenseTargets:
             window: (row, col, rows, cols) of target pixels.
             fold: number of the fold.
             validation: the fold's validation ground instead of its test ground.
-            everywhere: all labels.
 
         Returns:
             (rows, cols) labels, and bool.
         """
-        tested = self.labels.labelled(*window)
-        if not everywhere:
-            chosen = self.folds.validating if validation else self.folds.testing
-            tested &= chosen(fold, *window, scale=self.labels.scale)
+        chosen = self.folds.validating if validation else self.folds.testing
+        tested = self.labels.labelled(*window) & chosen(fold, *window, scale=self.labels.scale)
         return self.labels.read(*window), tested
 
     def fold(self, fold: int | None) -> DenseFold:
         """The training windows of a fold; of all labels for None.
 
         Raises:
-            ValueError: nothing is left to train on.
+            ValueError: nothing is left to train on, or values that are all the same.
         """
         return DenseFold(self, fold)
 
@@ -146,7 +143,7 @@ class DenseFold:
                 "--fold_block or --folds, or raise --label_fraction"
             )
         self.origins = grid[labels > 0].astype(np.int64)
-        self._per_window = float(labels[labels > 0].mean())
+        self.facts = self._facts(float(labels[labels > 0].mean()))
 
     def _go_through(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Training labels on each base-scale pixel; (count, sum, sum of squares) of values; count of each class."""
@@ -176,12 +173,11 @@ class DenseFold:
             return labelled
         return labelled & self._targets.folds.training(self._fold, row, col, rows, cols, scale=labels.scale)
 
-    @property
-    def facts(self) -> TrainingFacts:
+    def _facts(self, per_window: float) -> TrainingFacts:
         """What the training labels are like."""
         if self._targets.labels.classes is not None:
             total = int(self._counts.sum())
-            return TrainingFacts(total, tuple(self._counts.tolist()), 0.0, 1.0, self._per_window)
+            return TrainingFacts(total, tuple(self._counts.tolist()), 0.0, 1.0, per_window)
         count, total, squares = self._moments
         mean = total / count
         std = float(np.sqrt(max(squares / count - mean**2, 0.0)))
@@ -190,7 +186,7 @@ class DenseFold:
                 f"labels {self._targets.labels.source}: the {count:.0f} training values are all {mean:g}; expected "
                 "values that differ"
             )
-        return TrainingFacts(int(count), (), float(mean), std, self._per_window)
+        return TrainingFacts(int(count), (), float(mean), std, per_window)
 
     def epoch(self, *, seed: int, epoch: int, tiles: int, augment: bool) -> np.ndarray:
         """Training windows of an epoch in order.
@@ -237,10 +233,10 @@ class DenseFold:
         rng = np.random.default_rng((seed, 12))
         pixels, values = [], []
         for top, bottom in strips(rows, cols):
-            found = np.argwhere(self.training(top, 0, bottom - top, cols))
-            found = found[rng.random(len(found)) < share] + [top, 0]
-            pixels.append(found)
-            values.append(labels.values[found[:, 0], found[:, 1]])
+            places = np.argwhere(self.training(top, 0, bottom - top, cols))
+            places = places[rng.random(len(places)) < share] + np.array([top, 0])
+            pixels.append(places)
+            values.append(labels.values[places[:, 0], places[:, 1]])
         return np.concatenate(pixels), np.concatenate(values)
 
 

@@ -126,11 +126,9 @@ class WindowTargets:
         self.survey, self.examples, self.folds, self.kinds, self.jitter = survey, examples, folds, kinds, jitter
         self.reader = WindowReader(survey)
 
-    def numbers(self, fold: int, *, validation: bool = False, everywhere: bool = False) -> np.ndarray:
-        """Numbers of the examples that are tested in a fold, or validated, or of all."""
+    def numbers(self, fold: int, *, validation: bool = False) -> np.ndarray:
+        """Numbers of the examples that are tested in a fold, or validated."""
         row, col = self.examples.centres.T
-        if everywhere:
-            return np.arange(len(row))
         if validation:
             return np.flatnonzero(self.folds.validating_at(fold, row, col))
         return np.flatnonzero(self.folds.fold_at(row, col) == fold)

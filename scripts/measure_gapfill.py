@@ -118,8 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     size, scales = state["model_config"]["img_size"], state["options"]["scales"]
     bands = [open_band(layer) for layer in layers]
     base = state.get("base_resolution") or min(band.grid.resolution_x for band in bands) * max(scales)
-    print("| layer | hole | holes | linear | spline | model | within 1 sigma | within 2 sigma |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| layer | hole | holes | linear | spline | model | within 1 sigma | within 2 sigma | log score |")
+    print("|---|---|---|---|---|---|---|---|---|")
     with TemporaryDirectory() as temporary:
         for edge in args.holes:
             folder = Path(temporary) / str(edge)
@@ -149,27 +149,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(layer: Layer, folder: Path, holes: Sequence[Hole]) -> str:
-    """One row of the table: root mean square errors, and the share of errors within the uncertainty."""
+    """One row of the table: root mean square errors, the share of errors within the uncertainty, and the log score.
+
+    The log score is the mean of ln(uncertainty) + (error / uncertainty)^2 / 2 over pixels: lower where uncertainties
+    are as large as errors are, place by place.
+    """
     band = open_band(layer)
     truth = band.read(0, 0, band.grid.rows, band.grid.cols)
     path = folder / f"gapfill_{layer.name}.tif"
     if not path.exists() or not holes:
-        return f"{len(holes)} | - | - | - | - | - |"
+        return f"{len(holes)} | - | - | - | - | - | - |"
     with rasterio.open(path) as file:
         filled, sigma = file.read(1), file.read(2)
     with rasterio.open(folder / f"{layer.name}.tif") as file:
         punched = file.read(1)
     errors: dict[str, list[np.ndarray]] = {"linear": [], "spline": [], "model": []}
-    shares = []
+    shares, scores = [], []
     for hole in holes:
         linear, spline = baselines(punched, hole)
         for name, guess in (("linear", linear), ("spline", spline), ("model", filled[hole])):
             errors[name].append(np.square(guess - truth[hole]).ravel())
         shares.append((np.abs(filled[hole] - truth[hole]) / sigma[hole]).ravel())
+        scores.append(np.log(sigma[hole]).ravel() + np.square(shares[-1]) / 2)
     ratio = np.concatenate(shares)
     numbers = [f"{np.sqrt(np.mean(np.concatenate(part))):.4g}" for part in errors.values()]
     inside = [f"{100 * np.mean(ratio <= k):.0f} %" for k in (1, 2)]
-    return f"{len(holes)} | {' | '.join([*numbers, *inside])} |"
+    return f"{len(holes)} | {' | '.join([*numbers, *inside])} | {np.mean(np.concatenate(scores)):.2f} |"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ step "3/4 Pre-training, a few minutes; results go to $output"
 "$PYTHON" -m main_pretrain "${survey[@]}" "${training[@]}" --output_dir "$output" --log_dir "$output" "$@"
 
 step "4/4 Maps of the whole survey, in $output/maps"
-for kind in embeddings reconstruction gapfill; do
+for kind in embeddings reconstruction gapfill superresolution; do
     "$PYTHON" -m main_inference --checkpoint "$output/checkpoint-last.pth" --output "$kind" --output_dir "$output/maps" \
         --clusters 6
 done

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
+import torch
 
 import main_finetune
 import models_vit_group_channels as models
+from tests import surveys
 from tests.rasters import write_grid
 from tests.small_main import SMALL
 
@@ -18,8 +23,8 @@ CODES = (3, 7, 12)
 NODATA_CODE = 0
 
 FLAGS = (
-    "--input_size 8 --patch_size 4 --batch_size 4 --epochs 2 --tiles_per_epoch 12 --warmup_epochs 0 --lr 0.003 --folds 2 "
-    "--val_buffer 4 --drop_path 0 --num_workers 0 --device cpu --no_progress"
+    "--input_size 8 --patch_size 4 --batch_size 4 --epochs 2 --tiles_per_epoch 12 --warmup_epochs 0 --lr 0.003 "
+    "--folds 2 --val_buffer 4 --drop_path 0 --num_workers 0 --device cpu --no_progress"
 ).split()
 """Quick: three updates an epoch; base pixels of 400 m, windows of 8 on ground of 40 x 40."""
 
@@ -52,14 +57,55 @@ def write_points(folder: Path, *, count: int = 24, kinds: Sequence[str] = (), na
     return path
 
 
-def finetune(survey: Path, output: Path, *flags: str, labels: Path | None = None) -> int:
-    """Fine-tunes the small network in this process; returns the exit status."""
+def arguments(survey: Path, output: Path, *flags: str, labels: Path | None = None) -> list[str]:
+    """The command line that fine-tunes on a survey; later flags replace earlier ones."""
     given = ["--data_dir", str(survey), "--output_dir", str(output), *FLAGS]
     given += [] if labels is None else ["--labels", str(labels)]
-    return run([*given, *flags])
+    return [*given, *flags]
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs the program with a network small enough for tests."""
-    with mock.patch.dict(models.MODEL_SIZES, tiny=SMALL):
+def finetune(survey: Path, output: Path, *flags: str, labels: Path | None = None, pictures: bool = False) -> int:
+    """Fine-tunes the small network in this process; returns the exit status."""
+    return run(arguments(survey, output, *flags, labels=labels), pictures=pictures)
+
+
+def run(argv: Sequence[str], *, pictures: bool = False) -> int:
+    """Runs the program with a network small enough for tests; pictures take longer than that, so they are optional."""
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.dict(models.MODEL_SIZES, tiny=SMALL))
+        if not pictures:
+            patches.enter_context(mock.patch.object(main_finetune, "draw_scores", lambda *_: []))
+            patches.enter_context(mock.patch.object(main_finetune, "draw_map", lambda *_: None))
         return main_finetune.main(list(argv))
+
+
+def score(checkpoint: Path, output: Path, *flags: str) -> int:
+    """Scores a fine-tuned checkpoint in this process; returns the exit status."""
+    return run(["--eval", "--resume", str(checkpoint), "--output_dir", str(output), "--device", "cpu", *flags])
+
+
+def fit(output: Path, arm: str, fold: int | None = 0) -> dict[str, Any]:
+    """The last checkpoint of a fit, loaded as anyone would; of the one on all labels for None."""
+    return surveys.checkpoint(output if fold is None else output / f"fits/{arm}-fold{fold}")
+
+
+def scores(output: Path, arm: str, fold: int = 0) -> dict[str, Any]:
+    """What a fit was scored."""
+    return json.loads((output / f"fits/{arm}-fold{fold}/scores.json").read_text(encoding="utf-8"))
+
+
+def assert_weights_agree(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> None:
+    """Weights of runs that differ only in the order of float32 sums: to 1e-3 of the largest of their tensor.
+
+    1.3e-4 was seen, in biases that start at zero, whose first steps Adam makes of gradients near rounding.
+    """
+    assert surveys.largest_difference(dict(first), dict(second)) < 1e-3
+
+
+def read_strict(path: Path) -> Any:
+    """JSON as the standard has it: no NaN, no infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{path} holds {name}")
+
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)

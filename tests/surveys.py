@@ -86,6 +86,7 @@ class Started:
         message_file: gets its standard error.
         before: called in the process before training, for limits and sabotage; must be importable.
         variables: of its environment.
+        program: takes the command line and returns the exit status; must be importable.
     """
 
     def __init__(
@@ -95,11 +96,14 @@ class Started:
         *,
         before: Callable[[], None] | None = None,
         variables: Mapping[str, str] | None = None,
+        program: Callable[[Sequence[str]], int] = small_main.main,
     ) -> None:
         self._message_file = message_file
         context = multiprocessing.get_context("forkserver")
         self.process = context.Process(
-            target=_train_and_exit, args=(list(arguments), str(message_file), before, variables or {}), daemon=True
+            target=_train_and_exit,
+            args=(program, list(arguments), str(message_file), before, variables or {}),
+            daemon=True,
         )
         self.process.start()
 
@@ -126,7 +130,11 @@ class Started:
 
 
 def _train_and_exit(
-    arguments: list[str], message_file: str, before: Callable[[], None] | None, variables: Mapping[str, str]
+    program: Callable[[Sequence[str]], int],
+    arguments: list[str],
+    message_file: str,
+    before: Callable[[], None] | None,
+    variables: Mapping[str, str],
 ) -> None:
     for name in TORCHRUN_VARIABLES:
         os.environ.pop(name, None)
@@ -136,7 +144,7 @@ def _train_and_exit(
     os.dup2(sys.stderr.fileno(), 2)
     if before is not None:
         before()
-    sys.exit(small_main.main(arguments))
+    sys.exit(program(arguments))
 
 
 def run_ranks(
@@ -147,6 +155,7 @@ def run_ranks(
     limit_s: float = 120.0,
     before: Sequence[Callable[[], None] | None] = (),
     variables: Mapping[str, str] | None = None,
+    program: Callable[[Sequence[str]], int] = small_main.main,
 ) -> list[tuple[int, str]]:
     """Runs the processes of one run; returns exit status and standard error of each, in order of rank."""
     meeting = folder / f"meet-{uuid.uuid4().hex}"
@@ -158,6 +167,7 @@ def run_ranks(
             folder / f"rank-{rank}.err",
             before=action,
             variables=variables,
+            program=program,
         )
         for rank, action in enumerate(actions)
     ]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from util.dense_prediction import DensePrediction
-from util.finetune_scores import BlockSums, SampledMap, merged, only_at, score_dense
+from util.finetune_outputs import TreeOutputs
+from util.finetune_scores import BlockSums, SampledMap, merged, score_ground
 from util.mosaic import units_of
 
 
@@ -66,31 +67,30 @@ def test_scores_take_what_is_tested():
     shares = np.zeros((2, 2, 3), np.float32)
     shares[0, 0, 0] = shares[1, 0, 1] = shares[0, 1, 0] = shares[1, 1, 2] = 1
     seen = []
-    picture, sums = SampledMap((2, 3)), BlockSums(2, 2)
-    score_dense(
-        units_of(2, 3, edge=9),
+    outcome = score_ground(
+        SimpleNamespace(of_ground=lambda unit, where: shares),
+        SimpleNamespace(update=lambda p, t: seen.append((p.tolist(), t.tolist())), compute=lambda: {"count": 4}),
+        units=units_of(2, 3, edge=9),
         scale=1,
         truth_of=lambda window: (truth, tested),
-        predict=lambda unit, where: shares,
-        scores=SimpleNamespace(update=lambda p, t: seen.append((p.tolist(), t.tolist()))),
-        picture=picture,
+        shape=(2, 3),
         blocks_of=lambda *window, scale: np.array([[0, 0, 0], [1, 1, 1]]),
-        sums=sums,
+        sums=BlockSums(2, 2),
     )
-    assert seen == [([0, 1, 0, 1], [0, 1, 1, 0])]
-    np.testing.assert_array_equal(picture.values, [[0, 1, np.nan], [0, np.nan, 1]])
-    assert sums.values.tolist() == [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
+    assert seen == [([0, 1, 0, 1], [0, 1, 1, 0])] and outcome.scores == {"count": 4}
+    np.testing.assert_array_equal(outcome.arrays["map"], [[0, 1, np.nan], [0, np.nan, 1]])
+    assert outcome.arrays["blocks"].tolist() == [[[1, 0], [0, 1]], [[0, 1], [1, 0]]]
 
 
 def test_a_tested_pixel_without_prediction_is_an_error():
     with pytest.raises(ValueError, match="no finite prediction at 1 tested pixels of base rows 0 to 2"):
-        score_dense(
-            units_of(2, 2, edge=4),
+        score_ground(
+            SimpleNamespace(of_ground=lambda unit, where: np.array([[[1.0, 2.0], [np.nan, 3.0]]])),
+            SimpleNamespace(),
+            units=units_of(2, 2, edge=4),
             scale=1,
             truth_of=lambda window: (np.zeros((2, 2)), np.ones((2, 2), bool)),
-            predict=lambda unit, where: np.array([[[1.0, 2.0], [np.nan, 3.0]]]),
-            scores=SimpleNamespace(),
-            picture=SampledMap((2, 2)),
+            shape=(2, 2),
             blocks_of=lambda *window, scale: np.zeros((2, 2), int),
             sums=BlockSums(1, 1),
         )
@@ -118,6 +118,10 @@ def test_parts_of_several_processes_merge():
     np.testing.assert_array_equal(merged(parts), [1, 2, nan])
 
 
-def test_values_at_pixels():
-    image = only_at(np.array([[0, 1], [1, 0]]), np.array([[1.0, 2.0], [3.0, 4.0]]), (2, 2))
-    np.testing.assert_array_equal(image, [[[np.nan, 1], [3, np.nan]], [[np.nan, 2], [4, np.nan]]])
+def test_trees_predict_tested_pixels_alone():
+    """Features are the pixel's own row and column, of target pixels of the whole ground."""
+    trees = SimpleNamespace(predict=lambda features: features.astype(np.float32))
+    outputs = TreeOutputs(trees, lambda pixels: pixels, scale=2, pixels=np.array([[5, 6], [7, 8]]))
+    image = outputs.of_ground(units_of(8, 8, edge=4)[3], np.array([[False, True], [True, False]]))
+    np.testing.assert_array_equal(image, [[[np.nan, 8], [9, np.nan]], [[np.nan, 9], [8, np.nan]]])
+    assert outputs.of_windows(np.array([1])).tolist() == [[7, 8]]

@@ -1,10 +1,9 @@
 """Which gaps are filled, and how a prediction is joined to what surrounds it."""
 
 import numpy as np
-import pytest
 
 from util import gaps
-from util.gaps import fillable, fit_filling, gap_details, resample_linear
+from util.gaps import fillable, gap_details, resample_linear
 
 
 class TestFillable:
@@ -96,34 +95,6 @@ class TestDetails:
         values, fill = hole(truth, slice(14, 20), slice(12, 30))
         spline, _ = gap_details(values, np.zeros_like(values), fill)
         assert np.abs(spline - truth)[fill].max() < 0.1
-
-
-class TestFit:
-    def test_share_and_errors(self):
-        """Truth is the spline plus 0.4 of the detail plus noise that grows with the distance to the edge."""
-        rng = np.random.default_rng(0)
-        gap = np.zeros((30, 30), dtype=bool)
-        gap[5:25, 5:25] = True
-        distance = np.minimum.reduce([np.arange(30) - 4, 25 - np.arange(30)]).clip(0)
-        distance = np.minimum.outer(distance, distance)
-        cases = []
-        for _ in range(60):
-            spline, detail = rng.normal(size=(2, 30, 30))
-            cases.append((spline, detail, spline + 0.4 * detail + 0.1 * distance * rng.normal(size=(30, 30)), gap))
-        filling = fit_filling(*zip(*cases, strict=True))
-        assert abs(filling.share - 0.4) < 0.02 and (np.diff(filling.errors) >= 0).all()
-        np.testing.assert_allclose(filling.errors, 0.1 * np.array(filling.distances), rtol=0.1)
-        sigma = filling.uncertainty(~gap)
-        assert (sigma[~gap] == 0).all() and sigma[14, 14] > 2 * sigma[5, 5] > 0
-
-    def test_detail_that_only_harms_is_left_out(self):
-        zero, one, gap = np.zeros((4, 4)), np.ones((4, 4)), np.ones((4, 4), dtype=bool)
-        assert fit_filling([zero], [one], [-one], [gap]).share == 0
-        assert fit_filling([zero], [one], [5 * one], [gap]).share == 1
-
-    def test_nothing_to_learn_from(self):
-        with pytest.raises(ValueError, match="no artificial gap could be made"):
-            fit_filling([], [], [], [])
 
 
 class TestResample:

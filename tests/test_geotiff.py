@@ -10,7 +10,8 @@ import rasterio
 from rasterio.errors import RasterioIOError
 
 from util import geotiff
-from util.geotiff import Parts, RasterInfo, check_nodata, join, read_reduced
+from util.geotiff import Parts, join, read_reduced
+from util.raster_info import RasterInfo, check_nodata
 
 needs_rio_cogeo = pytest.mark.skipif(
     importlib.util.find_spec("rio_cogeo") is None, reason="rio-cogeo is not installed (requirements-dev.txt)"
@@ -106,6 +107,38 @@ class TestReadBack:
         pixels = noise(raster) if raster.classes is None else np.ones((1, raster.rows, raster.cols), np.uint8)
         valid, errors, warnings = cog_validate(write(tmp_path, raster, pixels))
         assert valid and not errors and not warnings
+
+    def test_parts_that_fit_no_block(self, tmp_path, monkeypatch):
+        """Blocks are put together out of several parts, a few columns at a time; gaps between parts stay nodata."""
+        monkeypatch.setattr(geotiff, "CHUNK_BYTES", 1)
+        raster = info(700, 900)
+        pixels = noise(raster)
+        pixels[:, 100:200, 300:500] = np.nan
+        with rasterio.open(write(tmp_path, raster, pixels, edge=100)) as file:
+            np.testing.assert_array_equal(file.read(), pixels)
+
+    def test_temporary_files_stay_in_their_folder_and_are_compressed(self, tmp_path, monkeypatch):
+        seen, copy = [], geotiff.rasterio.shutil.copy
+
+        def copy_and_look(source, target, **options):
+            seen.extend(path for path in (tmp_path / "parts").iterdir() if path.name.startswith(".r."))
+            seen.append((tmp_path / "parts" / f".r.{os.getpid()}.tmp.tif.whole").stat().st_size)
+            copy(source, target, **options)
+
+        monkeypatch.setattr(geotiff.rasterio.shutil, "copy", copy_and_look)
+        raster, parts = info(600, 600), Parts(tmp_path / "parts")
+        parts.open({}, resume=False)
+        parts.write(0, 0, {"r": (raster, np.ones((2, 600, 600), np.float32), 0, 0)})
+        join(tmp_path / "r.tif", raster, parts.of("r"), workspace=parts.folder)
+        assert len(seen) == 3 and seen[-1] < 600 * 600 * 2 * 4 / 10
+        assert not [path for path in parts.folder.iterdir() if path.name.startswith(".r.")]
+
+    def test_what_a_killed_run_left_is_removed(self, tmp_path):
+        parts = Parts(tmp_path / "parts")
+        parts.open({}, resume=False)
+        (parts.folder / ".r.77.tmp.tif.whole").write_text("half")
+        parts.open({}, resume=True)
+        assert [path.name for path in parts.folder.iterdir()] == ["job.json"]
 
     def test_reduced(self, tmp_path):
         raster = classes()

@@ -1,12 +1,12 @@
 """Whole rasters out: places, edges, resuming, ranks and batches; with an identity for a model, and with a small one."""
 
 import gc
+import importlib.util
 import json
 import multiprocessing
 import os
 import signal
 import sys
-import uuid
 import weakref
 from dataclasses import asdict
 from pathlib import Path
@@ -25,11 +25,10 @@ from datasets.band import close_datasets
 from datasets.grid import open_survey
 from datasets.reopen import reopen_survey, stored_layers
 from datasets.statistics import overlap_matrix
-from scripts import measure_gapfill
+from scripts import measure_gapfill, measure_superresolution
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, write_survey
 from util.checkpoint import save_checkpoint
-from util.finer_products import detail_of, pool_known, refine_known
 from util.gap_products import GapMaker, NativeLayer
 from util.masked_products import ReconstructionMaker, Views
 from util.mosaic import units_of
@@ -37,6 +36,7 @@ from util.products import EmbeddingMaker, Engine, LayerValues, Meter
 
 CPU = torch.device("cpu")
 SIZE, PATCH = 16, 4
+KINDS = ("embeddings", "reconstruction", "gapfill", "superresolution")
 
 
 # ------------------------------------------------------------------------------------------------ a model that copies
@@ -214,20 +214,6 @@ class TestIdentity:
         assert np.isnan(filled[130:160, 110:140]).all() and np.isnan(sigma[130:160, 110:140]).all()
 
 
-class TestFiner:
-    def test_refining_keeps_gaps_and_pooling_is_strict(self):
-        image = plane(12, 10, 100.0)
-        image[3, 4] = np.nan
-        fine = refine_known(image, 2)
-        assert np.array_equal(np.isnan(fine), np.isnan(image).repeat(2, axis=0).repeat(2, axis=1))
-        assert np.isnan(refine_known(np.full((3, 3), np.nan), 2)).all()
-        assert np.isnan(pool_known(image, 2)).sum() == 1
-
-    def test_a_plane_has_no_detail(self):
-        detail = detail_of(plane(24, 20, 100.0), 2)
-        np.testing.assert_allclose(detail[6:-6, 6:-6], 0, atol=1e-4)
-
-
 # ------------------------------------------------------------------------------------------------------ a small model
 
 
@@ -301,6 +287,28 @@ def pixels_of(path):
 
 
 class TestOutputs:
+    @pytest.mark.parametrize("output", KINDS)
+    def test_every_file_reads_back(self, trained, tmp_path, output):
+        """As any program would find it: a cloud-optimised GeoTIFF that says where it lies, and a picture beside it."""
+        out = infer(trained, tmp_path, output, "--clusters", "3")
+        files = sorted(out.glob("*.tif"))
+        assert files
+        for path in files:
+            with rasterio.open(path) as file:
+                assert file.crs.to_epsg() == 28354 and file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+                assert file.profile["tiled"] and file.profile["compress"] == "deflate"
+                assert file.bounds.left == 500_000 and file.bounds.top == 6_000_000
+                assert file.nodata == 0 if file.dtypes[0] == "uint8" else np.isnan(file.nodata)
+                assert all(file.descriptions) and file.tags()["output"] == output
+                mask, pixels = file.read_masks(1) > 0, file.read(1)
+                assert 0.5 < mask.mean() < 1 and np.isfinite(pixels[mask]).all()
+            assert path.with_suffix(".png").exists() == (path.stem != "embeddings")
+            if importlib.util.find_spec("rio_cogeo") is not None:
+                from rio_cogeo.cogeo import cog_validate
+
+                valid, errors, warnings = cog_validate(path)
+                assert valid and not errors and not warnings
+
     def test_embeddings(self, trained, tmp_path):
         out = infer(trained, tmp_path, "embeddings", "--clusters", "3", "--num_workers", "0")
         assert sorted(path.name for path in out.iterdir()) == sorted(
@@ -389,10 +397,41 @@ class TestOutputs:
         error, baseline = (np.std((image - fine)[known]) for image in (inferred, interpolated))
         assert error < 1.1 * baseline and np.corrcoef(inferred[known], fine[known])[0, 1] > 0.95
 
-    def test_superresolution_of_what_was_never_finer(self, trained, tmp_path, capsys):
-        infer(trained, tmp_path, "superresolution", status=2)
+    def test_superresolution_to_the_pixels_of_a_neighbour(self, trained, tmp_path):
+        """Gravity of 200 m at the 100 m of magnetics, which the model learned only with base pixels twice as fine."""
+        out = infer(trained, tmp_path / "a", "superresolution")
+        assert {path.name for path in out.glob("*.tif")} == {"superresolution_gravity_4x.tif"}
+        with rasterio.open(out / "superresolution_gravity_4x.tif") as file:
+            tags = file.tags()
+            assert tags["inferred"].startswith("yes: pixels of 100, finer than the layer's own; known at 2x (200)")
+            assert tags["trained_scale"] == "2x"
+            assert tags["method"].endswith("the model is run with base pixels of 200, and was trained with 400")
+            assert file.res == (100.0, 100.0) and file.units == ("mGal",) * 2
+            pixels = file.read()
+        measured = pixels_of(trained.survey / "gravity.tif")[0]
+        known = measured != -99999
+        for image in pixels:
+            assert np.array_equal(np.isfinite(image), known.repeat(2, 0).repeat(2, 1))
+            means = image.reshape(80, 2, 80, 2).mean(axis=(1, 3))
+            np.testing.assert_allclose(means[known], measured[known], atol=2e-3)
+        other = infer(trained, tmp_path / "b", "superresolution", "--block_size", "16")
+        again = pixels_of(other / "superresolution_gravity_4x.tif")
+        np.testing.assert_allclose(again, pixels, atol=1e-4 * np.nanstd(pixels))  # no seams between squares
+
+    def test_superresolution_beyond_what_can_be_refined(self, trained, tmp_path, caplog):
+        mean = pixels_of(trained.survey / "gravity.tif")[0].reshape(40, 2, 40, 2).mean(axis=(1, 3))
+        write_grid(tmp_path / "gravity.tif", np.where(np.abs(mean) < 1e6, mean, np.nan), resolution=400.0)
+        (tmp_path / "magnetics.tif").write_bytes((trained.survey / "magnetics.tif").read_bytes())
+        out = infer(trained, tmp_path / "out", "superresolution", "--data_dir", str(tmp_path))
+        assert {path.name for path in out.glob("*.tif")} == {"superresolution_gravity_2x.tif"}
+        assert "not trained to refine these layers: 'gravity' at 100 (it learned 'gravity' down to 200" in caplog.text
+
+    def test_superresolution_of_the_finest_layer(self, trained, tmp_path, capsys):
+        (tmp_path / "magnetics.tif").write_bytes((trained.survey / "magnetics.tif").read_bytes())
+        more = ("--data_dir", str(tmp_path), "--missing_layers", "allow")
+        infer(trained, tmp_path / "out", "superresolution", *more, status=2)
         message = capsys.readouterr().err
-        assert "every layer here is as fine as the model has ever seen it" in message
+        assert "no layer here is coarser than a neighbour or than in training" in message
         assert "'gravity' down to 200; 'magnetics' down to 100" in message
 
     def test_area_of_interest(self, trained, tmp_path):
@@ -405,6 +444,26 @@ class TestOutputs:
         name = "reconstruction_magnetics_4x.tif"
         expected = np.where(inside, pixels_of(whole / name), np.nan)
         np.testing.assert_array_equal(pixels_of(part / name), expected)
+
+    @pytest.mark.parametrize("output", ["embeddings", "reconstruction", "gapfill"])
+    def test_constant_layer(self, trained, tmp_path, caplog, output):
+        """A layer without any variation, such as zeros to test with, is used and named."""
+        (tmp_path / "gravity.tif").write_bytes((trained.survey / "gravity.tif").read_bytes())
+        write_grid(tmp_path / "magnetics.tif", np.zeros((160, 160), np.float32))
+        more = ("--data_dir", str(tmp_path), "--max_gap", "2000")
+        out = infer(trained, tmp_path / "out", output, *more)
+        assert "layer 'magnetics': constant: every valid pixel is 0" in caplog.text
+        name = {"embeddings": "embeddings", "reconstruction": "reconstruction_magnetics_4x"}
+        pixels = pixels_of(out / f"{name.get(output, 'gapfill_magnetics')}.tif")
+        assert np.isfinite(pixels[0]).any() and output != "gapfill" or (pixels == 0).all()
+
+    def test_values_unlike_those_of_training(self, trained, tmp_path, caplog):
+        (tmp_path / "gravity.tif").write_bytes((trained.survey / "gravity.tif").read_bytes())
+        noise = np.random.default_rng(0).normal(5e5, 1, (160, 160)).astype(np.float32)
+        write_grid(tmp_path / "magnetics.tif", noise)
+        infer(trained, tmp_path / "out", "embeddings", "--data_dir", str(tmp_path))
+        assert "layer 'magnetics': values here are about 500000, in training they were" in caplog.text
+        assert "are the units the same?" in caplog.text and "layer 'gravity'" not in caplog.text
 
     def test_missing_layer(self, trained, tmp_path, capsys):
         alone = tmp_path / "alone"
@@ -423,34 +482,37 @@ class TestOutputs:
 class TestSameResult:
     """Batches change the order of sums in matrix products only: 1e-5 of the spread; ranks change nothing at all."""
 
-    @pytest.mark.parametrize("output", ["embeddings", "reconstruction"])
+    @pytest.mark.parametrize("output", KINDS)
     def test_batch_sizes(self, trained, tmp_path, output):
         found = {}
         for size in (1, 7, 64):
-            out = infer(trained, tmp_path / str(size), output, "--batch_size", str(size))
+            out = infer(trained, tmp_path / str(size), output, "--batch_size", str(size), "--block_size", "40")
             found[size] = {p.name: pixels_of(p) for p in out.glob("*.tif") if "pca" not in p.name}
         for size in (1, 7):
             for name, pixels in found[size].items():
-                tolerance = 1e-5 * np.nanstd(found[64][name]) * (10 if "reconstruction" in name else 1)
+                tolerance = 1e-5 * np.nanstd(found[64][name]) * (1 if output == "embeddings" else 10)
                 np.testing.assert_allclose(pixels, found[64][name], rtol=1e-5, atol=tolerance)
 
     def test_ranks(self, trained, tmp_path):
-        one = infer(trained, tmp_path / "one", "reconstruction")
-        meeting = f"file://{tmp_path}/meet-{uuid.uuid4().hex}"
         context = multiprocessing.get_context("forkserver")
         processes = []
         for rank in range(2):
-            more = ("--world_size", "2", "--local_rank", str(rank), "--dist_url", meeting)
-            argv = arguments(trained, tmp_path / "two", "reconstruction", *more)
-            processes.append(context.Process(target=_infer_and_exit, args=(argv,)))
+            runs = []
+            for output in KINDS:
+                meeting = f"file://{tmp_path}/meet-{output}"
+                more = ("--world_size", "2", "--local_rank", str(rank), "--dist_url", meeting)
+                runs.append(arguments(trained, tmp_path / "two", output, *more))
+            processes.append(context.Process(target=_infer_and_exit, args=(runs,)))
             processes[-1].start()
+        for output in KINDS:
+            infer(trained, tmp_path / "one", output)
         for process in processes:
-            process.join(120)
+            process.join(180)
             assert process.exitcode == 0
-        files = list(one.glob("*.tif"))
-        assert len(files) == 5
-        for path in files:
-            np.testing.assert_array_equal(pixels_of(path), pixels_of(tmp_path / "two" / path.name))
+        files = sorted(path.name for path in (tmp_path / "one").glob("*.tif"))
+        assert files == sorted(path.name for path in (tmp_path / "two").glob("*.tif")) and len(files) == 10
+        for name in files:
+            np.testing.assert_array_equal(pixels_of(tmp_path / "one" / name), pixels_of(tmp_path / "two" / name))
 
     def test_what_lies_under_nodata_changes_nothing(self, trained, tmp_path):
         other = write_survey(tmp_path / "survey", under_nodata=float("nan"))
@@ -459,12 +521,24 @@ class TestSameResult:
         np.testing.assert_array_equal(pixels_of(first / "embeddings.tif"), pixels_of(second / "embeddings.tif"))
 
 
-def _infer_and_exit(argv):
+def _infer_and_exit(runs):
     for name in TORCHRUN_VARIABLES:
         os.environ.pop(name, None)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    sys.exit(main_inference.main(argv))
+    sys.exit(max(main_inference.main(argv) for argv in runs))
+
+
+def test_finer_base_pixels_of_the_same_ground(trained):
+    """A window looked at with finer base pixels gives the tiles of a survey that was opened with them."""
+    fine, coarse = reopen(trained.survey, base=200.0), reopen(trained.survey)
+    origins = np.array([[8, 4], [20, 30]])
+    expected = fine.read(8, 4, 60, 60).sample(origins, CPU)
+    found = coarse.read(4, 2, 30, 30).zoomed(2).sample(origins, CPU)
+    assert coarse.zoomed(2).known == fine.known and coarse.zoomed(2) is coarse.zoomed(2)
+    for a, b in zip(found[:2], expected[:2], strict=True):
+        assert torch.equal(a, b)
+    assert found.valid.any() and all(torch.equal(a, b) for a, b in zip(found.imgs_up, expected.imgs_up, strict=True))
 
 
 def test_a_window_of_ground_is_let_go_at_once(trained):
@@ -502,6 +576,24 @@ class TestStopping:
         assert (0, 0) not in [tuple(s) for s in seen[:2]] and (out / "embeddings.tif").exists()
         np.testing.assert_array_equal(pixels_of(out / "embeddings.tif"), pixels_of(whole / "embeddings.tif"))
         assert not (out / ".embeddings.parts").exists()
+
+    @pytest.mark.parametrize(
+        ("where", "left"),
+        [
+            ("ckpt.load_checkpoint", []),
+            ("reopen_survey", []),
+            ("makers.position_means", []),
+            ("results.join", [".embeddings.parts"]),
+        ],
+    )
+    def test_interrupted_outside_the_loop(self, trained, tmp_path, monkeypatch, capsys, where, left):
+        def interrupted(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(f"main_inference.{where}", interrupted)
+        infer(trained, tmp_path, status=1)
+        assert capsys.readouterr().err.rstrip().endswith("main_inference: stopped by Ctrl-C")
+        assert [path.name for path in tmp_path.iterdir()] == left
 
     def test_resumed_with_other_options(self, trained, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(main_inference, "compute", lambda *_: False)
@@ -588,6 +680,21 @@ def test_measuring_gap_filling(trained, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[3].startswith("| magnetics | 800 | 2 | ")
     assert all(float(cell) > 0 for line in lines[2:] for cell in line.split("|")[4:7])
+    assert all(np.isfinite(float(line.split("|")[9])) for line in lines[2:])
+
+
+def test_measuring_superresolution(trained, tmp_path, capsys):
+    flags = ["--checkpoint", str(trained.checkpoint), "--inference", "--device", "cpu", "--block_size", "40"]
+    assert measure_superresolution.main([*flags[:2], "--layer", "magnetics", *flags[2:]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[2].startswith("| 100 | 200 | ")
+    errors = [float(cell) for cell in lines[2].split("|")[3:7]]
+    assert 0 < errors[1] < errors[2] < errors[3]  # keeping means is better than bicubic, and that than repeating
+    fine = write_grid(tmp_path / "fine.tif", plane(160, 160, 100.0))
+    assert measure_superresolution.main([*flags[:2], "--layer", "gravity", "--truth", str(fine), *flags[2:]]) == 0
+    assert capsys.readouterr().out.splitlines()[2].startswith("| 100 | 200 | ")
+    assert measure_superresolution.main([*flags[:2], "--layer", "other"]) == 2
+    assert "no layer 'other'; expected one of gravity, magnetics" in capsys.readouterr().err
 
 
 def test_model_without_targets_agrees_with_training(trained):

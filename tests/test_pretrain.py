@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -372,6 +373,22 @@ def test_more_epochs_than_needed_say_so(plain, survey, caplog):
     assert surveys.train(survey, plain, "--resume", "auto") == 0
     assert "all 2 epochs are done; a larger --epochs would go on" in caplog.text
     assert surveys.same_bits(surveys.checkpoint(plain), before)
+
+
+@pytest.mark.parametrize("where", ["open_survey", "log_window"])
+def test_ctrl_c_ends_with_one_line(survey, tmp_path, monkeypatch, capsys, where):
+    """Before the loop once is enough, within it twice ends it at once: no traceback, no half checkpoint."""
+
+    def interrupted(*_, **__):
+        if where == "open_survey":
+            raise KeyboardInterrupt
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(main_pretrain, where, interrupted)
+    assert surveys.train(survey, tmp_path) == 1
+    assert capsys.readouterr().err.rstrip().endswith("main_pretrain: stopped by Ctrl-C")
+    assert not list(tmp_path.glob("*checkpoint*"))
 
 
 # Losses that are not finite

@@ -430,6 +430,11 @@ class TestScan:
         with pytest.raises(ValueError, match=f"constant: every valid pixel is {value:g} "):
             scan(opened(write_grid(tmp_path / "a.tif", values)))
 
+    def test_a_constant_that_is_allowed_is_said(self, tmp_path):
+        summary = scan(opened(write_grid(tmp_path / "a.tif", np.zeros((3, 4), "float32"))), allow_constant=True)
+        assert summary.suspicious == ("constant: every valid pixel is 0 (invalid: not finite; |value| >= 1e+30)",)
+        assert (summary.minimum, summary.maximum, summary.std) == (0, 0, 0)
+
     def test_constant_apart_from_a_dummy(self, tmp_path):
         values = np.full((3, 4), 5.0, "float32")
         values[0, 0] = -99999.0

@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.finetune_data import (
-    LabelOptions,
-    SplitOptions,
-    labels_path,
-    layers_that_are,
-    open_layers,
-    open_targets,
-)
+from datasets.finetune_data import LabelOptions, SplitOptions, open_targets
+from datasets.finetune_layers import labels_path, layers_that_are, open_layers
 from datasets.label_map import LabelMap, seen_ground
 from datasets.window_targets import point_examples, tile_examples
 from tests import labelled, surveys
@@ -334,7 +328,7 @@ def test_values_that_are_all_the_same(survey, tmp_path):
     flat = write_grid(tmp_path / "flat.tif", np.full((160, 160), 2.5, np.float32))
     data = targets(survey, flat, task="regression")
     with pytest.raises(ValueError, match="training values are all 2.5; expected values that differ"):
-        data.targets.fold(0).facts  # noqa: B018
+        data.targets.fold(0)
 
 
 def test_one_class_left_in_training(survey, tmp_path, labels_folder):

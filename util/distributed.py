@@ -369,10 +369,10 @@ def gradients_shared(model: nn.Module, shared: bool) -> contextlib.AbstractConte
     return contextlib.nullcontext()
 
 
-def report_end(error: Exception, *, program: str, ranks: Ranks, status: int) -> int:
+def report_end(error: BaseException, *, program: str, ranks: Ranks, status: int) -> int:
     """Says on standard error why a program ends, leaves the group and returns the exit status.
 
-    What all processes have met is said once, by the main one; what one has met alone, by itself.
+    What all processes have met is said once, by the main one; what one has met alone, by itself. Ctrl-C is no error.
 
     Args:
         error: what ended it.
@@ -380,7 +380,10 @@ def report_end(error: Exception, *, program: str, ranks: Ranks, status: int) -> 
         ranks: which process this is.
         status: exit status to return.
     """
-    if ranks.is_main:
+    if isinstance(error, KeyboardInterrupt):
+        if ranks.is_main:
+            sys.stderr.write(f"\n{program}: stopped by Ctrl-C\n")
+    elif ranks.is_main:
         sys.stderr.write(f"{program}: error: {error}\n")
     elif not is_shared(error):
         sys.stderr.write(f"{program}: error in process {ranks.rank} of {ranks.world_size}: {error}\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import pickle
 import re
@@ -57,6 +58,14 @@ class EncoderWeights:
     config: dict[str, Any]
     contents: dict[str, Any]
     published: bool
+
+    def digest(self) -> str:
+        """First digits of a SHA-256 over names and values, to tell whether weights are the same."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state.items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

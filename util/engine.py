@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import signal
 import threading
 from collections.abc import Callable
@@ -27,17 +29,18 @@ def make_adamw(groups: list[dict], *, lr: float, betas: tuple[float, float] = (0
 def seed_step(seed: int, *, step: int, rank: int) -> None:
     """Sets the global generators for one update, so that what draws from them does not depend on the updates before.
 
-    Stochastic depth and timm's mixing take no generator of their own; seeded anew at each update, a run that is resumed
-    draws what it would have drawn.
+    Stochastic depth (torch), timm's mixing (numpy) and erasing (Python) take no generator of their own; seeded anew at
+    each update, a run that is resumed draws what it would have drawn.
 
     Args:
         seed: seed of the run.
         step: number of the update.
         rank: of this process: each drops and mixes for itself.
     """
-    state = np.random.SeedSequence((seed, step, rank)).generate_state(2)
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(3)
     torch.manual_seed(int(state[0]))
     np.random.seed(int(state[1]))
+    random.seed(int(state[2]))
 
 
 class Updater:
@@ -210,12 +213,16 @@ class StepMeter:
 class Stop:
     """Within its context, remembers that a signal asked the run to end; a second Ctrl-C ends it at once.
 
+    Args:
+        note: said on standard error when a signal comes, if the end may take a while.
+
     Attributes:
         signal: number of the signal, None until there is one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: str = "") -> None:
         self.signal: int | None = None
+        self._note = note
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -233,4 +240,6 @@ class Stop:
     def _remember(self, number: int, _: object) -> None:
         if number == signal.SIGINT == self.signal:
             raise KeyboardInterrupt
+        if self._note and self.signal is None:
+            os.write(2, f"\n{self._note}\n".encode())
         self.signal = number

@@ -4,37 +4,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.interpolate import make_interp_spline
 
-from util.geotiff import RasterInfo
 from util.masked_products import Views, mosaic_views
 from util.mosaic import Unit
 from util.products import Arrays, Engine, Ground, LayerValues, Window
+from util.raster_info import RasterInfo
 from util.scale_heads import cell_average_taps
 
-MARGIN = 4
-"""Base-scale pixels around a unit that interpolation sees."""
+Pair = tuple[int, int]
+"""(scale, channel)."""
+
+MARGIN = 16
+"""Base-scale pixels around a unit that interpolation sees: what lies further away counts for less than 1e-8."""
+
+
+class ZoomableWindow(Protocol):
+    """Ground that was read and can be looked at with finer base pixels."""
+
+    def zoomed(self, zoom: int) -> Window:
+        """The same ground with base-scale pixels `zoom` times finer."""
 
 
 def refine_known(image: np.ndarray, factor: int) -> np.ndarray:
     """Interpolation of (h, w) cell means with gaps to (factor * h, factor * w), NaN where they are not known.
 
-    Parabolas through three cell means: exact for quadratic fields, and the parts of a cell average back to it.
+    Along each axis a cubic spline runs through the sums up to the edges of the cells; its differences are the means
+    over their parts. So the result is smooth across cells, and the parts of a cell average back to it.
     """
     known = np.isfinite(image)
     if not known.any():
         return np.full((image.shape[0] * factor, image.shape[1] * factor), np.nan, dtype=np.float32)
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
-    taps = cell_average_taps(factor).numpy()
-    fine = image[tuple(nearest)].astype(np.float32)
+    fine = image[tuple(nearest)].astype(np.float64)
     for _ in range(2):  # rows, then columns
-        padded = np.pad(fine, ((1, 1), (0, 0)), mode="edge")
-        parts = [t[0] * padded[:-2] + t[1] * padded[1:-1] + t[2] * padded[2:] for t in taps]
-        fine = np.stack(parts, axis=1).reshape(-1, fine.shape[1]).T
+        count = len(fine)
+        sums = np.concatenate([np.zeros((1, fine.shape[1])), np.cumsum(fine, axis=0)])
+        curve = make_interp_spline(np.arange(count + 1.0), sums, k=min(3, count))
+        fine = factor * np.diff(curve(np.arange(count * factor + 1) / factor), axis=0).T
     return np.where(known.repeat(factor, axis=0).repeat(factor, axis=1), fine, np.nan).astype(np.float32)
 
 
@@ -44,8 +57,64 @@ def pool_known(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def detail_of(image: np.ndarray, factor: int) -> np.ndarray:
-    """What an image holds beyond the interpolation of its own means over squares of `factor` pixels."""
-    return image - refine_known(pool_known(image, factor), factor)
+    """What a predicted (h, w) image holds beyond the parabolas that the model's light heads begin with.
+
+    Those run through the means over squares of `factor` pixels along each axis; NaN where such a mean is unknown.
+    """
+    coarse = pool_known(image, factor)
+    known = np.isfinite(coarse)
+    if not known.any():
+        return np.full_like(image, np.nan)
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    taps = cell_average_taps(factor).numpy()
+    fine = coarse[tuple(nearest)]
+    for _ in range(2):  # rows, then columns
+        padded = np.pad(fine, ((1, 1), (0, 0)), mode="edge")
+        parts = [t[0] * padded[:-2] + t[1] * padded[1:-1] + t[2] * padded[2:] for t in taps]
+        fine = np.stack(parts, axis=1).reshape(-1, fine.shape[1]).T
+    return np.where(known.repeat(factor, axis=0).repeat(factor, axis=1), image - fine, np.nan)
+
+
+@dataclass(frozen=True)
+class FinerStep:
+    """A coarse layer to be predicted at a finer scale.
+
+    Attributes:
+        channel: number of the layer.
+        scale: of the result; the layer is not known at it.
+        known: finest scale at which it is known here, a divisor of `scale`.
+        zoom: the network is run on base pixels so many times finer, so that a scale that it was trained to predict the
+            layer at becomes `scale`; 1 where it was trained at `scale` itself. Divides `known` and `scale`.
+    """
+
+    channel: int
+    scale: int
+    known: int
+    zoom: int = 1
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the result along a pixel of what is known."""
+        return self.scale // self.known
+
+
+def finer_step(
+    channel: int, scale: int, *, known: Mapping[int, Sequence[int]], scored: Mapping[int, Sequence[int]]
+) -> FinerStep | None:
+    """How a layer can be predicted at a scale, with the least zoom; None if it cannot.
+
+    Args:
+        channel: number of the layer.
+        scale: of the result, finer than the layer.
+        known: for each scale, the layers that are as fine.
+        scored: for each scale, the layers that the model was trained to predict at it.
+    """
+    finest = max((s for s in known if channel in known[s] and scale % s == 0), default=0)
+    for zoom in range(1, finest + 1):
+        at = scale // zoom
+        if scale % zoom == 0 and finest % zoom == 0 and channel in scored.get(at, ()) and at > finest // zoom:
+            return FinerStep(channel, scale, finest, zoom)
+    return None
 
 
 class FinerMaker:
@@ -55,7 +124,7 @@ class FinerMaker:
         engine: the network.
         ground: the base-scale pixels.
         layers: all layers, in channel order.
-        wanted: (channel, scale, finest scale at which the layer is known), the last a divisor of the scale.
+        steps: what to predict, each channel and scale once.
         views: how tiles are shown.
         tags: facts to write along.
 
@@ -69,34 +138,45 @@ class FinerMaker:
         ground: Ground,
         *,
         layers: Sequence[LayerValues],
-        wanted: Sequence[tuple[int, int, int]],
+        steps: Sequence[FinerStep],
         views: Views,
         tags: Mapping[str, str],
     ) -> None:
-        self.engine, self.ground, self.layers, self.wanted, self.views = engine, ground, layers, wanted, views
+        self.engine, self.ground, self.layers, self.steps, self.views = engine, ground, layers, steps, views
         self.reach = engine.model.img_size + MARGIN
         self.shares: dict[tuple[int, int], float] = {}
         self.rasters = {
-            self.name(c, s): RasterInfo(
+            self.name(step.channel, step.scale): RasterInfo(
                 crs=ground.crs,
                 left=ground.left,
                 top=ground.top,
-                resolution_x=ground.base / s,
-                resolution_y=ground.base / s,
-                rows=ground.rows * s,
-                cols=ground.cols * s,
+                resolution_x=ground.base / step.scale,
+                resolution_y=ground.base / step.scale,
+                rows=ground.rows * step.scale,
+                cols=ground.cols * step.scale,
                 dtype="float32",
                 nodata=math.nan,
-                names=(f"{layers[c].name} inferred", f"{layers[c].name} interpolated"),
-                units=(layers[c].unit,) * 2,
-                tags={
-                    **tags,
-                    "layer": layers[c].name,
-                    "scale": f"{s}x",
-                    "inferred": f"yes: finer than the layer's own pixels, known at {known}x",
-                },
+                names=tuple(f"{layers[step.channel].name} {what}" for what in ("inferred", "interpolated")),
+                units=(layers[step.channel].unit,) * 2,
+                tags={**tags, **self._facts(step)},
             )
-            for c, s, known in wanted
+            for step in steps
+        }
+
+    def _facts(self, step: FinerStep) -> dict[str, str]:
+        base = self.ground.base
+        return {
+            "layer": self.layers[step.channel].name,
+            "scale": f"{step.scale}x",
+            "inferred": f"yes: pixels of {base / step.scale:g}, finer than the layer's own; known at {step.known}x "
+            f"({base / step.known:g})",
+            "trained_scale": f"{step.scale // step.zoom}x",
+            "method": "spline that keeps the mean of each known pixel, and model detail"
+            + (
+                f"; the model is run with base pixels of {base / step.zoom:g}, and was trained with {base:g}"
+                if step.zoom > 1
+                else ""
+            ),
         }
 
     def name(self, channel: int, scale: int) -> str:
@@ -107,40 +187,58 @@ class FinerMaker:
         """Base-scale (rows, cols) to be divided into units."""
         return self.ground.rows, self.ground.cols
 
-    def _look(self, unit: Unit, window: Window, tiles: np.ndarray, pairs: Sequence[tuple[int, int]]) -> Any:
+    def _look(
+        self, unit: Unit, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
+    ) -> tuple[dict[Pair, np.ndarray], dict[Pair, np.ndarray]]:
         """Predicted and observed images by (scale, channel), model units, NaN where unknown."""
-        wanted: dict[int, list[int]] = {}
-        for s, c in sorted(set(pairs)):
-            wanted.setdefault(s, []).append(c)
-        predicted, observed = mosaic_views(
+        wanted, seen = ({s: [c for t, c in pairs if t == s] for s, _ in pairs} for pairs in (predict, observe))
+        mosaics = mosaic_views(
             self.engine,
             self.views,
             unit,
             tiles,
             lambda o: window.sample(o, self.engine.device),
             wanted,
-            observe=list(wanted),
+            observe=seen,
         )
-        images = ({s: mosaic.mean for s, mosaic in mosaics.items()} for mosaics in (predicted, observed))
-        return tuple({(s, c): found[s][k] for s, cs in wanted.items() for k, c in enumerate(cs)} for found in images)
+        images = ({s: mosaic.mean for s, mosaic in found.items()} for found in mosaics)
+        return tuple(  # type: ignore[return-value]
+            {(s, c): found[s][k] for s, cs in asked.items() for k, c in enumerate(cs)}
+            for found, asked in zip(images, (wanted, seen), strict=True)
+        )
 
     @torch.inference_mode()
-    def make(self, unit: Unit, window: Window) -> Arrays:
-        """The unit's finer grids."""
+    def make(self, unit: Unit, window: ZoomableWindow) -> Arrays:
+        """The unit's finer grids; the network is run for those to which it adds something."""
         grown = unit.grown(MARGIN)
-        pairs = [(s, c) for c, s, _ in self.wanted] + [(known, c) for c, _, known in self.wanted]
-        predicted, observed = self._look(grown, window, self.engine.tiles_of(grown, self.ground), pairs)
+        known = sorted({(step.known, step.channel) for step in self.steps})
+        tiles = self.engine.tiles_of(grown, self.ground)
+        _, observed = self._look(grown, window.zoomed(1), tiles, predict=(), observe=known)
+        details = self._details(grown, window)
         arrays: Arrays = {}
-        for c, s, known in self.wanted:
-            interpolated = refine_known(observed[known, c], s // known)
-            detail = detail_of(predicted[s, c], s // known)
-            inferred = interpolated + self.shares[c, s] * np.nan_to_num(detail)
+        for step in self.steps:
+            s, c = step.scale, step.channel
+            interpolated = refine_known(observed[step.known, c], step.factor)
+            inferred = interpolated + self.shares[c, s] * np.nan_to_num(details.get(step, 0.0))
             core = slice(MARGIN * s, -MARGIN * s)
             bands = np.stack([inferred, interpolated])[:, core, core]
             bands = bands * self.layers[c].spread + self.layers[c].location
             name = self.name(c, s)
             arrays[name] = (self.rasters[name], bands.astype(np.float32), unit.top * s, unit.left * s)
         return arrays
+
+    def _details(self, unit: Unit, window: ZoomableWindow) -> dict[FinerStep, np.ndarray]:
+        """The model's detail of the steps to which it adds something, model units, NaN where unknown."""
+        useful = [step for step in self.steps if self.shares[step.channel, step.scale] > 0]
+        found = {}
+        for zoom in sorted({step.zoom for step in useful}):
+            fine, steps = unit.zoomed(zoom), [step for step in useful if step.zoom == zoom]
+            pairs = sorted((step.scale // zoom, step.channel) for step in steps)
+            tiles = self.engine.tiles_of(fine, self.ground.zoomed(zoom))
+            predicted, _ = self._look(fine, window.zoomed(zoom), tiles, predict=pairs, observe=())
+            for step in steps:
+                found[step] = detail_of(predicted[step.scale // zoom, step.channel], step.factor)
+        return found
 
     @torch.inference_mode()
     def calibrate(self, windows: Callable[[Unit], Any], tiles: np.ndarray) -> dict[tuple[int, int], float]:
@@ -155,17 +253,20 @@ class FinerMaker:
             alone, at which the model predicts nothing that it sees.
         """
         size = self.engine.model.img_size
-        sums = {(c, s): np.zeros(2) for c, s, known in self.wanted if known % (s // known) == 0 and known > 1}
-        checked = [(c, s, known) for c, s, known in self.wanted if (c, s) in sums]
+        checked = [step for step in self.steps if step.known > 1 and step.known % step.factor == 0]
+        pairs = sorted({(step.known, step.channel) for step in checked})
+        sums = {step: np.zeros(2) for step in checked}
         for top, left in tiles.tolist() if checked else []:
             unit = Unit(0, 0, top, left, top + size, left + size)
-            around = unit.grown(size)
-            pairs = [(known, c) for c, _, known in checked]
-            predicted, observed = self._look(unit, windows(around), np.array([[top, left]]), pairs)
-            for c, s, known in checked:
-                detail = detail_of(predicted[known, c], s // known)
-                missed = detail_of(observed[known, c], s // known)
+            predicted, observed = self._look(
+                unit, windows(unit.grown(size)), np.array([[top, left]]), predict=pairs, observe=pairs
+            )
+            for step in checked:
+                key = step.known, step.channel
+                detail = detail_of(predicted[key], step.factor)
+                missed = observed[key] - refine_known(pool_known(observed[key], step.factor), step.factor)
                 both = np.isfinite(detail) & np.isfinite(missed)
-                sums[c, s] += (detail * missed)[both].sum(), np.square(detail[both]).sum()
-        found = {(c, s): 0.0 for c, s, _ in self.wanted}
-        return found | {key: float(np.clip(a / max(b, 1e-30), 0.0, 1.0)) for key, (a, b) in sums.items()}
+                sums[step] += (detail * missed)[both].sum(), np.square(detail[both]).sum()
+        found = {(step.channel, step.scale): 0.0 for step in self.steps}
+        measured = {step: float(np.clip(a / max(b, 1e-30), 0.0, 1.0)) for step, (a, b) in sums.items()}
+        return found | {(step.channel, step.scale): share for step, share in measured.items()}

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,13 @@ from util.figures import save_figure
 from util.log import JsonLines, Writer, make_writer, plain
 
 FACTS, METRICS, FITS = "run.json", "metrics.json", "fits"
+EVALUATION = "evaluation.json"
+PICTURES = ("scores", "map", "confusion", "success_rate", "calibration")
+OF_A_RUN = (FACTS, METRICS, FITS, "confusion.csv", "checkpoint-*.pth", "log.txt", "reconstruction-*.png") + tuple(
+    f"{name}.png" for name in PICTURES
+)
+"""What is moved aside when another run begins in the same folder; pre-training's records, too."""
+EVENTS = "events.out.tfevents.*"
 
 
 class FinetuneFiles:
@@ -50,7 +58,7 @@ class FinetuneFiles:
         """
         path = self.output_dir / FACTS
         if resume and path.exists():
-            ckpt.check_same_configuration(json.loads(path.read_text(encoding="utf-8")), facts, "options")
+            ckpt.check_same_configuration(_read_json(path), facts, "run.json")
             aside = None
         else:
             aside = self._set_aside()
@@ -61,8 +69,8 @@ class FinetuneFiles:
 
     def _set_aside(self) -> Path | None:
         """Moves all of an earlier run into a new folder earlier-<n>."""
-        names = (FACTS, METRICS, FITS, "log.txt", "layers.csv", "events.out.tfevents.*", "*.png", "*.csv", "*.pth")
-        found = sorted({path for name in names for path in self.output_dir.glob(name)})
+        found = [path for name in OF_A_RUN for path in sorted(self.output_dir.glob(name))]
+        found += sorted(self.log_dir.glob(EVENTS))
         if not found:
             return None
         number = 1
@@ -78,7 +86,7 @@ class FinetuneFiles:
         return self.output_dir if fold is None else self.output_dir / FITS / f"{arm}-fold{fold}"
 
     def forget(self, arm: str, fold: int | None, *, from_epoch: int) -> None:
-        """Removes the lines of a fit's epochs that will be trained again from log.txt: each epoch stands once."""
+        """Removes what log.txt says of a fit from an epoch on, which will be trained again: each line stands once."""
         if self._lines is None:
             return
         self._lines.close()
@@ -99,12 +107,22 @@ class FinetuneFiles:
             self._lines.write(record)
 
     def outcome(self, arm: str, fold: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """What a finished fit was scored, and its arrays; None if it is not finished."""
+        """What a finished fit was scored, and its arrays; None if it is not finished.
+
+        Raises:
+            ValueError: its files are damaged.
+        """
         folder = self.output_dir / FITS / f"{arm}-fold{fold}"
         if not (folder / "scores.json").exists():
             return None
-        with np.load(folder / "scores.npz") as arrays:
-            return json.loads((folder / "scores.json").read_text(encoding="utf-8")), dict(arrays)
+        try:
+            with np.load(folder / "scores.npz") as arrays:
+                return _read_json(folder / "scores.json"), dict(arrays)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{folder}: the scores of a finished fit cannot be read ({error}); remove scores.json and scores.npz "
+                "there, and --resume auto scores that fit again"
+            ) from error
 
     def keep(self, arm: str, fold: int, scores: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Writes what a fit was scored: the fit is finished once this is there."""
@@ -117,10 +135,11 @@ class FinetuneFiles:
         os.replace(temporary, folder / "scores.npz")
         write_json(folder / "scores.json", scores)
 
-    def metrics(self, table: Mapping[str, Any]) -> None:
-        """Writes metrics.json."""
+    def write(self, name: str, table: Mapping[str, Any]) -> Path:
+        """Writes a table as JSON; returns its path."""
         if self._enabled:
-            write_json(self.output_dir / METRICS, table)
+            write_json(self.output_dir / name, table)
+        return self.output_dir / name
 
     def draw(self, name: str, figure: Figure, step: int = 0) -> Path:
         """Writes a picture as PNG and into TensorBoard; returns its path."""
@@ -146,7 +165,15 @@ class FinetuneFiles:
 
 
 def _is_later(line: Mapping[str, Any], arm: str, fold: int | None, epoch: int) -> bool:
-    return line.get("arm") == arm and line.get("fold") == fold and line.get("epoch", -1) >= epoch
+    """Whether a line is of such an epoch of a fit, or of its scores."""
+    return line.get("arm") == arm and line.get("fold") == fold and line.get("epoch", math.inf) >= epoch
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON ({error}); restore it, or start afresh in another --output_dir") from error
 
 
 def write_json(path: Path, value: Any) -> None:

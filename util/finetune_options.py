@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from util import options
@@ -55,11 +56,19 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds which layers are read, and how; with a checkpoint its own settings are the defaults."""
     data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset_type",
+        default="grid",
+        choices=["grid", *options.SCENE_TYPES],
+        help="grid = rasters on disk; or a scene data set, for classification, see docs/scenes.md (grid)",
+    )
+    data.add_argument("--test_path", help="scenes: table of the images to test (else a share of the locations)")
+    data.add_argument(
+        "--val_fraction", type=options.fraction, default=0.1, help="scenes: share of locations to test (0.1)"
+    )
     data.add_argument("--data_dir", help="directory with the layers (those of the checkpoint, or the sample survey)")
     data.add_argument("--train_path", help="layers.csv that names them instead")
-    data.add_argument(
-        "--dropped_bands", type=options.count, nargs="+", default=[], metavar="N", help="from scratch only"
-    )
+    data.add_argument("--dropped_bands", type=options.count, nargs="*", metavar="N", help="from scratch only")
     data.add_argument(
         "--masked_bands", type=options.count, nargs="+", default=[], metavar="N", help="layers shown as no-data"
     )
@@ -132,7 +141,9 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--batch_size", type=options.positive_int, default=32, help="windows per step and process (32)")
     train.add_argument("--accum_iter", type=options.positive_int, default=1, help="micro-batches per update (1)")
     train.add_argument("--epochs", type=options.positive_int, default=15, help="epochs of each fit (15)")
-    train.add_argument("--tiles_per_epoch", type=options.positive_int, default=512, help="windows in an epoch (512)")
+    train.add_argument(
+        "--tiles_per_epoch", type=options.positive_int, help="windows in an epoch (512; of scenes, all images)"
+    )
     train.add_argument("--lr", type=options.positive, help="peak learning rate (1e-3, or as --blr gives it)")
     train.add_argument("--blr", type=options.positive, help="peak rate as blr x effective batch / 256")
     train.add_argument("--min_lr", type=options.non_negative, default=1e-6, help="final learning rate (1e-6)")
@@ -186,7 +197,6 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
     run.add_argument("--num_workers", type=options.count, default=2, help="threads that read ahead (2)")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked batches (on)")
-    run.add_argument("--log_every", type=options.positive_int, default=20, help="updates between lines of the log (20)")
     run.add_argument("--save_minutes", type=options.positive, default=10.0, help="minutes between checkpoints (10)")
     run.add_argument("--no_progress", action="store_true", help="no progress bar")
     run.add_argument("--world_size", type=options.positive_int, default=1, help="processes (set by torchrun)")
@@ -198,21 +208,24 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 MAY_CHANGE = set(
     "batch_size accum_iter world_size local_rank dist_url device num_workers pin_mem resume output_dir log_dir "
-    "log_every no_progress save_minutes cache data_dir train_path finetune baselines only_folds no_final "
+    "no_progress save_minutes cache data_dir train_path finetune baselines only_folds no_final "
     "grad_checkpointing eval".split()
 )
 """Options that do not decide the numbers of a fit, or whose effect is checked elsewhere."""
 
 WINDOWS_ONLY = {"mixup": 0.0, "cutmix": 0.0, "reprob": 0.0}
 PIXELS_ONLY = {"label_scale": 1, "head": None}
-SOURCES = ("labels", "data_dir", "train_path", "label_column", "label_band")
+SCENE_SIZE = 96
+"""Edge of images at the base scale without a checkpoint: that of SatMAE++."""
+SCRATCH_ONLY = ("model", "model_type", "patch_size", "dropped_bands", "grouped_bands", "scales")
+"""What a checkpoint decides."""
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuses options that do not go together.
+def check_resume(args: argparse.Namespace) -> None:
+    """Refuses a --resume that does not go with what is to be done.
 
     Raises:
-        ValueError: naming the flag, its value and what would do.
+        ValueError: naming what would do.
     """
     if args.eval and args.resume in ("", "auto"):
         raise ValueError("--eval needs --resume CHECKPOINT: a fine-tuned checkpoint to score")
@@ -221,6 +234,15 @@ def check(args: argparse.Namespace) -> None:
             f"--resume {args.resume}: expected auto, to go on with what --output_dir holds (a checkpoint's path is for "
             "--eval; weights to start from are given by --finetune)"
         )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses options that do not go together.
+
+    Raises:
+        ValueError: naming the flag, its value and what would do.
+    """
+    _check_scenes(args)
     wrong = PIXELS_ONLY if args.task == "classification" else WINDOWS_ONLY
     for name, default in wrong.items():
         if getattr(args, name) != default:
@@ -232,6 +254,16 @@ def check(args: argparse.Namespace) -> None:
         )
     if args.split == "from_checkpoint" and not args.finetune:
         raise ValueError("--split from_checkpoint needs --finetune CHECKPOINT: the ground it held out is tested")
+    if args.split == "from_checkpoint" and args.patience:
+        raise ValueError(
+            f"--patience {args.patience} with --split from_checkpoint: that split sets no ground aside to validate on; "
+            "leave --patience out, or use --split blocks"
+        )
+    if args.finetune and Path(args.finetune).resolve().parent == Path(args.output_dir).resolve() and not args.eval:
+        raise ValueError(
+            f"--output_dir {args.output_dir} holds the checkpoint that --finetune names, which would be moved aside; "
+            "choose another directory"
+        )
 
 
 def baselines_of(args: argparse.Namespace) -> list[str]:
@@ -241,31 +273,68 @@ def baselines_of(args: argparse.Namespace) -> list[str]:
     return list(args.baselines) or list(DEFAULT_BASELINES)
 
 
-def with_stored(
-    args: argparse.Namespace, stored: Mapping[str, Any], parser: argparse.ArgumentParser
-) -> argparse.Namespace:
-    """The options that a checkpoint was made with, but for those that are given now or say where and how to run."""
-    defaults = vars(parser.parse_args([]))
-    given = {key for key, value in vars(args).items() if value != defaults[key]}
-    here = given | {
-        "eval",
-        "resume",
-        "device",
-        "output_dir",
-        "log_dir",
-        "world_size",
-        "local_rank",
-        "dist_url",
-        "baselines",
-    }
-    return argparse.Namespace(
-        **{key: value if key in here else stored.get(key, value) for key, value in vars(args).items()}
-    )
+def settle(args: argparse.Namespace, config: Mapping[str, Any], stored: Mapping[str, Any], *, again: bool) -> None:
+    """Writes into the options what a checkpoint decides, so that what is kept with a run is what was done.
+
+    Args:
+        args: the options; changed.
+        config: arguments of the checkpoint's model.
+        stored: the checkpoint's contents; of published weights nothing that is looked for here.
+        again: the checkpoint is a fine-tuned one to be scored: what was hidden from it stays hidden.
+
+    Raises:
+        ValueError: an option that is for training from scratch, and differs from the checkpoint's.
+    """
+    trained = stored.get("options", {})
+    kind = trained.get("dataset_type", args.dataset_type)
+    if kind != args.dataset_type:
+        raise ValueError(
+            f"--dataset_type {args.dataset_type}: the checkpoint {args.finetune} was trained with {kind}; give "
+            f"--dataset_type {kind}, or another checkpoint"
+        )
+    defaults = argparse.ArgumentParser()
+    add_data_options(defaults)
+    add_network_options(defaults)
+    known = {**trained, "patch_size": config["patch_size"]}
+    for name in SCRATCH_ONLY:
+        value = getattr(args, name)
+        if not again and value != defaults.get_default(name) and name in known and value != known[name]:
+            raise ValueError(
+                f"--{name} {value}: the checkpoint {args.finetune} was trained with {known[name]}; leave it out, or "
+                "train from scratch (without --finetune)"
+            )
+    if args.dataset_type != "grid":
+        for name in ("dropped_bands", "grouped_bands", "model_type"):
+            setattr(args, name, trained.get(name, getattr(args, name)))
+    args.patch_size = config["patch_size"]
+    args.input_size = args.input_size or config["img_size"]
+    args.base_resolution = args.base_resolution or stored.get("base_resolution") or trained.get("base_resolution")
+    args.extent = args.extent or trained.get("extent")
+    args.reproject = args.reproject or bool(trained.get("reproject"))
+    hidden = stored["hidden"] if again else trained.get("masked_bands") or ()
+    args.masked_bands = sorted({*args.masked_bands, *hidden})
 
 
-def looks_elsewhere(args: argparse.Namespace, stored: Mapping[str, Any]) -> bool:
-    """Whether labels or layers are others than those that a checkpoint was fitted on."""
-    return any(getattr(args, key) != stored.get(key) for key in SOURCES)
+def check_channels(path: str, config: Mapping[str, Any], channels: Mapping[str, Any]) -> None:
+    """Refuses published weights whose channels are not those of the layers.
+
+    Args:
+        path: the weights.
+        config: arguments of their encoder.
+        channels: `in_chans` and `channel_groups` of the layers; empty where a checkpoint named them itself.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if not channels:
+        return
+    theirs, ours = ([list(group) for group in groups["channel_groups"]] for groups in (config, channels))
+    if theirs != ours:
+        raise ValueError(
+            f"--finetune {path}: weights for {config['in_chans']} channels in groups {theirs}, but there are "
+            f"{channels['in_chans']} layers in groups {ours}; expected the same: choose layers and --grouped_bands to "
+            "match, or train from scratch (without --finetune)"
+        )
 
 
 def layer_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -283,13 +352,61 @@ def layer_options(args: argparse.Namespace) -> dict[str, Any]:
         "cache": args.cache,
         "allow_missing": args.missing_layers == "allow",
         "scratch": {
-            "dropped_bands": args.dropped_bands,
+            "dropped_bands": args.dropped_bands or [],
             "grouped_bands": args.grouped_bands,
             "one_group": args.model_type == "vanilla",
             "scales": args.scales,
             "seed": args.seed,
         },
     }
+
+
+def scene_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `open_scene_layers` that the options name."""
+    options.check_sizes(input_size=args.input_size or SCENE_SIZE, patch_size=args.patch_size, scales=args.scales)
+    return {
+        "dataset_type": args.dataset_type,
+        "train_path": args.train_path,
+        "dropped_bands": args.dropped_bands,
+        "masked_bands": args.masked_bands,
+        "grouped_bands": args.grouped_bands,
+        "one_group": args.model_type == "vanilla",
+        "input_size": args.input_size or SCENE_SIZE,
+        "scales": args.scales,
+        "val_fraction": 0.0 if args.test_path else args.val_fraction,
+        "seed": args.seed,
+    }
+
+
+def _check_scenes(args: argparse.Namespace) -> None:
+    """Refuses what does not go with scene data sets, or with rasters.
+
+    Raises:
+        ValueError: naming the flag and what would do.
+    """
+    if args.dataset_type == "grid":
+        if args.test_path is not None:
+            raise ValueError(
+                "--test_path goes with scene data sets (--dataset_type sentinel, rgb, euro_sat); rasters are tested on "
+                "folds of their own ground"
+            )
+        return
+    if args.task != "classification":
+        raise ValueError(f"--dataset_type {args.dataset_type} with --task {args.task}: expected --task classification")
+    names = ("labels", "data_dir", "base_resolution", "only_folds", "patience")
+    given = [name for name in names if getattr(args, name)]
+    if given or args.split != "blocks":
+        flag = given[0] if given else f"split {args.split}"
+        raise ValueError(
+            f"--{flag} does not go with --dataset_type {args.dataset_type}: its images carry their classes and lie on "
+            "no common ground; leave it out"
+        )
+    trees = {"trees", "forest"} & set(baselines_of(args))
+    if trees:
+        raise ValueError(
+            f"--baselines {min(trees)} does not go with --dataset_type {args.dataset_type}: trees look at pixels of "
+            "ground; expected scratch, probe or constant"
+        )
 
 
 def label_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from util.finetune_files import FinetuneFiles
-from util.finetune_scores import merged
+from util.finetune_scores import SampledMap, ground_units, merged, target_window
 from util.score_figures import arms_figure, calibration_figure, confusion_figure, success_rate_figure
 from util.score_maps import class_maps, point_maps, value_maps
 from util.scores import HEADLINES, confusion_scores, confusion_table, summarise
@@ -130,25 +130,78 @@ def out_of_fold(scored: Scored, files: FinetuneFiles, name: str) -> list[np.ndar
     return [outcome[1][name] for outcome in found if outcome is not None]
 
 
+@dataclass(frozen=True)
+class MapFrame:
+    """What maps have in common.
+
+    Attributes:
+        colours: of the classes, '#rrggbb'; none for values.
+        base_resolution: edge of a base-scale pixel, CRS units.
+        length_unit: of the CRS.
+    """
+
+    colours: Sequence[str]
+    base_resolution: float
+    length_unit: str
+
+
+def draw_map(scored: Scored, files: FinetuneFiles, data: Any, survey: Any) -> Path:
+    """Draws what the main arm predicted on test ground beside the truth; returns the picture's path.
+
+    Args:
+        scored: what was compared.
+        files: where the fits' predictions lie, and the picture goes.
+        data: `classes`, `folds`, and targets as `ground` or as `windows`.
+        survey: the layers' ground.
+    """
+    crs = survey.stack.reference.crs
+    metric = crs.is_projected and crs.linear_units.startswith("met")
+    frame = MapFrame(
+        colours=() if data.classes is None else data.classes.colours,
+        base_resolution=survey.base_resolution,
+        length_unit="degree" if crs.is_geographic else "m" if metric else crs.linear_units,
+    )
+    if data.windows is None:
+        labels, testing = data.ground.labels, data.folds.testing
+        shape, size = survey.shape, survey.input_size
+        return draw_ground(scored, files, frame, labels=labels, testing=testing, shape=shape, size=size)
+    centres, truth = data.windows.examples.centres, data.windows.examples.classes
+    folds = data.folds.fold_at(centres[:, 0], centres[:, 1])
+    return draw_points(scored, files, frame, centres=centres, truth=truth, folds=folds, shape=survey.shape)
+
+
 def draw_ground(
     scored: Scored,
     files: FinetuneFiles,
+    frame: MapFrame,
     *,
-    truth: np.ndarray,
-    folds: np.ndarray,
-    colours: Sequence[str],
-    pixel_size: float,
-    length_unit: str,
+    labels: Any,
+    testing: Callable[..., np.ndarray],
+    shape: tuple[int, int],
+    size: int,
 ) -> Path:
     """Draws maps of truth, prediction, error and folds of the main arm; each pixel as predicted where it was tested.
 
     Args:
-        truth: (rows, cols) class numbers or values, NaN = unlabelled; a `SampledMap`'s.
-        folds: likewise, number of the fold, NaN = in none.
-        colours: of the classes, '#rrggbb'.
-        pixel_size: ground width of these pixels, CRS units.
-        length_unit: of the CRS.
+        scored: what was compared.
+        files: where the fits' predictions lie, and the picture goes.
+        frame: how maps look.
+        labels: all of them, with `values`, `scale`, `read` and `labelled`.
+        testing: gives the pixels of a window that are tested in a fold.
+        shape: (rows, cols) of the ground, base-scale pixels.
+        size: edge of a training window, base-scale pixels.
     """
+    truth_map, fold_map = SampledMap(labels.values.shape), SampledMap(labels.values.shape)
+    for unit in ground_units(shape, size):
+        window = target_window(unit, labels.scale)
+        here = labels.labelled(*window)
+        truth_map.paint(window[0], window[1], np.where(here, labels.read(*window), np.nan).astype(np.float32))
+        tested = np.full(here.shape, np.nan, dtype=np.float32)
+        for fold in range(scored.facts["count"]):
+            tested[here & testing(fold, *window, scale=labels.scale)] = fold
+        fold_map.paint(window[0], window[1], tested)
+    truth, folds, colours = truth_map.values, fold_map.values, frame.colours
+    pixel_size, length_unit = frame.base_resolution / labels.scale * truth_map.step, frame.length_unit
     prediction = merged(out_of_fold(scored, files, "map"))
     common: dict[str, Any] = {"pixel_size": pixel_size, "length_unit": length_unit, "warning": scored.leak}
     common["title"] = f"{scored.arms[0]}: every pixel as predicted by the fit that did not see it"
@@ -162,25 +215,23 @@ def draw_ground(
 def draw_points(
     scored: Scored,
     files: FinetuneFiles,
+    frame: MapFrame,
     *,
     centres: np.ndarray,
     truth: np.ndarray,
     folds: np.ndarray,
-    colours: Sequence[str],
     shape: tuple[int, int],
-    pixel_size: float,
-    length_unit: str,
 ) -> Path:
     """Draws the examples of the main arm on the ground by truth, prediction, error and fold.
 
     Args:
+        scored: what was compared.
+        files: where the fits' predictions lie, and the picture goes.
+        frame: how maps look.
         centres: (n, 2) base-scale (row, col) of all examples.
         truth: (n,) their classes.
         folds: (n,) the fold in which each is tested, -1 = in none.
-        colours: of the classes, '#rrggbb'.
         shape: (rows, cols) of the ground, base-scale pixels.
-        pixel_size: edge of a base-scale pixel, CRS units.
-        length_unit: of the CRS.
     """
     numbers = np.concatenate(out_of_fold(scored, files, "numbers"))
     shares = np.concatenate(out_of_fold(scored, files, "shares"))
@@ -191,10 +242,10 @@ def draw_points(
         prediction,
         folds[numbers],
         names=scored.names,
-        colours=colours,
+        colours=frame.colours,
         shape=shape,
-        pixel_size=pixel_size,
-        length_unit=length_unit,
+        pixel_size=frame.base_resolution,
+        length_unit=frame.length_unit,
         title=f"{scored.arms[0]}: every example as predicted by the fit that did not see it",
         warning=scored.leak,
     )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from util.mosaic import Unit
+from util import distributed as dist
+from util.finetune_outputs import Outputs
+from util.mosaic import Unit, units_of
 from util.scores import HEADLINES, ClassificationScores, ProspectivityScores, RegressionScores, SegmentationScores
 
 MAP_PIXELS = 1200
 """Most pixels along the longer edge of the maps that are kept for pictures."""
+SCORED_TILES = 4
+"""Windows along the edge of the squares of ground that are predicted at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,65 +71,94 @@ class SampledMap:
         return np.arange(start, stop) * self.step + self._first - first, slice(start, stop)
 
 
-def score_dense(
-    units: Iterable[Unit],
+def score_ground(
+    outputs: Outputs,
+    scores: Any,
     *,
+    units: Sequence[Unit],
     scale: int,
     truth_of: Callable[[tuple[int, int, int, int]], tuple[np.ndarray, np.ndarray]],
-    predict: Callable[[Unit, np.ndarray], np.ndarray],
-    scores: Any,
-    picture: SampledMap,
+    shape: tuple[int, int],
     blocks_of: Callable[..., np.ndarray],
     sums: BlockSums,
-) -> None:
-    """Predicts test ground unit by unit, and scores it where it is labelled.
+) -> Outcome:
+    """Predicts test ground unit by unit, each process its share, and scores it where it is labelled.
 
     Args:
+        outputs: what predicts.
+        scores: collects.
         units: this process's share of the ground.
         scale: target pixels along the edge of a base-scale pixel.
         truth_of: gives labels (h, w) of a window (row, col, rows, cols) of target pixels, and which are tested.
-        predict: gives (K, h, w) class shares or values where the second argument is True.
-        scores: collects.
-        picture: takes the class of the largest share, or the value.
+        shape: (rows, cols) of all target pixels.
         blocks_of: gives the number of the block (h, w) of each pixel of a window.
         sums: collects by block.
+
+    Returns:
+        Scores over all processes; `map`, a `SampledMap` of the class of the largest share, or the value; `blocks`.
 
     Raises:
         ValueError: a tested pixel got no prediction.
     """
+    picture = SampledMap(shape)
     for unit in units:
-        window = (
-            unit.top * scale,
-            unit.left * scale,
-            (unit.bottom - unit.top) * scale,
-            (unit.right - unit.left) * scale,
-        )
+        window = target_window(unit, scale)
         truth, tested = truth_of(window)
         if not tested.any():
             continue
-        outputs = predict(unit, tested)
-        found = outputs[:, tested]
+        found = outputs.of_ground(unit, tested)[:, tested]
         missing = int((~np.isfinite(found).all(axis=0)).sum())
         if missing:
             raise ValueError(
                 f"no finite prediction at {missing} tested pixels of base rows {unit.top} to {unit.bottom}, columns "
                 f"{unit.left} to {unit.right}; lower --lr, and look at the layers there"
             )
-        is_classes = len(outputs) > 1
-        predictions = found.argmax(axis=0) if is_classes else found[0]
+        predictions = found.argmax(axis=0) if len(found) > 1 else found[0]
         scores.update(torch.from_numpy(predictions.copy()), torch.from_numpy(truth[tested]))
-        blocks = blocks_of(*window, scale=scale)[tested]
-        sums.add(np.maximum(blocks, 0), predictions, truth[tested])
+        sums.add(np.maximum(blocks_of(*window, scale=scale)[tested], 0), predictions, truth[tested])
         shown = np.full(tested.shape, np.nan, dtype=np.float32)
         shown[tested] = predictions
         picture.paint(window[0], window[1], shown)
+    blocks = np.sum(dist.gather_objects(sums.values), axis=0)
+    return Outcome(scores.compute(), {"map": merged(dist.gather_objects(picture.values)), "blocks": blocks})
 
 
-def only_at(pixels: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(K, h, w) of values (n, K) at pixels (n, 2), NaN elsewhere."""
-    image = np.full((values.shape[1], *shape), np.nan, dtype=np.float32)
-    image[:, pixels[:, 0], pixels[:, 1]] = values.T
-    return image
+def score_windows(
+    outputs: Outputs, scores: Any, *, numbers: np.ndarray, classes: np.ndarray, presence_only: bool
+) -> Outcome:
+    """Scores windows with one class each, each process its share.
+
+    Args:
+        outputs: what predicts.
+        scores: collects.
+        numbers: this process's share of the tested windows.
+        classes: class of every window.
+        presence_only: whether class 1 alone is ranked.
+
+    Returns:
+        Scores over all processes; `numbers` of the windows and their `shares`.
+    """
+    shares = outputs.of_windows(numbers)
+    scores.update(torch.from_numpy(shares[:, 1] if presence_only else shares), torch.from_numpy(classes[numbers]))
+    parts = dist.gather_objects((numbers, shares))
+    arrays = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(("numbers", "shares"))}
+    return Outcome(scores.compute(), arrays)
+
+
+def ground_units(shape: tuple[int, int], size: int) -> list[Unit]:
+    """Squares of ground to predict at a time, of some windows' width.
+
+    Args:
+        shape: (rows, cols) of the ground, base-scale pixels.
+        size: edge of a window, base-scale pixels.
+    """
+    return units_of(*shape, edge=SCORED_TILES * size)
+
+
+def target_window(unit: Unit, scale: int) -> tuple[int, int, int, int]:
+    """(row, col, rows, cols) of a unit in target pixels."""
+    rows, cols = unit.bottom - unit.top, unit.right - unit.left
+    return unit.top * scale, unit.left * scale, rows * scale, cols * scale
 
 
 class BlockSums:

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from util.gaps import RING, Filling, fillable, fit_filling, gap_details, resample_linear
-from util.geotiff import RasterInfo
+from util.filling import Filling, TriedGap, fit_filling, roughness
+from util.gaps import RING, fillable, gap_details, resample_linear
 from util.masked_products import Views, mosaic_views
 from util.mosaic import Unit
 from util.products import Arrays, Engine, Ground, LayerValues, Window
+from util.raster_info import RasterInfo
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,6 @@ class NativeLayer:
     Attributes:
         channel: its number.
         values: name, unit and statistics.
-        scale: the finest scale at which the model predicts it.
         left: western edge, CRS units.
         top: northern edge, CRS units.
         resolution_x: width of a pixel, CRS units.
@@ -34,11 +34,11 @@ class NativeLayer:
         cols: number of columns.
         ratio_yx: native pixels per base-scale pixel.
         offset_yx: native coordinate of the first base-scale pixel's edge.
+        scale: the finest scale at which the model predicts it.
     """
 
     channel: int
     values: LayerValues
-    scale: int
     left: float
     top: float
     resolution_x: float
@@ -47,6 +47,7 @@ class NativeLayer:
     cols: int
     ratio_yx: tuple[float, float]
     offset_yx: tuple[float, float]
+    scale: int = 1
 
     def window(self, unit: Unit) -> tuple[int, int, int, int]:
         """(row, col, rows, cols) of the pixels whose centres lie in a unit; they may lie outside of the layer."""
@@ -210,8 +211,13 @@ class GapMaker:
             spline, detail = self._details(layer, value, fill, predicted, grown)
             done = np.isfinite(spline)
             filled[done] = (spline + filling.share * detail)[done]
-            uncertainty[done] = filling.uncertainty(known)[done]
+            uncertainty[done] = filling.uncertainty(known, self._roughness(layer, value))[done]
         return np.stack([filled, uncertainty])
+
+    def _roughness(self, layer: NativeLayer, value: np.ndarray) -> np.ndarray:
+        """How rough the layer is around its gaps; looks across the widest of them."""
+        reach_y, reach_x = (self.max_gap / 2 / size + RING for size in (layer.resolution_y, layer.resolution_x))
+        return roughness(value, reach_y=reach_y, reach_x=reach_x)
 
     @torch.inference_mode()
     def calibrate(self, windows: Callable[[Unit], Any], tiles: np.ndarray, *, count: int) -> dict[int, Filling]:
@@ -233,7 +239,7 @@ class GapMaker:
         size = self.engine.model.img_size
         found = {}
         for layer in self.layers:
-            collected: list[tuple[np.ndarray, ...]] = []
+            collected: list[TriedGap] = []
             for top, left in tiles.tolist():
                 unit = Unit(0, 0, top, left, top + size, left + size)
                 window = windows(unit.grown(self.reach))
@@ -248,17 +254,13 @@ class GapMaker:
                 if len(collected) == count:
                     break
             try:
-                found[layer.channel] = (
-                    fit_filling(*zip(*collected, strict=True)) if collected else fit_filling([], [], [], [])
-                )
+                found[layer.channel] = fit_filling(collected)
             except ValueError as error:
                 raise ValueError(f"layer '{layer.values.name}': {error}; lower --max_gap") from error
         return found
 
-    def _try_gap(
-        self, layer: NativeLayer, unit: Unit, window: Any, truth: np.ndarray, gap: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
-        """Spline, detail, truth and place of one artificial gap."""
+    def _try_gap(self, layer: NativeLayer, unit: Unit, window: Any, truth: np.ndarray, gap: np.ndarray) -> TriedGap:
+        """What is said of one artificial gap, and the truth."""
         native = layer.window(unit)
         marks = np.zeros((unit.bottom - unit.top, unit.right - unit.left), dtype=bool)
         rows, cols = np.nonzero(gap)
@@ -267,8 +269,9 @@ class GapMaker:
             np.floor(layer.base_place(native[1], native[3], 1)[cols]).astype(int) - unit.left,
         ] = True
         predicted = self._predict(unit, marks, window)
-        spline, detail = self._details(layer, np.where(gap, np.nan, truth), gap, predicted, unit)
-        return spline, detail, truth, gap
+        value = np.where(gap, np.nan, truth)
+        spline, detail = self._details(layer, value, gap, predicted, unit)
+        return TriedGap(spline, detail, truth, gap, self._roughness(layer, value))
 
 
 def _middle(native: tuple[int, int, int, int], height: float, width: float) -> np.ndarray:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage, sparse
@@ -16,9 +14,6 @@ RING = 4
 
 SPLINE_POINTS = 1500
 """Most points of a spline: its cost grows with their cube."""
-
-DISTANCES = 8
-"""Distances at which errors are told apart."""
 
 
 def fillable(valid: np.ndarray, *, width_y: float, width_x: float) -> np.ndarray:
@@ -44,26 +39,6 @@ def fillable(valid: np.ndarray, *, width_y: float, width_x: float) -> np.ndarray
     grown = ndimage.distance_transform_edt(~padded, sampling=sampling) <= 1.0
     closed = ndimage.distance_transform_edt(grown, sampling=sampling) > 1.0
     return closed[margin_y:-margin_y, margin_x:-margin_x] & ~valid
-
-
-@dataclass(frozen=True)
-class Filling:
-    """How a layer's gaps are filled, as found on artificial ones.
-
-    Attributes:
-        share: of the model's detail that is added to the spline, 0..1.
-        distances: increasing distances to the nearest valid pixel, pixels.
-        errors: root mean square errors at these distances, never decreasing, units of the layer.
-    """
-
-    share: float
-    distances: tuple[float, ...]
-    errors: tuple[float, ...]
-
-    def uncertainty(self, valid: np.ndarray) -> np.ndarray:
-        """(rows, cols) float32: the error expected at each invalid pixel, 0 at valid ones."""
-        distance = ndimage.distance_transform_edt(~valid)
-        return np.where(valid, 0.0, np.interp(distance, self.distances, self.errors)).astype(np.float32)
 
 
 def gap_details(values: np.ndarray, predicted: np.ndarray, fill: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -111,44 +86,6 @@ def _spline(points: np.ndarray, values: np.ndarray, targets: np.ndarray) -> np.n
     if len(some) < len(points):
         result = result + _interpolate(points, values - surface(points), targets)
     return result
-
-
-def fit_filling(
-    splines: Sequence[np.ndarray],
-    details: Sequence[np.ndarray],
-    truths: Sequence[np.ndarray],
-    gaps: Sequence[np.ndarray],
-) -> Filling:
-    """Finds how much of a model's detail to add, and how large errors are, on gaps whose values are known.
-
-    Args:
-        splines: per gap (r, c), from `gap_details`.
-        details: likewise.
-        truths: the values that were taken out.
-        gaps: (r, c) bool, True where they were.
-
-    Returns:
-        The filling; the share is the least-squares one, held within 0..1.
-
-    Raises:
-        ValueError: nothing to learn from.
-    """
-    parts = []
-    for spline, detail, truth, gap in zip(splines, details, truths, gaps, strict=True):
-        known = gap & np.isfinite(spline) & np.isfinite(detail) & np.isfinite(truth)
-        distance = ndimage.distance_transform_edt(np.pad(gap, 1))[1:-1, 1:-1]
-        parts.append(np.stack([array[known] for array in (spline, detail, truth, distance)]).astype(np.float64))
-    spline, detail, truth, distance = np.concatenate(parts, axis=1) if parts else np.zeros((4, 0))
-    if not spline.size:
-        raise ValueError("no artificial gap could be made: there is too little valid ground")
-    missed = truth - spline
-    share = float(np.clip((missed * detail).sum() / max(np.square(detail).sum(), 1e-30), 0.0, 1.0))
-    squares = np.square(missed - share * detail)
-    edges = np.unique(np.quantile(distance, np.linspace(0, 1, DISTANCES + 1)))
-    number = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, max(len(edges) - 2, 0))
-    bins = [number == k for k in range(number.max() + 1) if (number == k).any()]
-    errors = np.maximum.accumulate([math.sqrt(squares[inside].mean()) for inside in bins])
-    return Filling(share, tuple(float(distance[inside].mean()) for inside in bins), tuple(errors.tolist()))
 
 
 def _interpolate(points: np.ndarray, values: np.ndarray, targets: np.ndarray) -> np.ndarray:

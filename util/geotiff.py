@@ -13,27 +13,29 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 import rasterio
 import rasterio.shutil
-from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from util.raster_info import DTYPES, RasterInfo, virtual_raster
+
 BLOCK = 256
 """Edge of a block of the files, pixels."""
 
 BLOCK_BYTES = 16 * 2**20
 """Most bytes of a block with all its bands."""
+
+CHUNK_BYTES = 64 * 2**20
+"""Most bytes of the pixels that are put in place together (at least a block)."""
 
 STRIP_PIXELS = 8192
 """Columns that are read back together, about."""
@@ -44,88 +46,8 @@ CACHE_BYTES = 64 * 2**20
 # What rasterio raises when GDAL fails: some of GDAL's own errors pass through it unchanged.
 GDAL_ERRORS = (RasterioError, CPLE_BaseError)
 
-DTYPES = {"float32": "float32", "float16": "float32", "uint8": "uint8"}
-"""What can be written, and how it is held in memory: GDAL stores float16 as a float of 16 bits."""
-
-
-@dataclass(frozen=True)
-class RasterInfo:
-    """A raster to be written.
-
-    Attributes:
-        crs: coordinate reference system, as WKT.
-        left: western edge, CRS units.
-        top: northern edge, CRS units.
-        resolution_x: width of a pixel, CRS units.
-        resolution_y: height of a pixel, CRS units.
-        rows: number of rows.
-        cols: number of columns.
-        dtype: `float32`, `float16` or `uint8`.
-        nodata: stored where nothing is known.
-        names: of the bands.
-        units: of the bands.
-        tags: facts about the file.
-        classes: class code -> (name, (red, green, blue)), for classes.
-        is_picture: three bands of colours.
-    """
-
-    crs: str
-    left: float
-    top: float
-    resolution_x: float
-    resolution_y: float
-    rows: int
-    cols: int
-    dtype: str
-    nodata: float
-    names: tuple[str, ...]
-    units: tuple[str, ...]
-    tags: Mapping[str, str] = field(default_factory=dict)
-    classes: Mapping[int, tuple[str, tuple[int, int, int]]] | None = None
-    is_picture: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse a nodata value that the type cannot hold, and bands without unit.
-
-        Raises:
-            ValueError: naming value and type.
-        """
-        check_nodata(self.nodata, self.dtype)
-        if len(self.names) != len(self.units):
-            raise ValueError(f"{len(self.names)} band names and {len(self.units)} units: expected as many")
-
-    @property
-    def transform(self) -> Affine:
-        """From (column, row) to (x, y)."""
-        return self.window_transform(0, 0)
-
-    def window_transform(self, row: int, col: int) -> Affine:
-        """The same for a window that starts at (row, col)."""
-        x, y = self.left + col * self.resolution_x, self.top - row * self.resolution_y
-        return Affine(self.resolution_x, 0.0, x, 0.0, -self.resolution_y, y)
-
-    @property
-    def is_discrete(self) -> bool:
-        """True for classes, which must not be averaged."""
-        return self.classes is not None
-
-
-def check_nodata(nodata: float, dtype: str) -> None:
-    """Refuses a nodata value that pixels of a type cannot hold exactly.
-
-    Raises:
-        ValueError: the type is unknown, or does not hold the value.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"data type {dtype!r}: expected one of {', '.join(DTYPES)}")
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        with np.errstate(over="ignore"):
-            fits = math.isnan(nodata) or float(kind.type(nodata)) == nodata
-    else:
-        fits = nodata == math.floor(nodata) and 0 <= nodata <= np.iinfo(kind).max if math.isfinite(nodata) else False
-    if not fits:
-        raise ValueError(f"nodata {nodata:g} does not fit pixels of type {dtype}; choose a value that they can hold")
+Part = tuple[Path, int, int, int, int]
+"""(file, first row, first column, rows, columns) of a part of a raster."""
 
 
 def limited_cache() -> rasterio.Env:
@@ -171,6 +93,8 @@ class Parts:
                     f"{before.get(changed[0])!r}, now {job.get(changed[0])!r}; give the same options, or leave "
                     "--resume out to begin again"
                 )
+            for left in self.folder.glob(".*.tmp*"):  # of a run that was killed
+                left.unlink(missing_ok=True)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         _write_text(record, json.dumps(job, indent=1))
@@ -199,7 +123,7 @@ class Parts:
                 written[name] = [file, first_row, first_col, *pixels.shape[1:]]
         _write_text(self._mark(row, col), json.dumps(written))
 
-    def of(self, name: str) -> list[tuple[Path, int, int, int, int]]:
+    def of(self, name: str) -> list[Part]:
         """(file, first row, first column, rows, columns) of every part of one raster, in order."""
         found = []
         for mark in sorted(self.folder.glob("unit-*.json"), key=_numbers):
@@ -273,23 +197,30 @@ def _write_part(path: Path, info: RasterInfo, pixels: np.ndarray) -> None:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def join(path: str | os.PathLike[str], info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]]) -> None:
+def join(
+    path: str | os.PathLike[str],
+    info: RasterInfo,
+    parts: Sequence[Part],
+    *,
+    workspace: str | os.PathLike[str] | None = None,
+) -> None:
     """Joins parts into one cloud-optimised GeoTIFF: tiled, compressed, with overviews, BigTIFF if it may need it.
 
-    Written under a temporary name, read back against the parts, and renamed. Takes the uncompressed size of the raster
-    on disk meanwhile.
+    Written under a temporary name, read back against the parts, and renamed. Meanwhile it takes about twice the size of
+    the result on disk, beside the parts: the parts put in place, compressed, and the result itself.
 
     Args:
         path: final name; an existing file is replaced.
         info: the raster.
-        parts: (file, first row, first column, rows, columns); ground without part is nodata.
+        parts: the parts; ground without part is nodata.
+        workspace: folder for temporary files, on the disk of `path` (default: that of `path`).
 
     Raises:
         OSError: a part cannot be read, the file cannot be written, or does not hold what was written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.tif")
+    temporary = Path(workspace or path.parent) / f".{path.stem}.{os.getpid()}.tmp.tif"
     virtual = temporary.with_suffix(".vrt")
     whole = temporary.with_name(temporary.name + ".whole")
     block = _block(info)
@@ -305,7 +236,8 @@ def join(path: str | os.PathLike[str], info: RasterInfo, parts: Sequence[tuple[P
     try:
         with limited_cache():
             _write_whole(whole, info, parts, block=block)
-            virtual.write_text(_virtual_raster(info, whole), encoding="utf-8")
+            wkt = CRS.from_user_input(info.crs).to_wkt()
+            virtual.write_text(virtual_raster(info, whole, wkt=wkt), encoding="utf-8")
             rasterio.shutil.copy(str(virtual), str(temporary), driver="COG", **options)
             _read_back(temporary, info, parts, name=path)
         os.replace(temporary, path)
@@ -325,31 +257,67 @@ def _block(info: RasterInfo) -> int:
     return edge
 
 
-def _write_whole(path: Path, info: RasterInfo, parts: Iterable[tuple[Path, int, int, int, int]], *, block: int) -> None:
-    """Put the parts in place, uncompressed, so that blocks may be written piece by piece; the rest stays sparse."""
+def _write_whole(path: Path, info: RasterInfo, parts: Sequence[Part], *, block: int) -> None:
+    """Put the parts in place, whole blocks at a time, so that each is compressed once; the rest stays sparse."""
+    bands = len(info.names)
+    width = max(1, CHUNK_BYTES // (bands * 4 * block**2)) * block
     with rasterio.open(
         path,
         "w",
         driver="GTiff",
         dtype=DTYPES[info.dtype],
-        count=len(info.names),
+        count=bands,
         height=info.rows,
         width=info.cols,
         nodata=info.nodata,
         tiled=True,
         blockxsize=block,
         blockysize=block,
+        compress="deflate",
+        zlevel=1,
         interleave="band",
         sparse_ok=True,
         bigtiff="if_safer",
         crs=info.crs,
         transform=info.transform,
     ) as sink:
-        for part, row, col, rows, cols in parts:
-            sink.write(read_part(part), window=Window(col, row, cols, rows))
+        for row in range(0, info.rows, block):
+            with contextlib.ExitStack() as stack:
+                near = [
+                    (stack.enter_context(rasterio.open(part[0])), *part[1:])
+                    for part in parts
+                    if part[1] < row + block and part[1] + part[3] > row
+                ]
+                for col in range(0, info.cols, width):
+                    window = Window(col, row, min(width, info.cols - col), min(block, info.rows - row))
+                    pixels = _gather(near, window, shape=(bands, window.height, window.width), info=info)
+                    if pixels is not None:
+                        sink.write(pixels, window=window)
 
 
-def _read_back(path: Path, info: RasterInfo, parts: Iterable[tuple[Path, int, int, int, int]], *, name: Path) -> None:
+def _gather(
+    parts: Iterable[tuple[rasterio.DatasetReader, int, int, int, int]],
+    window: Window,
+    *,
+    shape: tuple[int, int, int],
+    info: RasterInfo,
+) -> np.ndarray | None:
+    """The pixels of a window out of open parts, nodata where there is none; None without any part."""
+    pixels = None
+    for file, row, col, rows, cols in parts:
+        top, left = max(row, window.row_off), max(col, window.col_off)
+        bottom = min(row + rows, window.row_off + window.height)
+        right = min(col + cols, window.col_off + window.width)
+        if bottom <= top or right <= left:
+            continue
+        if pixels is None:
+            pixels = np.full(shape, info.nodata, dtype=DTYPES[info.dtype])
+        place = np.s_[:, top - window.row_off : bottom - window.row_off, left - window.col_off : right - window.col_off]
+        pixels[place] = file.read(window=Window(left - col, top - row, right - left, bottom - top))
+    return pixels
+
+
+def _read_back(path: Path, info: RasterInfo, parts: Iterable[Part], *, name: Path) -> None:
     """Compare the first band with the parts: GDAL can report success although a tile was lost."""
     with rasterio.open(path) as file:
         if file.shape != (info.rows, info.cols) or file.count != len(info.names):
@@ -370,48 +338,6 @@ def _read_back(path: Path, info: RasterInfo, parts: Iterable[tuple[Path, int, in
                         f"{name}: rows {row} to {row + rows - 1}, columns {col} to {col + cols - 1} read back with "
                         "other values than were written; is the disk full or failing?"
                     )
-
-
-def _virtual_raster(info: RasterInfo, whole: Path) -> str:
-    """The text of a VRT of a file, with all that is said about the raster."""
-    kind = {"float32": "Float32", "uint8": "Byte"}[DTYPES[info.dtype]]
-    transform = info.transform
-    numbers = (transform.c, transform.a, transform.b, transform.f, transform.d, transform.e)
-    lines = [f'<VRTDataset rasterXSize="{info.cols}" rasterYSize="{info.rows}">']
-    lines.append(f"<SRS>{escape(CRS.from_user_input(info.crs).to_wkt())}</SRS>")
-    lines.append(f"<GeoTransform>{', '.join(repr(float(x)) for x in numbers)}</GeoTransform>")
-    lines.append(_metadata(info.tags))
-    nodata = "nan" if math.isnan(info.nodata) else repr(info.nodata)
-    colours = ("Red", "Green", "Blue") if info.is_picture else ("Palette",) if info.classes else ("Gray",)
-    for band, (name, unit) in enumerate(zip(info.names, info.units, strict=True), start=1):
-        lines.append(f'<VRTRasterBand dataType="{kind}" band="{band}">')
-        lines.append(f"<Description>{escape(name)}</Description><NoDataValue>{nodata}</NoDataValue>")
-        lines.append(f"<UnitType>{escape(unit)}</UnitType>" if unit else "")
-        lines.append(f"<ColorInterp>{colours[min(band, len(colours)) - 1]}</ColorInterp>")
-        if info.classes:
-            lines.append(_metadata({f"class_{code}": name for code, (name, _) in info.classes.items()}))
-            lines.append(_colour_table(info))
-        lines.append(
-            f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(str(whole.resolve()))}</SourceFilename>'
-            f"<SourceBand>{band}</SourceBand></SimpleSource>"
-        )
-        lines.append("</VRTRasterBand>")
-    return "\n".join([*filter(None, lines), "</VRTDataset>"])
-
-
-def _metadata(tags: Mapping[str, str]) -> str:
-    entries = "".join(f"<MDI key={quoteattr(key)}>{escape(str(value))}</MDI>" for key, value in tags.items())
-    return f"<Metadata>{entries}</Metadata>"
-
-
-def _colour_table(info: RasterInfo) -> str:
-    assert info.classes is not None
-    entries = []
-    for code in range(256):
-        red, green, blue = info.classes[code][1] if code in info.classes else (0, 0, 0)
-        alpha = 255 if code in info.classes else 0
-        entries.append(f'<Entry c1="{red}" c2="{green}" c3="{blue}" c4="{alpha}"/>')
-    return f"<ColorTable>{''.join(entries)}</ColorTable>"
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from util.components import CLUSTER_COMPONENTS, class_colours, classify, fit_clusters, fit_components, to_bytes
-from util.figures import save_figure
-from util.geotiff import Parts, RasterInfo, read_part, read_reduced
+from util.figures import robust_limits, save_figure
+from util.geotiff import Part, Parts, read_part, read_reduced
 from util.maps import Panel, map_figure
+from util.raster_info import RasterInfo
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
 
 
 def look_into_embeddings(
-    info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]], into: Parts, *, clusters: int, seed: int
+    info: RasterInfo, parts: Sequence[Part], into: Parts, *, clusters: int, seed: int
 ) -> dict[str, RasterInfo]:
     """Makes colours out of principal components and, if asked, classes.
 
@@ -75,7 +76,7 @@ def look_into_embeddings(
     return rasters
 
 
-def _sample(info: RasterInfo, parts: Sequence[tuple[Path, int, int, int, int]]) -> np.ndarray:
+def _sample(info: RasterInfo, parts: Sequence[Part]) -> np.ndarray:
     """(n, B) complete vectors, as many from each part."""
     sample = []
     for path, *_ in parts:
@@ -100,12 +101,25 @@ def draw_raster(path: Path, info: RasterInfo, *, length_unit: str) -> Path:
     elif info.classes is not None:
         panels = [Panel(f"{len(info.classes)} classes", pixels[0], classes=dict(info.classes))]
     else:
-        panels = []
-        for name, unit, image in zip(info.names, info.units, pixels, strict=True):
-            kind = name.rsplit(" ", 1)[-1]
-            if kind == "uncertainty":  # zero where measured: what was filled stands out
-                image = np.where(image == 0, np.nan, image)
-            panels.append(Panel(name, image, unit, _STYLES.get(kind, "field")))
+        panels = panels_of(info, pixels)
     figure = map_figure(panels, pixel_size=width, length_unit=length_unit, title=path.stem)
     save_figure(path.with_suffix(".png"), figure)
     return path.with_suffix(".png")
+
+
+def panels_of(info: RasterInfo, pixels: np.ndarray) -> list[Panel]:
+    """A panel for each band; fields of one unit in the same colours, with what was observed where that is told."""
+    kinds = [name.rsplit(" ", 1)[-1] for name in info.names]
+    bands = list(zip(kinds, info.names, info.units, pixels, strict=True))
+    if "reconstruction" in kinds and "error" in kinds:
+        observed = pixels[kinds.index("reconstruction")] + pixels[kinds.index("error")]
+        name = info.names[0].removesuffix("reconstruction") + "observed"
+        bands.insert(0, ("observed", name, info.units[0], observed))
+    panels = []
+    for kind, name, unit, image in bands:
+        if kind == "uncertainty":  # zero where measured: what was filled stands out
+            image = np.where(image == 0, np.nan, image)
+        alike = [other for k, _, u, other in bands if k not in _STYLES and u == unit]
+        limits = robust_limits(alike) if alike else None
+        panels.append(Panel(name, image, unit, _STYLES.get(kind, "field"), limits=limits))
+    return panels

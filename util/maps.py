@@ -30,6 +30,7 @@ class Panel:
         unit: of the values.
         style: `field`, `spread` (from zero), `difference` (about zero), `colours` or `classes`.
         classes: for classes, code -> (name, colour).
+        limits: of the colours of a field; None: 2 and 98 % of its values.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Panel:
     unit: str = ""
     style: str = "field"
     classes: dict[int, tuple[str, tuple[int, int, int]]] | None = None
+    limits: tuple[float, float] | None = None
 
 
 def map_figure(panels: Sequence[Panel], *, pixel_size: float, length_unit: str, title: str = "") -> Figure:
@@ -91,7 +93,7 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, 
     elif panel.style == "spread":
         low, high, colours = 0.0, error_limit(panel.image), colormaps["magma"]
     else:
-        (low, high), colours = robust_limits([panel.image]), colormaps["viridis"]
+        (low, high), colours = panel.limits or robust_limits([panel.image]), colormaps["viridis"]
     drawn = axis.imshow(image, cmap=colours, vmin=low, vmax=high, extent=extent, interpolation="nearest")
     figure.colorbar(drawn, ax=axis, label=panel.unit, fraction=0.05, pad=0.02)
 

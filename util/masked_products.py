@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.geotiff import RasterInfo
 from util.mosaic import Moments, Mosaic, Unit, raised_cosine
 from util.products import Arrays, Engine, Ground, LayerValues, SampleOf, Window
+from util.raster_info import RasterInfo
 from util.views import draws_to_show_all, least_draws, token_pixels, view_noise, visible_counts
 
 
@@ -96,7 +96,7 @@ def mosaic_views(
     sample_of: SampleOf,
     wanted: Mapping[int, Sequence[int]],
     *,
-    observe: Sequence[int] = (),
+    observe: Mapping[int, Sequence[int]] | None = None,
 ) -> tuple[dict[int, Mosaic], dict[int, Mosaic]]:
     """Blends what masked views of overlapping tiles say about a unit.
 
@@ -106,16 +106,17 @@ def mosaic_views(
         unit: what to cover.
         tiles: (n, 2) origins of the tiles.
         sample_of: gives the tiles.
-        wanted: for each scale, the channels wanted.
-        observe: scales at which the observed values are wanted too.
+        wanted: for each scale, the channels wanted; the network is not run if there are none.
+        observe: for each scale, the channels whose observed values are wanted.
 
     Returns:
         For each scale the prediction, and the observed values where they are known, both in model units.
     """
     model, device = engine.model, engine.device
-    shape = {s: (len(c), (unit.bottom - unit.top) * s, (unit.right - unit.left) * s) for s, c in wanted.items()}
-    predicted = {s: Mosaic(*shape[s], device=device) for s in wanted}
-    observed = {s: Mosaic(*shape[s], device=device, spread=False) for s in observe}
+    observe = observe or {}
+    rows, cols = unit.bottom - unit.top, unit.right - unit.left
+    predicted = {s: Mosaic(len(c), rows * s, cols * s, device=device) for s, c in wanted.items()}
+    observed = {s: Mosaic(len(c), rows * s, cols * s, device=device, spread=False) for s, c in observe.items()}
     tapers = {s: raised_cosine(model.img_size * s).to(device) for s in wanted}
     scales = list(model.scales)
     for origins, tensors in engine.batches(tiles, sample_of):
@@ -124,10 +125,11 @@ def mosaic_views(
                 level = scales.index(s)
                 image = tensors[0] if level == 0 else tensors[1 + level]
                 ok = tensors[1] if level == 0 else tensors[len(scales) + level]
-                channels = list(wanted[s])
+                channels = list(observe[s])
                 place = {"row": int(top - unit.top) * s, "col": int(left - unit.left) * s}
                 mosaic.add(image[n, channels], ok[n, channels].float(), **place)
-        for numbers, moments in predict_views(engine, views, origins, tensors, wanted):
+        views_of_them = predict_views(engine, views, origins, tensors, wanted) if wanted else ()
+        for numbers, moments in views_of_them:
             for k, number in enumerate(numbers):
                 top, left = origins[number]
                 for s, mosaic in predicted.items():
@@ -213,7 +215,7 @@ class ReconstructionMaker:
             tiles,
             lambda o: window.sample(o, self.engine.device),
             self.wanted,
-            observe=list(self.wanted),
+            observe=self.wanted,
         )
         arrays: Arrays = {}
         for s, channels in self.wanted.items():

@@ -7,6 +7,7 @@ so a result depends neither on their order nor on the number of processes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,15 @@ class Unit:
     bottom: int
     right: int
 
+    def zoomed(self, zoom: int) -> Unit:
+        """The same rectangle in base-scale pixels that are `zoom` times finer."""
+        return Unit(self.row, self.col, *(edge * zoom for edge in self.edges))
+
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """(top, left, bottom, right)."""
+        return self.top, self.left, self.bottom, self.right
+
     def grown(self, margin: int) -> Unit:
         """The same rectangle with a margin on every side, base-scale pixels."""
         return Unit(
@@ -54,6 +64,13 @@ def units_of(rows: int, cols: int, *, edge: int) -> list[Unit]:
         for i, top in enumerate(range(0, rows, edge))
         for j, left in enumerate(range(0, cols, edge))
     ]
+
+
+def share_of_rank(units: Sequence[Unit], *, rank: int, count: int) -> list[Unit]:
+    """The rectangles that one of `count` processes makes: those of neighbouring rows."""
+    rows = sorted({unit.row for unit in units})
+    mine = set(np.array_split(np.array(rows), count)[rank].tolist())
+    return [unit for unit in units if unit.row in mine]
 
 
 def tile_origins(length: int, *, tile: int, stride: int, align: int, first: int = 0) -> np.ndarray:

@@ -10,15 +10,16 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from util.geotiff import RasterInfo
+from util.device import peak_memory_bytes
 from util.mosaic import Mosaic, Unit, raised_cosine, tile_origins
+from util.raster_info import RasterInfo
 
 Arrays = dict[str, tuple[RasterInfo, np.ndarray, int, int]]
 """Name of a raster -> (raster, (B, rows, cols) pixels, first row, first column)."""
@@ -46,6 +47,10 @@ class Ground:
     base: float
     rows: int
     cols: int
+
+    def zoomed(self, zoom: int) -> Ground:
+        """The same ground in base-scale pixels that are `zoom` times finer."""
+        return replace(self, base=self.base / zoom, rows=self.rows * zoom, cols=self.cols * zoom)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,15 @@ class Meter:
     def elapsed(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.start
+
+    def summary(self) -> str:
+        """How fast it went, and how much memory it took, as text to log."""
+        elapsed = max(self.elapsed(), 1e-9)
+        return (
+            f"{self.tiles} tile views in {elapsed:.1f} s, {self.tiles / elapsed:.1f} a second; "
+            f"{100 * (1 - self.network_s / elapsed):.0f} % of the time outside the network; "
+            f"peak memory {peak_memory_bytes(self.device) / 2**20:.0f} MiB"
+        )
 
     @contextmanager
     def network(self, tiles: int) -> Iterator[None]:

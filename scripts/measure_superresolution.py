@@ -1,0 +1,128 @@
+"""Measures how well a coarse layer is predicted at finer pixels: it is averaged, predicted, and compared with itself.
+
+    python -m scripts.measure_superresolution --checkpoint output_dir/checkpoint-last.pth --layer magnetics --factor 2
+
+With `--truth` the layer is taken as it is, and the result compared with another raster of it: for a layer that the
+model has only ever seen as coarse as it is. Beside the prediction stand interpolation that keeps the measured means,
+PyTorch's bicubic interpolation, and pixels repeated. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.transform import Affine
+from scipy import ndimage
+
+import main_inference
+from datasets.layers import Layer, read_layers_table, write_layers_table
+from datasets.raster import RasterBand, open_band
+from datasets.reopen import stored_layers
+from util import checkpoint as ckpt
+from util import options
+
+logger = logging.getLogger(__name__)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser("measure_superresolution", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="checkpoint of main_pretrain")
+    parser.add_argument("--layer", required=True, help="name of the layer")
+    parser.add_argument("--train_path", help="layers.csv (default: the layers of the checkpoint)")
+    parser.add_argument("--factor", type=options.positive_int, default=2, help="pixels averaged along an edge (2)")
+    parser.add_argument("--truth", help="finer raster of the layer, same corner; the layer is then not averaged")
+    parser.add_argument("--inference", nargs=argparse.REMAINDER, default=[], help="further options of main_inference")
+    return parser
+
+
+def average(values: np.ndarray, factor: int) -> np.ndarray:
+    """Means over squares of `factor` pixels, NaN where any is; rows and columns that fill no square are cut off."""
+    rows, cols = (size // factor for size in values.shape)
+    squares = values[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor)
+    return squares.mean(axis=(1, 3), dtype=np.float64).astype(np.float32)
+
+
+def read_whole(band: RasterBand) -> np.ndarray:
+    """All pixels of a layer, NaN where invalid."""
+    return band.read(0, 0, band.grid.rows, band.grid.cols)
+
+
+def write_averaged(band: RasterBand, factor: int, folder: Path) -> Layer:
+    """Writes a layer with pixels `factor` times as large."""
+    values, grid = average(read_whole(band), factor), band.grid
+    path = folder / f"{band.layer.name}.tif"
+    right, down = grid.resolution_x * factor, grid.resolution_y * factor
+    place = {"crs": grid.crs, "transform": Affine(right, 0, grid.left, 0, -down, grid.top), "nodata": np.nan}
+    shape = {"height": values.shape[0], "width": values.shape[1]}
+    with rasterio.open(path, "w", driver="GTiff", dtype="float32", count=1, **shape, **place) as sink:
+        sink.write(values, 1)
+    return replace(band.layer, path=str(path), band=1, nodata=None)
+
+
+def guesses(coarse: np.ndarray, factor: int) -> dict[str, np.ndarray]:
+    """The coarse pixels `factor` times finer, by bicubic interpolation and repeated; gaps from the nearest pixel."""
+    nearest = ndimage.distance_transform_edt(~np.isfinite(coarse), return_distances=False, return_indices=True)
+    filled = torch.from_numpy(coarse[tuple(nearest)])[None, None]
+    bicubic = torch.nn.functional.interpolate(filled, scale_factor=factor, mode="bicubic")[0, 0].numpy()
+    return {"bicubic": bicubic, "repeated": filled[0, 0].numpy().repeat(factor, 0).repeat(factor, 1)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; exit status 2 for bad input."""
+    args = get_args_parser().parse_args(argv)
+    state = ckpt.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
+    layers = read_layers_table(args.train_path) if args.train_path else stored_layers(state["layers"])
+    chosen = [layer for layer in layers if layer.name == args.layer]
+    if not chosen:
+        names = ", ".join(layer.name for layer in layers)
+        sys.stderr.write(f"measure_superresolution: error: no layer '{args.layer}'; expected one of {names}\n")
+        return 2
+    band = open_band(chosen[0])
+    truth = open_band(replace(chosen[0], path=args.truth, band=1, nodata=None)) if args.truth else band
+    factor = 1 if args.truth else args.factor
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        coarse = write_averaged(band, factor, folder)
+        write_layers_table(folder / "layers.csv", [coarse if layer.name == args.layer else layer for layer in layers])
+        status = main_inference.main(
+            ["--checkpoint", args.checkpoint, "--train_path", str(folder / "layers.csv"), "--output", "superresolution"]
+            + ["--output_dir", str(folder), "--no_progress", *args.inference]
+        )
+        if status:
+            return status
+        print("| pixels of | given | predicted | interpolated | bicubic | repeated | share of model detail |")
+        print("|---|---|---|---|---|---|---|")
+        for path in sorted(folder.glob(f"superresolution_{args.layer}_*x.tif")):
+            print(row_of(path, truth, open_band(coarse)), flush=True)
+    return 0
+
+
+def row_of(path: Path, truth: RasterBand, coarse: RasterBand) -> str:
+    """One row of the table: root mean square errors against the layer at the result's pixels."""
+    with rasterio.open(path) as file:
+        found, edge = file.read(), file.res[0]
+        share = file.tags()["share_of_model_detail"]
+    expected = average(read_whole(truth), round(edge / truth.grid.resolution_x))
+    images = {"predicted": found[0], "interpolated": found[1]}
+    images |= guesses(read_whole(coarse), round(coarse.grid.resolution_x / edge))
+    rows, cols = (min(image.shape[k] for image in (expected, *images.values())) for k in (0, 1))
+    known = np.isfinite([image[:rows, :cols] for image in (expected, *images.values())]).all(axis=0)
+    errors = [
+        np.sqrt(np.mean(np.square((image[:rows, :cols] - expected[:rows, :cols])[known]))) for image in images.values()
+    ]
+    cells = " | ".join(f"{error:.4g}" for error in errors)
+    return f"| {edge:g} | {coarse.grid.resolution_x:g} | {cells} | {100 * float(share):.0f} % |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

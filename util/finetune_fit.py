@@ -1,0 +1,186 @@
+"""One network on one fold: the parts that its loop works with, and how they are kept and taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay
+
+from util import checkpoint as ckpt
+from util import distributed as dist
+from util.engine import Updater, make_adamw
+from util.finetune_arms import Arm
+from util.finetune_losses import Objective
+from util.lr_sched import Schedule
+from util.run_files import Clock
+
+
+@dataclass
+class Place:
+    """Where a fit stands.
+
+    Attributes:
+        epoch: the next epoch.
+        update: the next update within it.
+        step: updates done.
+        seen: [updates, mean loss, mean gradient norm] of parts of the present epoch that are done.
+        best_epoch: the epoch of the best validation score; -1 before there is one.
+        best_score: that score.
+        best_model: the weights then; empty without validation.
+    """
+
+    epoch: int = 0
+    update: int = 0
+    step: int = 0
+    seen: list[list[float]] = field(default_factory=list)
+    best_epoch: int = -1
+    best_score: float = float("-inf")
+    best_model: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def end_epoch(self) -> dict[str, float]:
+        """Goes to the next epoch; returns the mean loss and gradient norm of the one that ends."""
+        updates = sum(part[0] for part in self.seen)
+        means = [sum(part[0] * part[k] for part in self.seen) / updates for k in (1, 2)]
+        self.epoch, self.update, self.seen = self.epoch + 1, 0, []
+        return {"loss": means[0], "grad_norm": means[1]}
+
+    def waits_too_long(self, patience: int) -> bool:
+        """Whether so many epochs (0 = any number) have passed without a better validation score."""
+        return patience > 0 and self.epoch - 1 - self.best_epoch >= patience
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One network on one fold.
+
+    Attributes:
+        arm: how it is trained.
+        fold: number of the fold; None for all labels.
+        examples: gives windows to train on.
+        objective: what is learned.
+        network: the network itself.
+        model: the network, wrapped if there are several processes.
+        updater: the optimiser's steps.
+        schedule: rate of each step.
+        place: where it stands.
+        clock: time spent training.
+    """
+
+    arm: Arm
+    fold: int | None
+    examples: Any
+    objective: Objective
+    network: Any
+    model: torch.nn.Module
+    updater: Updater
+    schedule: Schedule
+    place: Place = field(default_factory=Place)
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def name(self) -> str:
+        """For messages and tags."""
+        return f"{self.arm.name}/all" if self.fold is None else f"{self.arm.name}/fold{self.fold}"
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether there is ground to validate on: not when all labels are trained on."""
+        return self.fold is not None
+
+
+def make_updater(
+    network: Any,
+    model: torch.nn.Module,
+    *,
+    device: torch.device,
+    peak_lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    clip_grad: float,
+    amp_dtype: torch.dtype | None,
+    needs_scaler: bool,
+) -> Updater:
+    """The optimiser of a fit: AdamW, whose rate decays from the head to the input.
+
+    Args:
+        network: with `group_matcher` and `no_weight_decay`; what is frozen is left out.
+        model: the same, wrapped if there are several processes.
+        device: where it runs.
+        peak_lr: highest rate, at the head.
+        weight_decay: of AdamW; none for vectors and embeddings.
+        layer_decay: factor of the rate from one layer to the one before it.
+        clip_grad: largest gradient norm.
+        amp_dtype: of autocast.
+        needs_scaler: whether gradients are scaled.
+    """
+    groups = param_groups_layer_decay(
+        network,
+        weight_decay=weight_decay,
+        no_weight_decay_list=network.no_weight_decay(),
+        layer_decay=layer_decay,
+    )
+    return Updater(
+        model,
+        make_adamw(groups, lr=peak_lr),
+        amp_dtype=amp_dtype,
+        scaler=torch.amp.GradScaler(device.type, enabled=needs_scaler),
+        device_type=device.type,
+        clip_grad=clip_grad,
+    )
+
+
+def note_best(fit: Fit, score: float) -> None:
+    """Keeps the weights of the epoch that has just ended if its validation score is the best so far."""
+    place = fit.place
+    if score > place.best_score:
+        place.best_score, place.best_epoch = score, place.epoch - 1
+        place.best_model = {key: tensor.detach().cpu().clone() for key, tensor in fit.network.state_dict().items()}
+
+
+def fit_state(fit: Fit, device: torch.device) -> dict[str, Any]:
+    """What a checkpoint must hold for the fit to go on exactly."""
+    place = fit.place
+    return {
+        "model": fit.network.state_dict(),
+        "optimizer": fit.updater.optimizer.state_dict(),
+        "scaler": fit.updater.scaler.state_dict(),
+        "epoch": place.epoch,
+        "update": place.update,
+        "step": place.step,
+        "rng": ckpt.collect_rng_state(device),
+        "model_config": fit.network.config,
+        "seen": place.seen,
+        "best": {"epoch": place.best_epoch, "score": place.best_score, "model": place.best_model},
+        "trained_s": fit.clock.trained_s,
+    }
+
+
+def take_up(fit: Fit, state: Mapping[str, Any]) -> None:
+    """Puts a fit where a checkpoint left it."""
+    place, best = fit.place, state["best"]
+    fit.network.load_state_dict(state["model"])
+    fit.updater.optimizer.load_state_dict(state["optimizer"])
+    fit.updater.scaler.load_state_dict(state["scaler"])
+    place.epoch, place.update, place.step, place.seen = (state[key] for key in ("epoch", "update", "step", "seen"))
+    place.best_epoch, place.best_score, place.best_model = best["epoch"], best["score"], best["model"]
+    fit.clock.trained_s = state["trained_s"]
+
+
+def require_same_place(state: Mapping[str, Any] | None, name: str) -> None:
+    """Refuses to go on when processes found different checkpoints of a fit.
+
+    Raises:
+        ValueError: naming the first process that differs.
+    """
+    steps = dist.gather_objects(None if state is None else state["step"])
+    for rank, step in enumerate(steps):
+        if step != steps[0]:
+            first, other = ("none" if s is None else f"a checkpoint of step {s}" for s in (steps[0], step))
+            error = ValueError(
+                f"{name}: process 0 found {first}, process {rank} {other}; expected the same: "
+                "--output_dir must lie on a disk that all machines share"
+            )
+            raise dist.mark_shared(error)

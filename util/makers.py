@@ -1,0 +1,155 @@
+"""From options' values to makers: which layers at which scales, what is refused, and what is learned before the loop.
+
+One function for each kind of result. Each takes the `Subject`, what the model is applied to, and the values of the
+options that concern it, and returns a maker that the programs' loop can work with.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from util import distributed as dist
+from util.finer_products import FinerMaker, finer_step
+from util.gap_products import GapMaker
+from util.masked_products import ReconstructionMaker, Views
+from util.products import EmbeddingMaker, Maker, position_means
+from util.subject import Subject
+
+logger = logging.getLogger(__name__)
+
+ARTIFICIAL_GAPS = 24
+"""Gaps made in each layer to learn how to fill real ones; enough for errors at eight distances."""
+GAP_TRIES = 1000
+POSITION_TILES = 512
+"""Tiles over which features are averaged at each place within a tile."""
+FINER_TILES = 24
+"""Tiles on which the share of the model's detail is found."""
+
+
+def embeddings(subject: Subject, *, pool: str, stride: int | None, dtype: str, clusters: int, positions: str) -> Maker:
+    """Embeddings at patch stride (None) or finer.
+
+    Raises:
+        ValueError: number of classes or stride out of range; no valid pixel.
+    """
+    if clusters > 255 or clusters == 1:
+        raise ValueError(f"--clusters {clusters}: expected 2 to 255, or 0 for none")
+    engine = subject.engine
+    stride = stride or engine.model.patch_size
+    maker = EmbeddingMaker(engine, subject.ground, pool=pool, stride=stride, dtype=dtype, tags=subject.tags)
+    if positions == "remove":
+        maker.position_means = position_means(engine, subject.tiles(POSITION_TILES), subject.single_tiles())
+    return maker
+
+
+def reconstruction(subject: Subject, *, views: Views) -> Maker:
+    """Every layer at every scale at which it was learned and has pixels here.
+
+    Raises:
+        ValueError: there is none; predictions have no units; too few views.
+    """
+    subject.refuse_normalised("reconstruction")
+    scored = subject.engine.model.scored
+    wanted = {s: [c for c in channels if c in subject.known[s]] for s, channels in scored.items()}
+    if not any(wanted.values()):
+        raise ValueError("no layer is as fine as a scale at which the model predicts it; nothing can be reconstructed")
+    return ReconstructionMaker(
+        subject.engine, subject.ground, layers=subject.layers, wanted=wanted, views=views, tags=subject.tags
+    )
+
+
+def gapfill(subject: Subject, *, views: Views, max_gap: float | None) -> Maker:
+    """Layers on their own grids, gaps up to `max_gap` (CRS units; None: half a tile) filled.
+
+    Raises:
+        ValueError: no layer can be filled; the gap is wider than a tile; predictions have no units.
+    """
+    subject.refuse_normalised("gapfill")
+    engine, ground, scored = subject.engine, subject.ground, subject.engine.model.scored
+    finest = {
+        c: max(s for s in scored if c in scored[s] and c in subject.known[s])
+        for c in scored[1]
+        if c in subject.known[1]
+    }
+    left_out = [layer.name for c, layer in enumerate(subject.layers) if c not in finest]
+    if not finest:
+        raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")
+    if left_out:
+        logger.warning("not filled, because the model does not predict them here: %s", ", ".join(left_out))
+    present = ((subject.natives[c], scale) for c, scale in finest.items())
+    layers = [replace(native, scale=scale) for native, scale in present if native is not None]
+    max_gap = max_gap or engine.model.img_size * ground.base / 2
+    maker = GapMaker(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=subject.tags)
+    logger.info("filling artificial gaps to see how well it goes")
+    maker.fillings = dist.on_main(
+        lambda: maker.calibrate(subject.read, subject.tiles(GAP_TRIES), count=ARTIFICIAL_GAPS)
+    )
+    for layer in layers:
+        filling, name = maker.fillings[layer.channel], f"gapfill_{layer.values.file}"
+        facts = {
+            "method": "thin-plate spline and model detail",
+            "share_of_model_detail": f"{filling.share:.3f}",
+            "uncertainty_follows": f"distance to valid pixels, roughness around to the power of {filling.power:g}",
+        }
+        maker.rasters[name] = replace(maker.rasters[name], tags={**maker.rasters[name].tags, **facts})
+        logger.info(
+            "layer '%s': %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s, edge to middle, "
+            "times the roughness around to the power of %g",
+            layer.values.name,
+            100 * filling.share,
+            filling.errors[0],
+            filling.errors[-1],
+            layer.values.unit,
+            filling.power,
+        )
+    return maker
+
+
+def superresolution(subject: Subject, *, views: Views) -> Maker:
+    """Layers at the finer scales that the model learned them at, or that their neighbours have.
+
+    Raises:
+        ValueError: there is none; predictions have no units.
+    """
+    subject.refuse_normalised("superresolution")
+    scored, known = subject.engine.model.scored, subject.known
+    steps, beyond = [], []
+    for channel in (c for c in known[1] if c in scored[1]):
+        for scale in (s for s in scored if channel not in known[s] and (known[s] or channel in scored[s])):
+            step = finer_step(channel, scale, known=known, scored=scored)
+            if step is None:
+                beyond.append(f"'{subject.layers[channel].name}' at {subject.ground.base / scale:g}")
+            else:
+                steps.append(step)
+    if not steps:
+        raise ValueError(
+            "--output superresolution: no layer here is coarser than a neighbour or than in training, or the model "
+            f"cannot refine it ({_learned(subject)}, CRS units). Give a layer that is coarser than another, and that "
+            "the model was trained to predict at a scale finer than the base pixels"
+        )
+    if beyond:
+        logger.warning(
+            "not predicted, since the model was not trained to refine these layers: %s (%s, CRS units)",
+            ", ".join(beyond),
+            _learned(subject),
+        )
+    maker = FinerMaker(
+        subject.engine, subject.ground, layers=subject.layers, steps=steps, views=views, tags=subject.tags
+    )
+    maker.shares = dist.on_main(lambda: maker.calibrate(subject.read, subject.tiles(FINER_TILES)))
+    for (c, s), share in maker.shares.items():
+        info = maker.rasters[maker.name(c, s)]
+        maker.rasters[maker.name(c, s)] = replace(info, tags={**info.tags, "share_of_model_detail": f"{share:.3f}"})
+        name = subject.layers[c].name
+        logger.info("layer '%s' at %dx: %.0f %% of the model's detail is added to interpolation", name, s, 100 * share)
+    return maker
+
+
+def _learned(subject: Subject) -> str:
+    """Down to which pixels the model was trained to predict each layer, in words."""
+    scored = subject.engine.model.scored
+    finest = {c: max(s for s in scored if c in scored[s]) for c in scored[1]}
+    return "it learned " + "; ".join(
+        f"'{subject.layers[c].name}' down to {subject.ground.base / s:g}" for c, s in finest.items()
+    )

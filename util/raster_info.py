@@ -1,0 +1,137 @@
+"""What a raster to be written is: grid, bands, type, nodata and facts; and the same as the text of a virtual raster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+from affine import Affine
+
+DTYPES = {"float32": "float32", "float16": "float32", "uint8": "uint8"}
+"""What can be written, and how it is held in memory: GDAL stores float16 as a float of 16 bits."""
+
+
+@dataclass(frozen=True)
+class RasterInfo:
+    """A raster to be written.
+
+    Attributes:
+        crs: coordinate reference system, as WKT.
+        left: western edge, CRS units.
+        top: northern edge, CRS units.
+        resolution_x: width of a pixel, CRS units.
+        resolution_y: height of a pixel, CRS units.
+        rows: number of rows.
+        cols: number of columns.
+        dtype: `float32`, `float16` or `uint8`.
+        nodata: stored where nothing is known.
+        names: of the bands.
+        units: of the bands.
+        tags: facts about the file.
+        classes: class code -> (name, (red, green, blue)), for classes.
+        is_picture: three bands of colours.
+    """
+
+    crs: str
+    left: float
+    top: float
+    resolution_x: float
+    resolution_y: float
+    rows: int
+    cols: int
+    dtype: str
+    nodata: float
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    classes: Mapping[int, tuple[str, tuple[int, int, int]]] | None = None
+    is_picture: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a nodata value that the type cannot hold, and bands without unit.
+
+        Raises:
+            ValueError: naming value and type.
+        """
+        check_nodata(self.nodata, self.dtype)
+        if len(self.names) != len(self.units):
+            raise ValueError(f"{len(self.names)} band names and {len(self.units)} units: expected as many")
+
+    @property
+    def transform(self) -> Affine:
+        """From (column, row) to (x, y)."""
+        return self.window_transform(0, 0)
+
+    def window_transform(self, row: int, col: int) -> Affine:
+        """The same for a window that starts at (row, col)."""
+        x, y = self.left + col * self.resolution_x, self.top - row * self.resolution_y
+        return Affine(self.resolution_x, 0.0, x, 0.0, -self.resolution_y, y)
+
+    @property
+    def is_discrete(self) -> bool:
+        """True for classes, which must not be averaged."""
+        return self.classes is not None
+
+
+def check_nodata(nodata: float, dtype: str) -> None:
+    """Refuses a nodata value that pixels of a type cannot hold exactly.
+
+    Raises:
+        ValueError: the type is unknown, or does not hold the value.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"data type {dtype!r}: expected one of {', '.join(DTYPES)}")
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        with np.errstate(over="ignore"):
+            fits = math.isnan(nodata) or float(kind.type(nodata)) == nodata
+    else:
+        fits = nodata == math.floor(nodata) and 0 <= nodata <= np.iinfo(kind).max if math.isfinite(nodata) else False
+    if not fits:
+        raise ValueError(f"nodata {nodata:g} does not fit pixels of type {dtype}; choose a value that they can hold")
+
+
+def virtual_raster(info: RasterInfo, whole: Path, *, wkt: str) -> str:
+    """The text of a VRT of a file, with all that is said about the raster; its CRS as WKT."""
+    kind = {"float32": "Float32", "uint8": "Byte"}[DTYPES[info.dtype]]
+    transform = info.transform
+    numbers = (transform.c, transform.a, transform.b, transform.f, transform.d, transform.e)
+    lines = [f'<VRTDataset rasterXSize="{info.cols}" rasterYSize="{info.rows}">']
+    lines.append(f"<SRS>{escape(wkt)}</SRS>")
+    lines.append(f"<GeoTransform>{', '.join(repr(float(x)) for x in numbers)}</GeoTransform>")
+    lines.append(_metadata(info.tags))
+    nodata = "nan" if math.isnan(info.nodata) else repr(info.nodata)
+    colours = ("Red", "Green", "Blue") if info.is_picture else ("Palette",) if info.classes else ("Gray",)
+    for band, (name, unit) in enumerate(zip(info.names, info.units, strict=True), start=1):
+        lines.append(f'<VRTRasterBand dataType="{kind}" band="{band}">')
+        lines.append(f"<Description>{escape(name)}</Description><NoDataValue>{nodata}</NoDataValue>")
+        lines.append(f"<UnitType>{escape(unit)}</UnitType>" if unit else "")
+        lines.append(f"<ColorInterp>{colours[min(band, len(colours)) - 1]}</ColorInterp>")
+        if info.classes:
+            lines.append(_metadata({f"class_{code}": name for code, (name, _) in info.classes.items()}))
+            lines.append(_colour_table(info))
+        lines.append(
+            f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(str(whole.resolve()))}</SourceFilename>'
+            f"<SourceBand>{band}</SourceBand></SimpleSource>"
+        )
+        lines.append("</VRTRasterBand>")
+    return "\n".join([*filter(None, lines), "</VRTDataset>"])
+
+
+def _metadata(tags: Mapping[str, str]) -> str:
+    entries = "".join(f"<MDI key={quoteattr(key)}>{escape(str(value))}</MDI>" for key, value in tags.items())
+    return f"<Metadata>{entries}</Metadata>"
+
+
+def _colour_table(info: RasterInfo) -> str:
+    assert info.classes is not None
+    entries = []
+    for code in range(256):
+        red, green, blue = info.classes[code][1] if code in info.classes else (0, 0, 0)
+        alpha = 255 if code in info.classes else 0
+        entries.append(f'<Entry c1="{red}" c2="{green}" c3="{blue}" c4="{alpha}"/>')
+    return f"<ColorTable>{''.join(entries)}</ColorTable>"
