@@ -79,6 +79,7 @@ def test_two_processes_agree(tmp_path):
     assert second.pop("ranks") == dist.Ranks(1, 2, 1, 2)
     assert first == second
     assert first == {
+        "each": (True, False, True),
         "any": [True, False, True],
         "gathered": [{"rank": 0}, {"rank": 1}],
         "broadcast": "from 0",
