@@ -27,8 +27,9 @@ from datasets.loader import prefetch
 from datasets.pixel_features import pixel_features
 from datasets.sample_survey import default_survey
 from datasets.samplers import MicroBatch, plan_epoch, updates_per_epoch
+from datasets.scene_targets import SceneFold
 from datasets.targets import Batch, DenseFold, TrainingFacts
-from datasets.window_targets import WindowFold
+from datasets.window_targets import WindowFold, WindowTargets
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import finetune_evaluation as evaluation
@@ -63,22 +64,6 @@ VERSION = "0.1.0"
 DEFAULT_LR = 1e-3
 """Peak rate when neither --lr nor --blr is given: right for the tiny model at 32 windows an update."""
 TREES = {"trees": "gradient_boosting", "forest": "random_forest"}
-FINETUNED_KEYS = (
-    "model",
-    "model_config",
-    "layers",
-    "statistics",
-    "options",
-    "base_resolution",
-    "hidden",
-    "task",
-    "training",
-    "fold",
-    "ground",
-    "folds",
-    "version",
-)
-"""What a checkpoint of this program holds for those who use it."""
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -107,7 +92,7 @@ class Job:
     held_out: list[list[float]] | None
     arms: list[Arm]
     folds: list[int]
-    examples: dict[int | None, DenseFold | WindowFold]
+    examples: dict[int | None, DenseFold | WindowFold | SceneFold]
     files: FinetuneFiles
 
 
@@ -254,9 +239,9 @@ def open_labels_on(
     """
     if args.dataset_type != "grid":
         share = {"label_fraction": args.label_fraction, "seed": args.seed}
-        return open_scene_data(opened.survey, args.test_path, **share)
+        return open_scene_data(opened.scenes, args.test_path, **share)
     return open_targets(
-        opened.survey,
+        opened.grids,
         args.labels,
         how=LabelOptions(**options.label_options(args)),
         split=SplitOptions(**splitting),
@@ -623,7 +608,7 @@ def save(job: Job, fit: Fit, scores: dict[str, Any] | None) -> None:
 
 def score(job: Job, outputs: Outputs, fold: int, *, validation: bool = False) -> Outcome:
     """Scores a fold's test ground, or its validation ground, over all processes."""
-    data, ranks, survey = job.data, job.ranks, job.opened.survey
+    data, ranks = job.data, job.ranks
     scores = new_scores(data.kind, data.names, job.device)
     if data.windows is not None:
         return score_windows(
@@ -634,6 +619,7 @@ def score(job: Job, outputs: Outputs, fold: int, *, validation: bool = False) ->
             presence_only=data.presence_only,
         )
     assert data.ground is not None
+    survey, folds = job.opened.grids, data.ground.folds
     return score_ground(
         outputs,
         scores,
@@ -641,8 +627,8 @@ def score(job: Job, outputs: Outputs, fold: int, *, validation: bool = False) ->
         scale=data.scale,
         truth_of=partial(data.ground.truth, fold=fold, validation=validation),
         shape=data.ground.labels.values.shape,
-        blocks_of=data.folds.blocks_of,
-        sums=BlockSums(int(data.folds.block_grid.max()) + 1, data.outputs),
+        blocks_of=folds.blocks_of,
+        sums=BlockSums(int(folds.block_grid.max()) + 1, data.outputs),
     )
 
 
@@ -668,7 +654,8 @@ def fit_baseline(job: Job, arm: Arm, fold: int) -> tuple[Outputs, dict[str, Any]
     args, data, examples = job.args, job.data, job.examples[fold]
     if arm.kind == "constant":
         return ConstantOutputs(constant_prediction(examples.facts.class_counts, examples.facts.mean)), {}
-    features = partial(pixel_features, job.opened.survey, scale=data.scale)
+    assert not isinstance(examples, SceneFold), "trees look at pixels of ground"
+    features = partial(pixel_features, job.opened.grids, scale=data.scale)
     trees = Trees(
         TREES[arm.kind],
         classes=None if data.task == "regression" else data.outputs,
@@ -677,7 +664,8 @@ def fit_baseline(job: Job, arm: Arm, fold: int) -> tuple[Outputs, dict[str, Any]
     )
     pixels, targets = examples.sampled_pixels(args.tree_samples, seed=args.seed)
     trees.fit(features(pixels), targets)
-    centres = None if data.windows is None else data.windows.examples.centres.astype(np.int64)
+    points = data.targets if isinstance(data.targets, WindowTargets) else None
+    centres = None if points is None else points.examples.centres.astype(np.int64)
     return TreeOutputs(trees, features, scale=data.scale, pixels=centres), {"tree_samples": trees.samples}
 
 
@@ -696,7 +684,7 @@ def prepare_evaluation(
         ValueError, OSError: bad input; the checkpoint was fitted on all of these labels.
     """
     options.check_resume(args)
-    state = dist.together(lambda: ckpt.load_checkpoint(args.resume, required=FINETUNED_KEYS))
+    state = dist.together(lambda: ckpt.load_checkpoint(args.resume, required=evaluation.FINETUNED_KEYS))
     args = evaluation.with_stored(args, state["options"], get_args_parser())
     options.check(args)
     options.settle(args, state["model_config"], state, again=True)

@@ -34,6 +34,18 @@ class OpenedLayers:
     statistics: list[dict[str, Any]]
     channels: dict[str, Any]
 
+    @property
+    def grids(self) -> ReopenedSurvey:
+        """The survey, where layers are rasters of one ground."""
+        assert isinstance(self.survey, ReopenedSurvey)
+        return self.survey
+
+    @property
+    def scenes(self) -> SceneGround:
+        """What stands for the survey, where they are bands of images."""
+        assert isinstance(self.survey, SceneGround)
+        return self.survey
+
 
 def open_layers(
     stored: Mapping[str, Any] | None,
@@ -146,7 +158,7 @@ def hide_labels(opened: OpenedLayers, labels: str, band: int) -> None:
     Raises:
         ValueError: no other layer is left.
     """
-    survey = opened.survey
+    survey = opened.grids
     themselves = layers_that_are(labels, band, survey.layers)
     for channel in themselves:
         logger.info("layer '%s' holds the labels: it is hidden from the network", survey.layers[channel].name)

@@ -8,6 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+FINETUNED_KEYS = (
+    "model",
+    "model_config",
+    "layers",
+    "statistics",
+    "options",
+    "base_resolution",
+    "hidden",
+    "task",
+    "training",
+    "fold",
+    "ground",
+    "folds",
+    "version",
+)
+"""What a checkpoint of this program holds for those who use it."""
+
 
 def with_stored(
     args: argparse.Namespace, stored: Mapping[str, Any], parser: argparse.ArgumentParser
