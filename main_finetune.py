@@ -586,6 +586,7 @@ def save(job: Job, fit: Fit, scores: dict[str, Any] | None) -> None:
     state = fit_state(fit, job.device) | {
         "layers": job.opened.layers,
         "statistics": job.opened.statistics,
+        "encodings": job.opened.encodings,
         "options": vars(job.args),
         "version": VERSION,
         "base_resolution": survey.base_resolution,

@@ -22,7 +22,7 @@ import torch
 
 import models_mae_group_channels as models
 from datasets.loader import prefetch
-from datasets.reopen import ReopenedSurvey, reopen_survey, stored_layers
+from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import inference_options, makers, results
@@ -137,8 +137,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     subject = Subject(
         engine=engine,
         ground=ground_of(survey),
-        layers=layer_values(survey, state["statistics"]),
-        natives=native_layers(survey, state["statistics"]),
+        layers=layer_values(survey),
+        natives=native_layers(survey),
         known=survey.known,
         read=partial(read_unit, survey),
         tags=tags_of(args, survey, state),
@@ -158,7 +158,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
     """The layers of the checkpoint, on the ground that the options name."""
     if args.data_dir is not None and args.train_path is not None:
         raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
-    trained, statistics = state["options"], state["statistics"]
+    trained = state["options"]
     base = args.base_resolution or state.get("base_resolution") or trained.get("base_resolution")
     if "categories" in state and (base is None or not (args.data_dir or args.train_path)):
         names = ", ".join(layer["name"] for layer in state["layers"])
@@ -176,8 +176,9 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
         stored_layers(state["layers"]),
         data_dir=args.data_dir,
         layers_table=args.train_path,
-        location=[item["location"] for item in statistics],
-        spread=[item["spread"] for item in statistics],
+        location=(),
+        spread=(),
+        encodings=stored_encodings(state),
         input_size=state["model_config"]["img_size"],
         scales=state["model_config"]["scales"],
         base_resolution=base,

@@ -22,15 +22,16 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import models_mae_group_channels as models
+from datasets.fitting import save_statistics
 from datasets.grid import Survey, Tiles, open_survey, open_test_survey
 from datasets.loader import prefetch
+from datasets.masks import Masks, dropped_layers, mask_shares
 from datasets.pooled import choose_reader, to_sample
 from datasets.pyramid import Sample
 from datasets.sample_survey import default_survey
-from datasets.samplers import MicroBatch, plan_epoch, token_noise, updates_per_epoch
+from datasets.samplers import MicroBatch, plan_epoch, updates_per_epoch
 from datasets.scenes import Scenes, open_scenes, open_test_scenes
 from datasets.source import Reader, TileSource
-from datasets.statistics import save_statistics
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
@@ -40,7 +41,7 @@ from util.engine import StepMeter, Stop, Updater, WindowOfSteps, make_adamw
 from util.log import progress, setup_logging
 from util.lr_sched import Schedule
 from util.run_files import LAST_PICTURE, Clock, LayerFacts, RunFiles, check_writable, reconstruction_rows, score_lines
-from util.skill import HeldOutEvaluator, ScoredBatch
+from util.skill import HeldOutEvaluator, ScoredBatch, ScoredLayer
 
 logger = logging.getLogger("main_pretrain")
 
@@ -101,6 +102,7 @@ class Run:
     reader: Reader
     scored: ScoredTiles
     network: models.MaskedAutoencoderGroupChannelViT
+    masks: Masks
     model: torch.nn.Module
     updater: Updater
     schedule: Schedule
@@ -184,6 +186,13 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     # model
     torch.manual_seed(args.seed)
     network = models.build_model(args.model, **options.model_options(args), **survey.channel_options()).to(device)
+    masks = Masks(
+        shares=mask_shares(args.mask_shape or [("random", None)]),
+        groups=network.num_groups,
+        side=args.input_size // args.patch_size,
+        spatial=args.spatial_mask,
+        mask_ratio=args.mask_ratio,
+    )
     model = dist.wrap(torch.compile(network) if args.compile else network, device)
 
     # optimiser and schedule
@@ -209,8 +218,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         clip_grad=args.clip_grad,
     )
     layers = [
-        LayerFacts(layer.name, layer.units, item.location, item.spread)
-        for layer, item in zip(survey.layers, survey.statistics, strict=True)
+        LayerFacts(layer.name, "degrees" if encoding.kind == "circular" else layer.units, channels, encoding.decode)
+        for layer, encoding, channels in zip(survey.layers, survey.encodings, network.layers, strict=True)
     ]
     files = RunFiles(
         output_dir,
@@ -228,6 +237,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         reader=reader,
         scored=scored,
         network=network,
+        masks=masks,
         model=model,
         updater=updater,
         schedule=schedule,
@@ -261,11 +271,6 @@ def open_test_data(args: argparse.Namespace, survey: TileSource) -> TileSource:
         return open_test_scenes(survey, args.test_path)
     assert isinstance(survey, Survey)
     return open_test_survey(survey, args.test_path, chosen=options.survey_options(args))
-
-
-def maskable(network: models.MaskedAutoencoderGroupChannelViT) -> int:
-    """Number of things that masking chooses among: tokens, or places with `spatial_mask`."""
-    return network.num_patches * (1 if network.spatial_mask else network.num_groups)
 
 
 def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
@@ -342,7 +347,12 @@ def run_facts(run: Run) -> dict[str, Any]:
     return {
         "options": decisive,
         "effective batch (batch_size x accum_iter x processes)": run.schedule.effective_batch,
-        "layers": [{"name": layer.name, "kind": layer.kind, "units": layer.units} for layer in run.survey.layers],
+        "layers": [
+            {"name": layer.name, "kind": layer.kind, "units": layer.units}
+            | ({} if layer.transform == "none" else {"transform": layer.transform})
+            | ({"classes": list(encoding.codes)} if encoding.codes else {})
+            for layer, encoding in zip(run.survey.layers, run.survey.encodings, strict=True)
+        ],
         "model": {key: value for key, value in run.network.config.items() if key != "grad_checkpointing"},
         "tiles an epoch": run.schedule.tiles,
         "statistics": values,
@@ -362,6 +372,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "model_config": run.network.config,
         "layers": [asdict(layer) for layer in run.survey.layers],
         "statistics": [asdict(item) for item in run.survey.statistics],
+        "encodings": [encoding.plain() for encoding in run.survey.encodings],
         "options": {key: value for key, value in vars(run.args).items()},
         "version": VERSION,
         **run.survey.record(),
@@ -453,9 +464,11 @@ def train_epoch(run: Run, stop: Stop) -> bool:
     seen_tiles: deque[list[np.ndarray]] = deque([[]], maxlen=args.log_every)
     saved_at = time.monotonic()
     run.model.train()
-    for micro, (tiles, noise) in run.clock.timed(prefetch(plan, fetch, workers=args.num_workers)):
+    for micro, (tiles, noise, dropped) in run.clock.timed(prefetch(plan, fetch, workers=args.num_workers)):
         seen_tiles[-1].append(origins[micro.positions])
         sample = to_sample(tiles, pyramid, device)
+        if dropped is not None:
+            sample = sample.without(dropped.to(device, non_blocking=True))
         with dist.gradients_shared(run.model, micro.is_last), dist.peer_errors_named():
             out = reconstruct(run, run.model, sample, noise.to(device, non_blocking=True))
             loss = args.base_loss_weight * out.loss + args.scale_loss_weight * out.ms_loss
@@ -515,12 +528,22 @@ def reconstruct(
 
 def fetch_tiles(
     reader: Reader, origins: np.ndarray, micro: MicroBatch, *, run: Run, epoch: int
-) -> tuple[Tiles | Sample, torch.Tensor]:
-    """Reads the tiles of a micro-batch and draws their masks' noise; runs in the reading threads."""
-    tiles = reader.read(origins[micro.positions])
-    noise = token_noise(micro.positions, tokens=maskable(run.network), seed=run.args.seed, epoch=epoch)
-    pinned = run.args.pin_mem and run.device.type == "cuda"
-    return (tiles.pin(), torch.from_numpy(noise).pin_memory()) if pinned else (tiles, torch.from_numpy(noise))
+) -> tuple[Tiles | Sample, torch.Tensor, torch.Tensor | None]:
+    """Reads the tiles of a micro-batch, draws their masks' noise and the channels that they go without, if any.
+
+    Runs in the reading threads.
+    """
+    args, numbers = run.args, micro.positions
+    tiles = reader.read(origins[numbers])
+    noise = torch.from_numpy(run.masks.noise(numbers, seed=args.seed, epoch=epoch))
+    dropped = None
+    if args.layer_dropout:
+        layers = run.network.layers
+        gone = dropped_layers(numbers, layers=len(layers), share=args.layer_dropout, seed=args.seed, epoch=epoch)
+        dropped = torch.from_numpy(gone.repeat([layer.count for layer in layers], axis=1))
+    if args.pin_mem and run.device.type == "cuda":
+        return tiles.pin(), noise.pin_memory(), dropped
+    return tiles, noise, dropped
 
 
 def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:
@@ -577,7 +600,7 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
 
     def fetch(numbers: np.ndarray) -> ScoredBatch:
         sample = to_sample(reader.read(origins[numbers]), pyramid, run.device)
-        noise = token_noise(numbers, tokens=maskable(run.network), seed=args.seed, epoch=VALIDATION_EPOCH)
+        noise = run.masks.noise(numbers, seed=args.seed, epoch=VALIDATION_EPOCH)
         return ScoredBatch(*sample, noise=torch.from_numpy(noise).to(run.device))
 
     mine = np.arange(len(origins))[ranks.rank :: ranks.world_size]
@@ -586,8 +609,11 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
         batches=[mine[k : k + args.batch_size] for k in range(0, len(mine), args.batch_size)],
         scales=survey.scales,
         scored_at_base=[c in survey.scored[1] for c in range(len(survey.layers))],
-        means=[(item.mean - item.location) / item.spread for item in survey.statistics],
-        groups=survey.groups,
+        layers=[
+            ScoredLayer(channels, encoding.decode, encoding.spreads[0] if encoding.is_linear else None, encoding.means)
+            for channels, encoding in zip(run.network.layers, survey.encodings, strict=True)
+        ],
+        groups=run.network.channel_groups,
         patch_size=args.patch_size,
         base_in_units=not args.norm_pix_loss,
         sum_over_ranks=lambda tensor: dist.sum_over_ranks(tensor.to(run.device)).cpu(),

@@ -20,8 +20,9 @@ usable.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,8 @@ from models_vit_group_channels import NORM_LAYER, SENTINEL_GROUPS, GroupChannelE
 from models_vit_group_channels import GroupChannelsVisionTransformer as GroupChannelsVisionTransformer
 from models_vit_group_channels import ModelSize as ModelSize
 from models_vit_group_channels import check_partition as check_partition
-from util.losses import error_totals, masked_patch_mse, patch_moments, pixel_l1
+from util.layer_kinds import LayerChannels, check_whole, layer_channels, layer_errors, to_shares
+from util.losses import error_totals, masked_patch_mean, patch_moments, pixel_mean
 from util.patches import patchify, random_masking, token_validity, unpatchify
 from util.scale_heads import (
     SubpixelHead,
@@ -80,11 +82,11 @@ class Reconstruction(NamedTuple):
 
     loss: Tensor  # scalar, base scale
     ms_loss: Tensor  # scalar, mean over the finer scales; 0 if none is scored
-    pred: Tensor  # (N, C, L, p*p), as compared with the targets
+    pred: Tensor  # (N, C, L, p*p), as compared with the targets; before the softmax of categorical layers
     mask: Tensor  # (N, G, L), 1 = removed
-    images: dict[int, Tensor]  # scale -> (N, C, sH, sW), model units; 0 for channels not scored there
-    error_sums: Tensor  # (S, C): squared error over removed valid pixels; absolute error over valid ones if finer
-    error_counts: Tensor  # (S, C): number of pixels in each sum
+    images: dict[int, Tensor]  # scale -> (N, C, sH, sW), model units, shares of classes; 0 where not scored
+    error_sums: Tensor  # (S, Y): each layer's error over removed valid pixels; over all valid ones if finer
+    error_counts: Tensor  # (S, Y): number of pixels in each sum
 
 
 class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
@@ -99,6 +101,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             scored.
         scale_heads: "shared", the published ones, or "subpixel", light ones.
         channel_weights: weight of each channel in the losses, 1 if None; 0 leaves a channel out.
+        layers: which channels make up a layer, see `util.layer_kinds.layer_channels`; if None each channel is a
+            continuous layer.
         grad_checkpointing: recompute the blocks in the backward pass, for memory.
 
     Raises:
@@ -108,6 +112,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
 
     weights_1: Tensor
     is_scored: Tensor
+    first_channel: Tensor
+    layer_order: Tensor
 
     def __init__(
         self,
@@ -133,9 +139,11 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         scored: Mapping[Any, Sequence[int]] | None = None,
         scale_heads: str = "shared",
         channel_weights: Sequence[float] | None = None,
+        layers: Sequence[Mapping[str, Any]] | None = None,
         grad_checkpointing: bool = False,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "norm_layer", "__class__")}
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "norm_layer", "__class__", "layers")}
+        arguments |= {} if layers is None else {"layers": [dict(layer) for layer in layers]}
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -153,6 +161,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         self.scales = tuple(int(s) for s in scales)
         self.scored = check_scored(scored, scales=self.scales, in_chans=in_chans)
         self.spatial_mask, self.norm_pix_loss, self.scale_heads = spatial_mask, norm_pix_loss, scale_heads
+        self._register_layers(layers)
         weights = [1.0] * in_chans if channel_weights is None else [float(w) for w in channel_weights]
         self._register_loss_weights(weights)
         #: Arguments that rebuild the model, fit for JSON; a norm_layer of one's own is not among them.
@@ -173,14 +182,26 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             raise ValueError(f"scale_heads {scale_heads!r}: expected one of {', '.join(SCALE_HEADS)}")
         self.init_weights()
 
+    def _register_layers(self, layers: Sequence[Mapping[str, Any]] | None) -> None:
+        """Hold which channels are a layer's, and which layers a group's and scored."""
+        self.layers = layer_channels(layers, self.in_chans)
+        grouped = [check_whole(self.layers, group, "channel_groups") for group in self.channel_groups]
+        self.layer_group_sizes = [len(numbers) for numbers in grouped]
+        self._register_index("layer_order", [number for numbers in grouped for number in numbers])
+        self._register_index("first_channel", [layer.first for layer in self.layers])
+        #: For each scale the numbers of the layers scored at it.
+        self.scored_layers = {s: check_whole(self.layers, channels, "scored") for s, channels in self.scored.items()}
+        shaped = [layer.kind == "continuous" for layer in self.layers for _ in layer.channels]
+        self.register_buffer("is_continuous", torch.tensor(shaped).view(1, -1, 1, 1), persistent=False)
+
     def _register_loss_weights(self, weights: Sequence[float]) -> None:
-        """Hold, for each scale, the weight of every channel: 0 where it is not scored."""
+        """Hold, for each scale, the weight of every layer: 0 where it is not scored."""
         if len(weights) != self.in_chans or min(weights) < 0:
             raise ValueError(
                 f"channel_weights {list(weights)}: expected {self.in_chans} numbers, one a channel, none negative"
             )
         for s in self.scales:
-            at_scale = torch.tensor([w if c in self.scored[s] else 0.0 for c, w in enumerate(weights)])
+            at_scale = torch.tensor([weights[y.first] if y.first in self.scored[s] else 0.0 for y in self.layers])
             self.register_buffer(f"weights_{s}", at_scale, persistent=False)
         flags = [[c in self.scored[s] for c in range(self.in_chans)] for s in self.scales]
         self.register_buffer("is_scored", torch.tensor(flags), persistent=False)
@@ -222,17 +243,20 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         self.plan = plan_subpixel(self.scored)
         rank = detail_rank(self.config, scored=self.scored)
         self.subpixel_heads = nn.ModuleDict()
+        self.head_layers: dict[int, list[LayerChannels]] = {}
         for s, sources in self.plan.items():
             for source, channels in sources.items():
                 self._register_index(f"from_{source}_to_{s}", channels)
             predicted = sources.get(s, ())
             if predicted:
+                self.head_layers[s] = self._layers_among(predicted)
                 self.subpixel_heads[str(s)] = SubpixelHead(
                     scale=s,
                     channel_groups=[[c for c in group if c in predicted] for group in self.channel_groups],
                     patch_size=self.patch_size,
                     width=width,
                     rank=rank,
+                    shares=[c for layer in self.layers if layer.kind == "categorical" for c in layer.channels],
                 )
 
     def init_weights(self) -> None:
@@ -353,7 +377,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         hidden = mask.index_select(1, self.group_of_channel) > 0  # (N, C, L)
         given, patch_valid = patchify(imgs, self.patch_size), patchify(valid, self.patch_size)
         images = self.predict_finer(pred, given, visible=patch_valid & ~hidden.unsqueeze(-1), tokens=tokens)
-        images[1] = unpatchify(pred, self.patch_size)
+        images[1] = unpatchify(to_shares(pred, self.layers), self.patch_size)
         return images, hidden
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
@@ -391,6 +415,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         Returns:
             {scale: (N, C, sH, sW)}, at least float32.
         """
+        pred = to_shares(pred, self.layers)
         if self.scale_heads == "shared":
             return self._predict_shared(unpatchify(pred, self.patch_size))
         # A prediction of normalised pixels cannot stand beside pixels as they are.
@@ -409,8 +434,14 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         for k, s in enumerate(self.head_scales, start=1):
             x, image = getattr(self, f"up_block{k}")(x)
             if image is not None:
-                images[s] = at_least_float32(image)
+                images[s] = to_shares(at_least_float32(image), self.layers)
         return images
+
+    def _layers_among(self, channels: Sequence[int]) -> list[LayerChannels]:
+        """The layers of some channels, numbered by their place among these."""
+        whole = [self.layers[number] for number in check_whole(self.layers, channels, "scored")]
+        firsts = accumulate((layer.count for layer in whole), initial=0)
+        return [replace(layer, first=first) for layer, first in zip(whole, firsts, strict=False)]
 
     def _predict_subpixel(self, base: Tensor, tokens: Tensor, *, known: Tensor) -> dict[int, Tensor]:
         images: dict[int, Tensor] = {}
@@ -420,7 +451,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             for source in sources:
                 index = getattr(self, f"from_{source}_to_{s}")
                 if source == s:
-                    part = self.subpixel_heads[str(s)](base, tokens, known)
+                    part = to_shares(self.subpixel_heads[str(s)](base, tokens, known), self.head_layers[s])
                 else:
                     part = mean_pool(images[source].index_select(1, index), source // s)
                 if len(index) == channels:
@@ -471,35 +502,37 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         removed = mask.index_select(1, self.group_of_channel).unsqueeze(-1) > 0  # (N, C, L, 1)
         images = self.predict_finer(pred, given, visible=patch_valid & ~removed, tokens=tokens)
         with full_precision(imgs.device):
-            mean, spread = patch_moments(given, patch_valid) if self.norm_pix_loss else (0.0, 1.0)
+            mean, spread = self._moments(given, patch_valid) if self.norm_pix_loss else (0.0, 1.0)
             target = (given - mean) / spread if self.norm_pix_loss else given
-            loss = masked_patch_mse(
-                pred,
-                target,
+            error = layer_errors(to_shares(pred, self.layers), target, self.layers, usual="mse")
+            layer_valid = patch_valid.index_select(1, self.first_channel)
+            loss = masked_patch_mean(
+                error,
                 mask=mask,
-                valid=patch_valid,
+                valid=layer_valid,
                 weights=self.weights_1,
-                group_order=self.group_order,
-                group_sizes=self.group_sizes,
+                group_order=self.layer_order,
+                group_sizes=self.layer_group_sizes,
             )
-            result = (loss, self._finer_loss(images, finer, zero=loss.new_zeros(())), pred, mask)
+            errors = {s: layer_errors(images[s], image, self.layers, usual="l1") for s, (image, _) in finer.items()}
+            oks = {s: ok.index_select(1, self.first_channel) for s, (_, ok) in finer.items()}
+            result = (loss, self._finer_loss(errors, oks, zero=loss.new_zeros(())), pred, mask)
             if not details:
                 return result
-            images[1] = unpatchify(pred * spread + mean, self.patch_size)
-            base_error = torch.where(patch_valid, pred - target, 0.0).square()
-            totals = {1: error_totals(base_error, patch_valid & removed)}
-            for s, (image, ok) in finer.items():
-                totals[s] = error_totals((images[s] - image).abs(), ok)
+            images[1] = unpatchify(to_shares(pred * spread + mean, self.layers), self.patch_size)
+            hidden = removed.index_select(1, self.first_channel)
+            totals = {1: error_totals(error, layer_valid & hidden)}
+            totals |= {s: error_totals(errors[s], ok) for s, ok in oks.items()}
             return self._reconstruction(result, images, totals)
 
-    def _finer_loss(
-        self, images: Mapping[int, Tensor], finer: Mapping[int, tuple[Tensor, Tensor]], *, zero: Tensor
-    ) -> Tensor:
-        """Mean over the scored finer scales of their absolute errors; zero if there is none."""
-        terms = [
-            pixel_l1(images[s], target, valid=ok, weights=getattr(self, f"weights_{s}"))
-            for s, (target, ok) in finer.items()
-        ]
+    def _moments(self, patches: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and spread of every patch; 0 and 1 where channels are no measurements."""
+        mean, spread = patch_moments(patches, valid)
+        return torch.where(self.is_continuous, mean, 0.0), torch.where(self.is_continuous, spread, 1.0)
+
+    def _finer_loss(self, errors: Mapping[int, Tensor], valid: Mapping[int, Tensor], *, zero: Tensor) -> Tensor:
+        """Mean over the scored finer scales of their errors (N, Y, sH, sW); zero if there is none."""
+        terms = [pixel_mean(errors[s], valid=ok, weights=getattr(self, f"weights_{s}")) for s, ok in valid.items()]
         return torch.stack(terms).mean() if terms else zero
 
     def _check_finer(
@@ -518,9 +551,10 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             if self.scored[s]:
                 if image is None:
                     raise ValueError(f"target of scale {s} is None, but channels {self.scored[s]} are scored there")
-                finer[s] = check_images(
+                image, ok = check_images(
                     f"target of scale {s}", image, ok, channels=self.in_chans, size=self.img_size * s
                 )
+                finer[s] = torch.where(ok, image, 0.0), ok
         return finer
 
     def _reconstruction(
@@ -529,7 +563,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         images: dict[int, Tensor],
         totals: dict[int, tuple[Tensor, Tensor]],
     ) -> Reconstruction:
-        """Arrange the details by scale, with zeros where a channel is not scored."""
+        """Arrange the details by scale, with zeros where a layer is not scored."""
         nothing = (torch.zeros_like(self.weights_1), torch.zeros_like(self.weights_1))
         sums, counts = zip(*(totals.get(s, nothing) for s in self.scales), strict=True)
         kept = {
@@ -537,8 +571,9 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             for s, scored in zip(self.scales, self.is_scored, strict=True)
             if s in images
         }
-        error_sums = torch.where(self.is_scored, torch.stack(sums), 0.0).detach()
-        return Reconstruction(*result, kept, error_sums, torch.stack(counts) * self.is_scored)
+        is_scored = self.is_scored.index_select(1, self.first_channel)
+        error_sums = torch.where(is_scored, torch.stack(sums), 0.0).detach()
+        return Reconstruction(*result, kept, error_sums, torch.stack(counts) * is_scored)
 
 
 def build_model(name: str, **arguments: Any) -> MaskedAutoencoderGroupChannelViT:

@@ -17,6 +17,7 @@ from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.warp import Resampling
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
@@ -251,7 +252,8 @@ class RasterBand:
         offset: see scale.
         notes: what is odd about the file though it can be used.
         source: the file's own pixels.
-        warped: True if the grid is not the file's own: values are interpolated (bilinear).
+        warped: True if the grid is not the file's own: values are interpolated (bilinear), those of categorical and
+            circular layers taken from the nearest pixel.
         aoi: polygons outside which pixels are invalid.
         stated: nodata values as the file declares and the layers table gives them, not rounded to the type.
     """
@@ -310,7 +312,8 @@ class RasterBand:
 
     def _read_inside(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         if self.warped:
-            values = warp_window(self.source.read, self.source, self.grid, (row, col, rows, cols))
+            how = Resampling.bilinear if self.layer.kind == "continuous" else Resampling.nearest
+            values = warp_window(self.source.read, self.source, self.grid, (row, col, rows, cols), resampling=how)
         else:
             values = self.flip(self.source.read(*self.to_source(row, col, rows, cols)))
         if self.aoi is not None:

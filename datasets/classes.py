@@ -161,7 +161,7 @@ def read_classes_csv(path: str | Path, codes: Sequence[Code]) -> tuple[dict[Code
         ValueError: it lacks a column, a row cannot be used, a code is there twice, or one of `codes` is missing.
     """
     where = f"class table {path}"
-    rows = _read_rows(Path(path).expanduser(), where)
+    rows = read_class_rows(Path(path).expanduser(), where)
     names: dict[Code, str] = {}
     colours: dict[Code, str] = {}
     for number, row in rows:
@@ -187,11 +187,17 @@ def read_classes_csv(path: str | Path, codes: Sequence[Code]) -> tuple[dict[Code
     return names, colours
 
 
-def _read_rows(path: Path, where: str) -> list[tuple[int, dict[str, str]]]:
-    """Rows with their numbers in the file, as code, name and colour."""
+def read_class_rows(path: Path, where: str) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a table of classes with their numbers in the file, as code, name and colour.
+
+    Raises:
+        FileNotFoundError: there is no such table.
+        ValueError: it is no such table, or a row has no code.
+    """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{where}: no such file; --label_classes takes a CSV with the columns code, name, colour"
+            f"{where}: no such file; --label_classes takes a CSV with the columns code, name, colour, as does column "
+            "'classes' of layers.csv"
         )
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:

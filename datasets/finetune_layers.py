@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets.grid import fits_memory, open_survey
 from datasets.layers import Layer
-from datasets.reopen import ReopenedSurvey, reopen_survey, stored_layers
+from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
 from datasets.sample_survey import labels_of_sample
 from datasets.scene_targets import SceneGround, open_scene_ground
 
@@ -26,12 +26,14 @@ class OpenedLayers:
         survey: where windows are cut out of.
         layers: in channel order, as a checkpoint holds them.
         statistics: per layer location and spread, as a checkpoint holds them.
+        encodings: per layer how values become channels, likewise.
         channels: `in_chans` and `channel_groups` for a network from scratch; empty where a checkpoint says it.
     """
 
     survey: ReopenedSurvey | SceneGround
     layers: list[dict[str, Any]]
     statistics: list[dict[str, Any]]
+    encodings: list[dict[str, Any]]
     channels: dict[str, Any]
 
     @property
@@ -98,12 +100,14 @@ def open_layers(
             **scratch,
         )
         layers, statistics = [asdict(layer) for layer in found.layers], [asdict(item) for item in found.statistics]
-        channels: dict[str, Any] = {"in_chans": len(layers), "channel_groups": found.groups}
+        encodings, options = found.encodings, found.channel_options()
+        channels = {key: options[key] for key in ("in_chans", "channel_groups")}
         size, base = found.input_size, found.base_resolution
         data_dir = layers_table = None
         finest_scale = 1
     else:
-        layers, statistics, channels = stored["layers"], stored["statistics"], {}
+        layers, statistics, encodings = stored["layers"], stored["statistics"], stored_encodings(stored)
+        channels = {}
         size = input_size or stored["model_config"]["img_size"]
         base = base_resolution
         finest_scale = max(stored["options"].get("scales") or (1,))
@@ -118,8 +122,9 @@ def open_layers(
         stored_layers(layers),
         data_dir=data_dir,
         layers_table=layers_table,
-        location=[item["location"] for item in statistics],
-        spread=[item["spread"] for item in statistics],
+        location=(),
+        spread=(),
+        encodings=encodings,
         input_size=size,
         scales=(1,),
         base_resolution=base,
@@ -131,7 +136,7 @@ def open_layers(
     )
     if fits_memory(survey.stack, cache, local_ranks):
         survey.stack.load()
-    return OpenedLayers(survey, layers, statistics, channels)
+    return OpenedLayers(survey, layers, statistics, [encoding.plain() for encoding in encodings], channels)
 
 
 def labels_path(labels: str | None, task: str, layers: Sequence[Layer]) -> str:
@@ -189,5 +194,6 @@ def open_scene_layers(stored: Mapping[str, Any] | None, **options: Any) -> Opene
         ground,
         [asdict(layer) for layer in scenes.layers],
         [asdict(item) for item in scenes.statistics],
+        [encoding.plain() for encoding in scenes.encodings],
         {} if stored is not None else {"in_chans": len(scenes.layers), "channel_groups": scenes.groups},
     )

@@ -17,15 +17,16 @@ import numpy as np
 import torch
 
 from datasets.band import gdal_session
-from datasets.layers import Layer, layers_from_directory, read_layers_table, write_layers_table
+from datasets.fitting import LayerStatistics, fit_layer
+from datasets.kinds import Encoding, channel_ranges, values_text
+from datasets.layer_classes import layer_classes
+from datasets.layers import Layer, layers_from_directory, read_layers_table, with_transforms, write_layers_table
 from datasets.pyramid import Pyramid
 from datasets.raster import BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band, scan, with_dummies
 from datasets.stack import ALIKE, Block, Stack, longest_edge, make_blocks, reference_grid
 from datasets.statistics import (
     MAX_CELLS,
-    LayerStatistics,
     correlation_length,
-    layer_statistics,
     map_cells,
     mean_coverage,
 )
@@ -46,11 +47,12 @@ class Survey:
         stack: the layers on their reference grid.
         summaries: per layer, what scanning it found.
         statistics: per layer, values on training ground.
-        groups: channel groups, each a tuple of channel numbers; a partition of the channels.
+        encodings: per layer, how its values become channels of the model.
+        groups: groups of layers that share tokens, each a tuple of layer numbers; a partition of the layers.
         base_resolution: ground edge of a base-scale pixel, CRS units.
         input_size: base-scale pixels along a tile's edge.
         scales: scales at which some layer is scored, 1 first.
-        scored: for each of those scales, the channels scored there.
+        scored: for each of those scales, the numbers of the layers scored there.
         tiles: training and validation windows.
         blocks: layers that travel together.
         correlation_cells: per layer, autocorrelation length in base-scale pixels.
@@ -60,6 +62,7 @@ class Survey:
     stack: Stack
     summaries: tuple[BandSummary, ...]
     statistics: tuple[LayerStatistics, ...]
+    encodings: tuple[Encoding, ...]
     groups: tuple[tuple[int, ...], ...]
     base_resolution: float
     input_size: int
@@ -72,18 +75,24 @@ class Survey:
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers in channel order."""
+        """The layers in their order."""
         return [band.layer for band in self.stack.bands]
+
+    @property
+    def channels(self) -> tuple[tuple[int, ...], ...]:
+        """The channel numbers of each layer."""
+        return channel_ranges(self.encodings)
 
     def lines(self) -> list[str]:
         """What will be read, as lines to log."""
         lines = []
         for channel, (band, summary) in enumerate(zip(self.stack.bands, self.summaries, strict=True)):
+            values = values_text(band.layer, self.encodings[channel], summary.minimum, summary.maximum)
             scored = " ".join(f"{scale}x" for scale in self.scales if channel in self.scored[scale]) or "no scale"
             lines.append(
                 f"layer {channel} {band.layer.name}: {band.grid.cols} x {band.grid.rows} pixels of "
-                f"{band.grid.resolution_x:g}, {100 * summary.valid_fraction:.0f} % valid, {summary.minimum:.6g} to "
-                f"{summary.maximum:.6g}{' ' * bool(band.layer.units)}{band.layer.units}, scored at {scored}"
+                f"{band.grid.resolution_x:g}, {100 * summary.valid_fraction:.0f} % valid, "
+                f"{values}, scored at {scored}"
             )
         ground = self.base_resolution * self.input_size
         lines.append(
@@ -109,13 +118,31 @@ class Survey:
 
     def channel_options(self) -> dict[str, Any]:
         """What a model must know of the layers, as keyword arguments of `build_model`."""
-        return {
-            "in_chans": len(self.stack),
-            "channel_groups": self.groups,
+        channels = self.channels
+
+        def expanded(layers: Sequence[int]) -> tuple[int, ...]:
+            return tuple(c for layer in layers for c in channels[layer])
+
+        options: dict[str, Any] = {
+            "in_chans": sum(encoding.channels for encoding in self.encodings),
+            "channel_groups": tuple(expanded(group) for group in self.groups),
             "scales": self.scales,
-            "scored": self.scored,
-            "channel_weights": [layer.loss_weight for layer in self.layers],
+            "scored": {scale: expanded(layers) for scale, layers in self.scored.items()},
+            "channel_weights": [
+                layer.loss_weight for layer, numbers in zip(self.layers, channels, strict=True) for _ in numbers
+            ],
         }
+        if any(encoding.kind != "continuous" for encoding in self.encodings) or any(la.loss for la in self.layers):
+            options["layers"] = [
+                {
+                    "kind": encoding.kind,
+                    "channels": encoding.channels,
+                    "loss": layer.loss,
+                    "loss_scale": encoding.loss_scale,
+                }
+                for layer, encoding in zip(self.layers, self.encodings, strict=True)
+            ]
+        return options
 
     def pyramid(self, source: Survey | None = None) -> Pyramid:
         """The on-device pooling with this survey's statistics, for its own tiles or those of another survey.
@@ -131,8 +158,7 @@ class Survey:
             input_size=self.input_size,
             scales=self.scales,
             scored={s: sorted({*self.scored[s]} & {*source.scored.get(s, ())}) for s in self.scales},
-            location=[item.location for item in self.statistics],
-            spread=[item.spread for item in self.statistics],
+            encodings=self.encodings,
         )
 
     @property
@@ -283,6 +309,8 @@ def open_survey(
     seed: int = 0,
     cache: str = "auto",
     local_ranks: int = 1,
+    transforms: Mapping[str, str] | None = None,
+    classes: Sequence[Encoding | None] | None = None,
 ) -> Survey:
     """Opens layers and prepares everything that training needs to know of them.
 
@@ -307,6 +335,8 @@ def open_survey(
         seed: decides which blocks are held out.
         cache: `auto`, `ram` or `none`; `device` (see `datasets/pooled.py`) reads like `auto`.
         local_ranks: processes on this machine that each hold the layers.
+        transforms: by name of a layer, the transform of its values, in the place of that of the table.
+        classes: per layer, the classes that may occur in it; None for those of its table or pixels.
 
     Returns:
         The survey.
@@ -316,7 +346,7 @@ def open_survey(
         FileNotFoundError: for files that are not there.
     """
     # What the headers alone can refuse is refused before a pixel is read.
-    layers = choose_layers(data_dir, layers_table, dropped_bands)
+    layers = with_transforms(choose_layers(data_dir, layers_table, dropped_bands), transforms or {})
     check_numbers(masked_bands, len(layers), "--masked_bands")
     if len(set(masked_bands)) == len(layers):
         raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")
@@ -336,6 +366,7 @@ def open_survey(
     kept_scales, scored, scale_notes = score_scales(bands, scales=scales, base_resolution=base, hidden=sorted(unscored))
 
     bands, summaries, notes = scan_bands(bands, aoi=aoi)
+    tables, class_notes = layer_classes(bands, classes)
     stack = Stack(bands, reference, hidden=masked_bands)
     if fits_memory(stack, cache, local_ranks):
         stack.load()
@@ -356,10 +387,12 @@ def open_survey(
         buffer=round(val_buffer * max(height, width) / input_size),
         seed=seed,
     )
+    fitted = [fit_layer(stack, channel, tiles.held_out, tables[channel]) for channel in range(len(stack))]
     return Survey(
         stack=stack,
         summaries=summaries,
-        statistics=tuple(_statistics(stack, channel, tiles) for channel in range(len(stack))),
+        statistics=tuple(statistics for statistics, _ in fitted),
+        encodings=tuple(encoding for _, encoding in fitted),
         groups=groups,
         base_resolution=float(base),
         input_size=input_size,
@@ -367,8 +400,11 @@ def open_survey(
         scored=scored,
         tiles=tiles,
         blocks=make_blocks(stack, tile_rows=height, tile_cols=width, step=step),
-        correlation_cells=tuple(_correlation_cells(m.mean, cell * input_size / height) for m in maps),
-        warnings=tuple(notes + scale_notes + _geographic_note(reference)),
+        correlation_cells=tuple(
+            _correlation_cells(m.mean, cell * input_size / height) if band.layer.kind == "continuous" else float("nan")
+            for band, m in zip(bands, maps, strict=True)
+        ),
+        warnings=tuple(notes + class_notes + scale_notes + _geographic_note(reference)),
     )
 
 
@@ -384,7 +420,12 @@ def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -
         ValueError: if its layers are not those that are trained on, or it cannot be used.
         FileNotFoundError: for files that are not there.
     """
-    replaced = {"data_dir": None, "layers_table": table, "base_resolution": survey.base_resolution}
+    replaced: dict[str, Any] = {
+        "data_dir": None,
+        "layers_table": table,
+        "base_resolution": survey.base_resolution,
+    }
+    replaced["classes"] = [e if e.kind == "categorical" else None for e in survey.encodings]
     other = open_survey(**{**chosen, **replaced, "val_fraction": 0.0, "tile_overlap": 0.5})
     names, expected = [layer.name for layer in other.layers], [layer.name for layer in survey.layers]
     if names != expected:
@@ -588,22 +629,6 @@ def smooth_layers(survey: Survey, patch_size: int) -> list[str]:
 
 def _length_text(length: float) -> str:
     return f"{length:.1f} base pixels" if np.isfinite(length) else "over a third of the survey"
-
-
-def _statistics(stack: Stack, channel: int, tiles: TileIndex) -> LayerStatistics:
-    if channel in stack.hidden:
-        return LayerStatistics(
-            name=stack.bands[channel].layer.name,
-            normalize="none",
-            location=0.0,
-            spread=1.0,
-            mean=0.0,
-            std=1.0,
-            median=0.0,
-            count=0,
-            sampled=False,
-        )
-    return layer_statistics(stack, channel, tiles.held_out)
 
 
 def _correlation_cells(mean: np.ndarray, cell_in_base_pixels: float) -> float:

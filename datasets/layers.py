@@ -6,7 +6,7 @@ import csv
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,12 @@ from datasets.contents import (
 
 KINDS = ("continuous", "categorical", "circular")
 NORMALIZE = ("standard", "robust", "none")
-COLUMNS = ("path", "name", "band", "kind", "group", "nodata", "units", "normalize", "loss_weight")
+COLUMNS = (
+    *("path", "name", "band", "kind", "group", "nodata", "units"),
+    *("transform", "normalize", "loss", "loss_weight", "classes"),
+)
+LOSSES = ("mse", "l1", "huber", "cross_entropy")
+TRANSFORMS = ("none", "log", "asinh", "quantile")
 
 
 @dataclass(frozen=True)
@@ -36,13 +41,16 @@ class Layer:
         name: unique name, used in logs, tables and checkpoints.
         path: file, or anything else that GDAL opens (/vsi path, `netcdf:file.nc:variable`).
         band: number of the band, from 1.
-        kind: `continuous`, `categorical` or `circular` (the last two are not supported yet).
+        kind: `continuous`, `categorical` (class codes) or `circular` (degrees).
         group: label of the channel group, None = grouped by native resolution.
         nodata: stored value that means no data, besides the one that the file declares.
         units: physical units, for display.
         normalize: `standard` (mean and standard deviation), `robust` (median and quartiles) or `none`.
         loss_weight: weight in the loss, 0 = input only.
         kind_stated: True if a person has stated the kind: a continuous band may then carry a colour table.
+        transform: `none`, `log`, `asinh` or `quantile`, applied to continuous values before normalising.
+        loss: `mse`, `l1`, `huber` or `cross_entropy`, empty = the usual one of the kind.
+        classes: table (CSV) that declares the class codes, None = those found in the file.
     """
 
     name: str
@@ -55,6 +63,9 @@ class Layer:
     normalize: str = "standard"
     loss_weight: float = 1.0
     kind_stated: bool = False
+    transform: str = "none"
+    loss: str = ""
+    classes: str | None = None
 
     @property
     def where(self) -> str:
@@ -94,8 +105,8 @@ def layers_from_directory(directory: str | Path) -> list[Layer]:
 def read_layers_table(path: str | Path) -> list[Layer]:
     """Read a layers table: a CSV with a row per layer.
 
-    The column `path` is required, relative to the table's folder; `name, band, kind, group, nodata, units,
-    normalize, loss_weight` are optional, as is every cell in them. A row without `band` for a file of several
+    The column `path` is required, relative to the table's folder; the others of `COLUMNS` are optional, as is every
+    cell in them. A row without `band` for a file of several
     bands gives one layer a band.
 
     Raises:
@@ -143,9 +154,27 @@ def write_layers_table(path: str | Path, layers: Sequence[Layer]) -> None:
         for layer in layers:
             cells = {column: getattr(layer, column) for column in COLUMNS}
             cells["path"] = absolute_path(layer.path, Path.cwd())
+            cells["classes"] = None if layer.classes is None else absolute_path(layer.classes, Path.cwd())
             if layer.kind == "continuous" and not layer.kind_stated:
                 cells["kind"] = ""
             writer.writerow(["" if cells[column] is None else cells[column] for column in COLUMNS])
+
+
+def with_transforms(layers: Sequence[Layer], transforms: Mapping[str, str]) -> list[Layer]:
+    """The layers with some of their transforms replaced, by name.
+
+    Raises:
+        ValueError: there is no such layer or transform.
+    """
+    names = [layer.name for layer in layers]
+    for name, transform in transforms.items():
+        if name not in names:
+            raise ValueError(
+                f"--transform {name}={transform}: no layer of that name, expected one of {', '.join(names)}"
+            )
+        if transform not in TRANSFORMS:
+            raise ValueError(f"--transform {name}={transform}: expected one of {', '.join(TRANSFORMS)}")
+    return [replace(layer, transform=transforms.get(layer.name, layer.transform)) for layer in layers]
 
 
 def _check_columns(table: Path, columns: list[str]) -> list[str]:
@@ -211,6 +240,9 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
         normalize=_choice(cells, "normalize", where, NORMALIZE),
         loss_weight=1.0 if weight is None else weight,
         kind_stated="kind" in cells,
+        transform=_choice(cells, "transform", where, TRANSFORMS),
+        loss=_choice(cells, "loss", where, LOSSES) if "loss" in cells else "",
+        classes=absolute_path(cells["classes"], folder) if "classes" in cells else None,
     )
     if band is not None:
         return [replace(template, name=cells.get("name", stem_of(path)))]

@@ -28,11 +28,12 @@ TILES_AT_ONCE = 8
 class PooledTiles:
     """Cuts tiles that are ready for the model out of the pooled survey.
 
-    Each value is what `Pyramid` makes of the tile's native pixels. It is the same bit for bit on a CPU where a layer's
-    pixels divide base pixels evenly; elsewhere sums are taken in another order (1e-6 of a layer's spread).
+    Each value is what `Pyramid` makes of the tile's native pixels, in channels of whatever kind. It is the same bit for
+    bit on a CPU where a layer's pixels divide base pixels evenly; elsewhere sums are taken in another order (1e-6 of a
+    layer's spread).
 
     Args:
-        survey: the survey; see `can_pool`.
+        survey: the survey, for which `why_not_pooled` has no reason.
         device: where pixels are kept and tiles are cut.
     """
 
@@ -154,6 +155,7 @@ def choose_reader(survey: TileSource, device: torch.device, *, cache: str = "aut
     if reason or not isinstance(survey, Survey):
         if cache == "device":
             raise ValueError(f"--cache device: {reason}")
+        logger.debug("tiles are averaged one by one: %s", reason)
         return survey.reader()
     needed = pooled_bytes(survey)
     if cache == "device":

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from datasets.kinds import Encoding, channel_ranges, linear_encodings
 from datasets.stack import Block
 
 LEAST_WEIGHT = 1e-4
@@ -43,6 +44,17 @@ class Sample(NamedTuple):
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
         return Sample(
             change(self.imgs), change(self.valid), [change(t) for t in self.imgs_up], [change(t) for t in self.valid_up]
+        )
+
+    def without(self, dropped: torch.Tensor) -> Sample:
+        """The same where some channels, (N, C) bool, have no data at all."""
+        kept = ~dropped[:, :, None, None]
+        finer = [ok & kept for ok in self.valid_up]
+        return Sample(
+            torch.where(kept, self.imgs, 0.0),
+            self.valid & kept,
+            [torch.where(kept, image, 0.0) for image in self.imgs_up],
+            finer,
         )
 
 
@@ -92,14 +104,15 @@ class Pyramid:
 
     Args:
         blocks: the blocks of a stack.
-        channels: number of layers C.
+        channels: number of layers.
         tile_rows: tile height, reference pixels.
         tile_cols: tile width, reference pixels.
         input_size: base-scale pixels along an edge, H = W.
         scales: reconstructed scales, 1 first.
-        scored: for each scale, the channels that are scored at it.
-        location: per channel, subtracted from physical values.
-        spread: per channel, divided by.
+        scored: for each scale, the numbers of the layers that are scored at it.
+        location: per layer, subtracted from physical values.
+        spread: per layer, divided by.
+        encodings: per layer, how its values become channels; in the place of location and spread.
     """
 
     def __init__(
@@ -112,17 +125,18 @@ class Pyramid:
         input_size: int,
         scales: Sequence[int],
         scored: Mapping[int, Sequence[int]],
-        location: Sequence[float],
-        spread: Sequence[float],
+        location: Sequence[float] = (),
+        spread: Sequence[float] = (),
+        encodings: Sequence[Encoding] | None = None,
     ) -> None:
         self.blocks = tuple(blocks)
-        self.channels = channels
+        self.encodings = linear_encodings(location, spread) if encodings is None else tuple(encodings)
+        self.ranges = channel_ranges(self.encodings)
+        self.channels = sum(len(numbers) for numbers in self.ranges)
         self.input_size = input_size
         self.scales = tuple(scales)
         self.scored = {scale: frozenset(scored[scale]) for scale in scales}
         self._tile = (tile_rows, tile_cols)
-        self._location = torch.tensor(location, dtype=torch.float32)
-        self._spread = torch.tensor(spread, dtype=torch.float32)
 
     def __call__(self, arrays: Sequence[torch.Tensor], phases: Sequence[torch.Tensor | None]) -> Sample:
         """Builds the pyramid.
@@ -140,40 +154,49 @@ class Pyramid:
         values = [torch.zeros(s, device=device) for s in shape]
         valid = [torch.zeros(s, dtype=torch.bool, device=device) for s in shape]
         for block, array, phase in zip(self.blocks, arrays, phases, strict=True):
-            normalised, usable = self._normalise(array, block.channels)
+            encoded, usable = self._encode(array, block.channels)
+            owners = [layer for layer in block.channels for _ in self.ranges[layer]]
+            numbers = [channel for layer in block.channels for channel in self.ranges[layer]]
             pool = self._pool_whole if phase is None else self._pool_shifted
-            for level, (mean, ok) in pool(block, normalised, usable, phase).items():
-                keep = [k for k, c in enumerate(block.channels) if level == 0 or self._is_scored(c, level)]
-                target = [block.channels[k] for k in keep]
-                for k, c in zip(keep, target, strict=True):  # lists as indices would make a GPU wait
-                    values[level][:, c], valid[level][:, c] = mean[:, k], ok[:, k]
+            for level, (mean, ok) in pool(block, encoded, usable, phase).items():
+                for k, (layer, channel) in enumerate(zip(owners, numbers, strict=True)):
+                    if level == 0 or self._is_scored(layer, level):  # lists as indices would make a GPU wait
+                        values[level][:, channel], valid[level][:, channel] = mean[:, k], ok[:, k]
         return Sample(values[0], valid[0], values[1:], valid[1:])
 
     def channels_at(self, level: int) -> list[int]:
-        """Channels that hold anything at a level: all of them at the base, the scored ones at finer scales."""
-        return [c for c in range(self.channels) if level == 0 or self._is_scored(c, level)]
+        """Channels that hold anything at a level: all at the base, those of layers scored there at finer scales."""
+        return [
+            channel
+            for layer, numbers in enumerate(self.ranges)
+            for channel in numbers
+            if level == 0 or self._is_scored(layer, level)
+        ]
 
     def to_physical(self, images: torch.Tensor) -> torch.Tensor:
-        """Model units (N, C, h, w) back to physical units."""
-        spread = self._spread.to(images.device)[:, None, None]
-        return images * spread + self._location.to(images.device)[:, None, None]
+        """Model units (N, C, h, w) back to values (N, layers, h, w), as `Encoding.decode` does."""
+        parts = [
+            encoding.decode(images[:, list(numbers)])
+            for encoding, numbers in zip(self.encodings, self.ranges, strict=True)
+        ]
+        return torch.stack(parts, dim=1)
 
-    def _is_scored(self, channel: int, level: int) -> bool:
-        return channel in self.scored[self.scales[level]]
+    def _is_scored(self, layer: int, level: int) -> bool:
+        return layer in self.scored[self.scales[level]]
 
     def _levels(self, block: Block) -> list[int]:
-        """Levels of the pyramid that some channel of a block takes part in; the base always."""
+        """Levels of the pyramid that some layer of a block takes part in; the base always."""
         return [
             level
             for level in range(len(self.scales))
             if level == 0 or any(self._is_scored(c, level) for c in block.channels)
         ]
 
-    def _normalise(self, array: torch.Tensor, channels: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        location = self._location[list(channels)].to(array.device, non_blocking=True)[:, None, None]
-        spread = self._spread[list(channels)].to(array.device, non_blocking=True)[:, None, None]
-        usable = torch.isfinite(array)
-        return torch.where(usable, (array - location) / spread, 0.0), usable
+    def _encode(self, array: torch.Tensor, layers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Native pixels (N, layers, rows, cols) to channels in model units and their validity, alike in shape."""
+        parts = [self.encodings[layer].encode(array[:, k]) for k, layer in enumerate(layers)]
+        usable = [ok.unsqueeze(1).expand_as(channels) for channels, ok in parts]
+        return torch.cat([channels for channels, _ in parts], dim=1), torch.cat(usable, dim=1)
 
     def _pool_whole(
         self, block: Block, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None

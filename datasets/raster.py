@@ -24,6 +24,7 @@ from rasterio.vrt import WarpedVRT
 from datasets.aoi import Aoi, load_aoi
 from datasets.band import GDAL_ERRORS, Grid, RasterBand, Source, close_datasets, crs_agree
 from datasets.contents import is_plain_path
+from datasets.kinds import check_layer_kind
 from datasets.layers import Layer
 from datasets.scan import SCAN_PIXELS, BandSummary, scan, with_dummies
 from datasets.validity import HUGE, in_dtype, listed, stored_values
@@ -69,11 +70,10 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: Aoi | None 
         ValueError: it cannot be opened, or is of a kind that cannot be used; the message says why and what to
             do.
     """
-    _check_kind(layer)
     with rasterio.Env(), _opened(layer) as dataset:  # the Env brings what GDAL remarks to the log
         _check_band(layer, dataset)
         _check_size(layer, dataset)
-        _check_classes(layer, dataset)
+        layer, signs = _recognise_classes(layer, dataset)
         crs = _checked_crs(layer, dataset)
         stated, rule, notes = _nodata(layer, dataset)
         nodata = stored_values(stated, dataset.dtypes[layer.band - 1])
@@ -91,7 +91,7 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: Aoi | None 
         if grid is None or (reproject_to is not None and warped):
             assert reproject_to is not None
             grid = _warped_grid(layer, dataset, reproject_to)
-        notes += _missing_blocks(layer, dataset)
+        notes += signs + _missing_blocks(layer, dataset)
     rule += ["mask band"] * source.has_mask + ["alpha band"] * bool(source.alpha)
     if np.dtype(source.dtype).kind == "f":
         rule += ["not finite", f"|value| >= {HUGE:g}"]
@@ -120,18 +120,6 @@ def layer_crs(layer: Layer) -> CRS:
     """
     with _opened(layer) as dataset:
         return _checked_crs(layer, dataset)
-
-
-def _check_kind(layer: Layer) -> None:
-    if layer.kind in ("categorical", "circular"):
-        raise ValueError(
-            f"{layer.where}: kind is {layer.kind}, which is not supported yet (continuous only); leave the "
-            "layer out, or set kind=continuous in layers.csv if its numbers are measurements"
-        )
-    if layer.kind != "continuous":
-        raise ValueError(
-            f"{layer.where}: kind is '{layer.kind}', expected continuous, categorical or circular; correct it"
-        )
 
 
 def _opened(layer: Layer) -> rasterio.DatasetReader:
@@ -194,25 +182,40 @@ def _check_size(layer: Layer, dataset: rasterio.DatasetReader) -> None:
     )
 
 
-def _check_classes(layer: Layer, dataset: rasterio.DatasetReader) -> None:
-    if layer.kind_stated:
-        return
-    sign = ""
+def _recognise_classes(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[Layer, list[str]]:
+    """The layer, of kind categorical if nobody has stated a kind and the file says that it holds classes; and a note.
+
+    Raises:
+        ValueError: class codes with a scale or offset, or of a kind that does not fit what the table says of the layer.
+    """
+    sign = "" if layer.kind_stated or layer.kind != "continuous" else _sign_of_classes(layer, dataset)
+    if sign:
+        layer = replace(layer, kind="categorical")
+    check_layer_kind(layer)
+    scale, offset = dataset.scales[layer.band - 1], dataset.offsets[layer.band - 1]
+    if layer.kind == "categorical" and (scale, offset) != (1.0, 0.0):
+        raise ValueError(
+            f"{layer.where}: scale {scale:g} and offset {offset:g}, expected none on class codes (kind categorical); "
+            "remove them, or set kind=continuous in layers.csv if these are measurements"
+        )
+    if not sign:
+        return layer, []
+    return layer, [
+        f"the band has {sign}: taken for a layer of kind categorical; set kind=continuous in layers.csv if its numbers "
+        "are measurements"
+    ]
+
+
+def _sign_of_classes(layer: Layer, dataset: rasterio.DatasetReader) -> str:
+    """What of a file says that its numbers are classes, or nothing."""
     try:
         dataset.colormap(layer.band)
-        sign = "a colour table"
+        return "a colour table"
     except ValueError:  # rasterio's way to say that there is none
-        whole = np.dtype(dataset.dtypes[layer.band - 1]).kind in "iu"
         if dataset.tags(layer.band).get("LAYER_TYPE", "") == "thematic":
-            sign = "the layer type 'thematic'"
-        elif whole and _has_category_names(dataset, layer.band):
-            sign = "category names"
-    if sign:
-        raise ValueError(
-            f"{layer.where}: the band has {sign}, so its numbers are classes (kind categorical), which is "
-            "not supported yet (continuous only); leave it out, or set kind=continuous in layers.csv if the "
-            "numbers are measurements"
-        )
+            return "the layer type 'thematic'"
+        whole = np.dtype(dataset.dtypes[layer.band - 1]).kind in "iu"
+        return "category names" if whole and _has_category_names(dataset, layer.band) else ""
 
 
 def _has_category_names(dataset: rasterio.DatasetReader, band: int) -> bool:

@@ -17,6 +17,8 @@ import torch
 from affine import Affine
 
 from datasets.grid import TileReader, choose_layers, scan_bands, score_scales
+from datasets.kinds import Encoding, encoding_of, linear_encodings
+from datasets.layer_classes import layer_classes
 from datasets.layers import Layer
 from datasets.pyramid import Pyramid, Sample
 from datasets.raster import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band
@@ -38,13 +40,12 @@ class ReopenedSurvey:
         pyramid: pooling with the statistics of training.
         base_resolution: ground edge of a base-scale pixel, CRS units.
         input_size: base-scale pixels along a tile's edge.
-        known: for each scale, the channels whose own pixels are fine enough to be compared with at it.
+        known: for each scale, the layers whose own pixels are fine enough to be compared with at it.
         summaries: per layer, what scanning it found; None for absent ones.
         missing: names of the absent layers.
         aoi: polygons that limit what is written.
         warnings: what a user should know.
-        location: per channel, subtracted from physical values.
-        spread: per channel, divided by.
+        encodings: per layer, how values become channels.
     """
 
     stack: Stack
@@ -57,8 +58,7 @@ class ReopenedSurvey:
     missing: tuple[str, ...]
     aoi: Aoi | None
     warnings: tuple[str, ...]
-    location: tuple[float, ...]
-    spread: tuple[float, ...]
+    encodings: tuple[Encoding, ...]
     _zoomed: dict[int, ReopenedSurvey] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -116,8 +116,7 @@ class ReopenedSurvey:
                 input_size=self.input_size,
                 scales=scales,
                 known=known,
-                location=self.location,
-                spread=self.spread,
+                encodings=self.encodings,
             )
             self._zoomed[zoom] = replace(
                 self, base_resolution=base, blocks=blocks, pyramid=pyramid, known=known, _zoomed={}
@@ -216,6 +215,14 @@ def stored_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
     return [Layer(**{key: value for key, value in row.items() if key in names}) for row in rows]
 
 
+def stored_encodings(state: Mapping[str, Any]) -> tuple[Encoding, ...]:
+    """How values become channels, as a checkpoint says; those of older ones follow from the statistics."""
+    if "encodings" in state:
+        return tuple(encoding_of(plain) for plain in state["encodings"])
+    statistics = state["statistics"]
+    return linear_encodings([item["location"] for item in statistics], [item["spread"] for item in statistics])
+
+
 def reopen_survey(
     trained: Sequence[Layer],
     *,
@@ -227,6 +234,7 @@ def reopen_survey(
     scales: Sequence[int],
     base_resolution: float | None,
     finest_scale: int,
+    encodings: Sequence[Encoding] | None = None,
     hidden: Sequence[int] = (),
     extent: str = "union",
     reproject: bool = False,
@@ -239,13 +247,14 @@ def reopen_survey(
         trained: the model's layers in channel order.
         data_dir: directory of rasters in which to find them by name.
         layers_table: table of layers in which to find them by name; with neither, their own paths are used.
-        location: per channel, subtracted from physical values.
-        spread: per channel, divided by.
+        location: per layer, subtracted from physical values.
+        spread: per layer, divided by.
         input_size: base-scale pixels along a tile's edge.
         scales: scales of the model, 1 first.
         base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
         finest_scale: largest scale that training was asked for.
-        hidden: channels that training presented as wholly invalid.
+        encodings: per layer, how values become channels; in the place of location and spread.
+        hidden: layers that training presented as wholly invalid.
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
         aoi: polygons file that limits what is written.
@@ -260,16 +269,15 @@ def reopen_survey(
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
     missing = _missing(trained, found, allowed=allow_missing, where=data_dir or layers_table, extra=extra)
-    stack, summaries, notes = _open_stack(trained, found, hidden=hidden, extent=extent, reproject=reproject)
+    encodings = linear_encodings(location, spread) if encodings is None else tuple(encodings)
+    stack, summaries, notes = _open_stack(trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject)
     if extra:
         notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
-    notes += _strangers(trained, summaries, location=location, spread=spread)
+    notes += _strangers(trained, summaries, encodings)
     reference = stack.reference
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
     known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
-    blocks, pyramid = _pyramid(
-        stack, base=base, input_size=input_size, scales=scales, known=known, location=location, spread=spread
-    )
+    blocks, pyramid = _pyramid(stack, base=base, input_size=input_size, scales=scales, known=known, encodings=encodings)
     return ReopenedSurvey(
         stack=stack,
         blocks=blocks,
@@ -281,8 +289,7 @@ def reopen_survey(
         missing=missing,
         aoi=None if aoi is None else load_aoi(aoi, reference.crs),
         warnings=tuple(notes),
-        location=tuple(location),
-        spread=tuple(spread),
+        encodings=encodings,
     )
 
 
@@ -293,8 +300,7 @@ def _pyramid(
     input_size: int,
     scales: Sequence[int],
     known: Mapping[int, Sequence[int]],
-    location: Sequence[float],
-    spread: Sequence[float],
+    encodings: Sequence[Encoding],
 ) -> tuple[tuple[Block, ...], Pyramid]:
     """How tiles are cut out of the layers, and pooled, at base-scale pixels of some size."""
     reference = stack.reference
@@ -308,14 +314,19 @@ def _pyramid(
         input_size=input_size,
         scales=scales,
         scored=known,
-        location=location,
-        spread=spread,
+        encodings=encodings,
     )
     return blocks, pyramid
 
 
 def _open_stack(
-    trained: Sequence[Layer], found: Sequence[Layer | None], *, hidden: Sequence[int], extent: str, reproject: bool
+    trained: Sequence[Layer],
+    found: Sequence[Layer | None],
+    encodings: Sequence[Encoding],
+    *,
+    hidden: Sequence[int],
+    extent: str,
+    reproject: bool,
 ) -> tuple[Stack, tuple[BandSummary | None, ...], list[str]]:
     """The layers found on their reference grid, absent ones hidden; what scanning each found; and notes."""
     present = [c for c, layer in enumerate(found) if layer is not None]
@@ -324,6 +335,7 @@ def _open_stack(
     bands = [open_band(layer, reproject_to=target) for layer in opened]
     reference = reference_grid(bands, extent=extent)
     bands, summaries, notes = scan_bands(bands, aoi=None, allow_constant=True)
+    layer_classes(bands, [encodings[c] for c in present])
     at = dict(zip(present, bands, strict=True))
     # An absent layer borrows the pixels of another, and shows none of them.
     every = [at.get(c) or replace(bands[0], layer=layer) for c, layer in enumerate(trained)]
@@ -353,18 +365,17 @@ def _missing(
 
 
 def _strangers(
-    trained: Sequence[Layer],
-    summaries: Sequence[BandSummary | None],
-    *,
-    location: Sequence[float],
-    spread: Sequence[float],
+    trained: Sequence[Layer], summaries: Sequence[BandSummary | None], encodings: Sequence[Encoding]
 ) -> list[str]:
-    """What to say of layers whose values are not at all those of training."""
+    """What to say of layers of measurements whose values are not at all those of training."""
     return [
-        f"layer '{layer.name}': values here are about {summary.mean:.6g}, in training they were {middle:.6g} with a "
-        f"spread of {width:.3g}: the model has not seen such values; are the units the same?"
-        for layer, summary, middle, width in zip(trained, summaries, location, spread, strict=True)
-        if summary is not None and abs(summary.mean - middle) > STRANGE * max(width, summary.std)
+        f"layer '{layer.name}': values here are about {summary.mean:.6g}, in training they were "
+        f"{encoding.locations[0]:.6g} with a spread of {encoding.spreads[0]:.3g}: the model has not seen such values; "
+        "are the units the same?"
+        for layer, summary, encoding in zip(trained, summaries, encodings, strict=True)
+        if summary is not None
+        and encoding.is_linear
+        and abs(summary.mean - encoding.locations[0]) > STRANGE * max(encoding.spreads[0], summary.std)
     ]
 
 
@@ -376,11 +387,30 @@ def _find_layers(
         return list(trained), []
     by_name = {layer.name: layer for layer in choose_layers(data_dir, layers_table, ())}
     names = {layer.name for layer in trained}
-    found = [
-        replace(by_name[layer.name], units=by_name[layer.name].units or layer.units) if layer.name in by_name else None
-        for layer in trained
-    ]
+    found = [_as_trained(by_name[layer.name], layer) if layer.name in by_name else None for layer in trained]
     return found, [name for name in by_name if name not in names]
+
+
+def _as_trained(layer: Layer, trained: Layer) -> Layer:
+    """A layer found by name, to be read as that of training.
+
+    Raises:
+        ValueError: the table states another kind for it.
+    """
+    if layer.kind_stated and layer.kind != trained.kind:
+        raise ValueError(
+            f"{layer.where}: kind is {layer.kind}, expected {trained.kind} as in training; correct the table, or give "
+            "another layer this name"
+        )
+    return replace(
+        layer,
+        units=layer.units or trained.units,
+        classes=None,
+        kind=trained.kind,
+        kind_stated=True,
+        transform=trained.transform,
+        loss=trained.loss,
+    )
 
 
 def _tile_step(base: float, reference: Grid) -> float:

@@ -70,23 +70,17 @@ def plan_epoch(
             )
 
 
-def token_noise(positions: np.ndarray, *, tokens: int, seed: int, epoch: int) -> np.ndarray:
-    """Uniform noise that decides the mask of each tile, a function of (seed, epoch, position) alone.
+def noise_generators(
+    positions: np.ndarray, *, seed: int, epoch: int, purpose: int = 3
+) -> Iterator[np.random.Generator]:
+    """Yields a generator for each position, a function of (seed, epoch, position) and what it is for.
 
     Args:
         positions: (n,) positions in the epoch's order.
-        tokens: number of maskable tokens of a tile.
         seed: seed of the run.
-        epoch: number of the epoch; validation uses -1, so that its masks never change.
-
-    Returns:
-        (n, tokens) float32 in [0, 1).
+        epoch: number of the epoch, from -1.
+        purpose: 3: masks; others give other numbers.
     """
-    key = np.random.SeedSequence((seed, epoch + 1, 3)).generate_state(1, np.uint64)[0]
-    rows = [
-        np.random.Generator(np.random.Philox(key=np.array([key, position], dtype=np.uint64))).random(
-            tokens, dtype=np.float32
-        )
-        for position in positions
-    ]
-    return np.stack(rows)
+    key = np.random.SeedSequence((seed, epoch + 1, purpose)).generate_state(1, np.uint64)[0]
+    for position in positions:
+        yield np.random.Generator(np.random.Philox(key=np.array([key, position], dtype=np.uint64)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from datasets.band import RasterBand
+from datasets.layers import Layer
 from datasets.validity import Census, Moments, listed, stored_values
 from datasets.warp import WARP_BLOCK
 
@@ -70,6 +71,8 @@ def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
         ValueError: it cannot be read to the end, has no valid pixel, or only one value.
     """
     thin = math.ceil(band.grid.rows * band.grid.cols / SCAN_PIXELS)
+    if band.layer.transform == "log":  # one value that has no logarithm is too many
+        thin = 1
     try:
         found = _look(band, thin)
         if thin > 1 and not found.moments.minimum < found.moments.maximum:
@@ -87,7 +90,7 @@ def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
         pixels_read=found.pixels,
         sampled=found.pixels < band.grid.rows * band.grid.cols,
         dummies=found.dummies,
-        suspicious=constant or tuple(_suspicions(found)),
+        suspicious=constant or tuple(_suspicions(band.layer, found)),
     )
 
 
@@ -103,7 +106,7 @@ class _Findings:
 
 
 def _look(band: RasterBand, thin: int) -> _Findings:
-    census = Census(band.dtype)
+    census = Census(band.dtype, recognise=band.layer.kind != "categorical")
     source = band.source
     for window in _chunks(source.rows, source.cols, block=source.block, thin=thin):
         raw, invalid = source.read_stored(*window)
@@ -156,6 +159,11 @@ def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) 
             f"{where}: all nodata: none of {found.pixels} pixels{inside} is valid (invalid: {rule}), "
             "expected data; correct the nodata value, or leave the layer out"
         )
+    if band.layer.transform == "log" and found.moments.minimum <= 0:
+        raise ValueError(
+            f"{where}: smallest value {found.moments.minimum:.9g}, expected values above 0 for transform log; choose "
+            "transform asinh, or declare such values as nodata"
+        )
     if np.float32(found.moments.minimum) != np.float32(found.moments.maximum):
         return ()
     what = f"constant: every valid pixel{inside} is {found.moments.minimum:.9g} (invalid: {rule})"
@@ -164,8 +172,10 @@ def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) 
     return (what,)
 
 
-def _suspicions(found: _Findings) -> Iterator[str]:
+def _suspicions(layer: Layer, found: _Findings) -> Iterator[str]:
     moments = found.moments
+    if layer.kind == "categorical":
+        return
     for value, count in found.doubtful:
         yield (
             f"{count} pixels hold {value:.9g}, often a dummy, but other values are near it: taken for data; "
@@ -173,9 +183,11 @@ def _suspicions(found: _Findings) -> Iterator[str]:
         )
     if found.distinct is not None:
         yield (
-            f"looks like classes: only {found.distinct} distinct whole numbers; leave the layer out if they "
-            "are not measurements"
+            f"looks like classes: only {found.distinct} distinct whole numbers; set kind=categorical in layers.csv if "
+            "they are not measurements"
         )
+    if layer.kind == "circular" and -3.2 < moments.minimum and moments.maximum < 6.4:
+        yield f"from {moments.minimum:.3g} to {moments.maximum:.3g}, which looks like radians: expected degrees"
     step = float(np.spacing(np.float32(max(abs(moments.minimum), abs(moments.maximum)))))
     if step > 0.01 * moments.std:
         yield (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from datasets.fitting import LayerStatistics
 from datasets.loader import prefetch
 from datasets.scene_set import SceneSet
-from datasets.statistics import LayerStatistics
 from datasets.validity import Moments
 
 SAMPLED_IMAGES = 512

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from datasets.classes import ClassTable, default_colour
+from datasets.fitting import LayerStatistics
 from datasets.layers import Layer
 from datasets.pyramid import Pyramid
 from datasets.scene_set import CENTRE, crop_key
 from datasets.scenes import Scenes, open_scenes, open_test_scenes
-from datasets.statistics import LayerStatistics
 from datasets.targets import Batch, TrainingFacts, shuffled
 
 

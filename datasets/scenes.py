@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from datasets.fitting import LayerStatistics
 from datasets.grid import Tiles, given_groups
+from datasets.kinds import Encoding, linear_encodings
 from datasets.layers import Layer
 from datasets.pyramid import Pyramid
 from datasets.scene_images import CROP_SHARE
 from datasets.scene_set import CENTRE, SceneSet, crop_key, of_other_table, open_scene_set
 from datasets.scene_statistics import scene_statistics
 from datasets.stack import Block, Placement
-from datasets.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ class Scenes:
         """The channels: bands of the images."""
         kind, path = self.images.kind, self.images.table.path
         return [Layer(kind.bands[band], str(Path(path).resolve()), kind.in_file[band]) for band in self.images.bands]
+
+    @property
+    def encodings(self) -> tuple[Encoding, ...]:
+        """Per layer, how its values become a channel."""
+        statistics = self.statistics
+        return linear_encodings([item.location for item in statistics], [item.spread for item in statistics])
 
     @property
     def scored(self) -> dict[int, tuple[int, ...]]:
@@ -129,8 +136,7 @@ class Scenes:
             input_size=self.input_size,
             scales=self.scales,
             scored=self.scored,
-            location=[item.location for item in self.statistics],
-            spread=[item.spread for item in self.statistics],
+            encodings=self.encodings,
         )
 
     def valid_share(self, tiles: np.ndarray) -> np.ndarray:

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from datasets.fitting import LayerStatistics
 from datasets.grid import Tiles
+from datasets.kinds import Encoding
 from datasets.layers import Layer
 from datasets.pyramid import Pyramid, Sample
-from datasets.statistics import LayerStatistics
 
 
 class Reader(Protocol):
@@ -35,23 +36,27 @@ class TileSource(Protocol):
 
     @property
     def layers(self) -> Sequence[Layer]:
-        """The channels in order."""
+        """The layers in order."""
 
     @property
     def statistics(self) -> Sequence[LayerStatistics]:
-        """Per channel, values on what is trained on."""
+        """Per layer, values on what is trained on."""
+
+    @property
+    def encodings(self) -> Sequence[Encoding]:
+        """Per layer, how its values become channels of the model."""
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Channel groups, a partition of the channels."""
+        """Groups of layers that share tokens, a partition of the layers."""
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """Scales at which some channel is scored, 1 first."""
+        """Scales at which some layer is scored, 1 first."""
 
     @property
     def scored(self) -> Mapping[int, Sequence[int]]:
-        """For each of those scales, the channels scored there."""
+        """For each of those scales, the numbers of the layers scored there."""
 
     @property
     def base_resolution(self) -> float:

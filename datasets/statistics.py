@@ -1,4 +1,4 @@
-"""Streaming passes over a stack: where the ground is valid, and how each layer's values are spread.
+"""Streaming passes over a stack: where the ground is valid, and how far each layer's values resemble each other.
 
 Nothing here holds more than a few rows of native pixels of a layer. Above `SAMPLED_PIXELS` a layer is sampled:
 one row of native pixels per row of coverage cells, which is stated in the result.
@@ -6,18 +6,15 @@ one row of native pixels per row of coverage cells, which is stated in the resul
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import fft, sparse
 
 from datasets.stack import Stack
-from datasets.tiles import Coverage, HeldOut
-from datasets.validity import Moments
+from datasets.tiles import Coverage
 
 SAMPLED_PIXELS = 2**27
 """Native pixels above which a layer's coverage and statistics are sampled."""
@@ -26,34 +23,6 @@ MAX_CELLS = 2**24
 """Most cells of the coverage map; beyond, cells grow by whole multiples."""
 
 CHUNK_PIXELS = 2**21
-QUANTILE_SAMPLE = 2**20
-
-
-@dataclass(frozen=True)
-class LayerStatistics:
-    """Values of one layer on training ground, physical units.
-
-    Attributes:
-        name: name of the layer.
-        normalize: `standard` (mean, standard deviation), `robust` (median, half the 16-84 % range) or `none` (0, 1).
-        location: what is subtracted to reach model units.
-        spread: what is divided by.
-        mean: mean of valid training pixels.
-        std: their standard deviation.
-        median: their median (of a regular sample).
-        count: how many pixels were read.
-        sampled: True when not every pixel was read.
-    """
-
-    name: str
-    normalize: str
-    location: float
-    spread: float
-    mean: float
-    std: float
-    median: float
-    count: int
-    sampled: bool
 
 
 @dataclass(frozen=True)
@@ -93,7 +62,7 @@ def _cell_edge(shape: tuple[int, int], step: int) -> int:
     return step * grow
 
 
-def _row_chunks(stack: Stack, channel: int, rows_of_cells: np.ndarray) -> Iterator[tuple[int, np.ndarray, bool]]:
+def row_chunks(stack: Stack, channel: int, rows_of_cells: np.ndarray) -> Iterator[tuple[int, np.ndarray, bool]]:
     """Yields (first native row, values, sampled) down a layer: all rows, or one per row of cells when sampled."""
     grid = stack.bands[channel].grid
     if grid.rows * grid.cols > SAMPLED_PIXELS:
@@ -130,7 +99,7 @@ def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
     weight = np.zeros((len(edges_y) - 1, len(edges_x) - 1))
     total = np.zeros_like(weight)
     by_row = weights_y.tocsc()
-    for first, values, sampled in _row_chunks(stack, channel, native_y):
+    for first, values, sampled in row_chunks(stack, channel, native_y):
         valid = np.isfinite(values)
         part = by_row[:, first : first + len(values)]
         if sampled:  # the row stands for the whole height of its cell
@@ -161,68 +130,6 @@ def _cell_map(weight: np.ndarray, total: np.ndarray, heights: np.ndarray, widths
 def mean_coverage(maps: list[CellMap], cell: int) -> Coverage:
     """Valid share of the ground, averaged over layers."""
     return Coverage(fraction=np.stack([m.fraction for m in maps]).mean(axis=0), cell=cell)
-
-
-def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStatistics:
-    """Mean, spread and median of one layer over the training ground of the reference grid only.
-
-    Args:
-        stack: the stack.
-        channel: number of the layer.
-        held_out: blocks (and their buffer) whose pixels are not read.
-
-    Returns:
-        The statistics, with location and spread by the layer's `normalize`.
-
-    Raises:
-        ValueError: if training ground holds no valid pixel of the layer, or all are equal.
-    """
-    band, placement, reference = stack.bands[channel], stack.placements[channel], stack.reference
-    columns = np.floor((np.arange(band.grid.cols) + 0.5 - placement.offset_x) / placement.ratio_x).astype(np.int64)
-    columns_inside = (columns >= 0) & (columns < reference.cols)
-    moments = Moments()
-    sampled = band.grid.rows * band.grid.cols > SAMPLED_PIXELS
-    kept: list[np.ndarray] = []
-    thin = max(1, band.grid.rows * band.grid.cols // QUANTILE_SAMPLE)
-    cells_y = np.arange(0, reference.rows + 1, max(1, reference.rows // 4096))
-    native_y = placement.offset_y + placement.ratio_y * cells_y
-    for first, values, _ in _row_chunks(stack, channel, native_y):
-        centres = np.arange(first, first + len(values)) + 0.5
-        rows = np.floor((centres - placement.offset_y) / placement.ratio_y).astype(np.int64)
-        inside = np.outer((rows >= 0) & (rows < reference.rows), columns_inside)
-        training = held_out.training_ground(rows, columns) & inside
-        chosen = values[training & np.isfinite(values)].astype(np.float64)
-        moments.add(chosen)
-        kept.append(chosen[::thin].copy())  # a view would keep every pixel
-    name = band.layer.name
-    if not moments.count:
-        raise ValueError(
-            f"layer '{name}' ({band.layer.path}): no valid pixel on training ground; change --seed or --val_fraction"
-        )
-    if moments.minimum == moments.maximum:
-        raise ValueError(
-            f"layer '{name}' ({band.layer.path}): constant ({moments.mean:g}) on training ground, expected values that "
-            "vary; leave it out (--dropped_bands)"
-        )
-    mean, std = moments.mean, moments.std
-    low, median, high = np.quantile(np.concatenate(kept), [0.16, 0.5, 0.84])
-    method = band.layer.normalize
-    location, spread = {
-        "standard": (mean, std),
-        "robust": (float(median), float(high - low) / 2 or std),
-        "none": (0.0, 1.0),
-    }[method]
-    return LayerStatistics(
-        name=name,
-        normalize=method,
-        location=float(location),
-        spread=float(spread),
-        mean=float(mean),
-        std=float(std),
-        median=float(median),
-        count=moments.count,
-        sampled=sampled,
-    )
 
 
 def correlation_length(mean: np.ndarray) -> float:
@@ -260,8 +167,3 @@ def _decay_length(values: np.ndarray, valid: np.ndarray) -> float:
         return math.inf
     lag = low[0]
     return float(lag - 1 + (correlation[lag - 1] - 1 / math.e) / (correlation[lag - 1] - correlation[lag]))
-
-
-def save_statistics(path: str | Path, statistics: list[LayerStatistics]) -> None:
-    """Writes statistics as JSON, one object a layer."""
-    Path(path).write_text(json.dumps([asdict(item) for item in statistics], indent=2) + "\n", encoding="utf-8")

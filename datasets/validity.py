@@ -162,6 +162,7 @@ class Census:
         dummies: how often each known dummy occurs.
         pixels: pixels looked at, valid or not.
         distinct: the distinct whole numbers seen, or None once they are too many or not whole.
+        recognise: False where numbers are class codes, of which none is taken for a dummy.
     """
 
     dtype: str
@@ -169,10 +170,11 @@ class Census:
     dummies: dict[float, int] = field(default_factory=dict)
     pixels: int = 0
     distinct: set[float] | None = field(default_factory=set)
+    recognise: bool = True
 
     def __post_init__(self) -> None:
         """Keep only the dummies that this type can hold."""
-        self._known = stored_values(KNOWN_DUMMIES, self.dtype)
+        self._known = stored_values(KNOWN_DUMMIES if self.recognise else (), self.dtype)
 
     def add(self, raw: np.ndarray, invalid: np.ndarray | None) -> None:
         """Count one chunk of stored pixels; ``invalid`` marks those already known to hold no data."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import models_mae_group_channels as models
 from datasets.grid import Survey, open_survey, open_test_survey, smooth_layers
+from datasets.kinds import Encoding
 from datasets.sample_survey import default_survey
 from util import options
 from util.cost import StepCost, step_cost
@@ -66,6 +67,9 @@ def describe(survey: Survey, cost: StepCost, *, model: str, batch_size: int, pat
                 "path": str(layer.path),
                 "band": layer.band,
                 "kind": layer.kind,
+                "transform": layer.transform,
+                "loss": layer.loss or "as usual",
+                "classes": _classes(survey.encodings[channel]),
                 "units": layer.units,
                 "crs": band.grid.crs.to_string(),
                 "resolution": [band.grid.resolution_x, band.grid.resolution_y],
@@ -116,6 +120,12 @@ def describe(survey: Survey, cost: StepCost, *, model: str, batch_size: int, pat
     }
 
 
+def _classes(encoding: Encoding) -> list[dict[str, Any]]:
+    """Codes, names and frequencies of a categorical layer's classes; none of other layers."""
+    rows = zip(encoding.codes, encoding.names, encoding.frequencies, strict=True)
+    return [{"code": code, "name": name, "frequency": share} for code, name, share in rows]
+
+
 def as_text(facts: dict[str, Any]) -> str:
     """The same as a page to read."""
     lines = []
@@ -128,8 +138,7 @@ def as_text(facts: dict[str, Any]) -> str:
             f"({layer['path']}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
             f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}, {layer['crs'][:70]}",
             f"    {100 * layer['valid_fraction']:.1f} % valid; {layer['nodata_rule']}",
-            f"    {layer['min']:.6g} to {layer['max']:.6g}{' ' * bool(layer['units'])}{layer['units']}, "
-            f"mean {layer['mean']:.6g}, spread {layer['std']:.6g}; autocorrelation length {length}",
+            f"    {_values(layer)}; autocorrelation length {length}",
             f"    group {layer['group']}, scored at {scored}",
         ]
     reference, tile, estimate = facts["reference"], facts["tile"], facts["estimate"]
@@ -147,6 +156,20 @@ def as_text(facts: dict[str, Any]) -> str:
         f"{estimate['memory_bytes'] / 2**30:.2f} GiB; finer scales are {100 * estimate['head_share']:.1f} % of forward",
     ]
     return "\n".join(lines + [f"warning: {text}" for text in facts["warnings"]])
+
+
+def _values(layer: dict[str, Any]) -> str:
+    """What the values of a layer are, in one line."""
+    if layer["classes"]:
+        common = sorted(layer["classes"], key=lambda row: -row["frequency"])
+        shown = ", ".join(f"{row['code']:g} {row['name']} {100 * row['frequency']:.0f} %" for row in common[:6])
+        return f"{len(common)} classes, commonest first: {shown}{' ...' * (len(common) > 6)}"
+    units = layer["units"] or ("degrees" if layer["kind"] == "circular" else "")
+    text = f"{layer['min']:.6g} to {layer['max']:.6g}{' ' * bool(units)}{units}"
+    if layer["kind"] == "circular":
+        return text
+    text += f", mean {layer['mean']:.6g}, spread {layer['std']:.6g}"
+    return text if layer["transform"] == "none" else f"{text}, transform {layer['transform']}"
 
 
 def _nodata(values: Sequence[float]) -> float | str | list[float | str] | None:

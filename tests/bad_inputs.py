@@ -45,6 +45,20 @@ def with_flags(*flags: str) -> Arguments:
     return with_second(*flags)
 
 
+def with_classes(table: str | None) -> Arguments:
+    """A good layer a.tif and one of classes 1 to 3, b.tif, that the table b.csv declares."""
+
+    def arguments(folder: Path) -> list[str]:
+        good_layer(folder)
+        write_grid(folder / "b.tif", (np.arange(1600).reshape(40, 40) // 100 % 3 + 1).astype(np.uint8))
+        if table is not None:
+            (folder / "b.csv").write_text(table)
+        (folder / "layers.csv").write_text("path,kind,classes\na.tif,,\nb.tif,categorical,b.csv\n")
+        return ["--train_path", str(folder / "layers.csv"), *SMALL]
+
+    return arguments
+
+
 def with_table(text: str, *flags: str) -> Arguments:
     """A good layer a.tif and a table of this text."""
 
@@ -140,9 +154,60 @@ BAD_INPUTS: list[tuple[str, Arguments, str]] = [
         r"layer 'b' \(.*b\.tif.*: constant: .*is 7\.5.*expected.*leave the",
     ),
     (
-        "classes",
+        "measurements as classes",
         with_table("path,kind\na.tif,categorical\n"),
-        r"layer 'a' \(.*a\.tif.*kind is categorical, which is not supported yet.*leave the layer out",
+        r"layer 'a' \(.*a\.tif.*class code .*, expected whole numbers up to 16777216; set kind=continuous",
+    ),
+    (
+        "a loss that the kind has no use for",
+        with_table("path,loss\na.tif,cross_entropy\n"),
+        r"layer 'a' \(.*a\.tif.*loss is 'cross_entropy', expected one of mse, l1, huber .* kind continuous; correct",
+    ),
+    (
+        "a transform that the kind has no use for",
+        with_table("path,kind,transform\na.tif,circular,log\n"),
+        r"layer 'a' \(.*a\.tif.*transform is 'log', expected none for a layer of kind circular; only continuous",
+    ),
+    (
+        "angles in radians",
+        with_table("path,kind,units\na.tif,circular,radians\n"),
+        r"layer 'a' \(.*a\.tif.*units are 'radians', expected degrees .*; convert it",
+    ),
+    (
+        "logarithm of what has none",
+        with_second("--transform", "b=log", array=values() - 100),
+        r"layer 'b' \(.*b\.tif.*smallest value -.*, expected values above 0 for transform log; choose transform asinh",
+    ),
+    (
+        "transform of an unknown layer",
+        with_second("--transform", "c=log"),
+        r"--transform c=log: no layer of that name, expected one of a, b",
+    ),
+    (
+        "unknown transform",
+        with_second("--transform", "b=sqrt"),
+        r"--transform b=sqrt: expected one of none, log, asinh, quantile",
+    ),
+    ("transform of no layer", with_second("--transform", "log"), r"--transform: log: expected a name and a value"),
+    (
+        "class codes never declared",
+        with_classes("code,name\n1,one\n2,two\n"),
+        r"layer 'b' \(.*b\.tif.*class code 3 is not among the classes of .*b\.csv \(1, 2\); .*add it to the table",
+    ),
+    (
+        "class table with texts",
+        with_classes("code,name\n1,one\nb,two\n"),
+        r"layer 'b' \(.*b\.tif.*class table .*b\.csv: could not convert .*'b'; expected whole numbers as codes",
+    ),
+    (
+        "class table with one class twice",
+        with_classes("code,name\n1,one\n1,two\n"),
+        r"layer 'b' \(.*b\.tif.*class table .*b\.csv: codes 1, 1, expected at least two and each once; correct it",
+    ),
+    (
+        "no class table",
+        with_classes(None),
+        r"layer 'b' \(.*b\.tif.*class table .*b\.csv: no such file",
     ),
     (
         "tile larger than the survey",

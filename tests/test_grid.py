@@ -488,4 +488,4 @@ class TestTiles:
         add_data_options(parser)
         add_model_options(parser)
         named = set(survey_options(parser.parse_args([])))
-        assert named | {"local_ranks"} == set(inspect.signature(open_survey).parameters)
+        assert named | {"local_ranks", "classes"} == set(inspect.signature(open_survey).parameters)

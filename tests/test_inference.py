@@ -23,6 +23,7 @@ import main_inference
 import models_mae_group_channels as models
 from datasets.band import close_datasets
 from datasets.grid import open_survey
+from datasets.kinds import Encoding
 from datasets.reopen import reopen_survey, stored_layers
 from datasets.statistics import overlap_matrix
 from scripts import measure_gapfill, measure_superresolution
@@ -30,6 +31,7 @@ from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, write_survey
 from util.checkpoint import save_checkpoint
 from util.gap_products import GapMaker, NativeLayer
+from util.layer_kinds import LayerChannels
 from util.masked_products import ReconstructionMaker, Views
 from util.mosaic import units_of
 from util.products import EmbeddingMaker, Engine, LayerValues, Meter
@@ -50,6 +52,7 @@ class Copy:
         self.pos_embed = torch.zeros(1, 1, channels)
         self.channel_embed = torch.zeros(1, 1, 0)
         self.scales, self.norm_pix_loss = scales, False
+        self.layers = [LayerChannels(c) for c in range(channels)]
 
     def places_valid(self, valid):
         return torch.nn.functional.max_pool2d(valid.float().amax(1, keepdim=True), PATCH).flatten(1) > 0
@@ -113,7 +116,7 @@ def run(maker, survey, *, edge=24):
 
 
 def values(survey):
-    return [LayerValues(layer.name, "", layer.name, 0.0, 1.0) for layer in survey.layers]
+    return [LayerValues(layer.name, "", layer.name, Encoding()) for layer in survey.layers]
 
 
 def plane(rows, cols, resolution, *, left=500_000.0, top=6_000_000.0):

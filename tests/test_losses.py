@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from util.losses import error_totals, masked_patch_mse, patch_moments, pixel_l1, sum_groups
+from util.losses import error_totals, masked_patch_mean, patch_moments, pixel_mean, sum_groups
 
 GROUPS = {"group_order": torch.tensor([2, 0, 1]), "group_sizes": [1, 2]}  # groups (2,) and (0, 1)
 
 
 def base_loss(pred, target, *, mask, valid, weights=(1.0, 1.0, 1.0)):
-    return masked_patch_mse(pred, target, mask=mask, valid=valid, weights=torch.tensor(weights), **GROUPS)
+    return masked_patch_mean((pred - target).square(), mask=mask, valid=valid, weights=torch.tensor(weights), **GROUPS)
 
 
 def example():
@@ -55,9 +55,9 @@ def test_fine_loss_is_the_mean_over_valid_pixels_of_each_sample():
     valid = torch.ones_like(pred, dtype=torch.bool)
     valid[1, :, 0] = False
     target[~valid] = float("nan")
-    loss = pixel_l1(pred, target, valid=valid, weights=torch.tensor([1.0, 1.0]))
+    loss = pixel_mean((pred - target).abs(), valid=valid, weights=torch.tensor([1.0, 1.0]))
     assert loss.item() == pytest.approx((36 / 8 + 22 / 4) / 2, rel=1e-6)
-    weighed = pixel_l1(pred, target, valid=valid, weights=torch.tensor([3.0, 0.0]))
+    weighed = pixel_mean((pred - target).abs(), valid=valid, weights=torch.tensor([3.0, 0.0]))
     assert weighed.item() == pytest.approx((10 / 4 + 7 / 2) / 2, rel=1e-6)
 
 
@@ -66,7 +66,7 @@ def test_nothing_to_score_is_zero_with_a_gradient():
     pred.requires_grad_(True)
     nothing = torch.zeros_like(valid)
     loss = base_loss(pred, target, mask=mask, valid=nothing)
-    loss = loss + pixel_l1(pred, target, valid=nothing, weights=torch.ones(3))
+    loss = loss + pixel_mean((pred - target).abs(), valid=nothing, weights=torch.ones(3))
     loss.backward()
     assert loss.item() == 0 and torch.equal(pred.grad, torch.zeros_like(pred))
 

@@ -55,6 +55,41 @@ def test_bit_for_bit_where_pixels_divide_base_pixels(tmp_path, options):
     assert ours[1].any() and not ours[1].all()
 
 
+def mixed_survey(folder, **options):
+    """Layers of every kind and transform, one of them coarser and without the finest scale: eleven channels of six."""
+    rng = np.random.default_rng(5)
+    classes = rng.choice([3, 17, 205], size=(70, 90)).astype("uint8")
+    classes[10:30, :25] = 0
+    write_grid(folder / "lithology.tif", classes, nodata=0)
+    write_grid(folder / "azimuth.tif", field(70, 90, 0) * 90 % 360)
+    write_grid(folder / "radiometrics.tif", np.exp(field(35, 45, 1)), resolution=200.0)
+    write_grid(folder / "soil.tif", rng.choice([1, 2, 9], size=(35, 45)).astype("uint8"), resolution=200.0)
+    write_grid(folder / "magnetics.tif", np.sinh(3 * field(70, 90, 2)))
+    write_grid(folder / "uranium.tif", np.exp(field(70, 90, 3)))
+    (folder / "layers.csv").write_text(
+        "path,kind,transform\nlithology.tif,categorical,\nazimuth.tif,circular,\nradiometrics.tif,continuous,log\n"
+        "soil.tif,categorical,\nmagnetics.tif,continuous,asinh\nuranium.tif,continuous,quantile\n"
+    )
+    given = {"input_size": 8, "scales": (1, 2, 4), "val_fraction": 0.0, "min_valid": 0.1}
+    return open_survey(layers_table=str(folder / "layers.csv"), **(given | options))
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": "none"}, {"scales": (1, 2, 6)}, {"masked_bands": [0]}])
+def test_layers_of_every_kind_bit_for_bit(tmp_path, options):
+    """Shares of classes, cosines and sines, logarithms: what is averaged are channels, not what lies in the files."""
+    opened = mixed_survey(tmp_path, **options)
+    ours, theirs = both(opened)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    imgs, valid, finest = ours[0], ours[1], ours[-1]
+    assert imgs.shape[1] == opened.pyramid().channels == 3 + 2 + 1 + 3 + 1 + 1
+    soil = imgs[:, 6:9].sum(dim=1)[valid[:, 6]]
+    torch.testing.assert_close(soil, torch.ones_like(soil))
+    assert ((imgs[:, 6:9] > 0) & (imgs[:, 6:9] < 1)).any()  # shares, not classes
+    assert not finest[:, [5, 6, 7, 8]].any() and finest[:, 9].any()  # 200 m are not scored at the finest scale
+    assert pooled_bytes(opened) == PooledTiles(opened, CPU).memory_bytes
+
+
 @pytest.mark.parametrize("options", [{"coarse": 250.0}, {"shift": 70.0}])
 def test_up_to_rounding_where_they_do_not(tmp_path, options):
     ours, theirs = both(survey(tmp_path, **options))

@@ -556,22 +556,18 @@ class TestRefusals:
         with pytest.raises(ValueError, match="scale 0 and offset 1, expected finite numbers"):
             opened(path)
 
-    @pytest.mark.parametrize("kind", ["categorical", "circular"])
-    def test_kinds_to_come(self, tmp_path, kind):
-        path = write_grid(tmp_path / "a.tif", ramp(3, 4))
-        with pytest.raises(ValueError, match=f"kind is {kind}, which is not supported yet .*kind=continuous"):
-            opened(path, kind=kind)
-
     def test_unknown_kind(self, tmp_path):
         path = write_grid(tmp_path / "a.tif", ramp(3, 4))
-        with pytest.raises(ValueError, match="kind is 'text', expected continuous"):
+        with pytest.raises(ValueError, match="kind is 'text', expected one of continuous"):
             opened(path, kind="text")
 
     def test_colour_table(self, tmp_path):
         colours = {0: (0, 0, 0), 1: (255, 0, 0)}
         path = write_grid(tmp_path / "a.tif", ramp(3, 4, "uint8"), colormap=colours)
-        with pytest.raises(ValueError, match="has a colour table, so its numbers are classes .*kind=continuous"):
-            opened(path)
+        band = opened(path)
+        assert band.layer.kind == "categorical" and whole(band)[2, 3] == 23.0
+        assert "has a colour table: taken for a layer of kind categorical; set kind=continuous" in band.notes[0]
+        assert opened(path, kind_stated=True).layer.kind == "continuous"
         assert whole(opened(path, kind_stated=True))[2, 3] == 23.0
 
     def test_category_names(self, tmp_path):
@@ -579,8 +575,13 @@ class TestRefusals:
         names = "".join(f"<Category>{name}</Category>" for name in ("none", "granite", "basalt"))
         band = f'<PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand>'
         (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{band}</PAMDataset>")
-        with pytest.raises(ValueError, match="has category names, so its numbers are classes"):
-            opened(path)
+        band = opened(path)
+        assert band.layer.kind == "categorical" and "has category names" in band.notes[0]
+
+    def test_scaled_class_codes(self, tmp_path):
+        path = write_grid(tmp_path / "a.tif", ramp(3, 4, "uint8"), scale=0.5)
+        with pytest.raises(ValueError, match="scale 0.5 and offset 0, expected none on class codes .*remove them"):
+            opened(path, kind="categorical")
 
     def test_subdatasets_are_named(self, tmp_path):
         netcdf = pytest.importorskip("scipy.io").netcdf_file(tmp_path / "a.nc", "w")

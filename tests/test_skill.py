@@ -9,17 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.kinds import Encoding
+from datasets.transforms import Transform
 from util import skill
-from util.skill import (
-    REGIONS,
-    HeldOutEvaluator,
-    ScoredBatch,
-    Scores,
-    baseline_images,
-    interpolate_visible,
-    refine,
-    squared_errors,
-)
+from util.baselines import baseline_images, interpolate_visible, nearest_visible, refine
+from util.layer_kinds import LayerChannels
+from util.skill import REGIONS, HeldOutEvaluator, ScoredBatch, ScoredLayer, Scores, error_sums
 
 NAN = float("nan")
 
@@ -100,7 +95,15 @@ class TestRefine:
         torch.testing.assert_close(refine(torch.full((1, 1, 3, 3), 7.0), 4), torch.full((1, 1, 12, 12), 7.0))
 
 
-class TestSquaredErrors:
+def plain(means):
+    """Continuous layers of one channel each, in which a model unit is two physical ones."""
+    return [
+        ScoredLayer(LayerChannels(c), lambda images: images.squeeze(-3) * 2, 2.0, (mean,))
+        for c, mean in enumerate(means)
+    ]
+
+
+class TestErrorSums:
     def test_written_out(self):
         """One channel, 2 x 2 base pixels of which the first is hidden, at scales 1 and 2."""
         hidden = torch.tensor([[[[True, False], [False, False]]]])
@@ -109,10 +112,11 @@ class TestSquaredErrors:
         fine[0, 0, 0, 0], fine[0, 0, 1, 1], fine[0, 0, 3, 3] = 2.0, 3.0, 4.0
         everything = [torch.ones_like(base, dtype=torch.bool), torch.ones_like(fine, dtype=torch.bool)]
         targets = [torch.zeros_like(base), torch.zeros_like(fine)]
-        sums, counts = squared_errors([base, fine], targets, everything, hidden)
+        (sums, physical), counts = error_sums([base, fine], targets, everything, hidden, plain([0.0]))
         assert REGIONS == ("scored", "hidden", "visible")
         assert sums[:, :, 0].tolist() == [[9, 4 + 9 + 16], [9, 4 + 9], [0, 16]]
         assert counts[:, :, 0].tolist() == [[1, 16], [1, 4], [0, 12]]
+        torch.testing.assert_close(physical, 4 * sums)
         assert sums.dtype == counts.dtype == torch.float64
 
     def test_invalid_pixels_do_not_count_whatever_they_hold(self):
@@ -121,13 +125,13 @@ class TestSquaredErrors:
         valid[0, 0, 0, 0] = False
         image = torch.ones(1, 2, 2, 2)
         image[0, 0, 0, 0] = NAN
-        sums, counts = squared_errors([image], [torch.zeros(1, 2, 2, 2)], [valid], hidden)
+        (sums, _), counts = error_sums([image], [torch.zeros(1, 2, 2, 2)], [valid], hidden, plain([0.0] * 2))
         assert sums[0].tolist() == [[3, 4]] and counts[0].tolist() == [[3, 4]]
 
     def test_half_precision_predictions_are_compared_in_full(self):
         hidden = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         image = torch.full((1, 1, 1, 1), 300.0, dtype=torch.float16)  # 300 ** 2 is beyond fp16
-        sums, _ = squared_errors([image], [torch.zeros(1, 1, 1, 1)], [hidden], hidden)
+        (sums, _), _ = error_sums([image], [torch.zeros(1, 1, 1, 1)], [hidden], hidden, plain([0.0]))
         assert sums[0].item() == 90_000
 
 
@@ -160,7 +164,7 @@ def test_baseline_images():
 )
 def test_skill_on_hidden_ground(error, mean, interpolation, expected):
     model, flat, filled = (regions(x, x, NAN) for x in (error, mean, interpolation))
-    scores = Scores(0.0, 0.0, 0.0, model, flat, filled, counts=regions(4, 4, 0), views=1)
+    scores = Scores(0.0, 0.0, 0.0, model, flat, filled, (model, flat, filled), counts=regions(4, 4, 0), views=1)
     assert scores.skill[:2].flatten().tolist() == pytest.approx([expected, expected], nan_ok=True)
     assert scores.skill[2].isnan().all()
 
@@ -168,7 +172,8 @@ def test_skill_on_hidden_ground(error, mean, interpolation, expected):
 def test_the_best_guess_is_chosen_on_hidden_and_on_visible_ground_apart():
     """The mean is better where tokens are hidden, interpolation where they are visible: 3 pixels and 1."""
     flat, filled = regions(1.75, 2.0, 1.0), regions(2.35, 3.0, 0.4)
-    scores = Scores(0.0, 0.0, 0.0, regions(0.8, 1.0, 0.2), flat, filled, counts=regions(4, 3, 1), views=1)
+    model = regions(0.8, 1.0, 0.2)
+    scores = Scores(0.0, 0.0, 0.0, model, flat, filled, (model, flat, filled), counts=regions(4, 3, 1), views=1)
     assert scores.best.flatten().tolist() == pytest.approx([(3 * 2.0 + 1 * 0.4) / 4, 2.0, 0.4])
     assert scores.skill.flatten().tolist() == pytest.approx([0.5, 0.5, 0.5])
 
@@ -220,7 +225,7 @@ class HeldOutGround:
             "batches": [np.array(batch) for batch in batches],
             "scales": self.scales,
             "scored_at_base": [True, True, True],
-            "means": self.means,
+            "layers": plain(self.means),
             "groups": self.groups,
             "patch_size": 4,
             "base_in_units": True,
@@ -358,3 +363,73 @@ class TestEvaluator:
 
         ground.evaluator()(ground.predictor(truth), loss_weights=(1.0, 0.0), show=show)
         assert shown == [3, 3, 2]
+
+
+class TestKinds:
+    """Two classes and an angle, one tile of 1 x 4 base pixels of which the last two are hidden (patches of 1 pixel)."""
+
+    classes = Encoding("categorical", locations=(), spreads=(), codes=(5.0, 9.0), frequencies=(0.75, 0.25))
+    angle = Encoding("circular", locations=(0.0, 0.0), spreads=(1.0, 1.0))
+
+    def scored(self, *encodings):
+        layers, first = [], 0
+        for encoding in encodings:
+            channels = LayerChannels(first, encoding.channels, encoding.kind)
+            layers.append(ScoredLayer(channels, encoding.decode, None, encoding.means))
+            first += encoding.channels
+        return layers
+
+    def test_nearest_visible(self):
+        shares = np.array([[[1.0, 0.5, 0.0, 0.0]], [[0.0, 0.5, 1.0, 1.0]]])
+        known = np.array([[True, True, False, False]])
+        filled = nearest_visible(shares, known, fallback=(0.9, 0.1))
+        np.testing.assert_allclose(filled, [[[1, 0.5, 0.5, 0.5]], [[0, 0.5, 0.5, 0.5]]])
+        nothing = nearest_visible(shares, np.zeros_like(known), fallback=(0.9, 0.1))
+        np.testing.assert_allclose(nothing[:, 0, 0], [0.9, 0.1], rtol=1e-6)
+
+    def test_classes_at_finer_scales_are_repeated(self):
+        imgs = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
+        everything = torch.ones_like(imgs, dtype=torch.bool)
+        layers = [LayerChannels(0, 2, "categorical")]
+        arguments = {"means": [0.75, 0.25], "scales": (1, 2), "layers": layers}
+        flat, filled = baseline_images(imgs, everything, ~everything, **arguments)
+        assert filled[1][0, 0].tolist() == [[1, 1, 0, 0]] * 2 and flat[1][0, :, 0, 0].tolist() == [0.75, 0.25]
+
+    def test_cross_entropy_and_share_that_is_wrong(self):
+        """Of a pixel with 3/4 of one class, predicting it is right for 3/4 of the ground."""
+        hidden = torch.ones(1, 2, 1, 2, dtype=torch.bool)
+        image = torch.tensor([[[[0.6, 0.2]], [[0.4, 0.8]]]])
+        target = torch.tensor([[[[0.75, 1.0]], [[0.25, 0.0]]]])
+        (entropy, wrong), counts = error_sums([image], [target], [hidden], hidden, self.scored(self.classes))
+        expected = -0.75 * np.log(0.6) - 0.25 * np.log(0.4) - np.log(0.2)
+        assert entropy[0].item() == pytest.approx(expected, rel=1e-4) and wrong[0].item() == pytest.approx(0.25 + 1)
+        assert counts[0].item() == 2
+
+    def test_angles_are_compared_round_the_circle(self):
+        hidden = torch.ones(1, 2, 1, 2, dtype=torch.bool)
+        image, target = (self.angle.encode(torch.tensor([[angles]]))[0] for angles in ([359.0, 90.0], [1.0, 120.0]))
+        (error, report), _ = error_sums([image], [target], [hidden], hidden, self.scored(self.angle))
+        assert error[0].item() == pytest.approx(2**2 + 30**2, rel=1e-4) and torch.equal(error, report)
+
+    def test_errors_of_transformed_layers_are_reported_in_physical_units(self):
+        encoding = Encoding(transform=Transform("log"), locations=(1.0,), spreads=(2.0,))
+        hidden = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        image, target = (encoding.encode(torch.tensor([[[value]]]))[0] for value in (100.0, 10.0))
+        (error, report), _ = error_sums([image], [target], [hidden], hidden, self.scored(encoding))
+        assert error[0].item() == pytest.approx((np.log(10) / 2) ** 2, rel=1e-5)
+        assert report[0].item() == pytest.approx(90**2, rel=1e-4)
+
+    def test_free_predictions_of_classes(self):
+        """Known: one pixel of each class; hidden: what is nearest is right once and wrong once."""
+        imgs = torch.tensor([[[[1.0, 0.0, 0.0, 1.0]], [[0.0, 1.0, 1.0, 0.0]]]])
+        everything, hidden = torch.ones_like(imgs, dtype=torch.bool), torch.zeros_like(imgs, dtype=torch.bool)
+        hidden[..., 2:] = True
+        batch = ScoredBatch(imgs, everything, [], [], torch.zeros(1, 4))
+        layers = self.scored(self.classes)
+        sums = skill.free_sums(batch, [imgs], [everything], hidden, layers=layers, scales=(1,))
+        constant, nearest = skill._best_mixture(sums)
+        assert constant[0, 0].item() == pytest.approx(-np.log(0.25) - np.log(0.75), rel=1e-4)
+        assert constant[1, 0].item() == 1 and nearest[1, 0].item() == 1
+        # With a share of m of the frequencies the two cost -log(1 - 0.75 m) and -log(0.75 m), least at m = 2/3.
+        costs = {m: -np.log(1 - 0.75 * m) - np.log(0.75 * m) for m in skill.MIXTURES[1:]}
+        assert nearest[0, 0].item() == pytest.approx(min(costs.values()), rel=1e-4)

@@ -9,19 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import statistics
+from datasets import fitting, statistics
+from datasets.fitting import LayerStatistics, layer_statistics, save_statistics
 from datasets.layers import Layer
 from datasets.raster import open_band
 from datasets.stack import Stack, reference_grid
-from datasets.statistics import (
-    LayerStatistics,
-    correlation_length,
-    layer_statistics,
-    map_cells,
-    mean_coverage,
-    overlap_matrix,
-    save_statistics,
-)
+from datasets.statistics import correlation_length, map_cells, mean_coverage, overlap_matrix
 from datasets.tiles import HeldOut
 from tests.rasters import write_grid
 
@@ -234,6 +227,7 @@ class TestLayerStatistics:
         stack = stack_of(tmp_path, np.random.default_rng(0).normal(50, 5, size=(300, 40)).astype(np.float32))
         full = layer_statistics(stack, 0, NOTHING_HELD_OUT)
         monkeypatch.setattr(statistics, "SAMPLED_PIXELS", 1000)
+        monkeypatch.setattr(fitting, "SAMPLED_PIXELS", 1000)
         sampled = layer_statistics(stack, 0, NOTHING_HELD_OUT)
         assert sampled.sampled and not full.sampled
         assert sampled.mean == pytest.approx(full.mean, abs=0.2)
@@ -242,7 +236,7 @@ class TestLayerStatistics:
     def test_memory_does_not_grow_with_the_layer(self, tmp_path, monkeypatch):
         """A layer of 1.3 MB as float64, read in chunks of 4000 pixels."""
         monkeypatch.setattr(statistics, "CHUNK_PIXELS", 4000)
-        monkeypatch.setattr(statistics, "QUANTILE_SAMPLE", 1000)
+        monkeypatch.setattr(fitting, "QUANTILE_SAMPLE", 1000)
         stack = stack_of(tmp_path, np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32))
         tracemalloc.start()
         layer_statistics(stack, 0, NOTHING_HELD_OUT)

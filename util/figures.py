@@ -39,6 +39,8 @@ class RowImages:
         reconstruction: the model's prediction, (H, W); drawn wherever it is finite.
         target: the truth at this scale, (H, W); NaN where it is not known and not scored.
         scored: whether this layer is scored at this scale; said in the title if not.
+        kind: `continuous`; `circular`, degrees, whose error is the angle between; or `categorical`, class codes, whose
+            error is where the class is another.
     """
 
     layer: str
@@ -50,6 +52,7 @@ class RowImages:
     reconstruction: np.ndarray
     target: np.ndarray
     scored: bool = True
+    kind: str = "continuous"
 
 
 def reconstruction_figure(rows: Sequence[RowImages], *, title: str = "", length_unit: str = "m") -> Figure:
@@ -140,10 +143,9 @@ def _check_row(row: RowImages) -> None:
 
 
 def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit: str) -> None:
-    low, high = robust_limits([row.image, row.target])
-    error = row.reconstruction - row.target
-    limit = error_limit(error)
-    values_map, error_map = _with_grey("viridis"), _with_grey("RdBu_r")
+    low, high, values_map = _values_colours(row)
+    error, limit = _error_of(row)
+    error_map = _with_grey("RdBu_r")
     # Same ground in every panel, whatever its number of pixels.
     extent = (0.0, float(row.target.shape[1]), float(row.target.shape[0]), 0.0)
     for axis, image in zip(axes, (row.image, row.visible, row.reconstruction, row.target), strict=False):
@@ -169,6 +171,28 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
         axis.set_xticks([])
         axis.set_yticks([])
     axes[0].set_ylabel(_row_label(row, length_unit), fontsize=8)
+
+
+def _values_colours(row: RowImages) -> tuple[float, float, Colormap]:
+    """Colour limits and colours of a row's values: round the circle for angles, apart for classes."""
+    if row.kind == "circular":
+        return 0.0, 360.0, _with_grey("twilight")
+    if row.kind == "categorical":
+        values = np.concatenate([row.image.ravel(), row.target.ravel(), row.reconstruction.ravel()])
+        values = values[np.isfinite(values)]
+        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
+        return low - 0.5, high + 0.5, _with_grey("tab20")
+    return *robust_limits([row.image, row.target]), _with_grey("viridis")
+
+
+def _error_of(row: RowImages) -> tuple[np.ndarray, float]:
+    """Reconstruction minus target as the kind has it, and the limit of its colours."""
+    error = row.reconstruction - row.target
+    if row.kind == "circular":
+        return (error + 180) % 360 - 180, 180.0
+    if row.kind == "categorical":
+        return np.where(np.isnan(error), np.nan, (error != 0).astype(float)), 1.0
+    return error, error_limit(error)
 
 
 def _row_label(row: RowImages, length_unit: str) -> str:

@@ -19,7 +19,7 @@ from util.raster_info import RasterInfo
 from util.scale_heads import cell_average_taps
 
 Pair = tuple[int, int]
-"""(scale, channel)."""
+"""(scale, number of a layer)."""
 
 MARGIN = 16
 """Base-scale pixels around a unit that interpolation sees: what lies further away counts for less than 1e-8."""
@@ -124,7 +124,7 @@ class FinerMaker:
         engine: the network.
         ground: the base-scale pixels.
         layers: all layers, in channel order.
-        steps: what to predict, each channel and scale once.
+        steps: what to predict, each layer and scale once; layers are continuous.
         views: how tiles are shown.
         tags: facts to write along.
 
@@ -190,16 +190,17 @@ class FinerMaker:
     def _look(
         self, unit: Unit, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
     ) -> tuple[dict[Pair, np.ndarray], dict[Pair, np.ndarray]]:
-        """Predicted and observed images by (scale, channel), model units, NaN where unknown."""
+        """Predicted and observed images by (scale, layer), model units, NaN where unknown."""
         wanted, seen = ({s: [c for t, c in pairs if t == s] for s, _ in pairs} for pairs in (predict, observe))
+        layers = self.engine.model.layers
         mosaics = mosaic_views(
             self.engine,
             self.views,
             unit,
             tiles,
             lambda o: window.sample(o, self.engine.device),
-            wanted,
-            observe=seen,
+            {s: [layers[c].first for c in cs] for s, cs in wanted.items()},
+            observe={s: [layers[c].first for c in cs] for s, cs in seen.items()},
         )
         images = ({s: mosaic.mean for s, mosaic in found.items()} for found in mosaics)
         return tuple(  # type: ignore[return-value]
@@ -222,7 +223,7 @@ class FinerMaker:
             inferred = interpolated + self.shares[c, s] * np.nan_to_num(details.get(step, 0.0))
             core = slice(MARGIN * s, -MARGIN * s)
             bands = np.stack([inferred, interpolated])[:, core, core]
-            bands = bands * self.layers[c].spread + self.layers[c].location
+            bands = np.stack([self.layers[c].physical(band) for band in bands])
             name = self.name(c, s)
             arrays[name] = (self.rasters[name], bands.astype(np.float32), unit.top * s, unit.left * s)
         return arrays

@@ -24,7 +24,7 @@ class NativeLayer:
     """A layer's own grid, and where it lies among base-scale pixels: native = offset + ratio * base, per axis.
 
     Attributes:
-        channel: its number.
+        channel: number of the layer, which is continuous.
         values: name, unit and statistics.
         left: western edge, CRS units.
         top: northern edge, CRS units.
@@ -176,18 +176,19 @@ class GapMaker:
         wanted: dict[int, list[int]] = {}
         for layer in self.layers:
             wanted.setdefault(layer.scale, []).append(layer.channel)
+        channels = {s: [self.engine.model.layers[c].first for c in numbers] for s, numbers in wanted.items()}
         mosaics, _ = mosaic_views(
             self.engine,
             self.views,
             grown,
             tiles[touched],
             lambda o: window.sample(o, self.engine.device),
-            wanted,
+            channels,
         )
         found: dict[tuple[int, int], Any] = {}
-        for s, channels in wanted.items():
+        for s, numbers in wanted.items():
             mean, spread = mosaics[s].mean, mosaics[s].spread
-            found |= {(s, c): (mean[k], spread[k]) for k, c in enumerate(channels)}
+            found |= {(s, c): (mean[k], spread[k]) for k, c in enumerate(numbers)}
         return found
 
     def _details(
@@ -198,7 +199,7 @@ class GapMaker:
         places_y = (layer.base_place(row, rows, 0) - grown.top) * layer.scale - 0.5
         places_x = (layer.base_place(col, cols, 1) - grown.left) * layer.scale - 0.5
         mean = resample_linear(predicted[layer.scale, layer.channel][0], places_y, places_x)
-        return gap_details(value, mean * layer.values.spread + layer.values.location, fill)
+        return gap_details(value, layer.values.physical(mean), fill)
 
     def _fill(
         self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Unit

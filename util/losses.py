@@ -50,9 +50,8 @@ def _mean_over_samples(error: Tensor, weight: Tensor) -> Tensor:
     return (error / torch.where(weight > 0, weight, 1.0)).mean()
 
 
-def masked_patch_mse(
-    pred: Tensor,
-    target: Tensor,
+def masked_patch_mean(
+    error: Tensor,
     *,
     mask: Tensor,
     valid: Tensor,
@@ -60,25 +59,24 @@ def masked_patch_mse(
     group_order: Tensor,
     group_sizes: Sequence[int],
 ) -> Tensor:
-    """Squared error over the valid pixels of removed tokens.
+    """Mean error over the valid pixels of removed tokens.
 
-    The error of a (group, patch) pair is the weighted mean over the valid pixels of its scored channels; a
+    The error of a (group, patch) pair is the weighted mean over the valid pixels of its scored layers; a
     sample's loss is the mean over its removed pairs that have such a pixel, each pair counting by its mean
     weight.
 
     Args:
-        pred: (N, C, L, p*p) in channel order.
-        target: (N, C, L, p*p); what stands under invalid pixels is never used.
+        error: (N, Y, L, p*p), of each layer; what stands under invalid pixels is never used.
         mask: (N, G, L), 1 = removed.
-        valid: (N, C, L, p*p) bool, True = usable.
-        weights: (C,) weight of each channel; 0 = not scored.
-        group_order: (C,) int64, the channels in the order of the concatenated groups.
-        group_sizes: channels of each group.
+        valid: (N, Y, L, p*p) bool, True = usable.
+        weights: (Y,) weight of each layer; 0 = not scored.
+        group_order: (Y,) int64, the layers in the order of the concatenated groups.
+        group_sizes: layers of each group.
 
     Returns:
         A scalar, 0 if nothing can be scored.
     """
-    error = torch.where(valid, pred - target, 0.0).square().sum(dim=-1)  # (N, C, L)
+    error = torch.where(valid, error, 0.0).sum(dim=-1)  # (N, Y, L)
     pixels = valid.sum(dim=-1).to(error.dtype)
     weight = weights.to(error.dtype).view(1, -1, 1)
     groups = {"group_order": group_order, "group_sizes": group_sizes}
@@ -88,33 +86,32 @@ def masked_patch_mse(
     return _mean_over_samples((pair_error * mask).sum(dim=(1, 2)), (pair_weight * mask).sum(dim=(1, 2)))
 
 
-def pixel_l1(pred: Tensor, target: Tensor, *, valid: Tensor, weights: Tensor) -> Tensor:
-    """Absolute error over the valid pixels of scored channels.
+def pixel_mean(error: Tensor, *, valid: Tensor, weights: Tensor) -> Tensor:
+    """Mean error over the valid pixels of scored layers.
 
     Args:
-        pred: (N, C, H, W).
-        target: (N, C, H, W); what stands under invalid pixels is never used.
-        valid: (N, C, H, W) bool, True = usable.
-        weights: (C,) weight of each channel; 0 = not scored.
+        error: (N, Y, H, W), of each layer; what stands under invalid pixels is never used.
+        valid: (N, Y, H, W) bool, True = usable.
+        weights: (Y,) weight of each layer; 0 = not scored.
 
     Returns:
         A scalar, 0 if nothing can be scored.
     """
-    error = torch.where(valid, pred - target, 0.0).abs().sum(dim=(2, 3))  # (N, C)
+    error = torch.where(valid, error, 0.0).sum(dim=(2, 3))  # (N, Y)
     pixels = valid.sum(dim=(2, 3)).to(error.dtype)
     weight = weights.to(error.dtype)
     return _mean_over_samples((error * weight).sum(dim=1), (pixels * weight).sum(dim=1))
 
 
 def error_totals(error: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of an error, and number of values, for each channel.
+    """Sum of an error, and number of values, for each layer.
 
     Args:
-        error: (N, C, ...), float, finite.
-        counted: (N, C, ...) bool, True = belongs to the sum.
+        error: (N, Y, ...), float, finite.
+        counted: (N, Y, ...) bool, True = belongs to the sum.
 
     Returns:
-        sums and counts, (C,) float32 each.
+        sums and counts, (Y,) float32 each.
     """
     axes = [0, *range(2, error.ndim)]
     return torch.where(counted, error, 0.0).sum(dim=axes), counted.sum(dim=axes).to(error.dtype)

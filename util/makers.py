@@ -7,6 +7,7 @@ options that concern it, and returns a maker that the programs' loop can work wi
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from util import distributed as dist
@@ -50,8 +51,8 @@ def reconstruction(subject: Subject, *, views: Views) -> Maker:
         ValueError: there is none; predictions have no units; too few views.
     """
     subject.refuse_normalised("reconstruction")
-    scored = subject.engine.model.scored
-    wanted = {s: [c for c in channels if c in subject.known[s]] for s, channels in scored.items()}
+    scored = subject.engine.model.scored_layers
+    wanted = {s: [c for c in layers if c in subject.known[s]] for s, layers in scored.items()}
     if not any(wanted.values()):
         raise ValueError("no layer is as fine as a scale at which the model predicts it; nothing can be reconstructed")
     return ReconstructionMaker(
@@ -66,13 +67,15 @@ def gapfill(subject: Subject, *, views: Views, max_gap: float | None) -> Maker:
         ValueError: no layer can be filled; the gap is wider than a tile; predictions have no units.
     """
     subject.refuse_normalised("gapfill")
-    engine, ground, scored = subject.engine, subject.ground, subject.engine.model.scored
+    engine, ground = subject.engine, subject.ground
+    scored = subject.continuous("filled: a spline needs measurements; see --output reconstruction")
     finest = {
         c: max(s for s in scored if c in scored[s] and c in subject.known[s])
         for c in scored[1]
         if c in subject.known[1]
     }
-    left_out = [layer.name for c, layer in enumerate(subject.layers) if c not in finest]
+    measured = [c for c, layer in enumerate(subject.layers) if layer.encoding.kind == "continuous"]
+    left_out = [subject.layers[c].name for c in measured if c not in finest]
     if not finest:
         raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")
     if left_out:
@@ -113,7 +116,8 @@ def superresolution(subject: Subject, *, views: Views) -> Maker:
         ValueError: there is none; predictions have no units.
     """
     subject.refuse_normalised("superresolution")
-    scored, known = subject.engine.model.scored, subject.known
+    scored = subject.continuous("refined: only interpolation between measurements can be")
+    known = subject.known
     steps, beyond = [], []
     for channel in (c for c in known[1] if c in scored[1]):
         for scale in (s for s in scored if channel not in known[s] and (known[s] or channel in scored[s])):
@@ -125,14 +129,14 @@ def superresolution(subject: Subject, *, views: Views) -> Maker:
     if not steps:
         raise ValueError(
             "--output superresolution: no layer here is coarser than a neighbour or than in training, or the model "
-            f"cannot refine it ({_learned(subject)}, CRS units). Give a layer that is coarser than another, and that "
-            "the model was trained to predict at a scale finer than the base pixels"
+            f"cannot refine it ({_learned(subject, scored)}, CRS units). Give a layer that is coarser than another, "
+            "and that the model was trained to predict at a scale finer than the base pixels"
         )
     if beyond:
         logger.warning(
             "not predicted, since the model was not trained to refine these layers: %s (%s, CRS units)",
             ", ".join(beyond),
-            _learned(subject),
+            _learned(subject, scored),
         )
     maker = FinerMaker(
         subject.engine, subject.ground, layers=subject.layers, steps=steps, views=views, tags=subject.tags
@@ -146,9 +150,8 @@ def superresolution(subject: Subject, *, views: Views) -> Maker:
     return maker
 
 
-def _learned(subject: Subject) -> str:
+def _learned(subject: Subject, scored: Mapping[int, Sequence[int]]) -> str:
     """Down to which pixels the model was trained to predict each layer, in words."""
-    scored = subject.engine.model.scored
     finest = {c: max(s for s in scored if c in scored[s]) for c in scored[1]}
     return "it learned " + "; ".join(
         f"'{subject.layers[c].name}' down to {subject.ground.base / s:g}" for c, s in finest.items()

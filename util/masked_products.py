@@ -151,7 +151,7 @@ class ReconstructionMaker:
         engine: the network.
         ground: the base-scale pixels.
         layers: all layers, in channel order.
-        wanted: for each scale, the channels to write.
+        wanted: for each scale, the numbers of the layers to write.
         views: how tiles are shown.
         tags: facts to write along.
     """
@@ -179,7 +179,12 @@ class ReconstructionMaker:
 
     def _raster(self, scale: int, layer: LayerValues, tags: Mapping[str, str]) -> RasterInfo:
         ground, resolution = self.ground, self.ground.base / scale
-        names = ("reconstruction", "spread", "error")
+        kind = layer.encoding.kind
+        names = ("class", "probability", "error") if kind == "categorical" else ("reconstruction", "spread", "error")
+        unit = {"continuous": layer.unit, "circular": "degrees", "categorical": ""}[kind]
+        error = (
+            "share of the ground that is of another class" if kind == "categorical" else "observed minus reconstruction"
+        )
         return RasterInfo(
             crs=ground.crs,
             left=ground.left,
@@ -191,13 +196,8 @@ class ReconstructionMaker:
             dtype="float32",
             nodata=math.nan,
             names=tuple(f"{layer.name} {name}" for name in names),
-            units=(layer.unit,) * len(names),
-            tags={
-                **tags,
-                "layer": layer.name,
-                "scale": f"{scale}x",
-                "error": "observed minus reconstruction",
-            },
+            units=(unit,) * len(names),
+            tags={**tags, "layer": layer.name, "kind": kind, "scale": f"{scale}x", "error": error},
         )
 
     def extent(self) -> tuple[int, int]:
@@ -208,25 +208,25 @@ class ReconstructionMaker:
     def make(self, unit: Unit, window: Window) -> Arrays:
         """The unit's predictions, their spread over views and tiles and, of reconstructions, observed minus them."""
         tiles = self.engine.tiles_of(unit, self.ground)
+        of_layer = self.engine.model.layers
+        channels = {s: [k for c in numbers for k in of_layer[c].channels] for s, numbers in self.wanted.items()}
         predicted, observed = mosaic_views(
             self.engine,
             self.views,
             unit,
             tiles,
             lambda o: window.sample(o, self.engine.device),
-            self.wanted,
-            observe=self.wanted,
+            channels,
+            observe=channels,
         )
         arrays: Arrays = {}
-        for s, channels in self.wanted.items():
-            mean, spread = predicted[s].mean, predicted[s].spread
-            seen = observed[s].mean
-            for k, c in enumerate(channels):
-                layer, info = self.layers[c], self.rasters[self._names[s, c]]
-                bands = [
-                    np.where(np.isfinite(seen[k]), mean[k] * layer.spread + layer.location, np.nan),
-                    np.where(np.isfinite(seen[k]), spread[k] * layer.spread, np.nan),
-                    (seen[k] - mean[k]) * layer.spread,
-                ]
-                arrays[self._names[s, c]] = (info, np.stack(bands).astype(np.float32), unit.top * s, unit.left * s)
+        for s, numbers in self.wanted.items():
+            mean, spread, seen = predicted[s].mean, predicted[s].spread, observed[s].mean
+            first = 0
+            for c in numbers:
+                part = slice(first, first + of_layer[c].count)
+                first = part.stop
+                bands = self.layers[c].bands(mean[part], spread[part], seen[part])
+                name = self._names[s, c]
+                arrays[name] = (self.rasters[name], bands, unit.top * s, unit.left * s)
         return arrays

@@ -41,6 +41,20 @@ positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0"
 non_negative = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
+def pair(text: str) -> list[str]:
+    """A parser of NAME=VALUE."""
+    name, sign, value = text.rpartition("=")
+    if not (name and sign and value):
+        raise argparse.ArgumentTypeError(f"{text}: expected a name and a value, such as magnetics=asinh")
+    return [name, value]
+
+
+def shape(text: str) -> list[Any]:
+    """A parser of NAME or NAME=SHARE."""
+    name, sign, value = text.partition("=")
+    return [name, non_negative(value) if sign else None]
+
+
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Adds what decides which pixels are read: layers, reference grid, tiles, held-out ground."""
     data = parser.add_argument_group("data")
@@ -89,6 +103,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default="union",
         choices=["union", "intersection"],
         help="ground covered: that of any layer, or of all (union)",
+    )
+    data.add_argument(
+        "--transform",
+        type=pair,
+        nargs="+",
+        metavar="LAYER=KIND",
+        help="transform of a layer's values before normalising: none, log, asinh or quantile (as in layers.csv)",
     )
     data.add_argument("--reproject", action="store_true", help="warp layers on the fly to the first layer's CRS")
     data.add_argument("--aoi", help="vector file with polygons; ground outside counts as no-data")
@@ -147,6 +168,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--patch_size", type=positive_int, default=8, help="patch edge, base-scale pixels (8)")
     model.add_argument("--mask_ratio", type=fraction, default=0.75, help="share of tokens hidden (0.75)")
     model.add_argument("--spatial_mask", action="store_true", help="hide a place in all groups at once")
+    model.add_argument(
+        "--mask_shape",
+        type=shape,
+        nargs="+",
+        metavar="SHAPE[=SHARE]",
+        help="shapes of what is hidden, with the share of the tiles: random, block, lines, layer (random)",
+    )
+    model.add_argument(
+        "--layer_dropout", type=fraction, default=0.0, help="chance that a training tile goes without a layer (0)"
+    )
     model.add_argument("--norm_pix_loss", action="store_true", help="base-scale targets normalised per patch")
     model.add_argument(
         "--scale_heads",
@@ -231,6 +262,7 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
         "scales": args.scales,
         "base_resolution": args.base_resolution,
         "extent": args.extent,
+        "transforms": {name: value for name, value in args.transform or ()},
         "reproject": args.reproject,
         "aoi": args.aoi,
         "min_valid": args.min_valid,

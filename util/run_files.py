@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +16,32 @@ import torch
 from util import checkpoint as ckpt
 from util.engine import WindowOfSteps
 from util.figures import RowImages, reconstruction_figure, save_figure
+from util.layer_kinds import LayerChannels
 from util.log import JsonLines, Writer, make_writer
 from util.skill import REGIONS, Scores
 
 T = TypeVar("T")
+ERRORS = ("rmse", "rmse_mean", "rmse_interpolation")
+CLASS_ERRORS = ("cross_entropy", "cross_entropy_majority", "cross_entropy_nearest")
+ACCURACIES = ("accuracy", "accuracy_majority", "accuracy_nearest")
 LAST_PICTURE = "reconstruction-last.png"
 
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What reporting needs of a layer: its name, unit, and model units -> physical (x * spread + location)."""
+    """What reporting needs of a layer.
+
+    Attributes:
+        name: its name.
+        unit: of its values; degrees of a circular layer.
+        channels: what the model knows of it.
+        decode: model units (..., k, h, w) -> values (..., h, w).
+    """
 
     name: str
     unit: str
-    location: float
-    spread: float
+    channels: LayerChannels
+    decode: Callable[[torch.Tensor], torch.Tensor]
 
 
 class Clock:
@@ -93,7 +104,7 @@ class RunFiles:
         log_dir: TensorBoard events.
         layers: the layers in channel order.
         scales: scales, 1 first.
-        scored: for each scale, the channels scored at it.
+        scored: for each scale, the layers scored at it.
         enabled: False in ranks that only compute.
     """
 
@@ -193,8 +204,9 @@ class RunFiles:
         speed, gradient norm and memory are those of its last window.
 
         Returns:
-            The line written: per layer and scale `rmse`, `rmse_mean`, `rmse_interpolation` (units of the layer),
-            `skill`, and at finer scales `skill_hidden` and `skill_visible`.
+            The line written: per layer and scale `rmse`, `rmse_mean`, `rmse_interpolation` (units of the layer;
+            degrees), or of classes `cross_entropy` and `accuracy` of the model, `_majority` and `_nearest`; `skill`,
+            and at finer scales `skill_hidden` and `skill_visible`.
         """
         line: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": epoch, "seconds": round(seconds, 3)}
         line |= self._losses([seen for seen, _ in self._windows]) | self._windows[-1][1]
@@ -213,7 +225,8 @@ class RunFiles:
                 tags[f"val/{name.removeprefix('val_')}"] = line[name]
             for layer, by_scale in line["val"].items():
                 for scale, values in by_scale.items():
-                    tags |= {f"val_{key}/{layer}_{scale}": values[key] for key in ("skill", "rmse")}
+                    kept = ("skill", "rmse", "accuracy")
+                    tags |= {f"val_{key}/{layer}_{scale}": values[key] for key in kept if key in values}
         self._write(line, tags)
         return line
 
@@ -293,15 +306,16 @@ class RunFiles:
         skill = scores.skill
         table: dict[str, dict[str, dict[str, float]]] = {}
         for level, channel, scale, layer in self._entries():
-            values = {
-                name: math.sqrt(mse) * layer.spread if (mse := float(source[0, level, channel])) >= 0 else math.nan
-                for name, source in (
-                    ("rmse", scores.model),
-                    ("rmse_mean", scores.mean),
-                    ("rmse_interpolation", scores.interpolation),
-                )
-            }
-            values["skill"] = float(skill[0, level, channel])
+            at = (0, level, channel)
+            errors = [float(source[at]) for source in (scores.model, scores.mean, scores.interpolation)]
+            reports = [float(source[at]) for source in scores.reports]
+            if layer.channels.kind == "categorical":
+                values = dict(zip(CLASS_ERRORS, errors, strict=True))
+                values |= {name: 1 - report for name, report in zip(ACCURACIES, reports, strict=True)}
+            else:
+                roots = (math.sqrt(report) if report >= 0 else math.nan for report in reports)
+                values = dict(zip(ERRORS, roots, strict=True))
+            values["skill"] = float(skill[at])
             if level:
                 for region, name in enumerate(REGIONS[1:], start=1):
                     values[f"skill_{name}"] = float(skill[region, level, channel])
@@ -314,11 +328,13 @@ def score_lines(line: Mapping[str, Any], units: Mapping[str, str]) -> list[str]:
     rows = []
     for layer, by_scale in line.get("val", {}).items():
         for scale, v in by_scale.items():
-            errors = [f"{v[key]:10.4g}" for key in ("rmse", "rmse_interpolation", "rmse_mean")]
             parts = [f"{name} {v[f'skill_{name}']:+.3f}" for name in REGIONS[1:] if f"skill_{name}" in v]
+            keys = ACCURACIES if "accuracy" in v else ERRORS
+            model, constant, filled = (f"{key.rpartition('_')[2]} {v[key]:10.4g}" for key in keys)
+            errors = f"{model}  {filled}  {constant} {units.get(layer, ''):<6}"
             rows.append(
-                f"  {layer:<20} {scale:>3}  rmse {errors[0]}  interpolation {errors[1]}  mean {errors[2]} "
-                f"{units.get(layer, ''):<6} skill {v['skill']:+.3f}" + (f" ({', '.join(parts)})" if parts else "")
+                f"  {layer:<20} {scale:>3}  {errors} skill {v['skill']:+.3f}"
+                + (f" ({', '.join(parts)})" if parts else "")
             )
     return rows
 
@@ -339,7 +355,7 @@ def reconstruction_rows(
     Args:
         layers: the layers in channel order.
         scales: scales, 1 first.
-        scored: for each scale, the channels scored at it.
+        scored: for each scale, the layers scored at it.
         base_resolution: edge of a base-scale pixel, CRS units.
         targets: per scale (C, sH, sW), model units.
         valid: likewise bool.
@@ -352,20 +368,23 @@ def reconstruction_rows(
     """
     nan = torch.tensor(float("nan"))
     rows = []
-    for c, layer in enumerate(layers):
-        image = torch.where(valid[0][c], targets[0][c], nan)
+    for number, layer in enumerate(layers):
+        first = layer.channels.first
+        part = slice(first, first + layer.channels.count)
+        image = torch.where(valid[0][first], targets[0][part], nan)
         for level, scale in enumerate(scales):
-            if c not in scored[scale]:
+            if number not in scored[scale]:
                 continue
-            prediction = images[scale][c].float()
+            prediction = images[scale][part].float()
             if level == 0:
-                prediction = torch.where(hidden[c], prediction, targets[0][c])
+                prediction = torch.where(hidden[first], prediction, targets[0][part])
             arrays = [
                 image,
-                torch.where(hidden[c], nan, image),
-                torch.where(valid[level][c], prediction, nan),
-                torch.where(valid[level][c], targets[level][c], nan),
+                torch.where(hidden[first], nan, image),
+                torch.where(valid[level][first], prediction, nan),
+                torch.where(valid[level][first], targets[level][part], nan),
             ]
-            physical = [(array * layer.spread + layer.location).numpy() for array in arrays]
-            rows.append(RowImages(layer.name, layer.unit, scale, base_resolution / scale, *physical))
+            shown, visible, rebuilt, target = [layer.decode(array).numpy() for array in arrays]
+            pixel, kind = base_resolution / scale, layer.channels.kind
+            rows.append(RowImages(layer.name, layer.unit, scale, pixel, shown, visible, rebuilt, target, kind=kind))
     return rows

@@ -20,6 +20,7 @@ from util.patches import unpatchify
 # Forward multiply-adds the light heads may take, as a share of the rest of the model: 13.8 % of the whole.
 HEAD_BUDGET = 0.16
 MAX_DETAIL_RANK = 32  # chosen, not tuned: half as many as a patch of 8 pixels has
+SHARE_FLOOR = 1e-3  # shares are no smaller where detail is added to their logarithm; chosen, not tuned
 USUAL_MASK_RATIO = 0.75  # assumed where cost is estimated before training
 
 
@@ -125,10 +126,18 @@ class SubpixelHead(nn.Module):
     """
 
     channels: Tensor
+    is_share: Tensor
     amplitude_order: Tensor
 
     def __init__(
-        self, *, scale: int, channel_groups: Sequence[Sequence[int]], patch_size: int, width: int, rank: int
+        self,
+        *,
+        scale: int,
+        channel_groups: Sequence[Sequence[int]],
+        patch_size: int,
+        width: int,
+        rank: int,
+        shares: Sequence[int] = (),
     ) -> None:
         """Build the head.
 
@@ -138,6 +147,7 @@ class SubpixelHead(nn.Module):
             patch_size: p, in base pixels.
             width: E, of the tokens.
             rank: number of patterns; 0 for interpolation alone.
+            shares: channels that hold shares of classes.
         """
         super().__init__()
         grouped = [c for group in channel_groups for c in group]
@@ -146,6 +156,9 @@ class SubpixelHead(nn.Module):
         self.row_taps = nn.Parameter(torch.empty(len(channels), scale, 3))
         self.col_taps = nn.Parameter(torch.empty(len(channels), scale, 3))
         self.register_buffer("channels", torch.tensor(channels), persistent=False)
+        self.has_shares = bool(set(shares) & set(channels))
+        is_share = torch.tensor([c in set(shares) for c in channels])
+        self.register_buffer("is_share", is_share.view(1, -1, 1, 1), persistent=False)
         if rank:
             self.patterns = nn.Parameter(torch.empty(rank, (patch_size * scale) ** 2))
             self.amplitudes = nn.ModuleDict(
@@ -199,10 +212,13 @@ class SubpixelHead(nn.Module):
             known: (N, C, H, W) bool, True where `base` was given and not predicted; None means nowhere.
 
         Returns:
-            (N, n, sH, sW) for the n channels of this head, in channel order.
+            (N, n, sH, sW) for the n channels of this head, in channel order; of shares the logarithm, but for a
+            constant, to which detail is added.
         """
         known = None if known is None else known.index_select(1, self.channels)
         fine = self.interpolate(base.index_select(1, self.channels), known)
+        if self.has_shares:
+            fine = torch.where(self.is_share, (F.relu(fine) + SHARE_FLOOR).log(), fine)
         if not self.rank:
             return fine
         amplitudes = torch.cat([linear(tokens[:, int(i)]) for i, linear in self.amplitudes.items()], dim=-1).unflatten(

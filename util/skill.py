@@ -1,9 +1,13 @@
-"""Honest skill: the model's error against two predictions that cost nothing.
+"""Honest skill: the model's error against two predictions that cost nothing (`util/baselines.py`).
 
-The two are the layer's mean (over training ground) and linear interpolation between the pixels that the model was
-shown. At finer scales the interpolated base-scale grid is interpolated once more, to the finer pixels. All three see
-the same pixels and are scored on the same ones: at the base scale the valid pixels of hidden tokens, at finer scales
-every valid pixel.
+All three see the same pixels and are scored on the same ones: at the base scale the valid pixels of hidden tokens, at
+finer scales every valid pixel. Two errors are kept of each layer:
+
+| kind | `error`, from which skill follows | `report`, in units that mean something |
+|---|---|---|
+| continuous | squared, model units | squared, physical units |
+| circular | squared angle, degrees | the same |
+| categorical | cross-entropy with the class shares | share of the ground that is not of the likeliest class |
 """
 
 from __future__ import annotations
@@ -14,114 +18,134 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
-from scipy.spatial import QhullError
+
+from util.baselines import baseline_images
+from util.layer_kinds import LEAST_SHARE, LayerChannels
 
 REGIONS = ("scored", "hidden", "visible")
 """`scored` is what the headline uses; finer scales are also told apart by whether the token was hidden."""
 
 
-def interpolate_visible(values: np.ndarray, known: np.ndarray, *, fallback: float) -> np.ndarray:
-    """Fills a tile from its known pixels: linear between them (Delaunay), nearest outside their hull.
+MIXTURES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+"""Shares of the class frequencies that the nearest visible shares are mixed with, so that what is not near is not
+impossible; that which turns out best is used, which is more than fair to it."""
 
-    Args:
-        values: (H, W) float.
-        known: (H, W) bool, True where the value may be used.
-        fallback: value where nothing is known.
 
-    Returns:
-        (H, W) float32; known pixels keep their value.
+@dataclass(frozen=True)
+class ScoredLayer:
+    """A layer as it is scored.
+
+    Attributes:
+        channels: what the model knows of it.
+        decode: (N, k, h, w) model units -> (N, h, w) physical units or degrees.
+        spread: physical units per model unit, None where model units are not proportional to them.
+        mean: per channel, the best constant in model units.
     """
-    if not known.any():
-        return np.full(values.shape, fallback, dtype=np.float32)
-    points = np.argwhere(known)
-    missing = np.argwhere(~known)
-    filled = values.astype(np.float32).copy()
-    if not len(missing):
-        return filled
-    nearest = NearestNDInterpolator(points, values[known])(missing)
-    try:
-        linear = LinearNDInterpolator(points, values[known])(missing)
-    except QhullError:  # all known pixels on one line: there is no triangle to interpolate in
-        linear = np.full(len(missing), np.nan)
-    filled[~known] = np.where(np.isfinite(linear), linear, nearest)
-    return filled
+
+    channels: LayerChannels
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    spread: float | None
+    mean: tuple[float, ...]
+
+    def errors(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`error` and `report` of each pixel, (N, h, w) each.
+
+        Args:
+            image: (N, C, h, w) prediction, model units.
+            target: likewise the truth; finite.
+        """
+        image, target = self.channels.of(image).float(), self.channels.of(target)
+        if self.channels.kind == "categorical":
+            entropy = -(target * (image + LEAST_SHARE).log()).sum(dim=1)
+            right = target.gather(1, image.argmax(dim=1, keepdim=True)).squeeze(1)
+            return entropy, target.sum(dim=1) - right
+        if self.channels.kind == "circular":
+            degrees = (self.decode(image) - self.decode(target) + 180) % 360 - 180
+            return degrees.square(), degrees.square()
+        error = (image - target).squeeze(1).square()
+        if self.spread is not None:
+            return error, error * self.spread**2
+        return error, (self.decode(image) - self.decode(target)).square()
 
 
-def refine(base: torch.Tensor, scale: int) -> torch.Tensor:
-    """Bicubic interpolation of a base-scale grid (N, C, H, W) to (N, C, sH, sW), pixel centres kept in place."""
-    if scale == 1:
-        return base
-    return F.interpolate(base, scale_factor=scale, mode="bicubic", align_corners=False)
-
-
-def squared_errors(
+def error_sums(
     images: Sequence[torch.Tensor],
     targets: Sequence[torch.Tensor],
     valid: Sequence[torch.Tensor],
     hidden: torch.Tensor,
+    layers: Sequence[ScoredLayer],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of squared errors by region, scale and channel.
+    """Sums of errors by region, scale and layer.
 
     Args:
         images: predictions, per scale (N, C, sH, sW), the base scale first.
         targets: truth, likewise.
         valid: likewise bool; False where not scored.
         hidden: (N, C, H, W) bool, True inside hidden tokens.
+        layers: the layers.
 
     Returns:
-        sums and counts, (3, S, C) float64 on the CPU, regions in the order of `REGIONS`. Visible base-scale pixels
-        were given to the model, so the base scale has no `visible` region.
+        sums (2, 3, S, Y) of `error` and `report`, and counts (3, S, Y), float64 on the CPU, regions in the order of
+        `REGIONS`. Visible base-scale pixels were given to the model, so the base scale has no `visible` region.
     """
-    sums = torch.zeros(3, len(images), images[0].shape[1], dtype=torch.float64)
-    counts = torch.zeros_like(sums)
-    for level, (image, target, ok) in enumerate(zip(images, targets, valid, strict=True)):
+    sums = torch.zeros(2, 3, len(images), len(layers), dtype=torch.float64, device=hidden.device)
+    counts = torch.zeros(sums.shape[1:], dtype=torch.float64, device=hidden.device)
+    for level, (image, target, every) in enumerate(zip(images, targets, valid, strict=True)):
         scale = target.shape[-1] // hidden.shape[-1]
-        inside = hidden.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-        error = torch.where(ok, image.float() - target, 0.0).square()
-        masks = [ok & inside if level == 0 else ok, ok & inside, ok & ~inside if level else ok & False]
-        for region, mask in enumerate(masks):
-            sums[region, level] = (error * mask).sum(dim=(0, 2, 3), dtype=torch.float64).cpu()
-            counts[region, level] = mask.sum(dim=(0, 2, 3)).double().cpu()
-    return sums, counts
+        for number, layer in enumerate(layers):
+            ok, out = every[:, layer.channels.first], hidden[:, layer.channels.first]
+            if not ok.any():
+                continue
+            inside = out.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+            errors = layer.errors(torch.where(ok.unsqueeze(1), image, 0.0), torch.where(ok.unsqueeze(1), target, 0.0))
+            masks = [ok & inside if level == 0 else ok, ok & inside, ok & ~inside if level else ok & False]
+            for region, mask in enumerate(masks):
+                for k, error in enumerate(errors):
+                    sums[k, region, level, number] = torch.where(mask, error, 0.0).sum(dtype=torch.float64)
+                counts[region, level, number] = mask.sum()
+    return sums.cpu(), counts.cpu()
 
 
-def baseline_images(
-    imgs: torch.Tensor,
-    valid: torch.Tensor,
+def free_sums(
+    batch: ScoredBatch,
+    targets: Sequence[torch.Tensor],
+    valid: Sequence[torch.Tensor],
     hidden: torch.Tensor,
     *,
-    means: Sequence[float],
+    layers: Sequence[ScoredLayer],
     scales: Sequence[int],
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """What the two free predictions say about a batch.
+) -> torch.Tensor:
+    """Sums of errors of the free predictions on a batch.
 
     Args:
-        imgs: (N, C, H, W) base-scale values, model units.
-        valid: likewise bool.
-        hidden: likewise bool, True inside hidden tokens.
-        means: per channel, the layer's mean in model units.
+        batch: what the model was shown.
+        targets: truth, per scale, as in `error_sums`.
+        valid: likewise.
+        hidden: likewise.
+        layers: the layers.
         scales: scales, 1 first.
 
     Returns:
-        Per scale the mean image and the interpolated image, (N, C, sH, sW) on the CPU.
+        (1 + M, 2, 3, S, Y) float64: the constant, then the filled images mixed with it as in `MIXTURES` where layers
+        are categorical.
     """
-    values = imgs.float().cpu()
-    known = (valid & ~hidden).cpu().numpy()
-    filled = torch.stack(
-        [
-            torch.stack(
-                [
-                    torch.from_numpy(interpolate_visible(values[n, c].numpy(), known[n, c], fallback=means[c]))
-                    for c in range(values.shape[1])
-                ]
-            )
-            for n in range(values.shape[0])
-        ]
-    )
-    flat = torch.tensor(means, dtype=torch.float32)[:, None, None].expand_as(values)
-    return [refine(flat, s) for s in scales], [refine(filled, s) for s in scales]
+    means = [mean for layer in layers for mean in layer.mean]
+    channels = [layer.channels for layer in layers]
+    flat, filled = baseline_images(batch.imgs, batch.valid, hidden, means=means, scales=scales, layers=channels)
+    on_cpu = [t.cpu() for t in targets], [v.cpu() for v in valid], hidden.cpu()
+    found = [error_sums(flat, *on_cpu, layers)[0], error_sums(filled, *on_cpu, layers)[0]]
+    classes = [layer if layer.channels.kind == "categorical" else None for layer in layers]
+    if not any(classes):
+        return torch.stack(found + found[1:] * (len(MIXTURES) - 1))
+    for share in MIXTURES[1:]:
+        mixed = [(1 - share) * near + share * even for near, even in zip(filled, flat, strict=True)]
+        sums = found[1].clone()
+        for number, layer in enumerate(classes):
+            if layer is not None:
+                part, _ = error_sums(mixed, *on_cpu, [layer])
+                sums[..., number] = part[..., 0]
+        found.append(sums)
+    return torch.stack(found)
 
 
 @dataclass(frozen=True)
@@ -132,10 +156,11 @@ class Scores:
         loss: total loss.
         base_loss: base-scale term.
         scale_loss: finer-scale term.
-        model: mean squared errors of the model, (3, S, C) float64, model units, regions in the order of `REGIONS`.
-        mean: likewise of the layer mean.
-        interpolation: likewise of interpolation.
-        counts: (3, S, C) float64, number of pixels behind each error.
+        model: mean `error` of the model, (3, S, Y) float64, regions in the order of `REGIONS`.
+        mean: likewise of the constant.
+        interpolation: likewise of interpolation, or of the nearest visible classes.
+        reports: mean `report` of these three, (3, S, Y) float64 each.
+        counts: (3, S, Y) float64, number of pixels behind each error.
         views: number of masked tiles scored.
     """
 
@@ -145,12 +170,13 @@ class Scores:
     model: torch.Tensor
     mean: torch.Tensor
     interpolation: torch.Tensor
+    reports: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     counts: torch.Tensor
     views: int
 
     @property
     def best(self) -> torch.Tensor:
-        """Mean squared error of the better free prediction, (3, S, C) float64.
+        """Mean error of the better free prediction, (3, S, Y) float64.
 
         Over all scored pixels it is put together from the better one on hidden and the better one on visible
         ground, so that a prediction good on one of them does not pass for good on both.
@@ -161,7 +187,7 @@ class Scores:
 
     @property
     def skill(self) -> torch.Tensor:
-        """1 - error / best, by region, scale and channel, (3, S, C) float64; NaN where there is no pixel."""
+        """1 - error / best, by region, scale and layer, (3, S, Y) float64; NaN where there is no pixel."""
         return 1.0 - self.model / self.best
 
 
@@ -193,8 +219,8 @@ class HeldOutEvaluator:
         fetch: tile numbers -> batch on the device.
         batches: this rank's tile numbers, batch by batch.
         scales: scales, 1 first.
-        scored_at_base: (C,) bool, channels scored at the base scale.
-        means: per channel, the layer mean in model units.
+        scored_at_base: (Y,) bool, layers scored at the base scale.
+        layers: the layers.
         groups: channel groups.
         patch_size: patch edge.
         base_in_units: False when base-scale predictions are normalised per patch and cannot be compared.
@@ -208,7 +234,7 @@ class HeldOutEvaluator:
         batches: Sequence[np.ndarray],
         scales: Sequence[int],
         scored_at_base: Sequence[bool],
-        means: Sequence[float],
+        layers: Sequence[ScoredLayer],
         groups: Sequence[Sequence[int]],
         patch_size: int,
         base_in_units: bool,
@@ -217,8 +243,10 @@ class HeldOutEvaluator:
         self.batches = list(batches)
         self.fetch = fetch
         self._scales = tuple(scales)
-        self._scored_at_base = torch.tensor(list(scored_at_base))
-        self._means = list(means)
+        self._scored_at_base = torch.tensor(
+            [scored for scored, layer in zip(scored_at_base, layers, strict=True) for _ in layer.channels.channels]
+        )
+        self._layers = tuple(layers)
         self._groups = groups
         self._patch_size = patch_size
         self._base_in_units = base_in_units
@@ -242,8 +270,8 @@ class HeldOutEvaluator:
         Returns:
             The scores over all ranks.
         """
-        shape = (3, len(self._scales), len(self._means))
-        sums, counts = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        shape = (3, len(self._scales), len(self._layers))
+        sums, counts = torch.zeros((2, *shape), dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
         losses = torch.zeros(3, dtype=torch.float64)
         free: list[torch.Tensor] = []
         for numbers in show(self.batches):
@@ -251,29 +279,31 @@ class HeldOutEvaluator:
             out = predict(batch)
             hidden = self.hidden_pixels(out.mask, batch.imgs.shape)
             targets, valid = [batch.imgs, *batch.imgs_up], self._scored_pixels(batch)
-            part, part_counts = squared_errors([out.images[s] for s in self._scales], targets, valid, hidden)
+            images = [out.images[s] for s in self._scales]
+            part, part_counts = error_sums(images, targets, valid, hidden, self._layers)
             sums += part
             counts += part_counts
             losses += torch.stack([out.loss, out.ms_loss, torch.ones_like(out.loss)]).double().cpu() * len(numbers)
             if self._free is None:
-                guesses = baseline_images(batch.imgs, batch.valid, hidden, means=self._means, scales=self._scales)
-                on_cpu = [t.cpu() for t in targets], [v.cpu() for v in valid], hidden.cpu()
-                free.append(torch.stack([squared_errors(guess, *on_cpu)[0] for guess in guesses]))
+                free.append(free_sums(batch, targets, valid, hidden, layers=self._layers, scales=self._scales))
         if self._free is None:
-            own = torch.stack(free).sum(0) if free else torch.zeros(2, *shape, dtype=torch.float64)
-            self._free = self._sum_over_ranks(own)
+            empty = torch.zeros(1 + len(MIXTURES), 2, *shape, dtype=torch.float64)
+            self._free = _best_mixture(self._sum_over_ranks(torch.stack(free).sum(0) if free else empty))
         sums, counts, losses = (self._sum_over_ranks(x) for x in (sums, counts, losses))
         model = sums / counts
         if not self._base_in_units:
-            model[:, 0] = float("nan")
+            kinds = [layer.channels.kind == "continuous" for layer in self._layers]
+            model[:, :, 0, kinds] = float("nan")
         base, finer = (losses[:2] / losses[2]).tolist()
+        constant, filled = (sums / counts for sums in self._free)
         return Scores(
             loss=loss_weights[0] * base + loss_weights[1] * finer,
             base_loss=base,
             scale_loss=finer,
-            model=model,
-            mean=self._free[0] / counts,
-            interpolation=self._free[1] / counts,
+            model=model[0],
+            mean=constant[0],
+            interpolation=filled[0],
+            reports=(model[1], constant[1], filled[1]),
             counts=counts,
             views=int(losses[2]),
         )
@@ -289,3 +319,10 @@ class HeldOutEvaluator:
     def _scored_pixels(self, batch: ScoredBatch) -> list[torch.Tensor]:
         scored = self._scored_at_base.to(batch.valid.device)[:, None, None]
         return [batch.valid & scored, *batch.valid_up]
+
+
+def _best_mixture(sums: torch.Tensor) -> torch.Tensor:
+    """(1 + M, 2, 3, S, Y) of `free_sums` -> (2, 2, 3, S, Y): the constant, and the mixture of the smallest `error`."""
+    best = sums[1:, 0].argmin(dim=0)  # (3, S, Y)
+    chosen = sums[1:].gather(0, best.expand(1, 2, *best.shape))[0]
+    return torch.stack([sums[0], chosen])

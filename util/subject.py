@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from util.gap_products import NativeLayer
 from util.mosaic import Unit
 from util.products import Engine, Ground, LayerValues, SampleOf
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -21,9 +24,9 @@ class Subject:
     Attributes:
         engine: the network.
         ground: the base-scale pixels.
-        layers: name, unit and statistics of every layer, in channel order.
+        layers: name, unit and encoding of every layer, in their order.
         natives: their own grids, in the same order; None where a layer is absent.
-        known: for each scale, the channels whose own pixels are no coarser than those of the scale.
+        known: for each scale, the layers whose own pixels are no coarser than those of the scale.
         read: reads a rectangle of ground.
         tags: what every result says of where it comes from.
     """
@@ -52,6 +55,24 @@ class Subject:
 
         return sample
 
+    def continuous(self, cannot: str) -> dict[int, tuple[int, ...]]:
+        """For each scale the numbers of the continuous layers that the model predicts there.
+
+        Args:
+            cannot: what cannot be made of other layers, for the log.
+
+        Raises:
+            ValueError: there are no continuous layers.
+        """
+        kinds = [layer.encoding.kind for layer in self.layers]
+        others = [f"'{layer.name}' ({kinds[c]})" for c, layer in enumerate(self.layers) if kinds[c] != "continuous"]
+        if len(others) == len(kinds):
+            raise ValueError(f"no continuous layer: {', '.join(others)} cannot be {cannot}")
+        if others:
+            logger.warning("%s cannot be %s", ", ".join(others), cannot)
+        scored = self.engine.model.scored_layers
+        return {s: tuple(c for c in numbers if kinds[c] == "continuous") for s, numbers in scored.items()}
+
     def refuse_normalised(self, output: str) -> None:
         """Refuses models whose predictions have no physical units.
 
@@ -71,19 +92,19 @@ def ground_of(survey: Any) -> Ground:
     return Ground(grid.crs.to_wkt(), grid.left, grid.top, survey.base_resolution, rows, cols)
 
 
-def layer_values(survey: Any, statistics: Sequence[Mapping[str, Any]]) -> list[LayerValues]:
-    """Names, units and statistics of the layers of a `ReopenedSurvey`."""
+def layer_values(survey: Any) -> list[LayerValues]:
+    """Names and units of the layers of a `ReopenedSurvey`, and how their channels become values."""
     return [
-        LayerValues(layer.name, layer.units, re.sub(r"[^\w.-]+", "_", layer.name), item["location"], item["spread"])
-        for layer, item in zip(survey.layers, statistics, strict=True)
+        LayerValues(layer.name, layer.units, re.sub(r"[^\w.-]+", "_", layer.name), encoding)
+        for layer, encoding in zip(survey.layers, survey.encodings, strict=True)
     ]
 
 
-def native_layers(survey: Any, statistics: Sequence[Mapping[str, Any]]) -> list[NativeLayer | None]:
+def native_layers(survey: Any) -> list[NativeLayer | None]:
     """The layers' own grids, None where a layer is absent."""
     found: list[NativeLayer | None] = []
     reference, base = survey.stack.reference, survey.base_resolution
-    for channel, values in enumerate(layer_values(survey, statistics)):
+    for channel, values in enumerate(layer_values(survey)):
         grid, place = survey.stack.bands[channel].grid, survey.stack.placements[channel]
         native = NativeLayer(
             channel=channel,

@@ -1,0 +1,218 @@
+"""Says which layer can be predicted from which others: `python -m scripts.layer_report --checkpoint CHECKPOINT`.
+
+Skill on held-out ground with whole groups of layers hidden or shown, as layer_report.csv and layer_report.png. It tells
+which survey the others had already told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import models_mae_group_channels as models
+from datasets.grid import Survey, open_survey
+from datasets.masks import Masks
+from datasets.reopen import stored_encodings
+from util import checkpoint as ckpt
+from util import options
+from util.device import select_device
+from util.figures import save_figure
+from util.layer_matrix import Look, LookScore, matrix_figure, score_looks
+from util.log import setup_logging
+from util.run_files import check_writable
+from util.skill import ScoredLayer
+
+logger = logging.getLogger("layer_report")
+
+NEEDED = ("model", "model_config", "layers", "statistics", "options")
+REPORT_EPOCH = -1
+"""Own tokens that are shown are drawn as those of this epoch: always the same."""
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser("layer_report", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="checkpoint of main_pretrain")
+    parser.add_argument("--output_dir", default="./layer_report", help="where to write (./layer_report)")
+    parser.add_argument("--train_path", help="layers.csv with the layers of training (as in training)")
+    parser.add_argument("--val_tiles", type=options.positive_int, default=64, help="most held-out tiles (64)")
+    parser.add_argument("--batch_size", type=options.positive_int, default=16, help="tiles per forward pass (16)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; exit status 2 for bad input."""
+    args = get_args_parser().parse_args(argv)
+    setup_logging()
+    folder = Path(args.output_dir)
+    try:
+        check_writable(folder, flag="--output_dir")
+        device = select_device(args.device)
+        state = ckpt.load_checkpoint(args.checkpoint, required=NEEDED)
+        network = load_network(args.checkpoint, state).to(device)
+        survey = open_data(state, args.train_path)
+        scores = score_looks(
+            network,
+            batches(survey, network, device, most=args.val_tiles, batch_size=args.batch_size, options=state["options"]),
+            layers=[
+                ScoredLayer(channels, e.decode, e.spreads[0] if e.is_linear else None, e.means)
+                for channels, e in zip(network.layers, survey.encodings, strict=True)
+            ],
+            groups=survey.groups,
+            scored=network.scored_layers[1],
+            mask_ratio=state["options"].get("mask_ratio", 0.75),
+        )
+    except (ValueError, OSError) as error:
+        print(f"layer_report: error: {error}", file=sys.stderr)
+        return 2
+    names = ["+".join(survey.layers[c].name for c in group) for group in survey.groups]
+    write_table(folder / "layer_report.csv", survey, names, scores)
+    draw(folder / "layer_report.png", survey, names, scores)
+    for text in lines(survey, names, scores):
+        logger.info("%s", text)
+    logger.info("table    %s", folder / "layer_report.csv")
+    logger.info("picture  %s", folder / "layer_report.png")
+    return 0
+
+
+def load_network(path: str, state: dict[str, Any]) -> models.MaskedAutoencoderGroupChannelViT:
+    """The trained network.
+
+    Raises:
+        ValueError: it cannot hide single groups, or predicts no physical values.
+    """
+    config = state["model_config"]
+    if config.get("decoder_depth") is None:
+        raise ValueError(f"--checkpoint {path}: not a pre-training checkpoint; expected one of main_pretrain")
+    for flag in ("spatial_mask", "norm_pix_loss"):
+        if config.get(flag):
+            raise ValueError(f"--checkpoint {path}: trained with --{flag}, expected a model without it; train one")
+    if len(config["channel_groups"]) < 2:
+        raise ValueError(
+            f"--checkpoint {path}: one group of layers, expected at least two, since layers of a group are hidden "
+            "together; train with a group for each layer (column `group` of layers.csv, or --grouped_bands)"
+        )
+    network = models.MaskedAutoencoderGroupChannelViT(**{**config, "grad_checkpointing": False})
+    network.load_state_dict(state["model"])
+    return network.eval()
+
+
+def open_data(state: dict[str, Any], layers_table: str | None) -> Survey:
+    """The survey of training with its held-out ground, in the units of training.
+
+    Raises:
+        ValueError, OSError: it cannot be opened, or nothing was held out.
+    """
+    trained = argparse.Namespace(**state["options"])
+    if getattr(trained, "dataset_type", "grid") not in ("grid", "xarray"):
+        raise ValueError(
+            f"trained on {trained.dataset_type} images, expected layers of one ground (--dataset_type grid)"
+        )
+    encodings = stored_encodings(state)
+    chosen = options.survey_options(trained)
+    if layers_table is not None:
+        chosen |= {"data_dir": None, "layers_table": layers_table}
+    survey = open_survey(**chosen, classes=[e if e.kind == "categorical" else None for e in encodings])
+    names, expected = [layer.name for layer in survey.layers], [row["name"] for row in state["layers"]]
+    if names != expected:
+        raise ValueError(f"layers {', '.join(names)}; expected {', '.join(expected)} as in the checkpoint")
+    if not len(survey.tiles.val):
+        raise ValueError("no held-out tiles (--val_fraction of training), expected some to score; train with some")
+    return replace(survey, encodings=encodings)
+
+
+def batches(
+    survey: Survey, network: Any, device: torch.device, *, most: int, batch_size: int, options: Mapping[str, Any]
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yields held-out tiles, spread evenly, and the noise that decides which own tokens are shown."""
+    origins = survey.tiles.val
+    if len(origins) > most:
+        origins = origins[np.linspace(0, len(origins) - 1, most).round().astype(int)]
+    side = network.img_size // network.patch_size
+    masks = Masks((("random", 1.0),), groups=network.num_groups, side=side, spatial=False, mask_ratio=0.5)
+    reader, pyramid = survey.reader(), survey.pyramid()
+    for k in range(0, len(origins), batch_size):
+        numbers = np.arange(k, min(k + batch_size, len(origins)))
+        sample = pyramid(*reader.read(origins[numbers]).to(device).parts)
+        noise = masks.noise(numbers, seed=options.get("seed", 0), epoch=REPORT_EPOCH)
+        yield sample.imgs, sample.valid, torch.from_numpy(noise).to(device).unflatten(1, (network.num_groups, -1))
+
+
+def shown_text(look: Look, names: Sequence[str]) -> str:
+    """What a look shows, in words."""
+    return " and ".join([f"part of {names[look.target]}"] * look.own + [names[g] for g in look.others])
+
+
+def write_table(path: Path, survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, Look], LookScore]) -> None:
+    """Writes all numbers, a row for each layer and look."""
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["layer", "kind", "shown", "skill", "measure", "model", "constant", "pixels"])
+        for (c, look), score in scores.items():
+            classes = survey.encodings[c].kind == "categorical"
+            values = [1 - x if classes else math.sqrt(x) for x in (score.report, score.constant_report)]
+            row = [survey.layers[c].name, survey.encodings[c].kind, shown_text(look, names), f"{score.skill:.4f}"]
+            writer.writerow([*row, "accuracy" if classes else "rmse", *(f"{v:.6g}" for v in values), score.pixels])
+
+
+def skill_of(scores: Mapping[tuple[int, Look], LookScore], layer: int, look: Look) -> float:
+    """The skill under a look; NaN where there is none."""
+    return scores[layer, look].skill if (layer, look) in scores else math.nan
+
+
+def matrices(
+    survey: Survey, scores: Mapping[tuple[int, Look], LookScore]
+) -> tuple[list[int], list[list[float]], list[list[float]]]:
+    """The scored layers; their skill from each group alone; and what skill is lost without it."""
+    group_of = {c: g for g, group in enumerate(survey.groups) for c in group}
+    layers = sorted({c for c, _ in scores})
+    alone, lost = [], []
+    for c in layers:
+        target, count = group_of[c], len(survey.groups)
+        rest = tuple(g for g in range(count) if g != target)
+        everything = skill_of(scores, c, Look(target, True, rest))
+        alone.append(
+            [skill_of(scores, c, Look(target, g == target, () if g == target else (g,))) for g in range(count)]
+        )
+        without = (Look(target, g != target, tuple(h for h in rest if h != g)) for g in range(count))
+        lost.append([everything - skill_of(scores, c, look) for look in without])
+    return layers, alone, lost
+
+
+def draw(path: Path, survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, Look], LookScore]) -> None:
+    """Draws both matrices."""
+    layers, alone, lost = matrices(survey, scores)
+    titles = (("predicted from this group alone", alone), ("lost when this group is hidden", lost))
+    save_figure(path, matrix_figure(titles, rows=[survey.layers[c].name for c in layers], columns=names))
+
+
+def lines(survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, Look], LookScore]) -> list[str]:
+    """The first matrix as text, and what all others together say."""
+    layers, alone, _ = matrices(survey, scores)
+    rows = []
+    for c, skills in zip(layers, alone, strict=True):
+        target = next(g for g, group in enumerate(survey.groups) if c in group)
+        rest = tuple(g for g in range(len(names)) if g != target)
+        each = ", ".join(f"{'itself' if g == target else names[g]} {skill:+.3f}" for g, skill in enumerate(skills))
+        together = skill_of(scores, c, Look(target, False, rest))
+        everything = skill_of(scores, c, Look(target, True, rest))
+        rows.append(
+            f"{survey.layers[c].name:<20} skill from {each}; all others {together:+.3f}, with itself {everything:+.3f}"
+        )
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())
