@@ -202,6 +202,12 @@ def busy_note() -> str:
     )
 
 
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done what it was given: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory used so far: by tensors on a GPU, resident for this process elsewhere."""
     if device.type == "cuda":
