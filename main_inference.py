@@ -129,6 +129,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         batch_size=args.batch_size,
         overlap=args.overlap,
         meter=Meter(device),
+        turn=survey.turn,
     )
 
     # what to make
@@ -322,14 +323,13 @@ def masked(pixels: np.ndarray, info: RasterInfo, row: int, col: int, survey: Reo
 
 def finish(job: Job) -> None:
     """Joins the parts into files under their final names, and draws them; in the main process."""
-    crs = job.survey.stack.reference.crs
     results.finish(
         Path(job.args.output_dir),
         job.parts,
         job.maker.rasters,
         clusters=job.args.clusters,
         seed=job.args.seed,
-        length_unit="degree" if crs.is_geographic else "m" if crs.linear_units.startswith("met") else crs.linear_units,
+        **job.survey.map_scale,
     )
 
 

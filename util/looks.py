@@ -87,13 +87,15 @@ def _sample(info: RasterInfo, parts: Sequence[Part]) -> np.ndarray:
     return np.concatenate(sample)
 
 
-def draw_raster(path: Path, info: RasterInfo, *, length_unit: str) -> Path:
+def draw_raster(path: Path, info: RasterInfo, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
     """Draws a raster as PNG beside it; returns the picture's path.
 
     Args:
         path: the raster.
         info: what it is.
-        length_unit: of its CRS.
+        length_unit: of lengths on its ground.
+        unit_length: that many of them in a CRS unit of x.
+        where: where on the map that holds, if not everywhere.
     """
     pixels, width = read_reduced(path, bands=range(1, len(info.names) + 1), most=PICTURE_PIXELS)
     if info.is_picture:
@@ -102,7 +104,8 @@ def draw_raster(path: Path, info: RasterInfo, *, length_unit: str) -> Path:
         panels = [Panel(f"{len(info.classes)} classes", pixels[0], classes=dict(info.classes))]
     else:
         panels = panels_of(info, pixels)
-    figure = map_figure(panels, pixel_size=width, length_unit=length_unit, title=path.stem)
+    size = width * unit_length
+    figure = map_figure(panels, pixel_size=size, length_unit=length_unit, title=path.stem, where=where)
     save_figure(path.with_suffix(".png"), figure)
     return path.with_suffix(".png")
 

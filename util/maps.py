@@ -41,14 +41,17 @@ class Panel:
     limits: tuple[float, float] | None = None
 
 
-def map_figure(panels: Sequence[Panel], *, pixel_size: float, length_unit: str, title: str = "") -> Figure:
+def map_figure(
+    panels: Sequence[Panel], *, pixel_size: float, length_unit: str, title: str = "", where: str = ""
+) -> Figure:
     """Draws maps side by side.
 
     Args:
         panels: what to draw; all of the same ground.
-        pixel_size: ground width of a pixel of the first panel, CRS units.
-        length_unit: of the CRS; metres become kilometres where that reads better.
+        pixel_size: ground width of a pixel of the first panel, length units.
+        length_unit: of lengths on the ground; metres become kilometres where that reads better.
         title: above everything.
+        where: where on the map a pixel is that wide, if not everywhere.
 
     Raises:
         ValueError: nothing to draw.
@@ -62,7 +65,7 @@ def map_figure(panels: Sequence[Panel], *, pixel_size: float, length_unit: str, 
     extent = (0.0, cols * pixel_size, 0.0, rows * pixel_size)
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(figure, axis, panel, extent)
-        _scale_bar(axis, extent[1], extent[3], length_unit)
+        _scale_bar(axis, extent[1], extent[3], length_unit, where)
         axis.set_title(panel.title, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -109,14 +112,14 @@ def bar_label(length: float, length_unit: str) -> str:
     return f"{length / 1000:g} km" if length_unit == "m" and length >= 1000 else f"{length:g} {length_unit}"
 
 
-def _scale_bar(axis: Axes, width: float, height: float, length_unit: str) -> None:
+def _scale_bar(axis: Axes, width: float, height: float, length_unit: str, where: str) -> None:
     length = bar_length(width)
     left, bottom, thick = 0.04 * width, 0.04 * height, 0.012 * height
     axis.fill([left, left + length, left + length, left], [bottom, bottom, bottom + thick, bottom + thick], "black")
     axis.text(
         left + length / 2,
         bottom + 2 * thick,
-        bar_label(length, length_unit),
+        bar_label(length, length_unit) + f" {where}" * bool(where),
         ha="center",
         va="bottom",
         fontsize=7,
