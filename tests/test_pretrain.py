@@ -241,7 +241,7 @@ def one_batch(survey: Path, output: Path, *, tiles: int, size: models.ModelSize 
     origins = run.survey.epoch_tiles(seed=args.seed, epoch=0)
     reader = run.survey.reader()
     micro = next(iter(main_pretrain.plan_epoch(tiles, batch_size=tiles, accum_iter=1, rank=0, world_size=1)))
-    tiles_read, noise = main_pretrain.fetch_tiles(reader, origins, micro, run=run, epoch=0)
+    tiles_read, noise, _ = main_pretrain.fetch_tiles(reader, origins, micro, run=run, epoch=0)
     sample = run.survey.pyramid()(*tiles_read.parts)
     run.files.close()
     return run, {**sample._asdict(), "noise": noise}
