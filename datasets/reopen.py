@@ -270,7 +270,7 @@ def reopen_survey(
         base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
         finest_scale: largest scale that training was asked for.
         encodings: per layer, how values become channels; in the place of location and spread.
-        hidden: layers that training presented as wholly invalid.
+        hidden: layers that training presented as wholly invalid; they need not be there.
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
         aoi: polygons file that limits what is written.
@@ -284,7 +284,14 @@ def reopen_survey(
         FileNotFoundError: for files that are not there.
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
-    missing = _missing(trained, found, allowed=allow_missing, where=data_dir or layers_table, extra=extra)
+    needed = [c for c in range(len(found)) if c not in hidden]
+    missing = _missing(
+        [trained[c] for c in needed],
+        [found[c] for c in needed],
+        allowed=allow_missing,
+        where=data_dir or layers_table,
+        extra=extra,
+    )
     encodings = linear_encodings(location, spread) if encodings is None else tuple(encodings)
     stack, summaries, notes = _open_stack(trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject)
     if extra:

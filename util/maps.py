@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,6 +19,7 @@ from util.figures import error_limit, robust_limits
 _NOTHING = "0.85"
 _PANEL_INCHES = 4.0
 _BAR_SHARE = 0.3
+_MOST_ACROSS = 4
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Panel:
 def map_figure(
     panels: Sequence[Panel], *, pixel_size: float, length_unit: str, title: str = "", where: str = ""
 ) -> Figure:
-    """Draws maps side by side.
+    """Draws maps side by side, four in a row.
 
     Args:
         panels: what to draw; all of the same ground.
@@ -60,10 +62,15 @@ def map_figure(
         raise ValueError("nothing to draw: expected at least one panel")
     rows, cols = panels[0].image.shape[-2:]
     height = min(max(_PANEL_INCHES * rows / cols, 2.0), 3 * _PANEL_INCHES)
-    figure = Figure(figsize=((_PANEL_INCHES + 0.9) * len(panels), height + 0.9), layout="constrained")
+    across = min(len(panels), _MOST_ACROSS)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=((_PANEL_INCHES + 0.9) * across, (height + 0.9) * down), layout="constrained")
     FigureCanvasAgg(figure)
     extent = (0.0, cols * pixel_size, 0.0, rows * pixel_size)
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes, panels, strict=False):
         _draw(figure, axis, panel, extent)
         _scale_bar(axis, extent[1], extent[3], length_unit, where)
         axis.set_title(panel.title, fontsize=9)
@@ -85,9 +92,10 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, 
     if panel.classes is not None:
         codes = sorted(panel.classes)
         colours = ListedColormap([np.array(panel.classes[code][1]) / 255 for code in codes])
-        norm = BoundaryNorm([*(code - 0.5 for code in codes), codes[-1] + 0.5], len(codes))
+        edges = [*(code - 0.5 for code in codes), codes[-1] + 0.5]
+        norm = BoundaryNorm(edges, len(codes))
         drawn = axis.imshow(image, cmap=colours, norm=norm, extent=extent, interpolation="nearest")
-        bar = figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.02, ticks=codes)
+        bar = figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.02, ticks=[(a + b) / 2 for a, b in pairwise(edges)])
         bar.ax.set_yticklabels([panel.classes[code][0] for code in codes], fontsize=6)
         return
     if panel.style == "difference":

@@ -343,7 +343,7 @@ class EmbeddingMaker:
         mosaics = [Mosaic(bands, rows, cols, device=device, spread=False) for _ in range(groups)]
         for origins, tensors in self.engine.batches(self.tiles_of(unit), lambda o: window.sample(o, device)):
             with self.engine.meter.network(len(origins)), self.engine.autocast():
-                features, known = model.forward_features(tensors[0], tensors[1])
+                features, known = model.forward_tokens(tensors[0], tensors[1])
             if self.position_means is not None:
                 features = features - self.position_means
             weight = known.float()
@@ -380,7 +380,7 @@ def position_means(engine: Engine, tiles: np.ndarray, sample_of: SampleOf) -> Te
     for tile in tiles:
         for _, tensors in engine.batches(tile[None], sample_of):
             with engine.autocast():
-                features, known = model.forward_features(tensors[0], tensors[1])
+                features, known = model.forward_tokens(tensors[0], tensors[1])
             sums = sums + (features * known[..., None]).sum(dim=0)
             counts = counts + known.sum(dim=0)[..., None]
     if not sums.ndim:
