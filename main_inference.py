@@ -1,4 +1,4 @@
-"""Applies a trained model to whole rasters: embeddings, reconstructions, filled gaps and finer grids as GeoTIFFs.
+"""Applies a trained model to whole rasters: embeddings, reconstructions, filled gaps, finer grids, predictions.
 
 Reads top to bottom: options, data, model, what to make, loop, end. `python -m main_inference --help` lists the options;
 docs/inference.md explains the results.
@@ -21,14 +21,18 @@ import numpy as np
 import torch
 
 import models_mae_group_channels as models
+import models_vit_group_channels as finetune_models
+from datasets.augment import TURNS, turned, turned_back
 from datasets.loader import prefetch
 from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
 from util import checkpoint as ckpt
 from util import distributed as dist
-from util import inference_options, makers, results
+from util import finetuned, inference_options, makers, results
 from util.allocator import keep_freed_memory
+from util.dense_prediction import Forward
 from util.device import amp_policy, describe_environment, select_device
 from util.engine import Stop
+from util.finetune_losses import trained_objective
 from util.geotiff import Parts, limited_cache
 from util.log import progress, setup_logging
 from util.masked_products import Views
@@ -41,6 +45,8 @@ from util.subject import Subject, ground_of, layer_values, native_layers
 logger = logging.getLogger("main_inference")
 
 NEEDED = ("model", "model_config", "layers", "statistics", "options", "version")
+OF_FINETUNED = ("embeddings", "prediction")
+"""What a fine-tuned checkpoint can make; one of pre-training makes everything but predictions."""
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -125,12 +131,13 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     # model
     dtype, _ = amp_policy(device, args.amp)
     engine = Engine(
-        model=load_network(args.checkpoint, state).to(device),
+        model=load_network(args.checkpoint, state, output=args.output).to(device),
         device=device,
         autocast=partial(torch.autocast, device.type, dtype=dtype, enabled=dtype is not None),
         batch_size=args.batch_size,
         overlap=args.overlap,
         meter=Meter(device),
+        turn=survey.turn,
     )
 
     # what to make
@@ -160,9 +167,9 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
     """The layers of the checkpoint, on the ground that the options name."""
     if args.data_dir is not None and args.train_path is not None:
         raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
-    trained = state["options"]
+    trained, scales = state["options"], state["model_config"].get("scales", (1,))
     base = args.base_resolution or state.get("base_resolution") or trained.get("base_resolution")
-    if "categories" in state and (base is None or not (args.data_dir or args.train_path)):
+    if trained.get("dataset_type", "grid") != "grid" and (base is None or not (args.data_dir or args.train_path)):
         names = ", ".join(layer["name"] for layer in state["layers"])
         raise ValueError(
             f"--checkpoint {args.checkpoint}: trained on images (--dataset_type {trained['dataset_type']}), not on "
@@ -182,10 +189,10 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
         spread=(),
         encodings=stored_encodings(state),
         input_size=state["model_config"]["img_size"],
-        scales=state["model_config"]["scales"],
+        scales=scales,
         base_resolution=base,
-        finest_scale=max(trained.get("scales") or state["model_config"]["scales"]),
-        hidden=trained.get("masked_bands") or (),
+        finest_scale=max(trained.get("scales") or scales),
+        hidden=hidden_channels(state),
         extent=args.extent or trained.get("extent") or "union",
         reproject=args.reproject or bool(trained.get("reproject")),
         aoi=args.aoi,
@@ -198,15 +205,36 @@ def read_unit(survey: ReopenedSurvey, unit: Unit) -> Any:
     return survey.read(*unit.edges)
 
 
-def load_network(path: str, state: dict[str, Any]) -> models.MaskedAutoencoderGroupChannelViT:
+def hidden_channels(state: dict[str, Any]) -> Sequence[int]:
+    """Channels that the network never saw: of pre-training its masked ones, of fine-tuning also labels among them."""
+    return state["hidden"] if "task" in state else state["options"].get("masked_bands") or ()
+
+
+def load_network(path: str, state: dict[str, Any], *, output: str) -> torch.nn.Module:
     """The trained network, for prediction.
 
     Raises:
-        ValueError: the checkpoint holds another kind of model.
+        ValueError: the checkpoint holds another kind of model, or one that cannot make the output.
     """
-    if state["model_config"].get("decoder_depth") is None:
-        raise ValueError(f"--checkpoint {path}: not a pre-training checkpoint; expected one of main_pretrain")
-    network = models.MaskedAutoencoderGroupChannelViT(**{**state["model_config"], "grad_checkpointing": False})
+    config = {**state["model_config"], "grad_checkpointing": False}
+    is_finetuned = "task" in state
+    if not is_finetuned and config.get("decoder_depth") is None:
+        raise ValueError(f"--checkpoint {path}: expected one of main_pretrain or main_finetune; give its path")
+    if output == "prediction" and not is_finetuned:
+        raise ValueError(
+            f"--output prediction: {path} is of pre-training, which learns no labels; fine-tune it first: "
+            f"python -m main_finetune --finetune {path} --labels LABELS"
+        )
+    if is_finetuned and output not in OF_FINETUNED:
+        raise ValueError(
+            f"--output {output}: {path} was fine-tuned for {state['task']['kind']} and has no decoder that could "
+            f"rebuild layers; give the checkpoint of main_pretrain, or one of --output {', '.join(OF_FINETUNED)}"
+        )
+    network = (
+        finetune_models.build_finetune_model(config)
+        if is_finetuned
+        else models.MaskedAutoencoderGroupChannelViT(**config)
+    )
     network.load_state_dict(state["model"])
     return network.eval()
 
@@ -214,7 +242,7 @@ def load_network(path: str, state: dict[str, Any]) -> models.MaskedAutoencoderGr
 def tags_of(args: argparse.Namespace, survey: ReopenedSurvey, state: dict[str, Any]) -> dict[str, str]:
     """What every result says of where it comes from."""
     digest = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in state["model"].values())).hexdigest()[:16]
-    return {
+    tags = {
         "software": "GRID-MAE main_inference",
         "version": str(state["version"]),
         "checkpoint": Path(args.checkpoint).name,
@@ -223,6 +251,10 @@ def tags_of(args: argparse.Namespace, survey: ReopenedSurvey, state: dict[str, A
         "missing_layers": ", ".join(survey.missing) or "none",
         "output": args.output,
     }
+    if "task" in state:
+        hidden = [survey.layers[channel].name for channel in hidden_channels(state)]
+        tags |= finetuned.provenance(state) | {"hidden_layers": ", ".join(hidden) or "none"}
+    return tags
 
 
 def views_of(args: argparse.Namespace, state: dict[str, Any], *, count: str = "hidden") -> Views:
@@ -231,12 +263,27 @@ def views_of(args: argparse.Namespace, state: dict[str, Any], *, count: str = "h
     return Views(mask_ratio=ratio, draws=args.draws, seed=args.seed, count=count)
 
 
-def refuse_prediction() -> Maker:
-    """Says that there is nothing yet to predict with."""
-    raise ValueError(
-        "--output prediction needs a fine-tuned checkpoint, and this version cannot fine-tune yet; expected one of "
-        + ", ".join(name for name in MAKERS if name != "prediction")
-    )
+def prediction(args: argparse.Namespace, subject: Subject, state: dict[str, Any]) -> Maker:
+    """What a fine-tuned network predicts, as `makers.prediction` has it."""
+    task = finetuned.task_of(state)
+    objective = trained_objective(task.kind, state["training"])
+    was_turned = not state["options"].get("no_augment")
+    views = args.views or (TURNS if task.kind == "regression" and was_turned else 1)
+    if views > 1 and not was_turned:
+        logger.warning("--views %d: the model was trained with --no_augment and has seen nothing turned", views)
+    logger.info("%s, fitted on %s: %s", task.kind, subject.tags["fitted_on"], subject.tags["score"])
+    if "warning" in subject.tags:
+        logger.warning("%s", subject.tags["warning"])
+
+    def view(turn: int) -> Forward:
+        def forward(imgs: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+            turns = torch.full((len(imgs),), turn)
+            outputs = objective.predict(subject.engine.model, turned(imgs, turns), turned(valid, turns))
+            return turned_back(outputs, turns) if task.is_dense else outputs
+
+        return forward
+
+    return makers.prediction(subject, task=task, views=[view(turn) for turn in range(views)], stride=args.stride)
 
 
 MAKERS: dict[str, Callable[[argparse.Namespace, Subject, dict[str, Any]], Maker]] = {
@@ -253,7 +300,7 @@ MAKERS: dict[str, Callable[[argparse.Namespace, Subject, dict[str, Any]], Maker]
     "superresolution": lambda args, subject, state: makers.superresolution(
         subject, views=views_of(args, state, count="visible")
     ),
-    "prediction": lambda args, subject, state: refuse_prediction(),
+    "prediction": prediction,
 }
 """What to make, by `--output`: options, what the model is applied to and the checkpoint -> a maker."""
 
@@ -324,14 +371,13 @@ def masked(pixels: np.ndarray, info: RasterInfo, row: int, col: int, survey: Reo
 
 def finish(job: Job) -> None:
     """Joins the parts into files under their final names, and draws them; in the main process."""
-    crs = job.survey.stack.reference.crs
     results.finish(
         Path(job.args.output_dir),
         job.parts,
         job.maker.rasters,
         clusters=job.args.clusters,
         seed=job.args.seed,
-        length_unit="degree" if crs.is_geographic else "m" if crs.linear_units.startswith("met") else crs.linear_units,
+        **job.survey.map_scale,
     )
 
 

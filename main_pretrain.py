@@ -55,9 +55,9 @@ VALIDATION_EPOCH = -1
 """Masks of held-out tiles are drawn as those of this epoch: always the same."""
 
 MAY_CHANGE = set(
-    "accum_iter batch_size cache compile data_dir device dist_url dry_run epochs figure_every grad_checkpointing "
-    "keep_every local_rank log_dir log_every no_progress num_workers output_dir pin_mem resume save_minutes "
-    "start_epoch test_path train_path val_tiles world_size".split()
+    "accum_iter batch_size cache compile crs data_dir data_path device dist_url dry_run epochs figure_every "
+    "grad_checkpointing keep_every local_rank log_dir log_every no_progress num_workers output_dir pin_mem resume "
+    "save_minutes start_epoch test_path train_path val_tiles world_size".split()
 )
 """Options that do not decide which numbers a run computes, or whose effect is checked elsewhere."""
 
@@ -183,7 +183,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", busy)
 
     # data
-    if args.dataset_type == "grid" and args.data_dir is None and args.train_path is None:
+    if args.dataset_type == "grid" and not (args.data_dir or args.train_path or args.data_path):
         args.train_path = str(dist.on_main(default_survey) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
     survey = dist.together(lambda: open_data(args, ranks))
@@ -733,7 +733,7 @@ def draw(run: Run, evaluator: HeldOutEvaluator, example: int) -> None:
         layers=run.layers,
         scales=survey.scales,
         scored=survey.scored,
-        base_resolution=survey.base_resolution,
+        base_pixel=run.scored.survey.base_pixel(run.scored.origins[example]),
         targets=[t[0].cpu() for t in (batch.imgs, *batch.imgs_up)],
         valid=[v[0].cpu() for v in (batch.valid, *batch.valid_up)],
         images={scale: image[0].cpu() for scale, image in out.images.items()},

@@ -315,7 +315,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         return self.norm(self.run_blocks(self.blocks, x)), mask, ids_restore
 
-    def forward_features(self, imgs: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_tokens(self, imgs: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encode every token, none removed and nothing random.
 
         Args:

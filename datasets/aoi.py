@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,12 @@ import geopandas
 import numpy as np
 import shapely
 from affine import Affine
+from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.features import geometry_mask
+from shapely import affinity
+
+from datasets.globe import Globe, globe_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +33,32 @@ class Aoi:
         path: file they came from.
         crs: CRS of the polygons' coordinates.
         polygons: shapely polygons and multipolygons, none empty.
+        turn: length of a full circle of longitude, CRS units: polygons lie at x, and whole turns away; 0 = only at x.
     """
 
     path: str
     crs: CRS
     polygons: tuple[shapely.Geometry, ...]
+    turn: float = 0.0
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """(left, bottom, right, top) of all polygons, in CRS units."""
         left, bottom, right, top = shapely.total_bounds(np.array(self.polygons, dtype=object))
         return float(left), float(bottom), float(right), float(top)
+
+    def near(self, left: float, bottom: float, right: float, top: float) -> list[shapely.Geometry]:
+        """Polygons whose bounds meet a rectangle, each moved by as many turns as it takes."""
+        lows_x, lows_y, highs_x, highs_y = shapely.bounds(np.array(self.polygons, dtype=object)).T
+        found = []
+        for k in np.flatnonzero((lows_y <= top) & (highs_y >= bottom)):
+            first = math.ceil((left - highs_x[k]) / self.turn) if self.turn else 0
+            last = math.floor((right - lows_x[k]) / self.turn) if self.turn else 0
+            for turns in range(first, last + 1):
+                shift = turns * self.turn
+                if lows_x[k] + shift <= right and highs_x[k] + shift >= left:
+                    found.append(affinity.translate(self.polygons[k], shift) if turns else self.polygons[k])
+        return found
 
     def inside(self, transform: Affine, rows: int, cols: int) -> np.ndarray:
         """Return which pixels have their centre inside a polygon.
@@ -53,10 +73,7 @@ class Aoi:
         """
         left, top = transform.c, transform.f
         right, bottom = left + cols * transform.a, top + rows * transform.e
-        lows_x, lows_y, highs_x, highs_y = shapely.bounds(np.array(self.polygons, dtype=object)).T
-        touches_x = (lows_x <= max(left, right)) & (highs_x >= min(left, right))
-        touches_y = (lows_y <= max(bottom, top)) & (highs_y >= min(bottom, top))
-        near = [self.polygons[k] for k in np.flatnonzero(touches_x & touches_y)]
+        near = self.near(min(left, right), min(bottom, top), max(left, right), max(bottom, top))
         if not near:
             return np.zeros((rows, cols), dtype=bool)
         return geometry_mask(near, out_shape=(rows, cols), transform=transform, all_touched=False, invert=True)
@@ -97,7 +114,8 @@ def load_aoi(path: str | Path, crs: CRS) -> Aoi:
         )
     if kept.crs is None:
         raise ValueError(f"area of interest {path}: has no CRS, expected one; set it (for example with ogr2ogr -a_srs)")
-    return Aoi(str(path), crs, _to_crs(kept, crs, path))
+    globe = globe_of(crs)
+    return Aoi(str(path), crs, _to_crs(kept, crs, path), 0.0 if globe is None else globe.turn)
 
 
 def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[shapely.Geometry, ...]:
@@ -105,7 +123,16 @@ def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[sh
     shapes = shapes.make_valid()
     if shapes.crs != target:
         left, bottom, right, top = shapes.total_bounds
-        shapes = shapes.segmentize(max(right - left, top - bottom) * _EDGE_SHARE).to_crs(target)
+        try:
+            shapes = shapes.segmentize(max(right - left, top - bottom) * _EDGE_SHARE).to_crs(target)
+        except ProjError as error:
+            raise ValueError(
+                f"area of interest {path}: cannot be brought from {str(shapes.crs)[:60]} to {crs.to_string()[:60]} "
+                f"({error}); give polygons of the same planet, with its CRS (GeoJSON is always of Earth)"
+            ) from error
+        globe = globe_of(crs)
+        if globe is not None:
+            shapes = shapes.apply(lambda shape: _unwrapped(shape, globe))
     polygons = [part for part in shapes.make_valid() if part is not None and not part.is_empty and part.area > 0]
     if not polygons or not np.isfinite(shapely.total_bounds(np.array(polygons, dtype=object))).all():
         raise ValueError(
@@ -113,3 +140,32 @@ def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[sh
             f"({shapes.crs})"
         )
     return tuple(polygons)
+
+
+def _unwrapped(shape: shapely.Geometry, globe: Globe) -> shapely.Geometry:
+    """Polygons whose vertices were brought to longitudes one by one: rings across the date line made whole again.
+
+    Neighbouring vertices are taken to lie less than half a turn apart. A ring around a pole ends a turn from where it
+    began: it is led along the pole.
+    """
+    if not isinstance(shape, shapely.Polygon | shapely.MultiPolygon):
+        return shape
+    parts = []
+    for polygon in getattr(shape, "geoms", [shape]):
+        part = _unwrapped_ring(polygon.exterior, globe)
+        for interior in polygon.interiors:
+            hole = _unwrapped_ring(interior, globe)
+            turns = round((hole.centroid.x - part.centroid.x) / globe.turn)
+            for k in (-1 - turns, -turns, 1 - turns):
+                part = part.difference(affinity.translate(hole, k * globe.turn))
+        parts.append(part)
+    return shapely.union_all(parts)
+
+
+def _unwrapped_ring(ring: shapely.LinearRing, globe: Globe) -> shapely.Geometry:
+    x, y = np.asarray(ring.coords)[:, :2].T
+    x = np.unwrap(x, period=globe.turn)
+    if abs(x[-1] - x[0]) > globe.turn / 2:
+        pole = globe.equator + math.copysign(90.0, float(globe.latitude(y).mean())) / globe.degrees
+        x, y = np.append(x, [x[-1], x[0]]), np.append(y, [pole, pole])
+    return shapely.make_valid(shapely.Polygon(np.stack([x, y], axis=1)))

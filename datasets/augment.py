@@ -32,3 +32,9 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
             part = part.flip(-1) if turn >= 4 else part
             result.index_copy_(0, chosen, torch.rot90(part, turn % 4, dims=(-2, -1)))
     return result
+
+
+def turned_back(images: Tensor, turns: Tensor) -> Tensor:
+    """Undoes `turned`; arguments as there."""
+    plain = turns < TURNS // 2  # a mirrored turn undoes itself
+    return turned(images, torch.where(plain, (TURNS // 2 - turns) % (TURNS // 2), turns))

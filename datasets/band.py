@@ -23,6 +23,7 @@ from rasterio.windows import Window
 
 from datasets.aoi import Aoi
 from datasets.layers import Layer
+from datasets.retry import with_retries
 from datasets.validity import invalid_pixels, to_physical
 from datasets.warp import warp_window
 
@@ -157,6 +158,13 @@ def gdal_session() -> AbstractContextManager:
     return nullcontext() if rasterio.env.hasenv() else rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES)
 
 
+def close_dataset(path: str) -> None:
+    """Close a file that this thread may have open; the next read opens it again."""
+    dataset = _own_handles().open.pop(path, None)
+    if dataset is not None:
+        dataset.close()
+
+
 def close_datasets() -> None:
     """Close every file that this thread has open; the next read opens them again."""
     handles = _own_handles()
@@ -207,12 +215,19 @@ class Source:
             OSError: the window cannot be read; names layer, file and window.
         """
         window = Window(col, row, cols, rows)
-        try:
+        path = self.layer.path
+
+        def read() -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
             with gdal_session():
-                dataset = open_dataset(self.layer.path)
+                dataset = open_dataset(path)
                 raw = dataset.read(self.layer.band, window=window)
                 masked = dataset.read_masks(self.layer.band, window=window) == 0 if self.has_mask else None
                 clear = dataset.read(self.alpha, window=window) == 0 if self.alpha else None
+            return raw, masked, clear
+
+        try:
+            what = f"{self.layer.where}: window {row}, {col}"
+            raw, masked, clear = with_retries(read, path=path, what=what, again=lambda: close_dataset(path))
         except GDAL_ERRORS as error:
             raise OSError(
                 f"layer '{self.layer.name}' ({self.layer.path}, band {self.layer.band}): rows {row} to "

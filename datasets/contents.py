@@ -7,12 +7,14 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import rasterio
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from datasets.array_paths import is_url, parse_array_path
 
 logger = logging.getLogger(__name__)
 
@@ -141,13 +143,19 @@ def is_plain_path(path: str) -> bool:
 
 
 def file_of(path: str) -> str:
-    """Return the file that a layer's path lies in: itself, or that of a subdataset."""
+    """Return the file that a layer's path lies in: itself, or that of a subdataset or variable."""
+    named = parse_array_path(path)
+    if named is not None:
+        return named.store
     match = _SUBDATASET.match(path)
     return match["file"] if match else path
 
 
 def stem_of(path: str) -> str:
     """Return the name a layer gets from its path: the file's stem, and the variable of a subdataset."""
+    named = parse_array_path(path)
+    if named is not None:
+        return clean_label(named.variable.replace("/", "_")) or Path(named.store).stem
     match = _SUBDATASET.match(path)
     return f"{Path(match['file']).stem}_{clean_label(match['variable'])}" if match else Path(path).stem
 
@@ -159,6 +167,9 @@ def clean_label(label: str) -> str:
 
 def absolute_path(path: str, folder: Path) -> str:
     """Return a layer's path made absolute, taken to be relative to ``folder``; URLs and /vsi paths stay."""
+    named = parse_array_path(path)
+    if named is not None:
+        return path if is_url(named.store) else str(replace(named, store=absolute_path(named.store, folder)))
     match = _SUBDATASET.match(path)
     if match:
         return f"{match['driver']}:{os.path.abspath(folder / match['file'])}:{match['variable']}"

@@ -23,6 +23,7 @@ from datasets.layer_classes import layer_classes
 from datasets.layers import Layer, layers_from_directory, read_layers_table, with_transforms, write_layers_table
 from datasets.pyramid import Pyramid
 from datasets.raster import BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band, scan, with_dummies
+from datasets.round_band import RoundBand, ground_lines, ground_m, round_ground, round_notes
 from datasets.stack import ALIKE, Block, Stack, longest_edge, make_blocks, reference_grid
 from datasets.statistics import (
     MAX_CELLS,
@@ -32,6 +33,7 @@ from datasets.statistics import (
 )
 from datasets.tiles import TileIndex, index_tiles
 from datasets.validity import listed
+from datasets.xarray_band import layers_of_stores
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,14 @@ class Survey:
             f"{[list(group) for group in self.groups]}; layers "
             f"{'in memory' if self.stack.in_memory else 'read by window'}"
         )
-        return lines
+        first, last = self.tiles.train[:, 0].min(), self.tiles.train[:, 0].max()
+        middles = (int(first) + self.tiles.height // 2, int(last) + self.tiles.height // 2)
+        return lines + ground_lines(self.stack.reference, self.base_resolution, middles)
+
+    def base_pixel(self, tile: Sequence[int] | np.ndarray) -> tuple[float, float]:
+        """Width and height of a base-scale pixel in the middle of a tile, in `length_unit`."""
+        across, along = ground_m(self.stack.reference, float(tile[0]) + self.tiles.height / 2)
+        return self.base_resolution * across, self.base_resolution * along
 
     def held_out_ground(self) -> list[list[float]]:
         """Held-out blocks as [left, bottom, right, top], CRS units."""
@@ -163,8 +172,8 @@ class Survey:
 
     @property
     def length_unit(self) -> str:
-        """Unit of the CRS."""
-        return "degree" if self.stack.reference.crs.is_geographic else "m"
+        """Unit of lengths in pictures; on a round body metres on the ground."""
+        return "m"
 
     @property
     def training_tiles(self) -> int:
@@ -267,7 +276,7 @@ class TileReader:
             The tiles' native pixels.
 
         Raises:
-            OSError: naming layer, file and window that could not be read.
+            OSError: naming tile, layer, file and window that could not be read.
         """
         with gdal_session():
             return self._read(origins)
@@ -281,7 +290,10 @@ class TileReader:
                 first_row, first_col, phase_y, phase_x = block.window(float(row), float(col))
                 phase[n] = phase_y, phase_x
                 for k, channel in enumerate(block.channels):
-                    array[n, k] = self.stack.read(channel, first_row, first_col, block.rows, block.cols)
+                    try:
+                        array[n, k] = self.stack.read(channel, first_row, first_col, block.rows, block.cols)
+                    except OSError as error:
+                        raise OSError(f"tile at reference row {row:g}, column {col:g}: {error}") from error
             arrays.append(torch.from_numpy(array))
             phases.append(None if block.aligned else torch.from_numpy(phase))
         return Tiles(arrays=arrays, phases=phases)
@@ -291,6 +303,9 @@ def open_survey(
     *,
     data_dir: str | None = None,
     layers_table: str | None = None,
+    data_path: Sequence[str] | None = None,
+    layer_dim: str | None = None,
+    crs: str | None = None,
     dropped_bands: Sequence[int] = (),
     masked_bands: Sequence[int] = (),
     grouped_bands: Sequence[Sequence[int]] | None = None,
@@ -316,7 +331,10 @@ def open_survey(
 
     Args:
         data_dir: directory of rasters, stacked in sorted order.
-        layers_table: CSV that names layers, one a row; give one of the two.
+        layers_table: CSV that names layers, one a row.
+        data_path: stores that xarray opens, each variable a layer; give one of the three.
+        layer_dim: third dimension of their variables whose elements are layers.
+        crs: CRS of stores that state none.
         dropped_bands: layer numbers to leave out; the others are numbered anew.
         masked_bands: layer numbers (after dropping) presented as wholly invalid.
         grouped_bands: channel groups by layer number; default by the table's `group` column, else by resolution.
@@ -346,7 +364,8 @@ def open_survey(
         FileNotFoundError: for files that are not there.
     """
     # What the headers alone can refuse is refused before a pixel is read.
-    layers = with_transforms(choose_layers(data_dir, layers_table, dropped_bands), transforms or {})
+    chosen = choose_layers(data_dir, layers_table, dropped_bands, data_path=data_path, layer_dim=layer_dim, crs=crs)
+    layers = with_transforms(chosen, transforms or {})
     check_numbers(masked_bands, len(layers), "--masked_bands")
     if len(set(masked_bands)) == len(layers):
         raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")
@@ -386,6 +405,7 @@ def open_survey(
         val_block=val_block,
         buffer=round(val_buffer * max(height, width) / input_size),
         seed=seed,
+        ground=round_ground(reference),
     )
     fitted = [fit_layer(stack, channel, tiles.held_out, tables[channel]) for channel in range(len(stack))]
     return Survey(
@@ -404,7 +424,7 @@ def open_survey(
             _correlation_cells(m.mean, cell * input_size / height) if band.layer.kind == "continuous" else float("nan")
             for band, m in zip(bands, maps, strict=True)
         ),
-        warnings=tuple(notes + class_notes + scale_notes + _geographic_note(reference)),
+        warnings=tuple(notes + class_notes + scale_notes + round_notes(bands, reference)),
     )
 
 
@@ -422,6 +442,7 @@ def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -
     """
     replaced: dict[str, Any] = {
         "data_dir": None,
+        "data_path": None,
         "layers_table": table,
         "base_resolution": survey.base_resolution,
     }
@@ -436,15 +457,29 @@ def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -
     return replace(other, tiles=replace(other.tiles, val=other.tiles.train))
 
 
-def choose_layers(data_dir: str | None, layers_table: str | None, dropped_bands: Sequence[int]) -> list[Layer]:
-    """The layers of a directory or of a table, one of the two, without those dropped by number.
+def choose_layers(
+    data_dir: str | None,
+    layers_table: str | None,
+    dropped_bands: Sequence[int],
+    *,
+    data_path: Sequence[str] | None = None,
+    layer_dim: str | None = None,
+    crs: str | None = None,
+) -> list[Layer]:
+    """The layers of a directory, a table or stores that xarray opens, without those dropped by number.
 
     Raises:
-        ValueError, FileNotFoundError: neither or both are given, they hold nothing, or nothing is left.
+        ValueError, FileNotFoundError: none or several are given, they hold nothing, or nothing is left.
     """
-    if (data_dir is None) == (layers_table is None):
-        raise ValueError("give one of --data_dir (a directory of rasters) and --train_path (a table of layers)")
-    layers = layers_from_directory(data_dir) if data_dir is not None else read_layers_table(str(layers_table))
+    if sum(given is not None for given in (data_dir, layers_table, data_path)) != 1:
+        raise ValueError(
+            "give one of --data_dir (a directory of rasters) and --train_path (a table of layers), or with "
+            "--dataset_type xarray --data_path (stores)"
+        )
+    if data_path is not None:
+        layers = layers_of_stores(data_path, layer_dim=layer_dim, crs=crs)
+    else:
+        layers = layers_from_directory(data_dir) if data_dir is not None else read_layers_table(str(layers_table))
     check_numbers(dropped_bands, len(layers), "--dropped_bands")
     kept = [layer for number, layer in enumerate(layers) if number not in set(dropped_bands)]
     if not kept:
@@ -514,7 +549,11 @@ def _origin_step(base: float, reference: Grid) -> int:
 
 
 def score_scales(
-    bands: Sequence[RasterBand], *, scales: Sequence[int], base_resolution: float, hidden: Sequence[int] = ()
+    bands: Sequence[RasterBand | RoundBand],
+    *,
+    scales: Sequence[int],
+    base_resolution: float,
+    hidden: Sequence[int] = (),
 ) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]], list[str]]:
     """Decides which layer is scored at which scale: none at a scale finer than its own pixels.
 
@@ -636,12 +675,3 @@ def _correlation_cells(mean: np.ndarray, cell_in_base_pixels: float) -> float:
     if mean.size > MAX_CELLS // 4 or not np.isfinite(mean).any():
         return float("nan")
     return correlation_length(mean) * cell_in_base_pixels
-
-
-def _geographic_note(reference: Grid) -> list[str]:
-    if not reference.crs.is_geographic:
-        return []
-    return [
-        f"CRS {reference.crs.to_string()} is in degrees: tiles cover less ground towards the poles and do not cross "
-        "the date line; reproject to a metric CRS for a survey of any height"
-    ]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rasterio.errors import RasterioError
 
+from datasets.array_paths import parse_array_path
 from datasets.contents import (
     Contents,
     absolute_path,
@@ -246,6 +247,8 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
     )
     if band is not None:
         return [replace(template, name=cells.get("name", stem_of(path)))]
+    if parse_array_path(path) is not None:
+        return [replace(template, name=cells.get("name", stem_of(path)), band=1)]
     try:
         contents = look_into(path)
     except (RasterioError, OSError) as error:

@@ -186,6 +186,8 @@ def why_not_pooled(survey: TileSource) -> str:
     if not isinstance(survey, Survey):
         return "scenes are read one by one; use --cache auto"
     step, tiles = survey.tiles.step, survey.tiles
+    if tiles.turn:
+        return "the layers go round, and tiles cross the edge of the grid; use --cache auto"
     if (tiles.height, tiles.width) == (survey.input_size * step, survey.input_size * step):
         return ""
     return (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import uuid
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,14 +21,17 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import calculate_default_transform
 
 from datasets.aoi import Aoi, load_aoi
+from datasets.array_paths import parse_array_path
 from datasets.band import GDAL_ERRORS, Grid, RasterBand, Source, close_datasets, crs_agree
 from datasets.contents import is_plain_path
 from datasets.kinds import check_layer_kind
 from datasets.layers import Layer
 from datasets.scan import SCAN_PIXELS, BandSummary, scan, with_dummies
 from datasets.validity import HUGE, in_dtype, listed, stored_values
+from datasets.xarray_band import open_source
 
 __all__ = [
     "SCAN_PIXELS",
@@ -70,6 +74,8 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: Aoi | None 
         ValueError: it cannot be opened, or is of a kind that cannot be used; the message says why and what to
             do.
     """
+    if parse_array_path(layer.path) is not None:
+        return _open_array(layer, reproject_to, aoi)
     with rasterio.Env(), _opened(layer) as dataset:  # the Env brings what GDAL remarks to the log
         _check_band(layer, dataset)
         _check_size(layer, dataset)
@@ -78,25 +84,57 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: Aoi | None 
         stated, rule, notes = _nodata(layer, dataset)
         nodata = stored_values(stated, dataset.dtypes[layer.band - 1])
         source = _make_source(layer, dataset, crs=crs, nodata=nodata)
-        grid = _native_grid(source)
-        if grid is None and reproject_to is None:
-            raise ValueError(
-                f"{layer.where}: its grid is rotated or sheared (transform "
-                f"{listed(tuple(source.transform)[:6])}), expected rows that run east-west; add --reproject "
-                "to turn it while reading, or run gdalwarp on it first"
-            )
-        if grid is not None and reproject_to is not None and crs_agree(grid, reproject_to):
-            grid = replace(grid, crs=reproject_to)
-        warped = grid is None or (reproject_to is not None and grid.crs != reproject_to)
-        if grid is None or (reproject_to is not None and warped):
-            assert reproject_to is not None
-            grid = _warped_grid(layer, dataset, reproject_to)
+        grid, warped = _grid_of(source, reproject_to, lambda crs: _warped_grid(layer, dataset, crs))
         notes += signs + _missing_blocks(layer, dataset)
+    return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
+
+
+def _open_array(layer: Layer, reproject_to: CRS | None, aoi: Aoi | None) -> RasterBand:
+    """The same for a variable that xarray opens."""
+    source, stated, rule, notes = open_source(layer)
+    check_layer_kind(source.layer)
+    source = replace(source, nodata=stored_values(stated, source.dtype))
+    grid, warped = _grid_of(source, reproject_to, lambda crs: _proposed_grid(source, crs))
+    return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
+
+
+def _grid_of(source: Source, reproject_to: CRS | None, propose: Callable[[CRS], Grid]) -> tuple[Grid, bool]:
+    """The grid that a band is seen on, and whether its values are interpolated there.
+
+    Raises:
+        ValueError: the file's grid is rotated, and it is not to be warped.
+    """
+    grid, layer = _native_grid(source), source.layer
+    if grid is None and reproject_to is None:
+        raise ValueError(
+            f"{layer.where}: its grid is rotated or sheared (transform "
+            f"{listed(tuple(source.transform)[:6])}), expected rows that run east-west; add --reproject "
+            "to turn it while reading, or run gdalwarp on it first"
+        )
+    if grid is not None and reproject_to is not None and crs_agree(grid, reproject_to):
+        grid = replace(grid, crs=reproject_to)
+    warped = grid is None or (reproject_to is not None and grid.crs != reproject_to)
+    if grid is None or (reproject_to is not None and warped):
+        assert reproject_to is not None
+        grid = propose(reproject_to)
+    return grid, warped
+
+
+def _band_of(
+    source: Source,
+    grid: Grid,
+    *,
+    warped: bool,
+    aoi: Aoi | None,
+    stated: Sequence[float],
+    rule: list[str],
+    notes: list[str],
+) -> RasterBand:
     rule += ["mask band"] * source.has_mask + ["alpha band"] * bool(source.alpha)
     if np.dtype(source.dtype).kind == "f":
         rule += ["not finite", f"|value| >= {HUGE:g}"]
     return RasterBand(
-        layer=layer,
+        layer=source.layer,
         grid=grid,
         dtype=source.dtype,
         nodata=source.nodata,
@@ -118,6 +156,8 @@ def layer_crs(layer: Layer) -> CRS:
         FileNotFoundError: there is no such file.
         ValueError: it cannot be opened, or has no CRS or no geotransform.
     """
+    if parse_array_path(layer.path) is not None:
+        return open_source(layer)[0].crs
     with _opened(layer) as dataset:
         return _checked_crs(layer, dataset)
 
@@ -340,6 +380,24 @@ def _warped_grid(layer: Layer, dataset: rasterio.DatasetReader, crs: CRS) -> Gri
     except GDAL_ERRORS as error:
         raise ValueError(
             f"{layer.where}: cannot be brought from {dataset.crs.to_string()[:60]} to {crs.to_string()[:60]} "
+            f"({error}); check that its CRS is right, or reproject it first"
+        ) from error
+    return Grid(crs, transform.c, transform.f, transform.a, -transform.e, rows, cols)
+
+
+def _proposed_grid(source: Source, crs: CRS) -> Grid:
+    """The same for a source without a file that GDAL opens."""
+    a, b, c, d, e, f = tuple(source.transform)[:6]
+    corners = [(col, row) for col in (0, source.cols) for row in (0, source.rows)]
+    xs, ys = [a * col + b * row + c for col, row in corners], [d * col + e * row + f for col, row in corners]
+    left, bottom, right, top = min(xs), min(ys), max(xs), max(ys)
+    try:
+        transform, cols, rows = calculate_default_transform(
+            source.crs, crs, source.cols, source.rows, left=left, bottom=bottom, right=right, top=top
+        )
+    except GDAL_ERRORS as error:
+        raise ValueError(
+            f"{source.layer.where}: cannot be brought from {source.crs.to_string()[:60]} to {crs.to_string()[:60]} "
             f"({error}); check that its CRS is right, or reproject it first"
         ) from error
     return Grid(crs, transform.c, transform.f, transform.a, -transform.e, rows, cols)

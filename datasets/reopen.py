@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from affine import Affine
 
+from datasets.globe import globe_of
 from datasets.grid import TileReader, choose_layers, scan_bands, score_scales
 from datasets.kinds import Encoding, encoding_of, linear_encodings
 from datasets.layer_classes import layer_classes
 from datasets.layers import Layer
 from datasets.pyramid import Pyramid, Sample
 from datasets.raster import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band
+from datasets.round_band import RoundBand, columns_of_turn, goes_round, ground_m, round_notes
 from datasets.stack import Block, Stack, make_blocks, reference_grid
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,25 @@ class ReopenedSurvey:
         )
 
     @property
+    def turn(self) -> int:
+        """Base-scale columns after which the ground repeats; 0 if it does not, or they are not a whole number."""
+        grid = self.stack.reference
+        columns = columns_of_turn(grid) * grid.resolution_x / self.base_resolution if goes_round(grid) else 0.0
+        return round(columns) if abs(columns - round(columns)) < 1e-6 * columns else 0
+
+    @property
+    def map_scale(self) -> dict[str, Any]:
+        """`length_unit` of maps, `unit_length`: how many of these a CRS unit of x has, and `where` that holds."""
+        grid = self.stack.reference
+        globe = globe_of(grid.crs)
+        if globe is None:
+            unit = grid.crs.linear_units
+            return {"length_unit": "m" if unit.startswith("met") else unit}
+        latitude = float(globe.latitude(grid.top - grid.rows / 2 * grid.resolution_y))
+        length = ground_m(grid, grid.rows / 2)[0]
+        return {"length_unit": "m", "unit_length": length, "where": f"at latitude {latitude:.3g}"}
+
+    @property
     def hidden(self) -> frozenset[int]:
         """Channels shown as no-data, absent ones among them."""
         return self.stack.hidden
@@ -87,7 +108,7 @@ class ReopenedSurvey:
         return {"crs": grid.crs.to_wkt(), "bounds": [grid.left, bottom, right, grid.top]}
 
     def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
-        """Reads a window of base-scale pixels of every layer.
+        """Reads a window of base-scale pixels of every layer; round a body, where the columns go on.
 
         Raises:
             OSError: naming layer, file and window that could not be read.
@@ -132,13 +153,8 @@ class ReopenedSurvey:
         if self.aoi is None:
             return True
         grid, base = self.stack.reference, self.base_resolution
-        west, south, east, north = self.aoi.bounds
-        return (
-            grid.left + left * base < east
-            and grid.left + right * base > west
-            and grid.top - top * base > south
-            and grid.top - bottom * base < north
-        )
+        west, east = grid.left + left * base, grid.left + right * base
+        return bool(self.aoi.near(west, grid.top - bottom * base, east, grid.top - top * base))
 
     def lines(self) -> list[str]:
         """What will be read, as lines to log."""
@@ -254,7 +270,7 @@ def reopen_survey(
         base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
         finest_scale: largest scale that training was asked for.
         encodings: per layer, how values become channels; in the place of location and spread.
-        hidden: layers that training presented as wholly invalid.
+        hidden: layers that training presented as wholly invalid; they need not be there.
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
         aoi: polygons file that limits what is written.
@@ -268,7 +284,14 @@ def reopen_survey(
         FileNotFoundError: for files that are not there.
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
-    missing = _missing(trained, found, allowed=allow_missing, where=data_dir or layers_table, extra=extra)
+    needed = [c for c in range(len(found)) if c not in hidden]
+    missing = _missing(
+        [trained[c] for c in needed],
+        [found[c] for c in needed],
+        allowed=allow_missing,
+        where=data_dir or layers_table,
+        extra=extra,
+    )
     encodings = linear_encodings(location, spread) if encodings is None else tuple(encodings)
     stack, summaries, notes = _open_stack(trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject)
     if extra:
@@ -278,7 +301,7 @@ def reopen_survey(
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
     known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
     blocks, pyramid = _pyramid(stack, base=base, input_size=input_size, scales=scales, known=known, encodings=encodings)
-    return ReopenedSurvey(
+    survey = ReopenedSurvey(
         stack=stack,
         blocks=blocks,
         pyramid=pyramid,
@@ -291,6 +314,12 @@ def reopen_survey(
         warnings=tuple(notes),
         encodings=encodings,
     )
+    if goes_round(reference) and not survey.turn:
+        note = (
+            f"a base pixel of {base:g} does not divide a turn: results begin and end at {reference.left:g}, with a seam"
+        )
+        survey = replace(survey, warnings=(*survey.warnings, note))
+    return survey
 
 
 def _pyramid(
@@ -335,6 +364,7 @@ def _open_stack(
     bands = [open_band(layer, reproject_to=target) for layer in opened]
     reference = reference_grid(bands, extent=extent)
     bands, summaries, notes = scan_bands(bands, aoi=None, allow_constant=True)
+    notes += round_notes(bands, reference)
     layer_classes(bands, [encodings[c] for c in present])
     at = dict(zip(present, bands, strict=True))
     # An absent layer borrows the pixels of another, and shows none of them.
@@ -424,7 +454,11 @@ def _tile_step(base: float, reference: Grid) -> float:
 
 
 def _known(
-    bands: Sequence[RasterBand], *, scales: Sequence[int], base: float, hidden: Sequence[int] | frozenset[int]
+    bands: Sequence[RasterBand | RoundBand],
+    *,
+    scales: Sequence[int],
+    base: float,
+    hidden: Sequence[int] | frozenset[int],
 ) -> dict[int, tuple[int, ...]]:
     """Channels whose pixels are no coarser than those of each scale."""
     _, known, _ = score_scales(bands, scales=scales, base_resolution=base, hidden=tuple(hidden))

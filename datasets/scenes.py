@@ -91,6 +91,10 @@ class Scenes:
         """Images have been resized: they have no unit of length but their pixels."""
         return "pixel"
 
+    def base_pixel(self, tile: Sequence[int] | np.ndarray) -> tuple[float, float]:
+        """Width and height of a base-scale pixel, the same in every image."""
+        return self.base_resolution, self.base_resolution
+
     @property
     def training_tiles(self) -> int:
         """Number of images that are trained on."""

@@ -60,11 +60,14 @@ class TileSource(Protocol):
 
     @property
     def base_resolution(self) -> float:
-        """Edge of a base-scale pixel, in `length_unit`."""
+        """Edge of a base-scale pixel, CRS units."""
 
     @property
     def length_unit(self) -> str:
         """Unit of lengths in pictures."""
+
+    def base_pixel(self, tile: Sequence[int] | np.ndarray) -> tuple[float, float]:
+        """Width and height of a base-scale pixel in the middle of a tile, in `length_unit`."""
 
     @property
     def training_tiles(self) -> int:

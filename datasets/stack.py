@@ -15,6 +15,15 @@ from fractions import Fraction
 import numpy as np
 
 from datasets.raster import Grid, RasterBand, crs_agree
+from datasets.round_band import (
+    RoundBand,
+    bounds_near,
+    columns_of_turn,
+    goes_round,
+    pieces,
+    round_band,
+    round_reference,
+)
 
 SNAP = 0.01
 """Misfits below this share of a native pixel, over the whole survey, are rounding of coordinates, not geometry."""
@@ -100,7 +109,8 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
 
     Returns:
         A grid whose pixel edges coincide with those of the finest layer (the first one among those `ALIKE`). The
-        union grows outwards to whole pixels, the intersection shrinks inwards.
+        union grows outwards to whole pixels, the intersection shrinks inwards. Where the layers together go once
+        round a body, and a turn is a whole number of the finest pixels, so does the grid, from -180 degrees.
 
     Raises:
         ValueError: if CRS differ, or if the layers share no ground.
@@ -113,15 +123,16 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
                 f"{_crs_name(first.grid)} of layer '{first.layer.name}' ({first.layer.path}); all layers must share "
                 "one CRS: add --reproject to warp them on the fly, or reproject the file first (gdalwarp -t_srs)"
             )
-    _check_overlap(bands)
     smallest = min(longest_edge(band) for band in bands)
     finest = next(band.grid for band in bands if longest_edge(band) <= smallest * ALIKE)
+    bounds = _bounds_together([band.grid for band in bands], finest)
+    _check_overlap(bands, bounds)
     pick, shrink = (max, min) if extent == "intersection" else (min, max)
-    left = pick(band.grid.bounds[0] for band in bands)
-    bottom = pick(band.grid.bounds[1] for band in bands)
-    right = shrink(band.grid.bounds[2] for band in bands)
-    top = shrink(band.grid.bounds[3] for band in bands)
     inwards = extent == "intersection"
+    sides = [b for b, band in zip(bounds, bands, strict=True) if not goes_round(band.grid)]  # others end nowhere
+    sides = sides if sides and inwards else bounds
+    left, right = pick(b[0] for b in sides), shrink(b[2] for b in sides)
+    bottom, top = pick(b[1] for b in bounds), shrink(b[3] for b in bounds)
     col_start = _edge((left - finest.left) / finest.resolution_x, up=inwards)
     col_stop = _edge((right - finest.left) / finest.resolution_x, up=not inwards)
     row_start = _edge((finest.top - top) / finest.resolution_y, up=inwards)
@@ -131,7 +142,7 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
             "the layers' extents share no ground (intersection is empty); use --extent union or check coordinates: "
             + _extents(bands)
         )
-    return Grid(
+    grid = Grid(
         crs=finest.crs,
         left=finest.left + col_start * finest.resolution_x,
         top=finest.top - row_start * finest.resolution_y,
@@ -140,9 +151,16 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
         rows=row_stop - row_start,
         cols=col_stop - col_start,
     )
+    return round_reference(grid) if goes_round(grid) else grid
 
 
-def longest_edge(band: RasterBand) -> float:
+def _bounds_together(grids: Sequence[Grid], finest: Grid) -> list[tuple[float, float, float, float]]:
+    """Bounds of each layer; on a round body, moved by whole turns to lie near the finest one."""
+    middle = finest.left + finest.cols * finest.resolution_x / 2
+    return [bounds_near(grid, middle) if columns_of_turn(grid) else grid.bounds for grid in grids]
+
+
+def longest_edge(band: RasterBand | RoundBand) -> float:
     """The resolution of a layer as one number: the longer edge of its pixels, CRS units."""
     return max(band.grid.resolution_x, band.grid.resolution_y)
 
@@ -154,9 +172,12 @@ def _edge(position: float, *, up: bool) -> int:
     return math.ceil(position) if up else math.floor(position)
 
 
-def _check_overlap(bands: Sequence[RasterBand]) -> None:
+def _check_overlap(bands: Sequence[RasterBand], bounds: Sequence[tuple[float, float, float, float]]) -> None:
     """Refuses layers that lie apart from the others: most often a wrong zone or swapped coordinates."""
-    bounds = [band.grid.bounds for band in bands]
+    whole = (-math.inf, math.inf)
+    bounds = [
+        (whole[0], b[1], whole[1], b[3]) if goes_round(band.grid) else b for b, band in zip(bounds, bands, strict=True)
+    ]
     together, found = {0}, {0}
     while found:
         found = {k for k in range(len(bands)) if k not in together and any(_meet(bounds[k], bounds[j]) for j in found)}
@@ -199,7 +220,7 @@ class Stack:
     """
 
     def __init__(self, bands: Sequence[RasterBand], reference: Grid, *, hidden: Sequence[int] = ()) -> None:
-        self.bands = tuple(bands)
+        self.bands: tuple[RasterBand | RoundBand, ...] = tuple(round_band(band, reference) for band in bands)
         self.reference = reference
         self.placements = tuple(place(band.grid, reference) for band in self.bands)
         self.hidden = frozenset(hidden)
@@ -250,12 +271,23 @@ class Stack:
             return self.bands[channel].read(row, col, rows, cols)
         if row >= 0 and col >= 0 and row + rows <= array.shape[0] and col + cols <= array.shape[1]:
             return array[row : row + rows, col : col + cols]
-        window = np.full((rows, cols), np.nan, dtype=np.float32)
-        top, left = max(row, 0), max(col, 0)
-        bottom, right = min(row + rows, array.shape[0]), min(col + cols, array.shape[1])
-        if bottom > top and right > left:
-            window[top - row : bottom - row, left - col : right - col] = array[top:bottom, left:right]
-        return window
+        band = self.bands[channel]
+        if isinstance(band, RoundBand):
+            parts = [_slice(array, row, first, rows, count) for first, count in pieces(col, cols, band.turn)]
+            return np.concatenate(parts, axis=1)
+        return _slice(array, row, col, rows, cols)
+
+
+def _slice(array: np.ndarray, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+    """A window of an array that may stick out, NaN outside."""
+    if row >= 0 and col >= 0 and row + rows <= array.shape[0] and col + cols <= array.shape[1]:
+        return array[row : row + rows, col : col + cols]
+    window = np.full((rows, cols), np.nan, dtype=np.float32)
+    top, left = max(row, 0), max(col, 0)
+    bottom, right = min(row + rows, array.shape[0]), min(col + cols, array.shape[1])
+    if bottom > top and right > left:
+        window[top - row : bottom - row, left - col : right - col] = array[top:bottom, left:right]
+    return window
 
 
 @dataclass(frozen=True)

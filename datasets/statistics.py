@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft, sparse
 
+from datasets.round_band import goes_round
 from datasets.stack import Stack
 from datasets.tiles import Coverage
 
@@ -62,18 +63,24 @@ def _cell_edge(shape: tuple[int, int], step: int) -> int:
     return step * grow
 
 
-def row_chunks(stack: Stack, channel: int, rows_of_cells: np.ndarray) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """Yields (first native row, values, sampled) down a layer: all rows, or one per row of cells when sampled."""
+def row_chunks(
+    stack: Stack, channel: int, rows_of_cells: np.ndarray, *, columns: tuple[int, int] | None = None
+) -> Iterator[tuple[int, np.ndarray, bool]]:
+    """Yields (first native row, values, sampled) down a layer: all rows, or one per row of cells when sampled.
+
+    The values are those of the layer's columns, or of `columns`, (first, number), which may go on round a body.
+    """
     grid = stack.bands[channel].grid
+    first, cols = columns or (0, grid.cols)
     if grid.rows * grid.cols > SAMPLED_PIXELS:
         centres = np.unique(np.floor((rows_of_cells[:-1] + rows_of_cells[1:]) / 2).astype(np.int64))
         for row in centres[(centres >= 0) & (centres < grid.rows)]:
-            yield int(row), stack.read(channel, int(row), 0, 1, grid.cols), True
+            yield int(row), stack.read(channel, int(row), first, 1, cols), True
         return
     height = max(1, CHUNK_PIXELS // grid.cols)
     for row in range(0, grid.rows, height):
         count = min(height, grid.rows - row)
-        yield row, stack.read(channel, row, 0, count, grid.cols), False
+        yield row, stack.read(channel, row, first, count, cols), False
 
 
 def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
@@ -95,11 +102,15 @@ def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
     edges_x = np.append(np.arange(0, reference.cols, cell), reference.cols).astype(np.float64)
     native_y = placement.offset_y + placement.ratio_y * edges_y
     native_x = placement.offset_x + placement.ratio_x * edges_x
-    weights_y, weights_x = overlap_matrix(native_y, grid.rows), overlap_matrix(native_x, grid.cols)
+    first_col, cols = 0, grid.cols
+    if goes_round(grid):  # a pixel may lie across the reference grid's edge
+        first_col = math.floor(native_x[0] + 1e-9)
+        cols = math.ceil(native_x[-1] - 1e-9) - first_col
+    weights_y, weights_x = overlap_matrix(native_y, grid.rows), overlap_matrix(native_x - first_col, cols)
     weight = np.zeros((len(edges_y) - 1, len(edges_x) - 1))
     total = np.zeros_like(weight)
     by_row = weights_y.tocsc()
-    for first, values, sampled in row_chunks(stack, channel, native_y):
+    for first, values, sampled in row_chunks(stack, channel, native_y, columns=(first_col, cols)):
         valid = np.isfinite(values)
         part = by_row[:, first : first + len(values)]
         if sampled:  # the row stands for the whole height of its cell

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     logging.getLogger("datasets").setLevel(logging.WARNING)
     try:
-        if args.data_dir is None and args.train_path is None:
+        if args.dataset_type == "grid" and not (args.data_dir or args.train_path or args.data_path):
             args.train_path = str(default_survey() / "layers.csv")
         chosen = options.survey_options(args)
         survey = open_survey(**chosen)

@@ -30,7 +30,7 @@ make_environment() {
     local constraints="$1" folder="$2" base version wanted installed
     base="$(find_interpreter)"
     version="$("$base" -VV)"
-    wanted="$version, $(cat "$project"/requirements.txt "$project"/requirements-dev.txt "$constraints" | cksum)"
+    wanted="$version, $(cat "$project"/requirements*.txt "$constraints" | cksum)"
     installed="$(cat "$folder/installed.txt" 2>/dev/null || true)"
     PYTHON="$folder/bin/python"
     if [ -x "$PYTHON" ] && [ "$installed" = "$wanted" ]; then

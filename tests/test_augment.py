@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datasets.augment import TURNS, turned
+from datasets.augment import TURNS, turned, turned_back
 
 SQUARE = torch.tensor([[1, 2], [3, 4]])
 
@@ -42,3 +42,10 @@ def test_the_input_is_left_alone():
 def test_what_is_no_square_is_refused():
     with pytest.raises(ValueError, match="2 x 3 pixels: expected square"):
         turned(torch.zeros(1, 2, 3), torch.tensor([1]))
+
+
+def test_turning_back():
+    images = torch.randn(TURNS, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    turns = torch.arange(TURNS)
+    assert torch.equal(turned_back(turned(images, turns), turns), images)
+    assert len({tuple(image.flatten().tolist()) for image in turned(images[:1].expand(TURNS, 2, 5, 5), turns)}) == TURNS

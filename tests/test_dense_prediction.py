@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from util.dense_prediction import DensePrediction
+from datasets.augment import TURNS, turned, turned_back
+from util.dense_prediction import DensePrediction, viewed
 from util.finetune_outputs import TreeOutputs
 from util.finetune_scores import BlockSums, SampledMap, merged, score_ground
 from util.mosaic import units_of
@@ -33,7 +34,7 @@ def sampler(plane, size):
 def prediction(scale, **changes):
     options = {"bands": 1, "size": 8, "patch": 2, "overlap": 0.5, "scale": scale, "batch_size": 5}
     return DensePrediction(
-        lambda imgs, valid: imgs.repeat_interleave(scale, 2).repeat_interleave(scale, 3),
+        [lambda imgs, valid: imgs.repeat_interleave(scale, 2).repeat_interleave(scale, 3)],
         device=torch.device("cpu"),
         **(options | changes),
     )
@@ -125,3 +126,30 @@ def test_trees_predict_tested_pixels_alone():
     image = outputs.of_ground(units_of(8, 8, edge=4)[3], np.array([[False, True], [True, False]]))
     np.testing.assert_array_equal(image, [[[np.nan, 8], [9, np.nan]], [[np.nan, 9], [8, np.nan]]])
     assert outputs.of_windows(np.array([1])).tolist() == [[7, 8]]
+
+
+def test_views_average_what_depends_on_direction():
+    """A network that adds its column number: over eight views the mean of all columns, and their spread."""
+    ramp = torch.arange(4.0).expand(1, 1, 4, 4)
+
+    def view(turn):
+        def forward(imgs, valid):
+            turns = torch.full((len(imgs),), turn)
+            return turned_back(turned(imgs, turns) + ramp, turns)
+
+        return forward
+
+    views = [view(turn) for turn in range(TURNS)]
+    imgs = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    mean, squares = viewed(views, imgs, imgs > -9)
+    torch.testing.assert_close(mean, imgs + 1.5)
+    row, col = np.mgrid[:4, :4] - 1.5
+    np.testing.assert_allclose(squares[0, 0], (row**2 + col**2) / 2, atol=1e-5)
+    assert viewed(views[:1], imgs, imgs > -9)[1] is None
+
+    side_by_side = {"bands": 1, "size": 4, "patch": 4, "overlap": 0.0, "scale": 1, "batch_size": 2}
+    whole = DensePrediction(views, device=torch.device("cpu"), **side_by_side)
+    zero = SimpleNamespace(imgs=torch.zeros(2, 1, 4, 4), valid=torch.ones(2, 1, 4, 4, dtype=torch.bool))
+    mosaic = whole.mosaic(units_of(4, 8, edge=8)[0], (4, 8), lambda origins: zero, spread=True)
+    np.testing.assert_allclose(mosaic.mean, 1.5, atol=1e-6)
+    np.testing.assert_allclose(mosaic.spread[0], np.tile(np.sqrt((row**2 + col**2) / 2), 2), atol=1e-5)

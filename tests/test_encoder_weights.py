@@ -119,7 +119,7 @@ def test_a_published_file_is_read_with_its_options(tmp_path):
     assert all(same(model, pretrained, name) for name in report.loaded)
     assert {name.split(".")[0] for name in report.new} == {"head", "channel_cls_embed", "nodata_token"}
     images, valid, _ = make_batch(scales=(1,))
-    expected = pretrained.eval().forward_features(images[0])[0]
+    expected = pretrained.eval().forward_tokens(images[0])[0]
     assert torch.allclose(model.eval().forward_tokens(images[0])[0], expected, atol=1e-6)
 
 

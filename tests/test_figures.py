@@ -6,6 +6,7 @@ from matplotlib.image import imread
 
 from util import figures
 from util.figures import RowImages
+from util.maps import Panel, map_figure
 
 
 def make_row(**changes) -> RowImages:
@@ -84,6 +85,19 @@ def test_rows_say_layer_scale_pixel_size_extent_and_unit():
 def test_extents_in_metres_are_given_in_kilometres():
     axes = panels(figures.reconstruction_figure([make_row()]))
     assert axes[0].get_ylabel() == "gravity\nscale 2: 200 m pixels\n1.6 x 1.6 km"
+
+
+def test_pixels_that_are_not_square_say_width_and_height():
+    axes = panels(figures.reconstruction_figure([make_row(pixel_size=55_800.0, pixel_height=111_412.3)]))
+    assert axes[0].get_ylabel() == "gravity\nscale 2: 5.58e+04 x 1.114e+05 m pixels\n446.4 x 891.3 km"
+
+
+def test_scale_bars_are_in_lengths_on_the_ground():
+    panels = [Panel("a", np.zeros((10, 20)))]
+    (axis, *_) = map_figure(panels, pixel_size=55_800.0, length_unit="m", where="at latitude 60").axes
+    assert [text.get_text() for text in axis.texts] == ["200 km at latitude 60"]
+    (axis, *_) = map_figure(panels, pixel_size=50.0, length_unit="m").axes
+    assert [text.get_text() for text in axis.texts] == ["200 m"]
 
 
 def test_robust_limits():

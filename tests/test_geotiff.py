@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from util.raster_info import RasterInfo, check_nodata
 needs_rio_cogeo = pytest.mark.skipif(
     importlib.util.find_spec("rio_cogeo") is None, reason="rio-cogeo is not installed (requirements-dev.txt)"
 )
+CODES = [["1", "basalt", "200", "30", "30"], ["2", "granite & co", "30", "30", "200"]]
 CLASSES = {1: ("basalt", (200, 30, 30)), 2: ("granite & co", (30, 30, 200))}
 
 
@@ -51,6 +53,13 @@ def write(folder, raster, pixels, *, edge=256, name="r"):
             parts.write(row, col, {name: (raster, part, row, col)})
     join(folder / f"{name}.tif", raster, parts.of(name))
     return folder / f"{name}.tif"
+
+
+def names_beside(path):
+    """Names by code and rows of the attribute table, where GDAL and QGIS look for them."""
+    tree = ElementTree.parse(f"{path}.aux.xml")
+    rows = [[cell.text for cell in row.iter("F")] for row in tree.iter("Row")]
+    return [entry.text or "" for entry in tree.iter("Category")], rows
 
 
 def noise(raster):
@@ -91,6 +100,23 @@ class TestReadBack:
             table = file.colormap(1)
             assert table[1] == (200, 30, 30, 255) and table[2] == (30, 30, 200, 255)
             assert file.tags(1) == {"class_1": "basalt", "class_2": "granite & co"}
+        assert names_beside(tmp_path / "r.tif") == (["", "basalt", "granite & co"], CODES)
+
+    def test_classes_of_large_codes(self, tmp_path):
+        table = {1: ("basalt", (200, 30, 30)), 40_000: ("granite & co", (30, 30, 200))}
+        raster = info(dtype="uint16", nodata=65_535, names=("class",), units=("",), classes=table)
+        pixels = np.random.default_rng(1).choice([1, 40_000, 65_535], (1, 300, 700)).astype(np.uint16)
+        with rasterio.open(write(tmp_path, raster, pixels)) as file:
+            assert np.array_equal(file.read(), pixels) and file.nodata == 65_535 and file.dtypes == ("uint16",)
+            assert file.tags(1)["class_40000"] == "granite & co" and file.colorinterp[0].name == "gray"
+        rows = [row if row[0] == "1" else ["40000", *row[1:]] for row in CODES]
+        assert names_beside(tmp_path / "r.tif") == ([], rows)
+
+    def test_names_do_not_outlive_their_raster(self, tmp_path):
+        write(tmp_path, classes(), np.ones((1, 300, 700), np.uint8))
+        assert (tmp_path / "r.tif.aux.xml").exists()
+        write(tmp_path, info(), noise(info()))
+        assert not (tmp_path / "r.tif.aux.xml").exists()
 
     def test_colours(self, tmp_path):
         raster = info(dtype="uint8", nodata=0, names=("a", "b", "c"), units=("",) * 3, is_picture=True)
@@ -158,13 +184,14 @@ class TestChecks:
             check_nodata(nodata, dtype)
 
     @pytest.mark.parametrize(
-        ("nodata", "dtype"), [(0, "uint8"), (255, "uint8"), (math.nan, "float16"), (-9999, "float32")]
+        ("nodata", "dtype"),
+        [(0, "uint8"), (255, "uint8"), (65_535, "uint16"), (math.nan, "float16"), (-9999, "float32")],
     )
     def test_nodata_that_fits(self, nodata, dtype):
         check_nodata(nodata, dtype)
 
     def test_unknown_type(self):
-        with pytest.raises(ValueError, match="data type 'int64': expected one of float32, float16, uint8"):
+        with pytest.raises(ValueError, match="data type 'int64': expected one of float32, float16, uint8, uint16"):
             check_nodata(0, "int64")
 
     def test_units_for_every_band(self):

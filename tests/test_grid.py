@@ -395,7 +395,8 @@ class TestSurvey:
         where = {"crs": "EPSG:4326", "resolution": 0.01, "left": 130.0, "top": -30.0}
         opened = survey(make(tmp_path, a=(field(40), where)))
         assert opened.base_resolution == pytest.approx(0.04)
-        assert any("EPSG:4326 is in degrees" in text for text in opened.warnings)
+        assert opened.lines()[-1].startswith("a base pixel is 3.")  # km, at 30 degrees south
+        assert opened.lines()[-1].endswith("tiles are drawn by their ground's area")
 
     def test_undeclared_dummy_is_taken_for_nodata_and_told(self, tmp_path):
         values = field(40)

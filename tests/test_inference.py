@@ -57,7 +57,7 @@ class Copy:
     def places_valid(self, valid):
         return torch.nn.functional.max_pool2d(valid.float().amax(1, keepdim=True), PATCH).flatten(1) > 0
 
-    def forward_features(self, imgs, valid):
+    def forward_tokens(self, imgs, valid):
         total = torch.nn.functional.avg_pool2d(imgs * valid, PATCH)
         weight = torch.nn.functional.avg_pool2d(valid.float(), PATCH)
         features = (total / weight.clamp_min(1e-9)).flatten(2).transpose(1, 2)[:, None]
@@ -315,7 +315,8 @@ class TestOutputs:
     def test_embeddings(self, trained, tmp_path):
         out = infer(trained, tmp_path, "embeddings", "--clusters", "3", "--num_workers", "0")
         assert sorted(path.name for path in out.iterdir()) == sorted(
-            f"embeddings{name}" for name in (".tif", "_pca.tif", "_pca.png", "_clusters.tif", "_clusters.png")
+            f"embeddings{name}"
+            for name in (".tif", "_pca.tif", "_pca.png", "_clusters.tif", "_clusters.png") + ("_clusters.tif.aux.xml",)
         )
         with rasterio.open(out / "embeddings.tif") as file:
             assert (file.count, file.shape, file.res) == (32, (10, 10), (1600.0, 1600.0))
@@ -633,7 +634,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (("--output", "prediction"), "needs a fine-tuned checkpoint"),
+            (("--output", "prediction"), "is of pre-training, which learns no labels; fine-tune it first"),
             (("--stride", "3"), "--stride 3: expected a divisor of the patch's 4 base pixels"),
             (("--clusters", "1"), "--clusters 1: expected 2 to 255, or 0"),
             (("--block_size", "30"), "--block_size 30: expected a multiple of the patch, 4"),
@@ -701,7 +702,7 @@ def test_measuring_superresolution(trained, tmp_path, capsys):
 
 
 def test_model_without_targets_agrees_with_training(trained):
-    """`reconstruct` and `forward_features` are the forward pass of training, less what needs targets."""
+    """`reconstruct` and `forward_tokens` are the forward pass of training, less what needs targets."""
     state = torch.load(trained.checkpoint, weights_only=True)
     network = models.MaskedAutoencoderGroupChannelViT(**state["model_config"])
     network.load_state_dict(state["model"])
@@ -714,8 +715,8 @@ def test_model_without_targets_agrees_with_training(trained):
     with torch.no_grad():
         full = network(imgs, ups, 0.75, valid, noise=noise, details=True)
         images, hidden = network.reconstruct(imgs, valid, noise=noise, keep=8)
-        features, known = network.forward_features(imgs, valid)
-        changed, _ = network.forward_features(torch.where(valid, imgs, 1e6), valid)
+        features, known = network.forward_tokens(imgs, valid)
+        changed, _ = network.forward_tokens(torch.where(valid, imgs, 1e6), valid)
     for s in (1, 2, 4):
         channels = list(network.scored[s])
         torch.testing.assert_close(images[s][:, channels], full.images[s][:, channels])

@@ -42,6 +42,22 @@ def test_panels():
     assert "basalt" in names and "granite" in names
 
 
+def test_names_stand_in_the_middle_of_their_colours():
+    """Also where codes lie apart."""
+    codes = {3: ("basalt", (200, 30, 30)), 7: ("granite", (30, 30, 200)), 12: ("schist", (30, 200, 30))}
+    figure = map_figure([Panel("a", np.full((4, 4), 7.0), classes=codes)], pixel_size=1.0, length_unit="m")
+    assert figure.axes[1].get_yticks().tolist() == [4.5, 9.0, 12.0]
+
+
+def test_many_panels_stand_in_rows_of_four():
+    panels = [Panel(str(number), np.ones((4, 4))) for number in range(6)]
+    figure = map_figure(panels, pixel_size=1.0, length_unit="m")
+    width, height = figure.get_size_inches()
+    titled = [axis for axis in figure.axes if axis.get_title()]
+    assert len(titled) == 6 and len({round(axis.get_subplotspec().rowspan.start) for axis in titled}) == 2
+    assert width == 4 * 4.9 and height == pytest.approx(2 * 4.9)
+
+
 def test_nothing_to_draw():
     with pytest.raises(ValueError, match="nothing to draw: expected at least one panel"):
         map_figure([], pixel_size=1.0, length_unit="m")

@@ -123,7 +123,7 @@ def test_tokens_are_those_of_the_pretrained_encoder(kind):
     images, valid = batch(valid_share=0.5)
     valid[0, :, :8] = False
     with torch.no_grad():
-        expected, expected_valid = pretrained.forward_features(images, valid)
+        expected, expected_valid = pretrained.forward_tokens(images, valid)
         found, found_valid = model.forward_tokens(images, valid)
         found = pretrained.norm(found) if kind.get("global_pool", True) and kind["kind"] != "dense" else found
     assert found.shape == (2, 2, 16, 24) and found.dtype == torch.float32

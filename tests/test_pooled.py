@@ -8,6 +8,7 @@ from datasets import pooled
 from datasets.grid import TileReader, open_survey
 from datasets.pooled import PooledTiles, choose_reader, pooled_bytes, to_sample, why_not_pooled
 from tests.rasters import write_grid
+from tests.spheres import write_global
 
 CPU = torch.device("cpu")
 
@@ -153,6 +154,18 @@ class TestChoice:
             choose_reader(opened, CPU, cache="device")
         with pytest.raises(ValueError, match="tiles do not start on base pixels"):
             PooledTiles(opened, CPU)
+
+    def test_layers_that_go_round(self, tmp_path):
+        """Tiles cross the edge of the grid: no slice of it holds them."""
+        write_global(tmp_path / "globe.tif", 5.0)
+        opened = open_survey(
+            data_dir=str(tmp_path), input_size=8, scales=(1, 2), val_buffer=0, val_fraction=0.0, min_valid=0.1
+        )
+        origins = opened.tiles.epoch(seed=0, epoch=0)
+        assert (origins[:, 1] + opened.tiles.width > opened.stack.reference.cols).any()
+        assert isinstance(choose_reader(opened, CPU), TileReader)
+        with pytest.raises(ValueError, match="--cache device: the layers go round"):
+            choose_reader(opened, CPU, cache="device")
 
 
 def test_a_sample_moves_and_is_kept_as_it_is(tmp_path):

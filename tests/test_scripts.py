@@ -32,7 +32,7 @@ def project(tmp_path, monkeypatch):
     """A copy of the project's scripts and requirements, with a stand-in for python3 first on the path."""
     folder = tmp_path / "project"
     folder.mkdir()
-    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt", "constraints-v100.txt"):
+    for name in (*(file.name for file in ROOT.glob("requirements*.txt")), "constraints.txt", "constraints-v100.txt"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     for name in ("GRIDMAE_PYTHON", "GRIDMAE_LANE", "GRIDMAE_TEST_PROCESSES"):

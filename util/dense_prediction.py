@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.mosaic import Mosaic, Unit, raised_cosine, tile_origins
+from util.mosaic import Moments, Mosaic, Unit, raised_cosine, tile_origins
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """(N, C, H, W) values and validity -> (N, K, sH, sW): class shares, or values."""
@@ -24,7 +24,8 @@ class DensePrediction:
     """How tiles become a map.
 
     Attributes:
-        forward: the network, with what turns its outputs into shares or values.
+        views: the network, with what turns its outputs into shares or values; more than one to look at each tile in
+            several ways, whose mean counts.
         bands: number of outputs K.
         size: tile edge, base-scale pixels.
         patch: patch edge, base-scale pixels: tiles start on patches of the whole ground.
@@ -34,7 +35,7 @@ class DensePrediction:
         device: where it runs.
     """
 
-    forward: Forward
+    views: Sequence[Forward]
     bands: int
     size: int
     patch: int
@@ -55,22 +56,30 @@ class DensePrediction:
         cols = lattices[1][(lattices[1] < unit.right) & (lattices[1] + self.size > unit.left)]
         return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
 
-    @torch.inference_mode()
     def of(self, unit: Unit, shape: tuple[int, int], sample_of: SampleOf) -> np.ndarray:
+        """Predicts a unit; arguments as of `mosaic`.
+
+        Returns:
+            (K, rows * s, cols * s) float32, NaN where no layer has a valid pixel.
+        """
+        return self.mosaic(unit, shape, sample_of).mean
+
+    @torch.inference_mode()
+    def mosaic(self, unit: Unit, shape: tuple[int, int], sample_of: SampleOf, *, spread: bool = False) -> Mosaic:
         """Predicts a unit.
 
         Args:
             unit: the rectangle, base-scale pixels.
             shape: (rows, cols) of the whole ground, base-scale pixels: tiles lie the same whatever the unit.
             sample_of: gives tiles.
+            spread: keep what the spread over tiles and views needs.
 
         Returns:
-            (K, rows * s, cols * s) float32, NaN where no layer has a valid pixel.
+            The blended outputs, nothing where no layer has a valid pixel.
         """
         s = self.scale
-        mosaic = Mosaic(
-            self.bands, (unit.bottom - unit.top) * s, (unit.right - unit.left) * s, device=self.device, spread=False
-        )
+        shape_out = ((unit.bottom - unit.top) * s, (unit.right - unit.left) * s)
+        mosaic = Mosaic(self.bands, *shape_out, device=self.device, spread=spread)
         taper = raised_cosine(self.size * s).to(self.device)
         taper = taper[:, None] * taper
         origins = self.origins(unit, shape)
@@ -81,9 +90,27 @@ class DensePrediction:
             useful = seen.flatten(1).any(dim=1)
             if not useful.any():
                 continue
-            outputs = self.forward(sample.imgs[useful], sample.valid[useful]).float()
+            outputs, squares = viewed(self.views, sample.imgs[useful], sample.valid[useful])
             weights = seen[useful].repeat_interleave(s, dim=1).repeat_interleave(s, dim=2) * taper
             for n, (row, col) in enumerate(part[useful.cpu().numpy()]):
                 place = {"row": (int(row) - unit.top) * s, "col": (int(col) - unit.left) * s}
-                mosaic.add(outputs[n], weights[n], **place)
-        return mosaic.mean
+                mosaic.add(
+                    outputs[n], weights[n], **place, squares=None if squares is None else squares[n] * weights[n]
+                )
+        return mosaic
+
+
+def viewed(views: Sequence[Forward], imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Looks at tiles in several ways.
+
+    Returns:
+        Mean over the views and, of more than one, the mean squared difference from it; float32, as one view's output.
+    """
+    first = views[0](imgs, valid).float()
+    if len(views) == 1:
+        return first, None
+    moments, each = Moments(tuple(first.shape), first.device), torch.ones_like(first)
+    moments.add(first, each)
+    for view in views[1:]:
+        moments.add(view(imgs, valid).float(), each)
+    return moments.mean, moments.squares / len(views)

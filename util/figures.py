@@ -33,7 +33,7 @@ class RowImages:
         layer: its name.
         unit: of the values, such as "nT"; may be empty.
         scale: pixels of `target` per base pixel and side: 1, 2, 4.
-        pixel_size: edge of a pixel of `target`, in CRS units.
+        pixel_size: width of a pixel of `target`, length units.
         image: the whole input tile at the base scale, (h, w).
         visible: the same with NaN where a patch was removed from the model's sight, (h, w).
         reconstruction: the model's prediction, (H, W); drawn wherever it is finite.
@@ -41,6 +41,7 @@ class RowImages:
         scored: whether this layer is scored at this scale; said in the title if not.
         kind: `continuous`; `circular`, degrees, whose error is the angle between; or `categorical`, class codes, whose
             error is where the class is another.
+        pixel_height: height of a pixel of `target`, None = its width.
     """
 
     layer: str
@@ -53,6 +54,7 @@ class RowImages:
     target: np.ndarray
     scored: bool = True
     kind: str = "continuous"
+    pixel_height: float | None = None
 
 
 def reconstruction_figure(rows: Sequence[RowImages], *, title: str = "", length_unit: str = "m") -> Figure:
@@ -198,9 +200,11 @@ def _error_of(row: RowImages) -> tuple[np.ndarray, float]:
 def _row_label(row: RowImages, length_unit: str) -> str:
     rows, cols = row.target.shape
     factor, unit = (1e-3, "km") if length_unit == "m" else (1.0, length_unit)
-    ground = f"{cols * row.pixel_size * factor:.4g} x {rows * row.pixel_size * factor:.4g} {unit}"
+    height = row.pixel_size if row.pixel_height is None else row.pixel_height
+    size = f"{row.pixel_size:.6g}" if height == row.pixel_size else f"{row.pixel_size:.4g} x {height:.4g}"
+    ground = f"{cols * row.pixel_size * factor:.4g} x {rows * height * factor:.4g} {unit}"
     name = row.layer if row.scored else f"{row.layer} (not scored)"
-    return f"{name}\nscale {row.scale}: {row.pixel_size:.6g} {length_unit} pixels\n{ground}"
+    return f"{name}\nscale {row.scale}: {size} {length_unit} pixels\n{ground}"
 
 
 def _with_grey(name: str) -> Colormap:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -183,3 +184,18 @@ class WindowClasses:
 
 
 Objective = DenseClasses | DenseValues | WindowClasses
+
+
+def trained_objective(kind: str, training: Mapping[str, Any]) -> Objective:
+    """What a finished fit learned, to predict with.
+
+    Args:
+        kind: `segmentation`, `regression`, `classification` or `prospectivity`.
+        training: facts of the training labels, as a checkpoint holds them.
+    """
+    if kind == "regression":
+        return DenseValues(mean=training["mean"], std=training["std"], per_window=training["per_window"])
+    counts = training["class_counts"]
+    if kind == "segmentation":
+        return DenseClasses(counts, per_window=training["per_window"], weighting="none", smoothing=0.0)
+    return WindowClasses(counts, weighting="none", smoothing=0.0, mixup=0.0, cutmix=0.0, erasing=0.0)

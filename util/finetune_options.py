@@ -287,6 +287,7 @@ def settle(args: argparse.Namespace, config: Mapping[str, Any], stored: Mapping[
     """
     trained = stored.get("options", {})
     kind = trained.get("dataset_type", args.dataset_type)
+    kind = "grid" if kind == "xarray" else kind  # layers are layers, wherever they are read from
     if kind != args.dataset_type:
         raise ValueError(
             f"--dataset_type {args.dataset_type}: the checkpoint {args.finetune} was trained with {kind}; give "

@@ -68,7 +68,7 @@ class NetworkOutputs:
         evaluating(self.network)
         size, survey = self.survey.input_size, self.survey
         prediction = DensePrediction(
-            self._forward,
+            [self._forward],
             bands=self.count,
             size=size,
             patch=self.network.patch_size,

@@ -240,7 +240,12 @@ def join(
             virtual.write_text(virtual_raster(info, whole, wkt=wkt), encoding="utf-8")
             rasterio.shutil.copy(str(virtual), str(temporary), driver="COG", **options)
             _read_back(temporary, info, parts, name=path)
+        # Names and attributes of classes have no place in a TIFF: GDAL reads them from a file beside it.
+        beside, beside_path = (Path(f"{file}.aux.xml") for file in (temporary, path))
+        beside_path.unlink(missing_ok=True)
         os.replace(temporary, path)
+        if info.is_discrete and beside.exists():
+            os.replace(beside, beside_path)
     except GDAL_ERRORS as error:
         raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
     finally:

@@ -17,6 +17,7 @@ DECISIVE = (
     "draws",
     "mask_ratio",
     "max_gap",
+    "views",
     "overlap",
     "seed",
     "block_size",
@@ -35,7 +36,7 @@ def decisive(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_source_options(parser: argparse.ArgumentParser, *, outputs: Sequence[str]) -> None:
     """Adds what is applied to what: checkpoint, kind of result, rasters."""
-    parser.add_argument("--checkpoint", required=True, help="checkpoint of main_pretrain")
+    parser.add_argument("--checkpoint", required=True, help="checkpoint of main_pretrain or main_finetune")
     parser.add_argument("--output", required=True, choices=list(outputs), help="what to write")
     parser.add_argument("--output_dir", default="./inference", help="where to write it (./inference)")
     data = parser.add_argument_group("data")
@@ -61,7 +62,9 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--pool", default="mean", choices=["mean", "group"], help="embeddings: over groups, or each (mean)"
     )
-    what.add_argument("--stride", type=options.positive_int, help="embeddings: base pixels between them (a patch)")
+    what.add_argument(
+        "--stride", type=options.positive_int, help="embeddings, classes of windows: base pixels between them (a patch)"
+    )
     what.add_argument(
         "--positions",
         default="remove",
@@ -72,6 +75,13 @@ def add_result_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--clusters", type=options.count, default=0, help="embeddings: classes by k-means, 0 = none (0)")
     what.add_argument("--draws", type=options.positive_int, default=4, help="masked views of a tile (4)")
     what.add_argument("--mask_ratio", type=options.fraction, help="share of tokens hidden in a view (as in training)")
+    what.add_argument(
+        "--views",
+        type=int,
+        choices=[1, 8],
+        help="prediction: look at tiles as they lie, or in all eight turned and mirrored ways and average (8 for "
+        "values, whose spread needs them, if training turned its windows; else 1)",
+    )
     what.add_argument("--max_gap", type=options.positive, help="gapfill: widest gap filled, CRS units (half a tile)")
     what.add_argument(
         "--overlap", type=options.fraction, default=0.5, help="share of a tile that the next repeats (0.5)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,11 @@ SAMPLE_PLACES = 50_000
 """Places at which components and clusters are fitted."""
 
 PICTURE_PIXELS = 900
+ROUGH_PIXELS = 64
+TITLE_WIDTH = 60
+"""Letters above a single map."""
+MOST_SHARES = 12
+"""Classes whose shares a picture shows."""
 
 _STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
 
@@ -87,28 +93,54 @@ def _sample(info: RasterInfo, parts: Sequence[Part]) -> np.ndarray:
     return np.concatenate(sample)
 
 
-def draw_raster(path: Path, info: RasterInfo, *, length_unit: str) -> Path:
+def draw_raster(path: Path, info: RasterInfo, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
     """Draws a raster as PNG beside it; returns the picture's path.
 
     Args:
         path: the raster.
         info: what it is.
-        length_unit: of its CRS.
+        length_unit: of lengths on its ground.
+        unit_length: that many of them in a CRS unit of x.
+        where: where on the map that holds, if not everywhere.
     """
-    pixels, width = read_reduced(path, bands=range(1, len(info.names) + 1), most=PICTURE_PIXELS)
+    info, bands = _shown(path, info)
+    pixels, width = read_reduced(path, bands=bands, most=PICTURE_PIXELS)
     if info.is_picture:
         panels = [Panel("three principal components", pixels, style="colours")]
     elif info.classes is not None:
-        panels = [Panel(f"{len(info.classes)} classes", pixels[0], classes=dict(info.classes))]
+        occurring = set(np.unique(pixels[0][np.isfinite(pixels[0])]).astype(int).tolist())
+        classes = {code: look for code, look in info.classes.items() if code in occurring} or dict(info.classes)
+        panels = [Panel(f"{len(classes)} of {len(info.classes)} classes", pixels[0], classes=classes)]
     else:
         panels = panels_of(info, pixels)
-    figure = map_figure(panels, pixel_size=width, length_unit=length_unit, title=path.stem)
+    title = "\n".join([path.stem, *_remarks(info, width=TITLE_WIDTH * min(len(panels), 2))])
+    size = width * unit_length
+    figure = map_figure(panels, pixel_size=size, length_unit=length_unit, title=title, where=where)
     save_figure(path.with_suffix(".png"), figure)
     return path.with_suffix(".png")
 
 
+def _remarks(info: RasterInfo, *, width: int) -> list[str]:
+    """What must not be lost when a picture is passed on: how good a prediction is, and that a score is inflated."""
+    return [line for key in ("score", "warning") for line in textwrap.wrap(info.tags.get(key, ""), width)]
+
+
+def _shown(path: Path, info: RasterInfo) -> tuple[RasterInfo, list[int]]:
+    """What a picture has room for: of many shares the bands with the largest, in their order, from 1."""
+    bands = list(range(1, len(info.names) + 1))
+    if info.limits is None or len(bands) <= MOST_SHARES:
+        return info, bands
+    rough = read_reduced(path, bands=bands, most=ROUGH_PIXELS)[0]
+    largest = np.sort(np.argsort(-np.nanmean(rough, axis=(1, 2)))[:MOST_SHARES])
+    names, units = ([texts[k] for k in largest] for texts in (info.names, info.units))
+    return replace(info, names=tuple(names), units=tuple(units)), [bands[k] for k in largest]
+
+
 def panels_of(info: RasterInfo, pixels: np.ndarray) -> list[Panel]:
     """A panel for each band; fields of one unit in the same colours, with what was observed where that is told."""
+    if info.limits is not None:
+        bounded = zip(info.names, info.units, pixels, strict=True)
+        return [Panel(name, image, unit, limits=info.limits) for name, unit, image in bounded]
     kinds = [name.rsplit(" ", 1)[-1] for name in info.names]
     bands = list(zip(kinds, info.names, info.units, pixels, strict=True))
     if "reconstruction" in kinds and "error" in kinds:

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from util import distributed as dist
+from util.dense_prediction import Forward
 from util.finer_products import FinerMaker, finer_step
+from util.finetuned import Task
 from util.gap_products import GapMaker
 from util.masked_products import ReconstructionMaker, Views
+from util.prediction_products import PixelMaker, WindowMaker
 from util.products import EmbeddingMaker, Maker, position_means
 from util.subject import Subject
 
@@ -148,6 +151,30 @@ def superresolution(subject: Subject, *, views: Views) -> Maker:
         name = subject.layers[c].name
         logger.info("layer '%s' at %dx: %.0f %% of the model's detail is added to interpolation", name, s, 100 * share)
     return maker
+
+
+def prediction(subject: Subject, *, task: Task, views: Sequence[Forward], stride: int | None) -> Maker:
+    """What a fine-tuned network predicts: of pixels, or of windows around cells of a lattice.
+
+    Args:
+        subject: what it is applied to.
+        task: what it predicts.
+        views: ways to look at a tile.
+        stride: edge of a cell, base-scale pixels (None: a patch); for windows only.
+
+    Raises:
+        ValueError: the stride does nothing, or is larger than a window.
+    """
+    engine, ground, tags = subject.engine, subject.ground, {**subject.tags, "views": str(len(views))}
+    if not task.is_dense:
+        step = stride or engine.model.patch_size
+        return WindowMaker(engine, ground, task=task, views=views, stride=step, tags=tags)
+    if stride is not None:
+        raise ValueError(
+            f"--stride {stride} does nothing for --output prediction of {task.kind}: every pixel is predicted, at "
+            f"{ground.base / task.scale:g} CRS units"
+        )
+    return PixelMaker(engine, ground, task=task, views=views, tags=tags)
 
 
 def _learned(subject: Subject, scored: Mapping[int, Sequence[int]]) -> str:

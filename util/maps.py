@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from matplotlib import colormaps
@@ -18,6 +19,7 @@ from util.figures import error_limit, robust_limits
 _NOTHING = "0.85"
 _PANEL_INCHES = 4.0
 _BAR_SHARE = 0.3
+_MOST_ACROSS = 4
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,17 @@ class Panel:
     limits: tuple[float, float] | None = None
 
 
-def map_figure(panels: Sequence[Panel], *, pixel_size: float, length_unit: str, title: str = "") -> Figure:
-    """Draws maps side by side.
+def map_figure(
+    panels: Sequence[Panel], *, pixel_size: float, length_unit: str, title: str = "", where: str = ""
+) -> Figure:
+    """Draws maps side by side, four in a row.
 
     Args:
         panels: what to draw; all of the same ground.
-        pixel_size: ground width of a pixel of the first panel, CRS units.
-        length_unit: of the CRS; metres become kilometres where that reads better.
+        pixel_size: ground width of a pixel of the first panel, length units.
+        length_unit: of lengths on the ground; metres become kilometres where that reads better.
         title: above everything.
+        where: where on the map a pixel is that wide, if not everywhere.
 
     Raises:
         ValueError: nothing to draw.
@@ -57,12 +62,17 @@ def map_figure(panels: Sequence[Panel], *, pixel_size: float, length_unit: str, 
         raise ValueError("nothing to draw: expected at least one panel")
     rows, cols = panels[0].image.shape[-2:]
     height = min(max(_PANEL_INCHES * rows / cols, 2.0), 3 * _PANEL_INCHES)
-    figure = Figure(figsize=((_PANEL_INCHES + 0.9) * len(panels), height + 0.9), layout="constrained")
+    across = min(len(panels), _MOST_ACROSS)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=((_PANEL_INCHES + 0.9) * across, (height + 0.9) * down), layout="constrained")
     FigureCanvasAgg(figure)
     extent = (0.0, cols * pixel_size, 0.0, rows * pixel_size)
-    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes, panels, strict=False):
         _draw(figure, axis, panel, extent)
-        _scale_bar(axis, extent[1], extent[3], length_unit)
+        _scale_bar(axis, extent[1], extent[3], length_unit, where)
         axis.set_title(panel.title, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
@@ -82,9 +92,10 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, 
     if panel.classes is not None:
         codes = sorted(panel.classes)
         colours = ListedColormap([np.array(panel.classes[code][1]) / 255 for code in codes])
-        norm = BoundaryNorm([*(code - 0.5 for code in codes), codes[-1] + 0.5], len(codes))
+        edges = [*(code - 0.5 for code in codes), codes[-1] + 0.5]
+        norm = BoundaryNorm(edges, len(codes))
         drawn = axis.imshow(image, cmap=colours, norm=norm, extent=extent, interpolation="nearest")
-        bar = figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.02, ticks=codes)
+        bar = figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.02, ticks=[(a + b) / 2 for a, b in pairwise(edges)])
         bar.ax.set_yticklabels([panel.classes[code][0] for code in codes], fontsize=6)
         return
     if panel.style == "difference":
@@ -109,14 +120,14 @@ def bar_label(length: float, length_unit: str) -> str:
     return f"{length / 1000:g} km" if length_unit == "m" and length >= 1000 else f"{length:g} {length_unit}"
 
 
-def _scale_bar(axis: Axes, width: float, height: float, length_unit: str) -> None:
+def _scale_bar(axis: Axes, width: float, height: float, length_unit: str, where: str) -> None:
     length = bar_length(width)
     left, bottom, thick = 0.04 * width, 0.04 * height, 0.012 * height
     axis.fill([left, left + length, left + length, left], [bottom, bottom, bottom + thick, bottom + thick], "black")
     axis.text(
         left + length / 2,
         bottom + 2 * thick,
-        bar_label(length, length_unit),
+        bar_label(length, length_unit) + f" {where}" * bool(where),
         ha="center",
         va="bottom",
         fontsize=7,

@@ -63,13 +63,14 @@ def predict_views(
     """
     model = engine.model
     imgs, valid = tensors[0], tensors[1]
-    places = model.places_valid(valid)
-    counts = visible_counts(places, views.mask_ratio)
+    usable = model.places_valid(valid)
+    places = engine.places(origins)
+    counts = visible_counts(usable, views.mask_ratio)
     for keep in counts.unique().tolist():
         if keep == 0:
             continue
         chosen = (counts == keep).nonzero()[:, 0]
-        part, ok, place = imgs[chosen], valid[chosen], places[chosen]
+        part, ok, place = imgs[chosen], valid[chosen], usable[chosen]
         numbers = chosen.cpu().numpy()
         size = model.img_size
         moments = {
@@ -78,7 +79,7 @@ def predict_views(
         }
         draws = max(views.draws, draws_to_show_all(place, keep)) if views.count == "visible" else views.draws
         for draw in range(draws):
-            noise = view_noise(place, keep=keep, draw=draw, origins=origins[numbers], seed=views.seed)
+            noise = view_noise(place, keep=keep, draw=draw, origins=places[numbers], seed=views.seed)
             with engine.meter.network(len(numbers)), engine.autocast():
                 images, hidden = model.reconstruct(part, ok, noise=noise, keep=keep)
             used = hidden if views.count == "hidden" else ~hidden

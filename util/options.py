@@ -12,7 +12,20 @@ SCENE_TYPES = ("sentinel", "rgb", "euro_sat")
 """Data sets of separate images: values of --dataset_type that `scene_options` goes with."""
 
 GROUND_ONLY = (
-    *("data_dir", "extent", "reproject", "aoi", "cache", "base_resolution", "tile_overlap", "min_valid", "val_block"),
+    *(
+        "data_dir",
+        "data_path",
+        "layer_dim",
+        "crs",
+        "extent",
+        "reproject",
+        "aoi",
+        "cache",
+        "base_resolution",
+        "tile_overlap",
+        "min_valid",
+        "val_block",
+    ),
     "val_buffer",
 )
 """Options that mean something on continuous ground only."""
@@ -61,10 +74,19 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--dataset_type",
         default="grid",
-        choices=["grid", *SCENE_TYPES],
-        help="grid = rasters on disk; sentinel, rgb, euro_sat = images of fMoW-Sentinel, fMoW-RGB, EuroSAT (grid)",
+        choices=["grid", "xarray", *SCENE_TYPES],
+        help="grid = rasters on disk; xarray = zarr stores, netCDF files and the like (--data_path); sentinel, rgb, "
+        "euro_sat = images of fMoW-Sentinel, fMoW-RGB, EuroSAT (grid)",
     )
     data.add_argument("--data_dir", help="directory of rasters, one layer a band, in order of file name")
+    data.add_argument(
+        "--data_path",
+        nargs="+",
+        metavar="STORE",
+        help="xarray: zarr stores, netCDF files or URLs, each variable a layer; STORE#VARIABLE takes one of them",
+    )
+    data.add_argument("--layer_dim", help="xarray: third dimension of variables whose elements are layers")
+    data.add_argument("--crs", help="xarray: CRS of stores that state none, such as EPSG:28354")
     data.add_argument(
         "--train_path",
         help="layers.csv: one layer a row, see docs/data.md (with neither, the sample survey); or the table of a scene "
@@ -254,6 +276,7 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "data_dir": args.data_dir,
         "layers_table": args.train_path,
+        **array_options(args),
         "dropped_bands": args.dropped_bands or [],
         "masked_bands": args.masked_bands,
         "grouped_bands": args.grouped_bands,
@@ -273,6 +296,20 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "cache": args.cache,
     }
+
+
+def array_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `open_survey` is told of sources that xarray opens.
+
+    Raises:
+        ValueError: if the flags do not fit together.
+    """
+    if args.dataset_type == "xarray" and not args.data_path and not args.train_path:
+        raise ValueError("--dataset_type xarray: no --data_path; give a zarr store, a netCDF file or several of them")
+    given = [flag for flag in ("data_path", "layer_dim", "crs") if getattr(args, flag)]
+    if args.dataset_type != "xarray" and given:
+        raise ValueError(f"--{given[0]} is for --dataset_type xarray, not {args.dataset_type}; add it")
+    return {"data_path": args.data_path, "layer_dim": args.layer_dim, "crs": args.crs}
 
 
 def scene_options(args: argparse.Namespace) -> dict[str, Any]:

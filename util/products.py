@@ -173,6 +173,7 @@ class Engine:
         batch_size: most tiles in a batch.
         overlap: share of a tile that the next one repeats.
         meter: counts tiles and time.
+        turn: base-scale columns after which the ground repeats, round a body; 0 = never.
     """
 
     model: Any
@@ -181,6 +182,7 @@ class Engine:
     batch_size: int
     overlap: float
     meter: Meter
+    turn: int = 0
 
     @property
     def tile_stride(self) -> int:
@@ -199,20 +201,31 @@ class Engine:
                 yield part[useful.cpu().numpy()], kept
 
     def lattice(self, ground: Ground, *, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Origins of tiles in rows and in columns that cover the ground from `first` on."""
+        """Origins of tiles in rows and in columns that cover the ground from `first` on; columns of one turn."""
         arguments = {"tile": self.model.img_size, "stride": self.tile_stride, "align": self.model.patch_size}
-        return (
-            tile_origins(ground.rows, **arguments, first=first),
-            tile_origins(ground.cols, **arguments, first=first),
-        )
+        rows = tile_origins(ground.rows, **arguments, first=first)
+        if self.turn:
+            return rows, np.arange(first, first + self.turn, self.tile_stride, dtype=np.int64)
+        return rows, tile_origins(ground.cols, **arguments, first=first)
+
+    def cols_between(self, cols: np.ndarray, left: int, right: int) -> np.ndarray:
+        """Columns of tiles that reach into [left, right), increasing; round a body, each as often as it comes by."""
+        size = self.model.img_size
+        if self.turn:
+            turns = np.arange((left - size - cols.max()) // self.turn, (right - cols.min()) // self.turn + 1)
+            cols = np.sort((cols + turns[:, None] * self.turn).ravel())
+        return cols[(cols < right) & (cols + size > left)]
+
+    def places(self, origins: np.ndarray) -> np.ndarray:
+        """(N, 2) origins that name the same tiles wherever they were met: columns within one turn."""
+        return np.stack([origins[:, 0], origins[:, 1] % self.turn], axis=1) if self.turn else origins
 
     def tiles_of(self, unit: Unit, ground: Ground) -> np.ndarray:
         """(n, 2) origins of the tiles that share ground with a unit, row by row."""
         rows, cols = self.lattice(ground)
         size = self.model.img_size
         rows = rows[(rows < unit.bottom) & (rows + size > unit.top)]
-        cols = cols[(cols < unit.right) & (cols + size > unit.left)]
-        return _product(rows, cols)
+        return _product(rows, self.cols_between(cols, unit.left, unit.right))
 
 
 def _product(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -268,11 +281,15 @@ class EmbeddingMaker:
                 f"--stride {stride}: expected a divisor of the patch's {model.patch_size} base pixels (--patch_size of "
                 "training)"
             )
-        self.engine, self.ground, self.pool, self.stride = engine, ground, pool, stride
+        self.ground, self.pool, self.stride = ground, pool, stride
         self.position_means: Tensor | None = None
         self.lead = math.ceil((model.patch_size - stride) / 2 / stride) * stride
         self.offset = (model.patch_size - stride) / 2 - self.lead  # of the first result's edge, base pixels
+        # Results go round where a turn is a whole number of them.
+        self.engine = engine = engine if engine.turn % stride == 0 else replace(engine, turn=0)
         self.cells = tuple(math.ceil((count - self.offset) / stride) for count in (ground.rows, ground.cols))
+        if engine.turn:
+            self.cells = (self.cells[0], engine.turn // stride)
         self.reach = model.img_size + model.patch_size
         width = model.pos_embed.shape[-1] + model.channel_embed.shape[-1]
         names = [f"embedding_{k}" for k in range(width)]
@@ -308,7 +325,7 @@ class EmbeddingMaker:
             rows = rows[(rows + self.lead < unit.bottom) & (rows + self.lead + size > unit.top)]
             for shift_x in range(0, patch, self.stride):
                 cols = self.engine.lattice(self.ground, first=shift_x - self.lead)[1]
-                cols = cols[(cols + self.lead < unit.right) & (cols + self.lead + size > unit.left)]
+                cols = self.engine.cols_between(cols, unit.left - self.lead, unit.right - self.lead)
                 found.append(_product(rows, cols))
         return np.concatenate(found)
 
@@ -326,7 +343,7 @@ class EmbeddingMaker:
         mosaics = [Mosaic(bands, rows, cols, device=device, spread=False) for _ in range(groups)]
         for origins, tensors in self.engine.batches(self.tiles_of(unit), lambda o: window.sample(o, device)):
             with self.engine.meter.network(len(origins)), self.engine.autocast():
-                features, known = model.forward_features(tensors[0], tensors[1])
+                features, known = model.forward_tokens(tensors[0], tensors[1])
             if self.position_means is not None:
                 features = features - self.position_means
             weight = known.float()
@@ -363,7 +380,7 @@ def position_means(engine: Engine, tiles: np.ndarray, sample_of: SampleOf) -> Te
     for tile in tiles:
         for _, tensors in engine.batches(tile[None], sample_of):
             with engine.autocast():
-                features, known = model.forward_features(tensors[0], tensors[1])
+                features, known = model.forward_tokens(tensors[0], tensors[1])
             sums = sums + (features * known[..., None]).sum(dim=0)
             counts = counts + known.sum(dim=0)[..., None]
     if not sums.ndim:

@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 from affine import Affine
 
-DTYPES = {"float32": "float32", "float16": "float32", "uint8": "uint8"}
+DTYPES = {"float32": "float32", "float16": "float32", "uint8": "uint8", "uint16": "uint16"}
 """What can be written, and how it is held in memory: GDAL stores float16 as a float of 16 bits."""
 
 
@@ -27,13 +27,14 @@ class RasterInfo:
         resolution_y: height of a pixel, CRS units.
         rows: number of rows.
         cols: number of columns.
-        dtype: `float32`, `float16` or `uint8`.
+        dtype: `float32`, `float16`, `uint8` or `uint16`.
         nodata: stored where nothing is known.
         names: of the bands.
         units: of the bands.
         tags: facts about the file.
         classes: class code -> (name, (red, green, blue)), for classes.
         is_picture: three bands of colours.
+        limits: what the values lie between by their nature, for pictures; None: not known.
     """
 
     crs: str
@@ -50,6 +51,7 @@ class RasterInfo:
     tags: Mapping[str, str] = field(default_factory=dict)
     classes: Mapping[int, tuple[str, tuple[int, int, int]]] | None = None
     is_picture: bool = False
+    limits: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a nodata value that the type cannot hold, and bands without unit.
@@ -97,7 +99,7 @@ def check_nodata(nodata: float, dtype: str) -> None:
 
 def virtual_raster(info: RasterInfo, whole: Path, *, wkt: str) -> str:
     """The text of a VRT of a file, with all that is said about the raster; its CRS as WKT."""
-    kind = {"float32": "Float32", "uint8": "Byte"}[DTYPES[info.dtype]]
+    kind = {"float32": "Float32", "uint8": "Byte", "uint16": "UInt16"}[DTYPES[info.dtype]]
     transform = info.transform
     numbers = (transform.c, transform.a, transform.b, transform.f, transform.d, transform.e)
     lines = [f'<VRTDataset rasterXSize="{info.cols}" rasterYSize="{info.rows}">']
@@ -105,7 +107,7 @@ def virtual_raster(info: RasterInfo, whole: Path, *, wkt: str) -> str:
     lines.append(f"<GeoTransform>{', '.join(repr(float(x)) for x in numbers)}</GeoTransform>")
     lines.append(_metadata(info.tags))
     nodata = "nan" if math.isnan(info.nodata) else repr(info.nodata)
-    colours = ("Red", "Green", "Blue") if info.is_picture else ("Palette",) if info.classes else ("Gray",)
+    colours = ("Red", "Green", "Blue") if info.is_picture else ("Palette",) if has_palette(info) else ("Gray",)
     for band, (name, unit) in enumerate(zip(info.names, info.units, strict=True), start=1):
         lines.append(f'<VRTRasterBand dataType="{kind}" band="{band}">')
         lines.append(f"<Description>{escape(name)}</Description><NoDataValue>{nodata}</NoDataValue>")
@@ -113,7 +115,8 @@ def virtual_raster(info: RasterInfo, whole: Path, *, wkt: str) -> str:
         lines.append(f"<ColorInterp>{colours[min(band, len(colours)) - 1]}</ColorInterp>")
         if info.classes:
             lines.append(_metadata({f"class_{code}": name for code, (name, _) in info.classes.items()}))
-            lines.append(_colour_table(info))
+            lines += [_category_names(info), _colour_table(info)] if has_palette(info) else []
+            lines.append(_attribute_table(info))
         lines.append(
             f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(str(whole.resolve()))}</SourceFilename>'
             f"<SourceBand>{band}</SourceBand></SimpleSource>"
@@ -125,6 +128,33 @@ def virtual_raster(info: RasterInfo, whole: Path, *, wkt: str) -> str:
 def _metadata(tags: Mapping[str, str]) -> str:
     entries = "".join(f"<MDI key={quoteattr(key)}>{escape(str(value))}</MDI>" for key, value in tags.items())
     return f"<Metadata>{entries}</Metadata>"
+
+
+def has_palette(info: RasterInfo) -> bool:
+    """Whether the file holds colours of its classes itself: a table of 65,536 would drown a legend."""
+    return bool(info.classes) and info.dtype == "uint8"
+
+
+def _category_names(info: RasterInfo) -> str:
+    assert info.classes is not None
+    names = [info.classes[code][0] if code in info.classes else "" for code in range(max(info.classes) + 1)]
+    entries = "".join(f"<Category>{escape(name)}</Category>" for name in names)
+    return f"<CategoryNames>{entries}</CategoryNames>"
+
+
+def _attribute_table(info: RasterInfo) -> str:
+    """Codes, names and colours as GDAL's table of attributes; types and usages are GDAL's numbers for them."""
+    assert info.classes is not None
+    columns = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
+    lines = ['<GDALRasterAttributeTable tableType="thematic">']
+    for number, (name, kind, usage) in enumerate(columns):
+        lines.append(
+            f'<FieldDefn index="{number}"><Name>{name}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
+        )
+    for number, (code, (name, colour)) in enumerate(sorted(info.classes.items())):
+        cells = "".join(f"<F>{escape(str(cell))}</F>" for cell in (code, name, *colour))
+        lines.append(f'<Row index="{number}">{cells}</Row>')
+    return "".join([*lines, "</GDALRasterAttributeTable>"])
 
 
 def _colour_table(info: RasterInfo) -> str:

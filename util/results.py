@@ -46,7 +46,15 @@ def look_names(rasters: Iterable[str], *, clusters: int) -> list[str]:
 
 
 def finish(
-    output_dir: Path, parts: Parts, rasters: Mapping[str, RasterInfo], *, clusters: int, seed: int, length_unit: str
+    output_dir: Path,
+    parts: Parts,
+    rasters: Mapping[str, RasterInfo],
+    *,
+    clusters: int,
+    seed: int,
+    length_unit: str,
+    unit_length: float = 1.0,
+    where: str = "",
 ) -> None:
     """Joins the parts into files under their final names, draws them, and removes the parts.
 
@@ -56,7 +64,9 @@ def finish(
         rasters: what they are parts of, by name.
         clusters: number of classes of embeddings, 0 = none.
         seed: of the classes.
-        length_unit: of the CRS.
+        length_unit: of lengths on the ground.
+        unit_length: that many of them in a CRS unit of x.
+        where: where on the maps that holds, if not everywhere.
 
     Raises:
         ValueError: a raster has no valid pixel.
@@ -78,5 +88,7 @@ def finish(
         logger.info("raster   %s", path)
     for name, (info, _) in whole.items():
         if name != "embeddings":
-            logger.info("picture  %s", draw_raster(output_dir / f"{name}.tif", info, length_unit=length_unit))
+            lengths = {"length_unit": length_unit, "where": where}
+            picture = draw_raster(output_dir / f"{name}.tif", info, unit_length=unit_length, **lengths)
+            logger.info("picture  %s", picture)
     parts.remove()

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -344,7 +344,7 @@ def reconstruction_rows(
     layers: Sequence[LayerFacts],
     scales: Sequence[int],
     scored: Mapping[int, Sequence[int]],
-    base_resolution: float,
+    base_pixel: tuple[float, float],
     targets: Sequence[torch.Tensor],
     valid: Sequence[torch.Tensor],
     images: Mapping[int, torch.Tensor],
@@ -356,7 +356,7 @@ def reconstruction_rows(
         layers: the layers in channel order.
         scales: scales, 1 first.
         scored: for each scale, the layers scored at it.
-        base_resolution: edge of a base-scale pixel, CRS units.
+        base_pixel: width and height of a base-scale pixel, length units.
         targets: per scale (C, sH, sW), model units.
         valid: likewise bool.
         images: predictions by scale, (C, sH, sW), model units.
@@ -385,6 +385,7 @@ def reconstruction_rows(
                 torch.where(valid[level][first], targets[level][part], nan),
             ]
             shown, visible, rebuilt, target = [layer.decode(array).numpy() for array in arrays]
-            pixel, kind = base_resolution / scale, layer.channels.kind
-            rows.append(RowImages(layer.name, layer.unit, scale, pixel, shown, visible, rebuilt, target, kind=kind))
+            width, height = (edge / scale for edge in base_pixel)
+            row = RowImages(layer.name, layer.unit, scale, width, shown, visible, rebuilt, target)
+            rows.append(replace(row, kind=layer.channels.kind, pixel_height=height))
     return rows

@@ -1,0 +1,250 @@
+"""Where a variable lies on the ground, from its coordinates and attributes: CF conventions and rioxarray's habits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyproj
+from affine import Affine
+from pyproj.exceptions import CRSError as PyprojCRSError
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
+
+# Coordinates that stray from even spacing by less than this share of a pixel, anywhere, are rounded.
+_STRAY = 0.01
+
+_NAMES = {
+    "x": frozenset("x lon long longitude easting east projection_x_coordinate grid_longitude".split()),
+    "y": frozenset("y lat latitude northing north projection_y_coordinate grid_latitude".split()),
+}
+_UNITS = {"x": ("degrees_e", "degree_e", "degreee", "degreese"), "y": ("degrees_n", "degree_n", "degreen", "degreesn")}
+
+
+@dataclass(frozen=True)
+class Place:
+    """How a variable's dimensions lie on the ground.
+
+    Attributes:
+        y_dim: the dimension of rows.
+        x_dim: the dimension of columns.
+        others: other dimensions of more than one element, in order.
+        transform: from (column, row) as stored to (x, y).
+        rows: rows stored.
+        cols: columns stored.
+        crs: coordinate reference system.
+        notes: what was assumed.
+    """
+
+    y_dim: str
+    x_dim: str
+    others: tuple[str, ...]
+    transform: Affine
+    rows: int
+    cols: int
+    crs: CRS
+    notes: tuple[str, ...]
+
+
+def other_dims(groups: Mapping[str, Any], group: str, name: str) -> tuple[str, ...] | None:
+    """Dimensions of a variable besides rows and columns, those of one element left out; None if it has no rows and
+    columns.
+    """
+    dataset, variable = groups[group], groups[group].variables[name]
+    axes = _axes(groups, group, variable.dims)
+    if set(axes) != {"x", "y"}:
+        return None
+    return tuple(d for d in variable.dims if d not in axes.values() and dataset.sizes[d] > 1)
+
+
+def place_variable(groups: Mapping[str, Any], group: str, name: str, *, crs: str | None, where: str) -> Place:
+    """Where a variable lies.
+
+    Args:
+        groups: a store's groups as `open_groups` gives them.
+        group: of the variable.
+        name: of the variable, within its group.
+        crs: CRS to use where the store states none.
+        where: how messages name it.
+
+    Raises:
+        ValueError: dimensions or coordinates are missing, unsorted, irregular or curvilinear, or there is no CRS.
+    """
+    variable = groups[group].variables[name]
+    axes = _axes(groups, group, variable.dims)
+    missing = [axis for axis in ("y", "x") if axis not in axes]
+    if missing:
+        remedy = "name it x, y, lon, lat, easting or northing, or give its coordinate the attribute axis"
+        for each in groups[group].variables.values():
+            if each.ndim == 2 and set(each.dims) <= set(variable.dims) and _axis_by_attributes(each.attrs):
+                remedy = "its coordinates are two-dimensional (curvilinear): regrid it to evenly spaced ones first"
+        raise ValueError(
+            f"{where}: no dimension that is {' or '.join(missing)} among its dimensions "
+            f"({', '.join(map(str, variable.dims)) or 'none'}); {remedy}"
+        )
+    transform = _transform(groups, group, axes, where)
+    found, notes = _crs(groups, group, variable, axes, crs, where)
+    sizes = groups[group].sizes
+    return Place(
+        y_dim=axes["y"],
+        x_dim=axes["x"],
+        others=other_dims(groups, group, name) or (),
+        transform=transform,
+        rows=sizes[axes["y"]],
+        cols=sizes[axes["x"]],
+        crs=found,
+        notes=notes,
+    )
+
+
+def _lookup(groups: Mapping[str, Any], group: str, name: str) -> Any:
+    """A variable of a group, or of the groups around it, as CF lets coordinates be inherited; None if there is none."""
+    while True:
+        if group in groups and name in groups[group].variables:
+            return groups[group].variables[name]
+        if group == "/":
+            return None
+        group = group.rpartition("/")[0] or "/"
+
+
+def _coordinate(groups: Mapping[str, Any], group: str, dim: str) -> Any:
+    """The one-dimensional coordinate variable of a dimension, None if there is none."""
+    found = _lookup(groups, group, dim)
+    if found is not None and found.dims == (dim,):
+        return found
+    for variable in groups[group].variables.values():
+        if variable.dims == (dim,) and _axis_by_attributes(variable.attrs):
+            return variable
+    return None
+
+
+def _axis_by_attributes(attributes: Mapping[str, Any]) -> str | None:
+    axis = str(attributes.get("axis", "")).lower()
+    if axis in _NAMES:
+        return axis
+    for name, known in _NAMES.items():
+        if str(attributes.get("standard_name", "")).lower() in known:
+            return name
+        if str(attributes.get("units", "")).lower().startswith(_UNITS[name]):
+            return name
+    return None
+
+
+def _axes(groups: Mapping[str, Any], group: str, dims: tuple[Any, ...]) -> dict[str, str]:
+    """Which dimensions are x and y: by attributes of their coordinates, else by name."""
+    found: dict[str, str] = {}
+    for dim in dims:
+        coordinate = _coordinate(groups, group, dim)
+        axis = None if coordinate is None else _axis_by_attributes(coordinate.attrs)
+        if axis is not None:
+            found.setdefault(axis, dim)
+    for dim in dims:
+        for axis, names in _NAMES.items():
+            if str(dim).lower() in names and dim not in found.values():
+                found.setdefault(axis, dim)
+    return found
+
+
+def _transform(groups: Mapping[str, Any], group: str, axes: Mapping[str, str], where: str) -> Affine:
+    steps = {}
+    for axis, dim in axes.items():
+        coordinate = _coordinate(groups, group, dim)
+        if coordinate is None:
+            return _stated_transform(groups, group, dim, where)
+        steps[axis] = _even(np.asarray(coordinate.values), dim, where)
+    (x, step_x), (y, step_y) = steps["x"], steps["y"]
+    return Affine(step_x, 0.0, x - step_x / 2, 0.0, step_y, y - step_y / 2)
+
+
+def _stated_transform(groups: Mapping[str, Any], group: str, dim: str, where: str) -> Affine:
+    """The GeoTransform that GDAL and rioxarray write beside a CRS."""
+    for variable in groups[group].variables.values():
+        text = variable.attrs.get("GeoTransform")
+        if text is not None:
+            return Affine.from_gdal(*(float(part) for part in str(text).split()))
+    raise ValueError(
+        f"{where}: dimension '{dim}' has no coordinates, expected a one-dimensional variable '{dim}' of pixel centres; "
+        "add it (or a GeoTransform attribute to spatial_ref)"
+    )
+
+
+def _even(centres: np.ndarray, dim: str, where: str) -> tuple[float, float]:
+    """The first pixel centre and the signed step of evenly spaced coordinates."""
+    if centres.dtype.kind not in "iuf":
+        raise ValueError(f"{where}: coordinate '{dim}' is of type {centres.dtype}, expected numbers")
+    centres = centres.astype(np.float64)
+    if len(centres) < 2:
+        raise ValueError(
+            f"{where}: dimension '{dim}' has {len(centres)} coordinate, expected at least 2, from which the pixel size "
+            "follows"
+        )
+    if not np.isfinite(centres).all():
+        raise ValueError(f"{where}: coordinate '{dim}' holds values that are not finite; expected pixel centres")
+    steps = np.diff(centres)
+    if not ((steps > 0).all() or (steps < 0).all()):
+        turn = int(np.flatnonzero(np.sign(steps) != np.sign(steps[0]))[0]) if steps[0] else 0
+        raise ValueError(
+            f"{where}: coordinate '{dim}' is not sorted: {centres[turn]:.9g} is followed by {centres[turn + 1]:.9g} at "
+            f"index {turn + 1}; sort it (dataset.sortby('{dim}'))"
+        )
+    step = (centres[-1] - centres[0]) / (len(centres) - 1)
+    stray = np.abs(centres - (centres[0] + step * np.arange(len(centres)))) / abs(step)
+    if stray.max() > _STRAY:
+        raise ValueError(
+            f"{where}: coordinate '{dim}' is irregular: steps from {np.abs(steps).min():.6g} to "
+            f"{np.abs(steps).max():.6g}, farthest from even spacing at index {int(stray.argmax())}; regrid it "
+            "(dataset.interp) to evenly spaced coordinates"
+        )
+    return float(centres[0]), float(step)
+
+
+def _crs(
+    groups: Mapping[str, Any], group: str, variable: Any, axes: Mapping[str, str], given: str | None, where: str
+) -> tuple[CRS, tuple[str, ...]]:
+    mapping = variable.attrs.get("grid_mapping") or variable.encoding.get("grid_mapping") or ""
+    names = [part.rstrip(":") for part in str(mapping).split()][:1] + ["spatial_ref", "crs"]
+    for name in names:
+        reference = _lookup(groups, group, name)
+        if reference is not None:
+            stated = _crs_of_attributes(reference.attrs, where)
+            if stated is not None:
+                return stated, ()
+    for attributes in (variable.attrs, groups[group].attrs, groups["/"].attrs if "/" in groups else {}):
+        stated = _crs_of_attributes(attributes, where)
+        if stated is not None:
+            return stated, ()
+    if given is not None:
+        return _parse_crs(given, f"--crs {given}"), ()
+    units = [getattr(_coordinate(groups, group, axes[axis]), "attrs", {}).get("units", "") for axis in ("x", "y")]
+    if all(str(unit).lower().startswith(_UNITS[axis]) for axis, unit in zip("xy", units, strict=True)):
+        note = "states no CRS: its longitudes and latitudes are taken for EPSG:4326; --crs names another"
+        return CRS.from_epsg(4326), (note,)
+    raise ValueError(
+        f"{where}: has no CRS (no grid_mapping, spatial_ref or crs_wkt), expected a coordinate reference system; give "
+        "the one it was made in, --crs EPSG:..., or write it into the file (rioxarray: dataset.rio.write_crs)"
+    )
+
+
+def _crs_of_attributes(attributes: Mapping[str, Any], where: str) -> CRS | None:
+    for key in ("crs_wkt", "spatial_ref", "crs", "proj4", "proj4text", "epsg_code"):
+        text = attributes.get(key)
+        if isinstance(text, str) and text.strip():
+            return _parse_crs(text, f"{where}: attribute {key} '{text[:60]}'")
+    if "grid_mapping_name" in attributes:
+        try:
+            return CRS.from_wkt(pyproj.CRS.from_cf(dict(attributes)).to_wkt())
+        except (PyprojCRSError, CRSError, KeyError) as error:
+            raise ValueError(
+                f"{where}: grid mapping '{attributes['grid_mapping_name']}' cannot be understood ({error}); add its "
+                "crs_wkt"
+            ) from error
+    return None
+
+
+def _parse_crs(text: str, where: str) -> CRS:
+    try:
+        return CRS.from_user_input(text)
+    except (CRSError, ValueError) as error:
+        raise ValueError(f"{where}: not a CRS ({error}); expected EPSG:..., WKT or a PROJ string") from error

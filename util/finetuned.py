@@ -1,0 +1,121 @@
+"""What a fine-tuned checkpoint says of its task, and how its classes are stored in a raster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Colour = tuple[int, int, int]
+
+TESTED = {"blocks": "held-out blocks", "locations": "held-out images", "test table": "test images"}
+"""What scores were found on, by the name of the split."""
+COUNTS = ("count", "classes")
+"""Numbers beside the scores that say how much was scored, not how good it was."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a network was fine-tuned to predict.
+
+    Attributes:
+        kind: `segmentation`, `regression`, `classification` or `prospectivity`.
+        scale: target pixels along the edge of a base-scale pixel.
+        units: of the values.
+        codes: of the classes, as they lay in the labels; none for values.
+        names: of the classes.
+        colours: of the classes, '#rrggbb'.
+    """
+
+    kind: str
+    scale: int
+    units: str
+    codes: tuple[int | str, ...]
+    names: tuple[str, ...]
+    colours: tuple[str, ...]
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every pixel is predicted; else one class for a window."""
+        return self.kind in ("segmentation", "regression")
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs K of the network."""
+        return len(self.codes) or 1
+
+
+def task_of(state: Mapping[str, Any]) -> Task:
+    """The task that a checkpoint of main_finetune was fitted to."""
+    task = state["task"]
+    lists = {key: tuple(task[key] or ()) for key in ("codes", "names", "colours")}
+    return Task(kind=task["kind"], scale=task["scale"], units=task["units"] or "", **lists)
+
+
+@dataclass(frozen=True)
+class StoredClasses:
+    """How classes are written to a raster.
+
+    Attributes:
+        codes: of each class, in order of their numbers.
+        dtype: `uint8` or `uint16`.
+        nodata: a code that no class has.
+        classes: code -> (name, (red, green, blue)).
+        renumbered: the labels' codes are no whole numbers from 0 to 65535, so classes are 1 to K.
+    """
+
+    codes: tuple[int, ...]
+    dtype: str
+    nodata: int
+    classes: Mapping[int, tuple[str, Colour]]
+    renumbered: bool
+
+
+def stored_classes(task: Task) -> StoredClasses:
+    """Keeps the labels' own codes where a raster can hold them; nodata is 0, or the highest code that is free."""
+    own = all(isinstance(code, int) and 0 <= code <= 65535 for code in task.codes)
+    codes = tuple(int(code) for code in task.codes) if own else tuple(range(1, len(task.codes) + 1))
+    dtype, most = ("uint8", 255) if max(codes) <= 255 else ("uint16", 65535)
+    nodata = 0 if 0 not in codes else next(code for code in range(most, 0, -1) if code not in codes)
+    looks = zip(codes, task.names, task.colours, strict=True)
+    classes = {code: (name, _colour(text)) for code, name, text in looks}
+    return StoredClasses(codes, dtype, nodata, classes, renumbered=not own)
+
+
+def _colour(text: str) -> Colour:
+    digits = text.removeprefix("#")
+    return int(digits[:2], 16), int(digits[2:4], 16), int(digits[4:6], 16)
+
+
+def provenance(state: Mapping[str, Any]) -> dict[str, str]:
+    """What a map must say of the fit that made it: task, arm, labels, how good it was on what it had not seen.
+
+    Args:
+        state: a checkpoint of main_finetune.
+
+    Returns:
+        Tags; `warning` among them if the labels were split so that scores are inflated.
+    """
+    split, fold, scores = state["folds"], state["fold"], state["scores"]
+    tags = {
+        "task": state["task"]["kind"],
+        "arm": state["arm"],
+        "fold": "none" if fold is None else str(fold),
+        "fitted_on": "all labels" if fold is None else f"the training labels of fold {fold}",
+        "split": split["split"],
+    }
+    if scores is None:
+        tags["score"] = "not in this checkpoint; see metrics.json of the run that wrote it"
+    else:
+        summary = scores["arms"][state["arm"]]["summary"]
+        kept = {name: item for name, item in summary.items() if name not in COUNTS and item.get("mean") is not None}
+        numbers = {name: _with_spread(item) for name, item in kept.items()}
+        headline = scores["headline"]
+        folds, where = summary[headline]["n"], TESTED.get(split["split"], split["split"])
+        tags["score"] = f"{headline} {numbers.get(headline, 'not defined')} on {where}, {folds} fold(s)"
+        tags |= {f"score_{name}": text for name, text in numbers.items()}
+    return tags | ({"warning": split["warning"]} if split["warning"] else {})
+
+
+def _with_spread(number: Mapping[str, Any]) -> str:
+    return f"{number['mean']:.4g}" + ("" if number["std"] is None else f" +- {number['std']:.2g}")
