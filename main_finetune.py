@@ -34,6 +34,7 @@ from util import checkpoint as ckpt
 from util import distributed as dist
 from util import finetune_evaluation as evaluation
 from util import finetune_options as options
+from util.allocator import keep_freed_memory
 from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
 from util.encoder_weights import EncoderWeights, load_encoder, read_encoder_weights
 from util.engine import StepMeter, Stop, seed_step
@@ -115,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ranks = dist.find_ranks(world_size=args.world_size, local_rank=args.local_rank, dist_url=args.dist_url)
         setup_logging(ranks.rank)
+        keep_freed_memory()
         device = select_device(args.device, local_rank=ranks.local_rank)
         dist.start(ranks, device, dist_url=args.dist_url)
         job, work = prepare_evaluation(args, device, ranks) if args.eval else prepare(args, device, ranks)

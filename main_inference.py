@@ -28,6 +28,7 @@ from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, sto
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import finetuned, inference_options, makers, results
+from util.allocator import keep_freed_memory
 from util.dense_prediction import Forward
 from util.device import amp_policy, describe_environment, select_device
 from util.engine import Stop
@@ -83,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             ranks = dist.find_ranks(world_size=args.world_size, local_rank=args.local_rank, dist_url=args.dist_url)
             setup_logging(ranks.rank)
+            keep_freed_memory()
             device = select_device(args.device, local_rank=ranks.local_rank)
             dist.start(ranks, device, dist_url=args.dist_url)
             stack.enter_context(limited_cache())

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from datasets.fitting import save_statistics
 from datasets.grid import Survey, Tiles, open_survey, open_test_survey
 from datasets.loader import prefetch
 from datasets.masks import Masks, dropped_layers, mask_shares
-from datasets.pyramid import Sample
+from datasets.pooled import choose_reader, to_sample
+from datasets.pyramid import Pyramid, Sample
 from datasets.sample_survey import default_survey
 from datasets.samplers import MicroBatch, plan_epoch, updates_per_epoch
 from datasets.scenes import Scenes, open_scenes, open_test_scenes
@@ -34,7 +36,8 @@ from datasets.source import Reader, TileSource
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
-from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
+from util.allocator import keep_freed_memory
+from util.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, select_device, wait_for
 from util.engine import StepMeter, Stop, Updater, WindowOfSteps, make_adamw
 from util.log import progress, setup_logging
 from util.lr_sched import Schedule
@@ -52,7 +55,7 @@ VALIDATION_EPOCH = -1
 """Masks of held-out tiles are drawn as those of this epoch: always the same."""
 
 MAY_CHANGE = set(
-    "accum_iter batch_size cache compile crs data_dir data_path device dist_url epochs figure_every "
+    "accum_iter batch_size cache compile crs data_dir data_path device dist_url dry_run epochs figure_every "
     "grad_checkpointing keep_every local_rank log_dir log_every no_progress num_workers output_dir pin_mem resume "
     "save_minutes start_epoch test_path train_path val_tiles world_size".split()
 )
@@ -68,7 +71,14 @@ def get_args_parser() -> argparse.ArgumentParser:
     options.add_model_options(parser)
     options.add_training_options(parser)
     options.add_run_options(parser)
+    parser.add_argument(
+        "--dry_run", action="store_true", help="open all, time one update, say what an epoch costs; train nothing"
+    )
     return parser
+
+
+Fetched = tuple[Tiles | Sample, torch.Tensor, torch.Tensor | None]
+"""Tiles, the noise of their masks, and the channels that they go without, if any."""
 
 
 @dataclass
@@ -97,6 +107,7 @@ class Run:
     ranks: dist.Ranks
     device: torch.device
     survey: TileSource
+    reader: Reader
     scored: ScoredTiles
     network: models.MaskedAutoencoderGroupChannelViT
     masks: Masks
@@ -125,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         ranks = dist.find_ranks(world_size=args.world_size, local_rank=args.local_rank, dist_url=args.dist_url)
         setup_logging(ranks.rank)
+        keep_freed_memory()
         device = select_device(args.device, local_rank=ranks.local_rank)
         dist.start(ranks, device, dist_url=args.dist_url)
         run = prepare(args, device, ranks)
@@ -134,7 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return dist.report_end(error, program="main_pretrain", ranks=ranks, status=1)
     try:
         with Stop() as stop:
-            train(run, stop)
+            if args.dry_run:
+                rehearse(run)
+            else:
+                train(run, stop)
     except (RunFailed, OSError, dist.PeerLost, KeyboardInterrupt) as error:
         return dist.report_end(error, program="main_pretrain", ranks=ranks, status=1)
     finally:
@@ -164,6 +179,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         "precision": str(amp_dtype or "fp32"),
     }
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
+    if busy := busy_note() if device.type == "cpu" else "":
+        logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", busy)
 
     # data
     if args.dataset_type == "grid" and not (args.data_dir or args.train_path or args.data_path):
@@ -173,6 +190,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     scored = dist.together(lambda: scored_tiles(args, survey))
     for text in survey.lines():
         logger.info("%s", text)
+    reader = dist.together(lambda: choose_reader(survey, device, cache=args.cache, local_ranks=ranks.local_world_size))
     for text in dict.fromkeys(text for source in (survey, scored.survey) for text in source.notes(args.patch_size)):
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
@@ -227,6 +245,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         ranks=ranks,
         device=device,
         survey=survey,
+        reader=reader,
         scored=scored,
         network=network,
         masks=masks,
@@ -238,7 +257,17 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         clock=Clock(),
         place=Place(args.start_epoch),
     )
-    begin_or_resume(run, environment)
+    logger.info(
+        "%s: %.2f M parameters; %d tiles and %d updates an epoch, effective batch %d, peak rate %.3g",
+        args.model,
+        sum(p.numel() for p in network.parameters() if p.requires_grad) / 1e6,
+        schedule.tiles,
+        schedule.updates,
+        schedule.effective_batch,
+        schedule.peak_lr,
+    )
+    if not args.dry_run:
+        begin_or_resume(run, environment)
     return run
 
 
@@ -296,15 +325,6 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
     files.describe({"options": vars(args), "environment": environment})
     if state is not None and not place.update and is_kept(args, place.epoch):
         dist.on_main(lambda: files.keep_missing(epoch=place.epoch, step=place.step))
-    logger.info(
-        "%s: %.2f M parameters; %d tiles and %d updates an epoch, effective batch %d, peak rate %.3g",
-        args.model,
-        sum(p.numel() for p in run.network.parameters() if p.requires_grad) / 1e6,
-        run.schedule.tiles,
-        run.schedule.updates,
-        run.schedule.effective_batch,
-        run.schedule.peak_lr,
-    )
 
 
 def require_same_checkpoint(state: dict[str, Any] | None, resume: str) -> None:
@@ -384,12 +404,11 @@ def train(run: Run, stop: Stop) -> None:
         OSError: a tile could not be read or a checkpoint not written; earlier checkpoints are intact.
     """
     args, files, place = run.args, run.files, run.place
-    reader = run.survey.reader()
     evaluator, example = prepare_scoring(run)
     if place.epoch >= args.epochs:
         logger.info("all %d epochs are done; a larger --epochs would go on", args.epochs)
     while place.epoch < args.epochs:
-        if not train_epoch(run, reader, stop):
+        if not train_epoch(run, stop):
             return
         epoch = place.epoch
         place.epoch, place.update = epoch + 1, 0
@@ -422,7 +441,7 @@ def train(run: Run, stop: Stop) -> None:
     logger.info("tensorboard  tensorboard --logdir %s", files.log_dir)
 
 
-def train_epoch(run: Run, reader: Reader, stop: Stop) -> bool:
+def train_epoch(run: Run, stop: Stop) -> bool:
     """Trains the rest of the current epoch.
 
     Returns:
@@ -431,7 +450,7 @@ def train_epoch(run: Run, reader: Reader, stop: Stop) -> bool:
     args, place, schedule, ranks, device = run.args, run.place, run.schedule, run.ranks, run.device
     pyramid, updater, survey = run.survey.pyramid(), run.updater, run.survey
     origins = survey.epoch_tiles(seed=args.seed, epoch=place.epoch, tiles=schedule.tiles)
-    fetch = partial(fetch_tiles, reader, origins, run=run, epoch=place.epoch)
+    fetch = partial(fetch_tiles, run.reader, origins, run=run, epoch=place.epoch)
     plan = plan_epoch(
         schedule.tiles,
         batch_size=args.batch_size,
@@ -457,15 +476,9 @@ def train_epoch(run: Run, reader: Reader, stop: Stop) -> bool:
     seen_tiles: deque[list[np.ndarray]] = deque([[]], maxlen=args.log_every)
     saved_at = time.monotonic()
     run.model.train()
-    for micro, (tiles, noise, dropped) in run.clock.timed(prefetch(plan, fetch, workers=args.num_workers)):
+    for micro, fetched in run.clock.timed(prefetch(plan, fetch, workers=args.num_workers)):
         seen_tiles[-1].append(origins[micro.positions])
-        sample = pyramid(*tiles.to(device).parts)
-        if dropped is not None:
-            sample = sample.without(dropped.to(device, non_blocking=True))
-        with dist.gradients_shared(run.model, micro.is_last), dist.peer_errors_named():
-            out = reconstruct(run, run.model, sample, noise.to(device, non_blocking=True))
-            loss = args.base_loss_weight * out.loss + args.scale_loss_weight * out.ms_loss
-            updater.backward(loss * micro.weight)
+        loss, out = add_gradients(run, pyramid, micro, fetched)
         meter.add(
             losses=(loss, out.loss, out.ms_loss),
             weight=micro.weight,
@@ -480,8 +493,9 @@ def train_epoch(run: Run, reader: Reader, stop: Stop) -> bool:
         meter.end_update(updater.step(lr))
         place.step, place.update = place.step + 1, place.update + 1
         bar.update(1)
-        stopping = dist.any_rank(stop.signal is not None)
-        due = dist.any_rank(time.monotonic() - saved_at > 60 * args.save_minutes)
+        stopping, due = dist.any_rank_each(
+            stop.signal is not None, time.monotonic() - saved_at > 60 * args.save_minutes
+        )
         is_end = place.update == schedule.updates
         if meter.is_full or is_end or stopping or due:
             window = meter.read(dist.mean_over_ranks, dist.sum_over_ranks)
@@ -502,6 +516,21 @@ def train_epoch(run: Run, reader: Reader, stop: Stop) -> bool:
     return True
 
 
+def add_gradients(
+    run: Run, pyramid: Pyramid, micro: MicroBatch, fetched: Fetched
+) -> tuple[torch.Tensor, models.Reconstruction]:
+    """Masks the tiles of a micro-batch, rebuilds them, and adds the gradient of the weighted loss to the update's."""
+    args, (tiles, noise, dropped) = run.args, fetched
+    sample = to_sample(tiles, pyramid, run.device)
+    if dropped is not None:
+        sample = sample.without(dropped.to(run.device, non_blocking=True))
+    with dist.gradients_shared(run.model, micro.is_last), dist.peer_errors_named():
+        out = reconstruct(run, run.model, sample, noise.to(run.device, non_blocking=True))
+        loss = args.base_loss_weight * out.loss + args.scale_loss_weight * out.ms_loss
+        run.updater.backward(loss * micro.weight)
+    return loss, out
+
+
 def reconstruct(
     run: Run, model: torch.nn.Module, sample: Sample | ScoredBatch, noise: torch.Tensor
 ) -> models.Reconstruction:
@@ -518,9 +547,7 @@ def reconstruct(
         )
 
 
-def fetch_tiles(
-    reader: Reader, origins: np.ndarray, micro: MicroBatch, *, run: Run, epoch: int
-) -> tuple[Tiles, torch.Tensor, torch.Tensor | None]:
+def fetch_tiles(reader: Reader, origins: np.ndarray, micro: MicroBatch, *, run: Run, epoch: int) -> Fetched:
     """Reads the tiles of a micro-batch, draws their masks' noise and the channels that they go without, if any.
 
     Runs in the reading threads.
@@ -536,6 +563,52 @@ def fetch_tiles(
     if args.pin_mem and run.device.type == "cuda":
         return tiles.pin(), noise.pin_memory(), dropped
     return tiles, noise, dropped
+
+
+def rehearse(run: Run) -> None:
+    """Does the first update of the first epoch twice, the first time to warm up, and says what an epoch would cost.
+
+    Nothing is written. Scoring, pictures and checkpoints are not part of it.
+
+    Raises:
+        OSError: a tile could not be read.
+    """
+    args, schedule, pyramid = run.args, run.schedule, run.survey.pyramid()
+    origins = run.survey.epoch_tiles(seed=args.seed, epoch=0, tiles=schedule.tiles)
+    plan = plan_epoch(
+        schedule.tiles,
+        batch_size=args.batch_size,
+        accum_iter=args.accum_iter,
+        rank=run.ranks.rank,
+        world_size=run.ranks.world_size,
+        start_update=0,
+    )
+    update = list(islice(plan, args.accum_iter))
+    seconds = reading = 0.0
+    run.model.train()
+    for _ in range(2):
+        begin, reading = time.monotonic(), 0.0
+        for micro in update:
+            at = time.monotonic()
+            fetched = fetch_tiles(run.reader, origins, micro, run=run, epoch=0)
+            reading += time.monotonic() - at
+            loss, _ = add_gradients(run, pyramid, micro, fetched)
+        run.updater.step(schedule.lr(0))
+        wait_for(run.device)
+        seconds = time.monotonic() - begin
+    logger.info(
+        "dry run: an update takes %.3g s, %.3g s of it reading, which --num_workers threads do ahead; peak memory "
+        "%.0f MiB; an epoch of %d updates takes about %.3g s, all %d about %.3g h, without scoring; loss %.4f; nothing "
+        "was trained or written",
+        seconds,
+        reading,
+        peak_memory_bytes(run.device) / 2**20,
+        schedule.updates,
+        seconds * schedule.updates,
+        args.epochs,
+        seconds * schedule.updates * args.epochs / 3600,
+        float(loss.detach()),
+    )
 
 
 def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:
@@ -591,7 +664,7 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
     reader, pyramid = source.reader(), survey.pyramid(source)
 
     def fetch(numbers: np.ndarray) -> ScoredBatch:
-        sample = pyramid(*reader.read(origins[numbers]).to(run.device).parts)
+        sample = to_sample(reader.read(origins[numbers]), pyramid, run.device)
         noise = run.masks.noise(numbers, seed=args.seed, epoch=VALIDATION_EPOCH)
         return ScoredBatch(*sample, noise=torch.from_numpy(noise).to(run.device))
 

@@ -7,10 +7,12 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import rasterio
+import rasterio.env
 from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -29,6 +31,9 @@ from datasets.warp import warp_window
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 # Open files per process: well below the usual limit of 1024, and more than the layers of any survey.
 MAX_HANDLES = 256
+# Decoded blocks that GDAL keeps: its own default, 5 % of the memory, is too much for each of several processes, and
+# tiles of a large raster seldom meet a block again.
+GDAL_CACHE_BYTES = 256 << 20
 # A dataset whose places in two CRS differ by less than this share of a pixel is in both.
 _CRS_SHARE = 0.01
 
@@ -145,6 +150,14 @@ def open_dataset(path: str) -> rasterio.DatasetReader:
     return dataset
 
 
+def gdal_session() -> AbstractContextManager:
+    """A context in which what GDAL remarks comes to the log; entering one inside another costs nothing.
+
+    The first in a process to read pixels settles how many decoded ones GDAL keeps.
+    """
+    return nullcontext() if rasterio.env.hasenv() else rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES)
+
+
 def close_dataset(path: str) -> None:
     """Close a file that this thread may have open; the next read opens it again."""
     dataset = _own_handles().open.pop(path, None)
@@ -205,7 +218,7 @@ class Source:
         path = self.layer.path
 
         def read() -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-            with rasterio.Env():  # brings what GDAL remarks to the log
+            with gdal_session():
                 dataset = open_dataset(path)
                 raw = dataset.read(self.layer.band, window=window)
                 masked = dataset.read_masks(self.layer.band, window=window) == 0 if self.has_mask else None

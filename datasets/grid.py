@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from datasets.band import gdal_session
 from datasets.fitting import LayerStatistics, fit_layer
 from datasets.kinds import Encoding, channel_ranges, values_text
 from datasets.layer_classes import layer_classes
@@ -277,6 +278,10 @@ class TileReader:
         Raises:
             OSError: naming tile, layer, file and window that could not be read.
         """
+        with gdal_session():
+            return self._read(origins)
+
+    def _read(self, origins: np.ndarray) -> Tiles:
         arrays, phases = [], []
         for block in self.blocks:
             array = np.empty((len(origins), len(block.channels), block.rows, block.cols), dtype=np.float32)
@@ -346,7 +351,7 @@ def open_survey(
         val_block: edge of a held-out block in tiles, 0 = automatic.
         val_buffer: distance of training from held-out blocks, base-scale pixels.
         seed: decides which blocks are held out.
-        cache: `auto`, `ram` or `none`.
+        cache: `auto`, `ram` or `none`; `device` (see `datasets/pooled.py`) reads like `auto`.
         local_ranks: processes on this machine that each hold the layers.
         transforms: by name of a layer, the transform of its values, in the place of that of the table.
         classes: per layer, the classes that may occur in it; None for those of its table or pixels.
@@ -514,12 +519,16 @@ def scan_bands(
     return bands, tuple(summaries), notes
 
 
+def memory_limit() -> float:
+    """Bytes that decoded layers may take on this machine, all processes together."""
+    return MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def fits_memory(stack: Stack, cache: str, local_ranks: int) -> bool:
     """Whether decoded layers are to be kept in memory: as `cache` says, or if all processes' take up to a quarter."""
-    if cache != "auto":
+    if cache in ("ram", "none"):
         return cache == "ram"
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return stack.memory_bytes * local_ranks <= MEMORY_SHARE * physical
+    return stack.memory_bytes * local_ranks <= memory_limit()
 
 
 def _tile_edge(input_size: int, base: float, resolution: float) -> int:

@@ -5,7 +5,7 @@ Runs on the device of its input. Coarser pixels are means over valid native pixe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,6 +32,19 @@ class Sample(NamedTuple):
     valid: torch.Tensor
     imgs_up: list[torch.Tensor]
     valid_up: list[torch.Tensor]
+
+    def to(self, device: torch.device) -> Sample:
+        """The same on another device, copied without waiting."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> Sample:
+        """The same in page-locked memory, unless it is on a device already."""
+        return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
+        return Sample(
+            change(self.imgs), change(self.valid), [change(t) for t in self.imgs_up], [change(t) for t in self.valid_up]
+        )
 
     def without(self, dropped: torch.Tensor) -> Sample:
         """The same where some channels, (N, C) bool, have no data at all."""
@@ -146,11 +159,19 @@ class Pyramid:
             numbers = [channel for layer in block.channels for channel in self.ranges[layer]]
             pool = self._pool_whole if phase is None else self._pool_shifted
             for level, (mean, ok) in pool(block, encoded, usable, phase).items():
-                keep = [k for k, layer in enumerate(owners) if level == 0 or self._is_scored(layer, level)]
-                target = [numbers[k] for k in keep]
-                values[level][:, target] = mean[:, keep]
-                valid[level][:, target] = ok[:, keep]
+                for k, (layer, channel) in enumerate(zip(owners, numbers, strict=True)):
+                    if level == 0 or self._is_scored(layer, level):  # lists as indices would make a GPU wait
+                        values[level][:, channel], valid[level][:, channel] = mean[:, k], ok[:, k]
         return Sample(values[0], valid[0], values[1:], valid[1:])
+
+    def channels_at(self, level: int) -> list[int]:
+        """Channels that hold anything at a level: all at the base, those of layers scored there at finer scales."""
+        return [
+            channel
+            for layer, numbers in enumerate(self.ranges)
+            for channel in numbers
+            if level == 0 or self._is_scored(layer, level)
+        ]
 
     def to_physical(self, images: torch.Tensor) -> torch.Tensor:
         """Model units (N, C, h, w) back to values (N, layers, h, w), as `Encoding.decode` does."""

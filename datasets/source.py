@@ -17,14 +17,14 @@ from datasets.fitting import LayerStatistics
 from datasets.grid import Tiles
 from datasets.kinds import Encoding
 from datasets.layers import Layer
-from datasets.pyramid import Pyramid
+from datasets.pyramid import Pyramid, Sample
 
 
 class Reader(Protocol):
     """Reads tiles; may be called from several threads."""
 
-    def read(self, tiles: np.ndarray) -> Tiles:
-        """The native pixels of tiles, (N, k) rows of their source.
+    def read(self, tiles: np.ndarray) -> Tiles | Sample:
+        """Tiles, (N, k) rows of their source: their native pixels, or what is ready for the model.
 
         Raises:
             OSError: naming what could not be read.

@@ -109,7 +109,6 @@ def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
     weights_y, weights_x = overlap_matrix(native_y, grid.rows), overlap_matrix(native_x - first_col, cols)
     weight = np.zeros((len(edges_y) - 1, len(edges_x) - 1))
     total = np.zeros_like(weight)
-    area = np.outer(np.diff(native_y), np.diff(native_x))
     by_row = weights_y.tocsc()
     for first, values, sampled in row_chunks(stack, channel, native_y, columns=(first_col, cols)):
         valid = np.isfinite(values)
@@ -117,12 +116,26 @@ def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
         if sampled:  # the row stands for the whole height of its cell
             inside = (native_y[:-1] <= first + 0.5) & (first + 0.5 < native_y[1:])
             part = sparse.csr_matrix((np.diff(native_y) * inside)[:, None])
-        weight += part @ (valid @ weights_x.T)
-        total += part @ (np.where(valid, values, 0.0) @ weights_x.T)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(weight > 0, total / weight, np.nan)
-        fraction = np.clip(weight / area, 0.0, 1.0)
-    return CellMap(fraction=fraction.astype(np.float32), mean=mean.astype(np.float32)), cell
+        reached = part.nonzero()[0]
+        if not len(reached):
+            continue
+        # Only the cells that these rows reach are touched: a chunk costs by its pixels, not by the whole map.
+        cells = slice(reached.min(), reached.max() + 1)
+        part = part.tocsr()[cells]
+        weight[cells] += part @ (valid @ weights_x.T)
+        total[cells] += part @ (np.where(valid, values, 0.0) @ weights_x.T)
+    return _cell_map(weight, total, np.diff(native_y), np.diff(native_x)), cell
+
+
+def _cell_map(weight: np.ndarray, total: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> CellMap:
+    """Valid shares and means from valid areas and sums over them, some rows at a time: maps are large."""
+    fraction, mean = (np.empty(weight.shape, dtype=np.float32) for _ in range(2))
+    for row in range(0, len(weight), 256):
+        part = slice(row, row + 256)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean[part] = np.where(weight[part] > 0, total[part] / weight[part], np.nan)
+            fraction[part] = np.clip(weight[part] / np.outer(heights[part], widths), 0.0, 1.0)
+    return CellMap(fraction=fraction, mean=mean)
 
 
 def mean_coverage(maps: list[CellMap], cell: int) -> Coverage:

@@ -10,6 +10,7 @@ tile goes on beyond its last. On round bodies ground weighs by its area.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -59,6 +60,11 @@ class Coverage:
     cell: int
     turn: int = 0
 
+    @cached_property
+    def _table(self) -> np.ndarray:
+        """Summed-area table of the fractions, twice if they go round: made once, as it takes longer than looking."""
+        return integral(np.tile(self.fraction, (1, 2)) if self.turn else self.fraction)
+
     def of_windows(self, rows: np.ndarray, cols: np.ndarray, *, height: int, width: int) -> np.ndarray:
         """Valid share of windows.
 
@@ -71,18 +77,15 @@ class Coverage:
         Returns:
             (n,) float64 in 0..1. Exact when origins and size are multiples of the cell; else of whole cells near it.
         """
-        fraction = self.fraction
         top, left = rows // self.cell, cols // self.cell
         stop = (cols + width) // self.cell
         if self.turn:
             beyond = cols + width - self.turn
-            fraction = np.concatenate([fraction, fraction], axis=1)
             stop = np.where(beyond > 0, self.fraction.shape[1] + beyond // self.cell, stop)
-        table = integral(fraction)
-        bottom = np.minimum(np.maximum((rows + height) // self.cell, top + 1), fraction.shape[0])
-        right = np.minimum(np.maximum(stop, left + 1), fraction.shape[1])
+        bottom = np.minimum(np.maximum((rows + height) // self.cell, top + 1), self._table.shape[0] - 1)
+        right = np.minimum(np.maximum(stop, left + 1), self._table.shape[1] - 1)
         top, left = np.minimum(top, bottom - 1), np.minimum(left, right - 1)
-        return window_sums(table, top, left, bottom, right) / ((bottom - top) * (right - left))
+        return window_sums(self._table, top, left, bottom, right) / ((bottom - top) * (right - left))
 
 
 @dataclass(frozen=True)

@@ -80,16 +80,24 @@ def invalid_pixels(raw: np.ndarray, values: Sequence[float]) -> np.ndarray | Non
         values: stored numbers that mean nodata (see `stored_values`).
 
     Returns:
-        Boolean array like ``raw``, True = invalid; None when no pixel can be invalid (integers without nodata
-        values).
+        Boolean array like ``raw``, True = invalid; None when no pixel is.
     """
+    if not raw.size:
+        return None
+    with np.errstate(invalid="ignore"):
+        low, high = raw.min(), raw.max()  # NaN if any pixel is; two quick passes that settle it for most windows
     invalid: np.ndarray | None = None
-    if raw.dtype.kind == "f":
+    if raw.dtype.kind == "f" and not (low > -HUGE and high < HUGE):
         with np.errstate(invalid="ignore"):
             invalid = ~(np.abs(raw) < raw.dtype.type(HUGE))  # NaN compares False, hence the negation
     for value in values:
+        if invalid is None and not low <= value <= high:
+            continue
         same = raw == raw.dtype.type(value)
-        invalid = same if invalid is None else np.logical_or(invalid, same, out=invalid)
+        if invalid is None:
+            invalid = same if same.any() else None
+        else:
+            np.logical_or(invalid, same, out=invalid)
     return invalid
 
 

@@ -1,188 +1,139 @@
-"""Measure the model: `heads` counts FLOPs of the cross-scale heads, `step` times steps side by side.
+"""Measures what the program does with a machine: one table, or one JSON object, for each of the subcommands.
 
-python -m scripts.benchmark heads
-python -m scripts.benchmark step --model tiny --input_size 48 --layers 2 --batch_size 16
+python -m scripts.benchmark loader      tiles a second from memory and from files
+python -m scripts.benchmark step        a training step, ours beside the published recipe
+python -m scripts.benchmark numerics    what each switch of a step does to the loss
+python -m scripts.benchmark heads       FLOPs of the cross-scale heads
+python -m scripts.benchmark scale       rasters of 4,000 and of 100,000 pixels along an edge
 """
+
+from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-import timm
 import torch
-from torch import Tensor
 
-from models_mae_group_channels import MODEL_SIZES, SCALE_HEADS, MaskedAutoencoderGroupChannelViT, build_model
-from util.cost import head_share
+from models_mae_group_channels import MODEL_SIZES
+from scripts import bench_loader, bench_scale, bench_step
+from scripts.bench_common import table
+from scripts.bench_step import divide
+from util.options import positive_int
+
+__all__ = ["divide", "main", "parse_arguments"]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    heads = commands.add_parser("heads", help="share of forward FLOPs spent in the cross-scale heads")
-    step = commands.add_parser("step", help="time of a step: forward, backward and AdamW")
-    for command, size in ((heads, 96), (step, 48)):
-        command.add_argument("--input_size", type=int, default=size, help=f"base-scale pixels (default {size})")
-        command.add_argument("--patch_size", type=int, default=8, help="base pixels (default 8)")
+    _add_loader(commands.add_parser("loader", help="tiles a second, from memory and from files"))
+    _add_step(commands.add_parser("step", help="forward, backward and update of a batch, by recipe"))
+    _add_numerics(commands.add_parser("numerics", help="what each switch does to the loss"))
+    _add_heads(commands.add_parser("heads", help="share of forward FLOPs in the cross-scale heads"))
+    _add_scale(commands.add_parser("scale", help="time and memory to begin on rasters of several sizes"))
+    for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    heads.add_argument("--models", nargs="+", default=list(MODEL_SIZES), help="sizes (default all)")
-    heads.add_argument("--layers", nargs="+", type=int, default=[2, 8, 20], help="numbers (default 2 8 20)")
-    step.add_argument("--model", default="tiny", help="size (default tiny)")
-    step.add_argument("--layers", type=int, default=2, help="number of layers (default 2)")
-    step.add_argument("--groups", type=int, default=2, help="number of channel groups (default 2)")
-    step.add_argument("--heads", nargs="+", default=list(SCALE_HEADS), choices=SCALE_HEADS, help="default both")
-    step.add_argument("--batch_size", type=int, default=16, help="tiles a step (default 16)")
-    step.add_argument("--steps", type=int, default=20, help="timed steps of each (default 20)")
-    step.add_argument("--warmup", type=int, default=3, help="steps of each before timing (default 3)")
-    step.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice (default 0)")
-    step.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    step.add_argument("--amp", choices=("off", "fp16", "bf16"), default="off", help="autocast (default off)")
+        command.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice (0)")
     return parser.parse_args(argv)
 
 
-def divide(layers: int, groups: int) -> list[list[int]]:
-    """Divide layers into groups as even as can be."""
-    return [list(range(layers))[i::groups] for i in range(min(groups, layers))]
+def _add_loader(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--size", type=positive_int, default=4000, help="edge of the raster, 100 m pixels (4000)")
+    command.add_argument("--input_size", type=positive_int, default=96, help="tile edge, base pixels of 400 m (96)")
+    command.add_argument("--tiles", type=positive_int, default=256, help="tiles in a run (256)")
+    command.add_argument("--batch_size", type=positive_int, default=32, help="tiles a batch (32)")
+    command.add_argument("--workers", type=positive_int, nargs="*", default=[1, 2], help="reading threads (1 2)")
+    command.add_argument("--repeats", type=positive_int, default=5, help="timed runs of each way (5)")
 
 
-def count_heads(*, models: Sequence[str], layers: Sequence[int], input_size: int, patch_size: int) -> list[dict]:
-    """Head shares of forward FLOPs: a row for each model, number of layers, and one or two groups."""
-    rows = []
-    for name in models:
-        for count in layers:
-            for groups in (1, 2):
-                row: dict = {"model": name, "layers": count, "groups": groups}
-                for heads in SCALE_HEADS:
-                    with torch.device("meta"):
-                        model = build_model(
-                            name,
-                            img_size=input_size,
-                            patch_size=patch_size,
-                            in_chans=count,
-                            channel_groups=divide(count, groups),
-                            scale_heads=heads,
-                        )
-                    row[heads] = head_share(model)
-                rows.append(row)
-    return rows
+def _add_shape(command: argparse.ArgumentParser, *, input_size: int) -> None:
+    command.add_argument("--input_size", type=positive_int, default=input_size, help=f"base pixels ({input_size})")
+    command.add_argument("--patch_size", type=positive_int, default=8, help="base pixels (8)")
 
 
-def make_step(
-    model: MaskedAutoencoderGroupChannelViT, *, batch_size: int, amp: str, device: torch.device
-) -> Callable[[], None]:
-    """A training step on random tiles that stay on the device."""
-    generator = torch.Generator().manual_seed(0)
-    edges = [model.img_size * s for s in model.scales]
-    images = [torch.randn(batch_size, model.in_chans, edge, edge, generator=generator).to(device) for edge in edges]
-    valid: list[Tensor] = [torch.ones_like(image, dtype=torch.bool) for image in images]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
-
-    def step() -> None:
-        with torch.autocast(device.type, dtype=dtype, enabled=amp != "off"):
-            loss, ms_loss, _, _ = model(images[0], images[1:], valid=valid[0], valid_up=valid[1:])
-        scaler.scale(0.6 * loss + 0.4 * ms_loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return step
-
-
-def time_side_by_side(steps: dict[str, Callable[[], None]], *, count: int, warmup: int) -> dict[str, dict]:
-    """Time steps in turn, so that whatever else the machine does falls on all alike; seconds."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(warmup + count):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if i >= warmup:
-                times[name].append(time.perf_counter() - start)
-    return {
-        name: {"median_s": statistics.median(values), "min_s": min(values), "max_s": max(values)}
-        for name, values in times.items()
-    }
+def _add_step(command: argparse.ArgumentParser) -> None:
+    _add_shape(command, input_size=96)
+    command.add_argument("--models", nargs="+", default=["tiny"], help=f"out of {', '.join(MODEL_SIZES)} (tiny)")
+    command.add_argument(
+        "--recipes",
+        "--recipe",
+        nargs="+",
+        default=["ours", "published"],
+        choices=list(bench_step.RECIPES),
+        help="(ours published)",
+    )
+    command.add_argument("--layers", type=positive_int, default=2, help="number of layers (2)")
+    command.add_argument("--groups", type=positive_int, default=2, help="number of channel groups (2)")
+    command.add_argument("--batch_size", type=positive_int, default=8, help="tiles a step (8)")
+    command.add_argument("--repeats", type=positive_int, default=5, help="timed steps of each (5)")
+    command.add_argument("--warmup", type=int, default=1, help="steps of each before (1)")
+    command.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    command.add_argument("--amp", choices=("off", "fp16", "bf16"), default="off", help="autocast (off)")
+    command.add_argument("--compile", action="store_true", help="compile the model")
+    command.add_argument(
+        "--matmul_edge", type=positive_int, default=2048, help="matrices that measure the ceiling (2048)"
+    )
 
 
-def describe_machine(device: torch.device, threads: int) -> dict:
-    """Hardware and versions that a time belongs to."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "device": f"{device.type} {name or platform.machine()}",
-        "threads": threads,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-    }
+def _add_numerics(command: argparse.ArgumentParser) -> None:
+    _add_shape(command, input_size=32)
+    command.add_argument("--model", default="tiny", help="(tiny)")
+    command.add_argument("--recipes", nargs="+", default=list(bench_step.RECIPES), choices=list(bench_step.RECIPES))
+    command.add_argument("--layers", type=positive_int, default=2, help="number of layers (2)")
+    command.add_argument("--groups", type=positive_int, default=2, help="number of channel groups (2)")
+    command.add_argument("--batch_size", type=positive_int, default=4, help="tiles a step (4)")
+    command.add_argument("--steps", type=positive_int, default=200, help="(200)")
+    command.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
 
 
-def run_heads(args: argparse.Namespace) -> dict:
-    """Count, and print the table unless JSON is wanted."""
-    rows = count_heads(models=args.models, layers=args.layers, input_size=args.input_size, patch_size=args.patch_size)
-    if not args.json:
-        print(f"Share of forward FLOPs in the cross-scale heads: {args.input_size} pixels, patch")
-        print(f"{args.patch_size}, mask ratio 0.75, scales 1 2 4, every layer scored at every scale.")
-        print(f"{'model':8}{'layers':>8}{'groups':>8}{'subpixel':>12}{'shared':>12}")
-        for row in rows:
-            print(
-                f"{row['model']:8}{row['layers']:>8}{row['groups']:>8}"
-                f"{100 * row['subpixel']:>10.1f} %{100 * row['shared']:>10.1f} %"
-            )
-    return {"input_size": args.input_size, "patch_size": args.patch_size, "rows": rows}
+def _add_heads(command: argparse.ArgumentParser) -> None:
+    _add_shape(command, input_size=96)
+    command.add_argument("--models", nargs="+", default=list(MODEL_SIZES), help="sizes (all)")
+    command.add_argument("--layers", nargs="+", type=positive_int, default=[2, 8, 20], help="numbers (2 8 20)")
 
 
-def run_step(args: argparse.Namespace) -> dict:
-    """Time, and print the table unless JSON is wanted."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
-    steps = {}
-    for heads in args.heads:
-        model = build_model(
-            args.model,
-            img_size=args.input_size,
-            patch_size=args.patch_size,
-            in_chans=args.layers,
-            channel_groups=divide(args.layers, args.groups),
-            scale_heads=heads,
-        )
-        steps[heads] = make_step(model.to(device), batch_size=args.batch_size, amp=args.amp, device=device)
-    result = {
-        "machine": describe_machine(device, torch.get_num_threads()),
-        "arguments": {k: v for k, v in vars(args).items() if k != "json"},
-        "times": time_side_by_side(steps, count=args.steps, warmup=args.warmup),
-    }
-    if not args.json:
-        print(", ".join(f"{k} {v}" for k, v in result["machine"].items()))
-        print(f"{args.model}, {args.layers} layers in {args.groups} groups, {args.input_size} pixels, ", end="")
-        print(f"batch {args.batch_size}, amp {args.amp}, {args.steps} steps of each in turn")
-        for heads, values in result["times"].items():
-            print(
-                f"{heads:10} median {1e3 * values['median_s']:8.1f} ms  ({1e3 * values['min_s']:.1f} to "
-                f"{1e3 * values['max_s']:.1f})  {args.batch_size / values['median_s']:8.1f} tiles/s"
-            )
-    return result
+def _add_scale(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--sizes", nargs="+", type=positive_int, default=[4000, 100_000], help="edges (4000 100000)")
+    command.add_argument("--repeats", type=positive_int, default=20, help="timed batches of 32 tiles (20)")
+
+
+RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "loader": bench_loader.run_loader,
+    "step": bench_step.run_step,
+    "numerics": bench_step.run_numerics,
+    "heads": bench_step.run_heads,
+    "scale": bench_scale.run_scale,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark; returns the exit status."""
     args = parse_arguments(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     try:
-        result = run_heads(args) if args.command == "heads" else run_step(args)
+        result = RUN[args.command](args)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if args.json:
-        print(json.dumps(result))
+    result["arguments"] = {key: value for key, value in vars(args).items() if key != "json"}
+    print(json.dumps(result) if args.json else as_text(result))
     return 0
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """Machine, options, table and facts as a page to read."""
+    lines = [
+        ", ".join(f"{key} {value}" for key, value in result[part].items())
+        for part in ("machine", "arguments")
+        if part in result
+    ]
+    facts = [f"{key}: {value}" for key, value in result.get("facts", {}).items()]
+    return "\n".join([*lines, table(result["rows"]), *facts])
 
 
 if __name__ == "__main__":

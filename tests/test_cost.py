@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -80,18 +78,3 @@ def test_light_heads_stay_within_their_share(name, layers, groups):
 def test_empty_batch_is_refused():
     with pytest.raises(ValueError, match="batch_size 0: expected at least 1"):
         step_cost(tiny(), batch_size=0)
-
-
-def test_benchmarks_print_one_json_object(capsys):
-    assert benchmark.main(["heads", "--models", "tiny", "--layers", "2", "--input_size", "32", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [row["groups"] for row in rows] == [1, 2] and all(row["subpixel"] < row["shared"] for row in rows)
-    arguments = ["step", "--input_size", "16", "--batch_size", "1", "--steps", "1", "--warmup", "0", "--json"]
-    assert benchmark.main(arguments) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert set(result["times"]) == {"subpixel", "shared"} and result["machine"]["torch"] == torch.__version__
-
-
-def test_benchmark_refuses_with_status_2(capsys):
-    assert benchmark.main(["heads", "--models", "huge"]) == 2
-    assert "expected one of tiny, small, base, large" in capsys.readouterr().err

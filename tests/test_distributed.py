@@ -63,6 +63,7 @@ def run_ranks(function: Callable[[dist.Ranks], Any], folder: Path, world_size: i
 def _use_everything(ranks: dist.Ranks) -> dict[str, Any]:
     return {
         "ranks": ranks,
+        "each": dist.any_rank_each(ranks.rank == 1, False, ranks.rank == 0),
         "any": [dist.any_rank(ranks.rank == 1), dist.any_rank(False), dist.any_rank(True)],
         "gathered": dist.gather_objects({"rank": ranks.rank}),
         "broadcast": dist.broadcast_object(f"from {ranks.rank}"),
@@ -78,6 +79,7 @@ def test_two_processes_agree(tmp_path):
     assert second.pop("ranks") == dist.Ranks(1, 2, 1, 2)
     assert first == second
     assert first == {
+        "each": (True, False, True),
         "any": [True, False, True],
         "gathered": [{"rank": 0}, {"rank": 1}],
         "broadcast": "from 0",
@@ -93,6 +95,7 @@ def test_a_single_process_needs_no_group():
     dist.start(dist.Ranks(), CPU)
     dist.barrier()
     assert dist.any_rank(True) is True and dist.any_rank(False) is False
+    assert dist.any_rank_each(False, True) == (False, True)
     assert dist.gather_objects("a") == ["a"] and dist.broadcast_object("a") == "a" and dist.on_main(lambda: 3) == 3
     assert dist.sum_over_ranks(values) is values and dist.mean_over_ranks(values) is values
     model = nn.Linear(1, 1)

@@ -180,7 +180,7 @@ def test_one_process_goes_on_where_two_stopped(pair, survey, tmp_path):
 
 def test_a_loss_that_is_not_finite_on_one_stops_both(pair, survey, tmp_path):
     """One message, naming the step and the tiles of the process that met it; both end at once with status 1."""
-    run = [*PAIR, "--save_minutes", "0.000001"]
+    run = [*PAIR, "--save_minutes", "0.000001", "--cache", "none"]  # so that tiles come from the reader that is broken
     results = surveys.run_ranks(
         surveys.arguments(survey, tmp_path / "output", *run),
         tmp_path,
@@ -203,7 +203,7 @@ def test_a_loss_that_is_not_finite_on_one_stops_both(pair, survey, tmp_path):
 
 def test_a_loss_that_is_not_finite_between_readings(survey, tmp_path):
     """Losses are looked at once in 20 updates; the message still names the update, whose tiles it remembers."""
-    run = [*PAIR, "--log_every", "20", "--epochs", "3"]
+    run = [*PAIR, "--log_every", "20", "--epochs", "3", "--cache", "none"]
     results = surveys.run_ranks(
         surveys.arguments(survey, tmp_path / "output", *run),
         tmp_path,
@@ -261,7 +261,7 @@ def test_processes_that_see_different_checkpoints(survey, tmp_path):
 
 
 def test_a_process_that_cannot_read_says_why(survey, tmp_path):
-    arguments = surveys.arguments(survey, tmp_path / "output", *PAIR)
+    arguments = surveys.arguments(survey, tmp_path / "output", *PAIR, "--cache", "none")
     results = surveys.run_ranks(arguments, tmp_path, limit_s=60, before=(None, fail_to_read))
     assert [status for status, _ in results] == [1, 1], results
     assert "process 0 of 2 lost the others" in messages(results[:1])[0]

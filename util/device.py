@@ -184,6 +184,30 @@ def _usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
+def busy_note() -> str:
+    """A warning if other programs keep this machine's cores busy while several threads are to share the work; or "".
+
+    Threads wait for one another at the end of each operation, so one that does not get a core holds up all.
+    """
+    threads, cpus = torch.get_num_threads(), _usable_cpus()
+    if threads == 1 or not hasattr(os, "getloadavg"):
+        return ""
+    load = os.getloadavg()[0]
+    free = cpus - load
+    if free >= threads - 0.5:
+        return ""
+    return (
+        f"other programs keep {load:.1f} of {cpus} cores busy, and {threads} threads wait for one another: "
+        f"OMP_NUM_THREADS={max(1, min(threads - 1, round(free)))} is probably faster, often by several times"
+    )
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done what it was given: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory used so far: by tensors on a GPU, resident for this process elsewhere."""
     if device.type == "cuda":

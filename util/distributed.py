@@ -205,12 +205,17 @@ def _first_line(error: Exception) -> str:
 
 def any_rank(flag: bool) -> bool:
     """True if `flag` is true in any process; every process must call it. No GPU is waited for."""
+    return any_rank_each(flag)[0]
+
+
+def any_rank_each(*flags: bool) -> tuple[bool, ...]:
+    """The same for several flags at once, in one exchange."""
     if _control is None:
-        return bool(flag)
+        return tuple(bool(flag) for flag in flags)
     with peer_errors_named():
-        value = torch.tensor([int(flag)], dtype=torch.int32)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX, group=_control)
-        return bool(value.item())
+        values = torch.tensor([int(flag) for flag in flags], dtype=torch.int32)
+        dist.all_reduce(values, op=dist.ReduceOp.MAX, group=_control)
+        return tuple(bool(value) for value in values.tolist())
 
 
 def gather_objects(value: T) -> list[T]:

@@ -125,8 +125,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--cache",
         default="auto",
-        choices=["auto", "ram", "none"],
-        help="ram: decode layers once; none: read windows; auto: ram if they take up to a quarter of memory (auto)",
+        choices=["auto", "ram", "none", "device"],
+        help="ram: decode layers once; none: read windows; auto: ram if they take up to a quarter of memory; device: "
+        "keep them, averaged to every scale, where the model computes (auto)",
     )
     _add_tile_options(parser)
 

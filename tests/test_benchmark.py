@@ -1,0 +1,100 @@
+"""The benchmark's subcommands on small work: what they print, and recipes that differ only in how they compute."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from scripts import bench_common, bench_step, benchmark
+from scripts.bench_step import OURS, RECIPES, make_batch, make_model, make_step
+
+SHAPE = {"img_size": 16, "patch_size": 8, "in_chans": 2, "channel_groups": [[0], [1]]}
+
+
+def run(capsys, *arguments):
+    assert benchmark.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_heads(capsys):
+    rows = run(capsys, "heads", "--models", "tiny", "--layers", "2", "--input_size", "32")["rows"]
+    assert [row["groups"] for row in rows] == [1, 2] and all(row["subpixel"] < row["shared"] for row in rows)
+
+
+def test_step(capsys):
+    found = run(capsys, *"step --input_size 16 --batch_size 1 --repeats 1 --warmup 0 --matmul_edge 64".split())
+    assert [row["recipe"] for row in found["rows"]] == ["ours", "published"]
+    assert found["machine"]["torch"] == torch.__version__ and found["arguments"]["batch_size"] == 1
+    row = found["rows"][0]
+    assert row["tiles_per_s"] == pytest.approx(1 / row["step_s"])
+    assert row["times_published"] == pytest.approx(found["rows"][1]["step_s"] / row["step_s"])
+
+
+def test_numerics(capsys):
+    rows = run(capsys, *"numerics --input_size 16 --batch_size 2 --steps 2".split())["rows"]
+    assert {row["recipe"] for row in rows} == set(RECIPES)
+    assert max(row["largest_difference"] for row in rows) < 1e-5  # the order of float32 sums
+
+
+def test_loader(capsys):
+    arguments = "loader --size 256 --input_size 16 --tiles 8 --batch_size 4 --workers 1 --repeats 1"
+    found = run(capsys, *arguments.split())
+    ways = {row["way"]: row for row in found["rows"]}
+    assert len(ways) == 7 and all(row["tiles_per_s"] > 0 for row in ways.values())
+    assert found["facts"]["pooled_mib"] > 0 and found["facts"]["decoding"]["of_bare"] > 0
+
+
+def test_scale(capsys):
+    rows = run(capsys, *"scale --sizes 1536 2048 --repeats 1".split())["rows"]
+    assert [row["size"] for row in rows] == [1536, 2048] and all(row["peak_mib"] > 0 for row in rows)
+
+
+def test_refused_with_status_2(capsys):
+    assert benchmark.main(["heads", "--models", "huge"]) == 2
+    assert "expected one of tiny, small, base, large" in capsys.readouterr().err
+
+
+def test_tables_for_people(capsys):
+    assert benchmark.main("heads --models tiny --layers 2 --input_size 32".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("command heads") and lines[1].split() == [
+        "model",
+        "layers",
+        "groups",
+        "subpixel",
+        "shared",
+    ]
+    assert len(lines) == 4
+    assert bench_common.table([{"a": None, "b": 123456.0}]).splitlines()[1].split() == ["-", "123456"]
+    assert bench_common.table([]) == ""
+
+
+@pytest.mark.parametrize("name", ["published", "no_fused_attention", "no_fused_adamw", "shared_no_fused_norms"])
+def test_recipes_compute_the_same_numbers(name):
+    recipe = RECIPES[name]
+    losses = []
+    for each in (recipe, bench_step.replace(OURS, heads=recipe.heads)):
+        torch.manual_seed(0)
+        model = make_model("tiny", each, **SHAPE)
+        step = make_step(model, each, batches=[make_batch(model, batch_size=2, device=torch.device("cpu"))], amp="off")
+        losses.append([float(step()) for _ in range(3)])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert losses[0][0] != losses[0][2]
+
+
+def test_published_attention_and_norms_are_written_out():
+    model = make_model("tiny", RECIPES["published"], **SHAPE)
+    assert not any(block.attn.fused_attn for block in model.blocks)
+    norms = [type(module).__name__ for module in model.modules() if "Norm2d" in type(module).__name__]
+    assert norms and set(norms) == {"WrittenOutNorm2d"}
+    x = torch.randn(2, 8, 4, 4)
+    norm = make_model("tiny", RECIPES["shared_heads"], **SHAPE).proj_up_norm
+    torch.testing.assert_close(bench_step.WrittenOutNorm2d(norm)(x), norm(x))
+
+
+@pytest.mark.gpu
+def test_ours_is_several_times_as_fast_as_the_published_recipe_on_a_gpu(capsys):
+    command = "step --device cuda --models tiny base --batch_size 32 --repeats 10 --warmup 5 --amp fp16"
+    rows = {(row["model"], row["recipe"]): row for row in run(capsys, *command.split())["rows"]}
+    assert rows["tiny", "ours"]["times_published"] > 1 and rows["base", "ours"]["times_published"] > 1
