@@ -27,7 +27,7 @@ from datasets.loader import prefetch
 from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
 from util import checkpoint as ckpt
 from util import distributed as dist
-from util import finetuned, inference_options, makers, results
+from util import finetuned, inference_options, makers, options, results
 from util.allocator import keep_freed_memory
 from util.dense_prediction import Forward
 from util.device import amp_policy, describe_environment, select_device
@@ -170,7 +170,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
         raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
     trained, scales = state["options"], state["model_config"].get("scales", (1,))
     base = args.base_resolution or state.get("base_resolution") or trained.get("base_resolution")
-    if trained.get("dataset_type", "grid") != "grid" and (base is None or not (args.data_dir or args.train_path)):
+    if trained.get("dataset_type") in options.SCENE_TYPES and (base is None or not (args.data_dir or args.train_path)):
         names = ", ".join(layer["name"] for layer in state["layers"])
         raise ValueError(
             f"--checkpoint {args.checkpoint}: trained on images (--dataset_type {trained['dataset_type']}), not on "

@@ -20,6 +20,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import Resampling
 from rasterio.warp import transform as transform_points
 
+from datasets.array_paths import parse_array_path
 from datasets.band import GDAL_ERRORS, Grid, Source, crs_agree
 from datasets.classes import MAX_CLASSES, Code, as_colour, check_class_count, sorted_codes
 from datasets.globe import turns_of
@@ -27,6 +28,7 @@ from datasets.layers import Layer
 from datasets.raster import layer_crs, open_band
 from datasets.validity import Census, listed, stored_values
 from datasets.warp import WARP_BLOCK, footprint, warp_window
+from datasets.xarray_store import open_groups
 
 logger = logging.getLogger(__name__)
 
@@ -251,6 +253,10 @@ def read_legend(path: str, band: int) -> RasterLegend:
     """
     names: dict[Code, str] = {}
     colours: dict[Code, str] = {}
+    named = parse_array_path(path)
+    if named is not None:  # a variable that xarray opens has no legend
+        attributes = open_groups(named.store)[named.group].variables[named.name].attrs
+        return RasterLegend(names, colours, str(attributes.get("units", "")))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as dataset:

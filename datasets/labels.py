@@ -17,6 +17,7 @@ import numpy as np
 import rasterio
 from rasterio.crs import CRS
 
+from datasets.array_paths import parse_array_path
 from datasets.band import GDAL_ERRORS, Grid
 from datasets.classes import ClassTable, Code, check_class_count, make_class_table, sorted_codes
 from datasets.contents import is_plain_path
@@ -237,6 +238,8 @@ def _numbering(found: Sequence[Code], known: Sequence[Code] | None, where: str) 
 def _is_raster(path: str) -> bool:
     if path.lower().endswith(TABLES):  # GDAL takes some tables for grids
         return False
+    if parse_array_path(path) is not None:
+        return True
     try:
         with rasterio.open(path) as dataset:
             return dataset.count > 0 or bool(dataset.subdatasets)

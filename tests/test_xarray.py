@@ -20,6 +20,7 @@ from datasets.array_paths import ArrayPath, is_remote, parse_array_path
 from datasets.band import close_datasets
 from datasets.contents import absolute_path, file_of, stem_of
 from datasets.grid import TileReader, open_survey
+from datasets.labels import TargetGrid, open_labels
 from datasets.layers import Layer, read_layers_table, write_layers_table
 from datasets.raster import layer_crs, open_band
 from datasets.scan import scan
@@ -476,3 +477,14 @@ class TestKinds:
         scaled = one(tmp_path, grid_dataset(codes, flag_values=codes[0], scale_factor=0.1), name="b")
         with pytest.raises(ValueError, match="scale_factor 0.1 and add_offset 0, expected none on class codes"):
             opened(scaled)
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_labels_in_a_store_are_those_of_a_raster(tmp_path, kind):
+    codes = np.arange(20 * 30).reshape(20, 30) % 5
+    raster = write_grid(tmp_path / "rock.tif", codes.astype(np.int16), nodata=0)
+    store = store_of(tmp_path, tmp_path / "rock.zarr")
+    grid = TargetGrid(rasterio.open(raster).crs, 500_000.0, 6_000_000.0, 200.0, 10, 15)
+    first, second = (open_labels(path, kind=kind, grid=grid) for path in (str(raster), f"xarray:{store}#rock/rock"))
+    assert first.classes == second.classes
+    np.testing.assert_array_equal(*(labels.read(0, 0, 10, 15) for labels in (first, second)))
