@@ -115,8 +115,11 @@ def open_data(state: dict[str, Any], layers_table: str | None) -> Survey:
     Raises:
         ValueError, OSError: it cannot be opened, or nothing was held out.
     """
-    trained = argparse.Namespace(**state["options"])
-    if getattr(trained, "dataset_type", "grid") not in ("grid", "xarray"):
+    parser = argparse.ArgumentParser()
+    options.add_data_options(parser)
+    options.add_model_options(parser)
+    trained = argparse.Namespace(**{**vars(parser.parse_args([])), **state["options"]})  # older ones lack new options
+    if trained.dataset_type in options.SCENE_TYPES:
         raise ValueError(
             f"trained on {trained.dataset_type} images, expected layers of one ground (--dataset_type grid)"
         )

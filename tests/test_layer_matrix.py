@@ -11,6 +11,7 @@ import torch
 from datasets.kinds import Encoding
 from scripts import layer_report
 from tests.surveys import train, write_survey
+from util.checkpoint import load_checkpoint, save_checkpoint
 from util.layer_kinds import LayerChannels
 from util.layer_matrix import Look, LookScore, look_noise, looks_at, matrix_figure, score_looks
 from util.skill import ScoredLayer
@@ -125,6 +126,14 @@ class TestReport:
             ratio = float(row["model"]) / float(row["constant"])
             assert float(row["skill"]) == pytest.approx(1 - ratio**2, abs=1e-3) and row["measure"] == "rmse"
         assert (tmp_path / "layer_report.png").stat().st_size > 5000
+
+    def test_a_checkpoint_without_options_of_later_versions(self, trained, tmp_path):
+        state = load_checkpoint(trained / "run" / "checkpoint-last.pth")
+        for name in ("transform", "data_path", "layer_dim", "crs", "dataset_type"):
+            del state["options"][name]
+        save_checkpoint(tmp_path / "old.pth", state)
+        flags = ["--checkpoint", str(tmp_path / "old.pth"), "--output_dir", str(tmp_path), "--device", "cpu"]
+        assert layer_report.main(flags) == 0
 
     @pytest.mark.parametrize(
         "flags, message",

@@ -12,6 +12,7 @@ import models_mae_group_channels as models
 from datasets.kinds import Encoding
 from datasets.layers import layers_from_directory
 from datasets.reopen import reopen_survey
+from tests import labelled
 from tests.rasters import write_grid
 from tests.spheres import global_grid, write_global
 from tests.surveys import train
@@ -207,3 +208,26 @@ def test_error_across_the_line_is_no_worse_than_elsewhere(tmp_path):
     assert line <= others.max()
     narrow = np.sqrt(np.square(np.roll(error, 4, axis=1)).reshape(160, 45, 8).mean(axis=(0, 2)))
     assert narrow[0] <= np.quantile(narrow[1:], 0.95)
+
+
+def test_fine_tuning_does_not_see_where_labels_begin(tmp_path):
+    """The same labels from -180 and from 0 degrees on give the same folds, scores and map."""
+    (tmp_path / "layers").mkdir()
+    write_global(tmp_path / "layers" / "a.tif", 5.0)
+    codes = (global_grid(5.0, seed=7) > 0).astype(np.uint8) + 1
+    flags = "--input_size 8 --patch_size 4 --base_resolution 5 --scales 1 --batch_size 4 --epochs 1 --tiles_per_epoch 8"
+    more = ["--folds", "2", "--baselines", "trees", "--num_workers", "0", "--device", "cpu", "--no_progress"]
+    scores, maps = [], []
+    for left in (-180.0, 0.0):
+        rolled = np.roll(codes, -round((left + 180) / 5), axis=1)
+        labels = write_grid(tmp_path / f"{left:g}.tif", rolled, resolution=5.0, left=left, top=90.0, crs="EPSG:4326")
+        out = tmp_path / f"run{left:g}"
+        chosen = ["--data_dir", str(tmp_path / "layers"), "--labels", str(labels), "--output_dir", str(out)]
+        assert labelled.run([*chosen, *flags.split(), *more]) == 0
+        scores.append(labelled.read_strict(out / "metrics.json")["arms"])
+        predict = ["--checkpoint", str(out / "checkpoint-last.pth"), "--output", "prediction", "--device", "cpu"]
+        assert main_inference.main([*predict, "--output_dir", str(out), "--no_progress"]) == 0
+        with rasterio.open(out / "prediction_classes.tif") as file:
+            maps.append(file.read(1))
+    assert [arm["summary"] for arm in scores[0].values()] == [arm["summary"] for arm in scores[1].values()]
+    np.testing.assert_array_equal(*maps)
