@@ -31,7 +31,7 @@ class TestPaths:
             r"train\dam\dam_3\dam_3_0.tif",
             r"D:\data\fmow\train\dam\dam_3\dam_3_0.tif",
             r"\\server\share\fmow\train\dam\dam_3\dam_3_0.tif",
-            "/home/someone/fmow/train/dam/dam_3/dam_3_0.tif",
+            "/data/fmow/train/dam/dam_3/dam_3_0.tif",
             "./train//dam/dam_3/dam_3_0.tif",
             r" fmow-sentinel/train\dam/dam_3/dam_3_0.tif ",
         ],
