@@ -25,7 +25,9 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
         help="checkpoint of main_pretrain, or published SatMAE++ weights, to start from ('': from scratch)",
     )
     task.add_argument("--task", default="segmentation", choices=TASKS, help="what is predicted (segmentation)")
-    task.add_argument("--labels", help="raster, xarray:STORE#VARIABLE, vector file or CSV (the sample survey has its own)")
+    task.add_argument(
+        "--labels", help="raster, xarray:STORE#VARIABLE, vector file or CSV (the sample survey has its own)"
+    )
     task.add_argument("--label_column", help="column of classes or values, where labels are vectors or a CSV")
     task.add_argument("--label_band", type=options.positive_int, default=1, help="band, where labels are a raster (1)")
     task.add_argument("--label_nodata", type=float, help="further value that means unlabelled")
