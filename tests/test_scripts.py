@@ -159,7 +159,8 @@ def test_quick_start_trains_in_a_new_folder_each_time(project, tmp_path):
         assert f"--output_dir {output} " in training and training.endswith("--epochs 1")
         maps = [call for call in called if "-m main_inference" in call]
         for kind, call in zip(("embeddings", "reconstruction", "gapfill", "superresolution"), maps, strict=True):
-            assert f"--checkpoint {output}/checkpoint-last.pth --output {kind} --output_dir {output}/maps" in call
+            assert f"--checkpoint {output}/checkpoint-last.pth --output_dir {output}/maps --output {kind}" in call
+            assert ("--clusters" in call) == (kind == "embeddings")
         assert f"{output}/checkpoint-last.pth" in result.stdout
         assert f"-m tensorboard.main --logdir {output}" in result.stdout
         assert (project / output).is_dir()
