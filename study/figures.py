@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from study.summary import ArmFacts, Group
 from study.verdict import Comparison
@@ -27,7 +28,8 @@ _ROW_TITLES = {"full": "all weights", "probe": "linear probe"}
 def cost_figure(arms: Sequence[ArmFacts], groups: Sequence[Group], *, metric: str, seconds: str) -> Figure:
     """Draws score against training cost: a panel for each share of labels, small dots = folds of a seed, large = mean.
 
-    Arms given test labels are left out: what they reach would flatten all else.
+    Arms given test labels are left out: what they reach would flatten all else. Switches and twins of the control are
+    hollow.
 
     Args:
         arms: in the order of their colours.
@@ -35,27 +37,27 @@ def cost_figure(arms: Sequence[ArmFacts], groups: Sequence[Group], *, metric: st
         metric: what scores are, for the axis.
         seconds: what seconds are, for the axis.
     """
-    shown = {arm.name: number for number, arm in enumerate(arm for arm in arms if arm.role != "leak")}
-    drawn = [group for group in groups if group.arm in shown and group.seconds]
+    styles = _styles(arms)
+    drawn = [group for group in groups if group.arm in styles and group.seconds]
     fractions = sorted({group.fraction for group in drawn})
     rows = [modes for modes in _MODE_ROWS if any(group.mode in modes for group in drawn)]
-    size = (3.5 * max(len(fractions), 1) + 2.9, 3.0 * max(len(rows), 1) + 0.9)
+    size = (3.5 * max(len(fractions), 1) + 2.9, max(3.2 * len(rows), 3.6) + 0.9)
     figure, axes = _panels(size, max(len(rows), 1), max(len(fractions), 1))
     for (row, modes), (column, fraction) in _cells(rows, fractions):
         axis = axes[row, column]
         for group in (of for of in drawn if of.mode in modes and of.fraction == fraction):
-            _draw_group(axis, group, shown[group.arm])
-        axis.set_xscale("log")
+            _draw_group(axis, group, styles[group.arm])
         axis.grid(color="0.92", linewidth=0.6)
         axis.set_axisbelow(True)
         if row == 0:
             axis.set_title(labels_words(fraction), fontsize=10)
         if column == 0:
-            axis.set_ylabel(f"{metric}\n{_ROW_TITLES[modes[0]]}" if len(rows) > 1 else metric)
-    figure.supxlabel(f"training of one model, pre-training and fine-tuning, {seconds}", fontsize=10)
+            axis.set_ylabel(f"{metric}\n({_ROW_TITLES[modes[0]]})" if len(rows) > 1 else metric)
+    _log_ticks(axes[0, 0], [group.seconds for group in drawn if group.seconds])
+    figure.supxlabel(f"training of one model: pre-training and fine-tuning, {seconds}", fontsize=10)
     handles = [
-        Line2D([], [], linestyle="", marker=_marker(number), color=_colour(number), markersize=7, label=name)
-        for name, number in shown.items()
+        Line2D([], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=7, label=name)
+        for name, (marker, colour, face) in styles.items()
         if any(group.arm == name for group in drawn)
     ]
     legend = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
@@ -72,7 +74,8 @@ def differences_figure(comparisons: Sequence[Comparison], *, metric: str) -> Fig
     """
     fractions = sorted({of.first.fraction for of in comparisons})
     rows = list(dict.fromkeys(_row_label(of) for of in comparisons))
-    size = (3.1 * max(len(fractions), 1) + 3.4, 0.34 * len(rows) + 1.7)
+    label_inches = 0.062 * max((len(row) for row in rows), default=0)
+    size = (max(2.9 * len(fractions), 3.6) + label_inches + 0.3, 0.3 * len(rows) + 1.7)
     figure, axes = _panels(size, 1, max(len(fractions), 1))
     for axis, fraction in zip(axes[0], fractions, strict=False):
         for of in (of for of in comparisons if of.first.fraction == fraction):
@@ -94,8 +97,20 @@ def differences_figure(comparisons: Sequence[Comparison], *, metric: str) -> Fig
     return figure
 
 
-def _draw_group(axis: Axes, group: Group, number: int) -> None:
-    style: dict[str, Any] = {"marker": _marker(number), "color": _colour(number)}
+def _styles(arms: Sequence[ArmFacts]) -> dict[str, tuple[str, str, str]]:
+    """Marker, colour and face of each arm that is drawn; a twin has its original's, hollow."""
+    styles: dict[str, tuple[str, str, str]] = {}
+    for arm in (of for of in arms if of.role != "leak"):
+        number = len(styles)
+        marker, colour = _MARKERS[number % len(_MARKERS)], _COLOURS[number % len(_COLOURS)]
+        if arm.role == "null" and arm.against in styles:
+            marker, colour, _ = styles[arm.against]
+        styles[arm.name] = (marker, colour, colour if arm.role == "" else "none")
+    return styles
+
+
+def _draw_group(axis: Axes, group: Group, style: tuple[str, str, str]) -> None:
+    marker, colour, face = style
     points = [
         (seconds, run.score)
         for run in group.runs
@@ -103,9 +118,22 @@ def _draw_group(axis: Axes, group: Group, number: int) -> None:
     ]
     if points:
         across, up = np.array(points).T
-        axis.scatter(across, up, s=9, alpha=0.45, linewidths=0, **style)
+        axis.scatter(across, up, s=11, alpha=0.45, marker=marker, facecolors=colour, linewidths=0, zorder=2)
     if group.scores and group.seconds:
-        axis.scatter(group.seconds, group.mean, s=85, edgecolors="white", linewidths=0.9, zorder=4, **style)
+        filled = face != "none"
+        edge: dict[str, Any] = {"edgecolors": "white" if filled else colour, "linewidths": 0.9 if filled else 1.6}
+        order = 4 if filled else 5  # hollow marks above, so that what they lie on shows through
+        axis.scatter(group.seconds, group.mean, s=85, marker=marker, facecolors=face, zorder=order, **edge)
+
+
+def _log_ticks(axis: Axes, seconds: Sequence[float]) -> None:
+    """A log axis with plain numbers, the more of them the fewer powers of ten it spans; shared by all panels."""
+    decades = math.log10(max(seconds) / min(seconds)) if seconds else 0.0
+    between = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3.2 else (1.0,)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=between))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_difference(axis: Axes, comparison: Comparison, row: int) -> None:
@@ -133,14 +161,6 @@ def _panels(inches: tuple[float, float], rows: int, columns: int) -> tuple[Figur
 
 def _cells(rows: Sequence[Any], columns: Sequence[Any]) -> list[tuple[tuple[int, Any], tuple[int, Any]]]:
     return [(row, column) for row in enumerate(rows) for column in enumerate(columns)]
-
-
-def _colour(number: int) -> str:
-    return _COLOURS[number % len(_COLOURS)]
-
-
-def _marker(number: int) -> str:
-    return _MARKERS[number % len(_MARKERS)]
 
 
 def _face(word: str) -> str:

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from study.bootstrap import DRAWS, HIGHER_IS_BETTER
 from study.figures import cost_figure, differences_figure
-from study.results import Run, read_results
-from study.summary import ArmFacts, Group, group_runs, read_arms
+from study.findings import Study, open_study
+from study.summary import ArmFacts
 from study.tables import main_table, write_differences, write_summary
-from study.verdict import (
-    Comparison,
-    Control,
-    compare_arms,
-    further_hours,
-    judge_controls,
-    spread_from_blocks,
-)
-from study.words import METRIC_WORDS, decimals_for, finding, hours_words
+from study.verdict import Comparison, further_hours, spread_from_blocks
+from study.words import finding, hours_words, in_short
 
 REPORT = "report.md"
 COST_FIGURE = "score-cost.png"
@@ -29,55 +21,13 @@ DIFFERENCES_FIGURE = "differences.png"
 
 _DPI = 150
 
-
-@dataclass(frozen=True, eq=False)
-class Study:
-    """All that a report is made of.
-
-    Attributes:
-        facts: of the plan, as the study wrote them.
-        runs: what was run.
-        arms: the arms.
-        groups: their runs by arm, mode and share of labels.
-        comparisons: differences of arms.
-        controls: how the controls came out.
-        draws: of each interval.
-    """
-
-    facts: Mapping[str, Any]
-    runs: Sequence[Run]
-    arms: Sequence[ArmFacts]
-    groups: Sequence[Group]
-    comparisons: Sequence[Comparison]
-    controls: Sequence[Control]
-    draws: int
-
-    @property
-    def metric(self) -> str:
-        """Name of the headline number."""
-        return self.runs[0].metric
-
-    @property
-    def unit(self) -> str:
-        """The headline number in words."""
-        units = self.facts.get("units")
-        return METRIC_WORDS[self.metric] + (f", {units}" if units and self.metric == "rmse" else "")
-
-    @property
-    def decimals(self) -> int:
-        """Decimals of scores."""
-        return decimals_for(self.metric, [group.mean for group in self.groups])
-
-    @property
-    def asked(self) -> list[Comparison]:
-        """Comparisons that answer a question: not those of controls."""
-        return [of for of in self.comparisons if of.arm.role != "null"]
-
-    @property
-    def seconds(self) -> str:
-        """What seconds of training are."""
-        on_cpu = str(self.facts.get("device") or "cpu").startswith("cpu")
-        return "CPU seconds" if on_cpu else f"seconds on {self.facts['device']}"
+_LEFT = {
+    "seeds": "About {count} of the others would be decided by further seeds{cost}.",
+    "ground": "{count} would not be decided by any number of further hours, only by more labelled ground.",
+    "more": "{count} have too few seeds or blocks to say what they need.",
+    "nothing": "{count} show no difference at all.",
+}
+"""What undecided comparisons need, by the kind of advice."""
 
 
 def build_report(
@@ -111,18 +61,6 @@ def build_report(
     return path
 
 
-def open_study(results_path: Path, facts: Mapping[str, Any], *, draws: int = DRAWS, seed: int = 0) -> Study:
-    """Reads and compares everything; see `build_report`."""
-    runs = read_results(results_path)
-    if not runs:
-        raise ValueError(f"{results_path}: no run in it, expected one at least; let the study finish a run first")
-    arms = read_arms(facts, runs)
-    groups = group_runs(runs, arms)
-    comparisons = compare_arms(arms, groups, draws=draws, seed=seed)
-    controls = judge_controls(arms, groups, comparisons, draws=draws, seed=seed)
-    return Study(facts, runs, arms, list(groups.values()), comparisons, controls, draws)
-
-
 def report_text(study: Study) -> str:
     """The report as Markdown."""
     title = study.facts.get("title")
@@ -154,64 +92,70 @@ def _warnings(study: Study) -> list[str]:
 
 
 def _first_line(study: Study) -> str:
+    """How much is decided, and what the rest would take."""
     asked = study.asked
-    decided = [of for of in asked if of.difference.word != "undecided"]
     if not asked:
         return "**Nothing can be said yet: no two arms that are to be compared have been run.**"
-    by_seeds = [of for of in asked if of.advice is not None and of.advice.by == "seeds"]
-    hours = further_hours(asked)
+    decided = [of for of in asked if of.difference.word != "undecided"]
     if decided:
         first = f"**{len(decided)} of {len(asked)} comparisons are decided, {len(asked) - len(decided)} are not.**"
     else:
-        first = f"**Nothing is decided: the interval of every one of {len(asked)} comparisons includes zero.**"
-    if by_seeds:
-        cost = f", {hours_words(hours)} of training" if hours else ""
-        first += f" Further seeds would decide about {len(by_seeds)} more{cost}."
-        nearest = min(by_seeds, key=lambda of: of.advice.further_hours or math.inf if of.advice else math.inf)
-        if nearest.advice and nearest.advice.further_hours is not None and len(by_seeds) > 1:
-            first += f" The nearest needs {hours_words(nearest.advice.further_hours)}."
-    elif len(decided) < len(asked):
-        first += " No number of further hours on the same ground is expected to decide the rest."
-    return first
+        first = f"**Nothing is decided: none of {len(asked)} comparisons has an interval that leaves out zero.**"
+    left = {by: sum(of.advice is not None and of.advice.by == by for of in asked) for by in _LEFT}
+    hours = further_hours(asked)
+    cost = f", in {hours_words(hours)} of training" if hours else ""
+    return " ".join([first, *(_LEFT[by].format(count=count, cost=cost) for by, count in left.items() if count)])
 
 
 def _verdict(study: Study) -> list[str]:
-    lines = []
-    for of in study.arms:
-        found = [comparison for comparison in study.asked if comparison.arm is of]
-        if not found:
-            continue
-        rival = "the best network" if found[0].chosen else f"`{of.against}`"
-        pair = f"`{of.name}` against {rival}"
-        lines += [f"### {of.question or 'What does ' + of.name + ' change?'}", "", _what_for(study, of, pair), ""]
-        lines += [f"- {finding(comparison, study.decimals, study.unit)}" for comparison in found] + [""]
-    lines.append(
+    found = {arm.name: [of for of in study.asked if of.arm is arm] for arm in study.arms}
+    asked = [arm for arm in study.arms if found[arm.name]]
+    lines = ["In short:", ""] if asked else ["There is nothing to compare yet.", ""]
+    for arm in asked:
+        said = in_short(found[arm.name], study.decimals, study.unit)
+        lines.append(f"- {_heading(arm, found[arm.name])} {_pair(arm, found[arm.name])}: **{said}**.")
+    for role, title in (("", ""), ("switch", "### Further switches, each against the default")):
+        arms = [arm for arm in asked if arm.role == role]
+        lines += ["", title] if title and arms else []
+        for arm in arms:
+            level = "####" if title else "###"
+            lines += ["", f"{level} {_heading(arm, found[arm.name]) or _pair(arm, found[arm.name])}", ""]
+            lines += [f"{_pair(arm, found[arm.name])}{_equal_time(study, arm)}.", ""]
+            lines += [f"- {finding(comparison, study.decimals, study.unit)}" for comparison in found[arm.name]]
+    return [
+        *lines,
+        "",
         "A difference whose interval includes zero is called undecided: it may be either way, or nothing. What would "
         "decide it is extrapolated from the spread observed, as if the difference stayed as it is; take it as an order "
-        "of magnitude."
-    )
-    return lines
+        "of magnitude.",
+    ]
 
 
-def _what_for(study: Study, arm: ArmFacts, pair: str) -> str:
+def _heading(arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
+    if arm.question:
+        return arm.question
+    return "What do trees reach without any network?" if comparisons[0].chosen else ""
+
+
+def _pair(arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
+    rival = "the best network" if comparisons[0].chosen else f"`{arm.against}`"
+    return f"`{arm.name}` against {rival}"
+
+
+def _equal_time(study: Study, arm: ArmFacts) -> str:
+    """How an arm's training time compares with the one it is meant to have; empty if none."""
     if not arm.as_long_as:
-        return f"{pair}."
-    ratios = []
-    for group in (of for of in study.groups if of.arm == arm.name):
-        twin = next(
-            (
-                of
-                for of in study.groups
-                if (of.arm, of.mode, of.fraction) == (arm.as_long_as, group.mode, group.fraction)
-            ),
-            None,
-        )
-        if twin is not None and twin.seconds and group.seconds is not None:
-            ratios.append(group.seconds / twin.seconds)
+        return ""
+    seconds = {(of.arm, of.mode, of.fraction): of.seconds for of in study.groups}
+    ratios = [
+        of.seconds / twin
+        for of in study.groups
+        if of.arm == arm.name and of.seconds and (twin := seconds.get((arm.as_long_as, of.mode, of.fraction)))
+    ]
     if not ratios:
-        return f"{pair}; trained as long as `{arm.as_long_as}`, which cannot be checked: its costs are not there."
+        return f"; meant to be trained as long as `{arm.as_long_as}`, which cannot be checked: its costs are not there"
     span = f"{min(ratios):.2f}" if max(ratios) - min(ratios) < 0.01 else f"{min(ratios):.2f} to {max(ratios):.2f}"
-    return f"{pair}; meant to be trained as long as `{arm.as_long_as}`, and trained {span} times as long."
+    return f"; meant to be trained as long as `{arm.as_long_as}`, and trained {span} times as long"
 
 
 def _table_notes(study: Study) -> list[str]:
@@ -227,8 +171,8 @@ def _table_notes(study: Study) -> list[str]:
     return [
         f"Score: {study.unit}, {better}, of all test blocks pooled over folds, mean over seeds. Difference: above zero "
         "the arm is better than the one named, whatever the score. Costs are those of one model: pre-training and "
-        f"fine-tuning in one fold, {study.seconds}, means over runs; memory is the most of any run. A PFLOP is 10^15 "
-        f"operations of the network, as counted. {v100}"
+        f"fine-tuning in one fold, {study.seconds}, means over runs; memory is the most of any run. Operations are "
+        f"those of the network, as counted, in units of 10^9 (G), 10^12 (T) or 10^15 (P). {v100}"
     ]
 
 
@@ -241,7 +185,7 @@ def _pictures(study: Study) -> list[str]:
         f"![score against cost]({COST_FIGURE})",
         "",
         "Score against training cost. Every run is a small mark, a fold of one seed; large marks are the means of the "
-        f"table.{notes}",
+        f"table, hollow ones switches and the twin of the control.{notes}",
         "",
         f"![differences]({DIFFERENCES_FIGURE})",
         "",
@@ -310,6 +254,8 @@ def _hardware(study: Study) -> list[str]:
     shown = [
         f"- {name}: {facts[name]}" for name in ("task", "device", "threads", "precision") if facts.get(name) is not None
     ]
+    if facts.get("classes"):
+        shown.append(f"- classes: {', '.join(str(name) for name in facts['classes'])}")
     versions = facts.get("versions")
     if versions:
         listed = (

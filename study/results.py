@@ -7,7 +7,6 @@ A run is an arm with its mode, share of labels, seed and fold.
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from study.cells import (
+    ERRORS,
+    as_text,
+    read_cost,
+    read_count,
+    read_counts,
+    read_errors,
+    read_name,
+    read_numbers,
+    read_one_of,
+    read_score,
+    read_share,
+)
 
 T = TypeVar("T")
 
@@ -38,8 +51,6 @@ COLUMNS = (*KEYS, "block", "metric", "score", *COUNTS, "errors", *WINDOWS, *COST
 
 SUMS = {"mean_iou": COUNTS, "rmse": ("errors",), "roc_auc": WINDOWS, "balanced_accuracy": WINDOWS}
 """Headline numbers, and the columns that each is worked out from."""
-
-ERRORS = 5  # n, sum of squared errors, of absolute errors, of truth, of squared truth
 
 _LONGEST_CELL = 2**27  # characters; the csv module's own limit is 25,000 windows of a block
 
@@ -110,16 +121,21 @@ class Run:
             )
         if not len(self.blocks):
             raise ValueError(f"{self.title}: no block was tested; a run needs one at least")
-        shapes = {name: _shape(getattr(self, name)) for name in COUNTS}
-        wrong = {
-            "mean_iou": len(set(shapes.values())) != 1 or shapes["hits"][:1] != (len(self.blocks),),
-            "rmse": _shape(self.errors) != (len(self.blocks), ERRORS),
-        }.get(self.metric, [len(of) for of in self.truth] != [len(of) for of in self.shares])
-        if wrong or (self.metric in ("roc_auc", "balanced_accuracy") and len(self.truth) != len(self.blocks)):
+        if not self._fits():
             raise ValueError(
                 f"{self.title}: {' and '.join(SUMS[self.metric])} do not fit {len(self.blocks)} blocks: expected an "
-                f"entry for each of them, alike in length"
+                "entry for each of them, alike in length"
             )
+
+    def _fits(self) -> bool:
+        """True if the sums that the metric needs are there for each block."""
+        if self.metric == "mean_iou":
+            shapes = [_shape(getattr(self, name)) for name in COUNTS]
+            return len(set(shapes)) == 1 and len(shapes[0]) == 2 and shapes[0][0] == len(self.blocks)
+        if self.metric == "rmse":
+            return _shape(self.errors) == (len(self.blocks), ERRORS)
+        lengths = [[len(of) for of in windows] for windows in (self.truth, self.shares)]
+        return lengths[0] == lengths[1] and len(lengths[0]) == len(self.blocks)
 
     @property
     def key(self) -> tuple[str, str, float, int, int]:
@@ -214,28 +230,28 @@ def _parsed(path: Path, line: int, cells: Mapping[str, str]) -> dict[str, Any]:
             raise _damaged(path, line, column, cells[column], expected) from None
 
     row: dict[str, Any] = {
-        "arm": read("arm", _name, "a name"),
-        "mode": read("mode", _one_of(MODES), f"one of {', '.join(MODES)}"),
-        "label_fraction": read("label_fraction", _share, "a share of the labels above 0 up to 1"),
-        "metric": read("metric", _one_of(tuple(SUMS)), f"one of {', '.join(SUMS)}"),
-        "score": read("score", _score, "a finite number or nothing"),
+        "arm": read("arm", read_name, "a name"),
+        "mode": read("mode", read_one_of(MODES), f"one of {', '.join(MODES)}"),
+        "label_fraction": read("label_fraction", read_share, "a share of the labels above 0 up to 1"),
+        "metric": read("metric", read_one_of(tuple(SUMS)), f"one of {', '.join(SUMS)}"),
+        "score": read("score", read_score, "a finite number or nothing"),
     }
-    row |= {name: read(name, _count, "a whole number, 0 or more") for name in ("seed", "fold", "block")}
-    row |= {name: read(name, _cost, "a number, 0 or more, or nothing") for name in COSTS}
+    row |= {name: read(name, read_count, "a whole number, 0 or more") for name in ("seed", "fold", "block")}
+    row |= {name: read(name, read_cost, "a number, 0 or more, or nothing") for name in COSTS}
     needed = SUMS[row["metric"]]
     if COUNTS == needed:
-        row |= {name: read(name, _counts, "whole numbers, one for each class") for name in COUNTS}
+        row |= {name: read(name, read_counts, "whole numbers, one for each class") for name in COUNTS}
         if not len(row["hits"]) == len(row["predicted"]) == len(row["labelled"]):
             raise _damaged(path, line, "labelled", cells["labelled"], f"{len(row['hits'])} numbers as in 'hits'")
         if (row["hits"] > np.minimum(row["predicted"], row["labelled"])).any():
             raise _damaged(path, line, "hits", cells["hits"], "no more than 'predicted' and 'labelled'")
     elif WINDOWS == needed:
         row["truth"] = read("truth", lambda text: np.array(text.split(), dtype=np.int64), "a class for each window")
-        row["shares"] = read("shares", _numbers, "a finite number for each window")
+        row["shares"] = read("shares", read_numbers, "a finite number for each window")
         if len(row["truth"]) != len(row["shares"]):
             raise _damaged(path, line, "shares", cells["shares"], f"{len(row['truth'])} numbers as in 'truth'")
     else:
-        row["errors"] = read("errors", _errors, f"{ERRORS} finite numbers")
+        row["errors"] = read("errors", read_errors, f"{ERRORS} finite numbers")
     return row
 
 
@@ -280,22 +296,14 @@ def _check_blocks_once(path: Path, runs: Sequence[Run]) -> None:
 
 def _cells(run: Run) -> Iterator[list[str]]:
     """Rows of the table, as text that reads back as the same numbers."""
-    costs = [_text(getattr(run, name)) for name in COSTS]
-    head = [run.arm, run.mode, _text(run.label_fraction), str(run.seed), str(run.fold)]
+    costs = [as_text(getattr(run, name)) for name in COSTS]
+    head = [run.arm, run.mode, as_text(run.label_fraction), str(run.seed), str(run.fold)]
     for place, block in enumerate(run.blocks.tolist()):
         sums = []
         for name in (*COUNTS, "errors", *WINDOWS):
             of = getattr(run, name) if name in SUMS[run.metric] else None
-            sums.append("" if of is None else " ".join(_text(value) for value in np.asarray(of[place]).tolist()))
-        yield [*head, str(block), run.metric, _text(run.score), *sums, *costs]
-
-
-def _text(value: float | None) -> str:
-    """The shortest text that reads back as the number; nothing for None and NaN."""
-    if value is None or math.isnan(value):
-        return ""
-    whole = float(value).is_integer() and abs(value) < 2**53
-    return str(int(value)) if whole else repr(float(value))
+            sums.append("" if of is None else " ".join(as_text(value) for value in np.asarray(of[place]).tolist()))
+        yield [*head, str(block), run.metric, as_text(run.score), *sums, *costs]
 
 
 def _damaged(path: Path, line: int, column: str, value: Any, expected: str) -> ValueError:
@@ -304,58 +312,3 @@ def _damaged(path: Path, line: int, column: str, value: Any, expected: str) -> V
         f"{path}: row {line}, column '{column}': '{shown}', expected {expected}; restore that row, or delete all rows "
         "of its run and run the study again"
     )
-
-
-def _name(text: str) -> str:
-    if not text.strip():
-        raise ValueError
-    return text
-
-
-def _one_of(names: Sequence[str]) -> Callable[[str], str]:
-    return lambda text: names[names.index(text)]
-
-
-def _score(text: str) -> float:
-    if text and not math.isfinite(float(text)):
-        raise ValueError
-    return float(text) if text else math.nan
-
-
-def _share(text: str) -> float:
-    if not 0 < float(text) <= 1:
-        raise ValueError
-    return float(text)
-
-
-def _count(text: str) -> int:
-    if int(text) < 0:
-        raise ValueError
-    return int(text)
-
-
-def _cost(text: str) -> float | None:
-    if text and not 0 <= float(text) < math.inf:
-        raise ValueError
-    return float(text) if text else None
-
-
-def _numbers(text: str) -> np.ndarray:
-    numbers = np.array(text.split(), dtype=np.float64)
-    if not np.isfinite(numbers).all():
-        raise ValueError
-    return numbers
-
-
-def _counts(text: str) -> np.ndarray:
-    counts = np.array(text.split(), dtype=np.int64)
-    if not len(counts) or (counts < 0).any():
-        raise ValueError
-    return counts
-
-
-def _errors(text: str) -> np.ndarray:
-    numbers = _numbers(text)
-    if len(numbers) != ERRORS:
-        raise ValueError
-    return numbers

@@ -34,9 +34,10 @@ def main_table(
     decimals: int,
 ) -> list[str]:
     """Lines of the one Markdown table: every arm, mode and share of labels."""
+    name, size = _operations_unit([flops for group in groups if (flops := group.flops)])
     head = (
         *("arm", "mode", "labels", "score (lowest to highest seed)", "runs", "difference (95 % interval)"),
-        *("training s, pre + fine", "PFLOP", "V100 h", "memory MB", "tiles, pre + fine"),
+        *("training s, pre + fine", name, "V100 h", "memory MB", "tiles, pre + fine"),
     )
     found = {(of.first.arm, of.first.mode, of.first.fraction): of for of in comparisons}
     roles = {arm.name: arm.role for arm in arms}
@@ -53,7 +54,7 @@ def main_table(
                 str(len(group.runs)),
                 _against(comparison, decimals),
                 _sum_text(group, "s"),
-                "-" if flops is None else f"{flops / 1e15:.3g}",
+                "-" if flops is None else f"{flops / size:.3g}",
                 _short(v100_hours(flops, facts)),
                 "-" if group.memory_mb is None else f"{group.memory_mb:.0f}",
                 _sum_text(group, "tiles"),
@@ -156,4 +157,14 @@ def _sum_text(group: Group, of: str) -> str:
 
 
 def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2g}"
+    """Two digits, without exponents; what is tiny as such."""
+    if value is None or 0 < value < 1e-5:
+        return "-" if value is None else "< 0.00001"
+    return f"{value:.2g}" if value == 0 or 1e-4 <= value < 100 else f"{value:.6f}" if value < 1 else f"{value:,.0f}"
+
+
+def _operations_unit(flops: Sequence[float]) -> tuple[str, float]:
+    """The unit in which the largest number of operations has at most four digits before the point."""
+    largest = max(flops, default=1e15)
+    units = (("GFLOP", 1e9), ("TFLOP", 1e12), ("PFLOP", 1e15), ("EFLOP", 1e18))
+    return next((unit for unit in units if largest < 1e4 * unit[1]), units[-1])

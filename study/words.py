@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from study.verdict import Advice, Comparison
 
@@ -38,24 +38,37 @@ def hours_words(hours: float | None) -> str:
     return f"{hours:.1f} h" if hours < 10 else f"{hours:,.0f} h"
 
 
+def signed(value: float, decimals: int) -> str:
+    """A number with its sign; none on a zero."""
+    text = f"{value:+.{decimals}f}"
+    return text[1:] if float(text) == 0 else text
+
+
 def interval_words(comparison: Comparison, decimals: int) -> str:
     """Such as `+0.012 (-0.010 to +0.034)`."""
     of = comparison.difference
     if math.isnan(of.estimate):
         return "no score"
     if math.isnan(of.low):
-        return f"{of.estimate:+.{decimals}f} (interval not known)"
-    return f"{of.estimate:+.{decimals}f} ({of.low:+.{decimals}f} to {of.high:+.{decimals}f})"
+        return f"{signed(of.estimate, decimals)} (interval not known)"
+    return f"{signed(of.estimate, decimals)} ({signed(of.low, decimals)} to {signed(of.high, decimals)})"
 
 
 def cost_words(ratio: float | None) -> str:
-    """How often the training of the other arm a training takes."""
+    """How many times the training of the other arm a training takes."""
     if ratio is None:
         return "costs not recorded"
     if 0.95 <= ratio <= 1.05:
         return "at the same training time"
+    return f"at {ratio_words(ratio)} times the training time"
+
+
+def ratio_words(ratio: float) -> str:
+    """Such as `2.1`, `0.31`, `140`."""
+    if ratio < 0.01:
+        return "less than 0.01"
     decimals = 0 if ratio >= 9.95 else 1 if ratio >= 0.95 else 2
-    return f"at {ratio:,.{decimals}f} times the training time"
+    return f"{ratio:,.{decimals}f}"
 
 
 def advice_words(advice: Advice | None, comparison: Comparison) -> str:
@@ -72,9 +85,9 @@ def advice_words(advice: Advice | None, comparison: Comparison) -> str:
         cost = "" if advice.total_hours is None else f": {to_come}"
         return f" About {advice.seeds} seeds instead of {of.seeds} would decide it{cost}."
     if math.isinf(advice.blocks):
-        return f" Further seeds cannot decide it, nor can less than 100 times the {of.blocks} blocks."
+        return f" Further seeds cannot decide it: it takes more than 100 times the {of.blocks} blocks."
     more = max(math.ceil(advice.blocks), of.blocks + 1)
-    return f" Further seeds cannot decide it: about {more} independent blocks instead of {of.blocks} could."
+    return f" Further seeds cannot decide it: it takes about {more:,} independent blocks instead of {of.blocks}."
 
 
 def finding(comparison: Comparison, decimals: int, unit: str) -> str:
@@ -93,3 +106,22 @@ def finding(comparison: Comparison, decimals: int, unit: str) -> str:
     else:
         said = f"**{of.word}**{rival}: {size}"
     return f"{where}: {said}, {cost_words(comparison.cost_ratio)}{notes}.{advice_words(comparison.advice, comparison)}"
+
+
+def in_short(comparisons: Sequence[Comparison], decimals: int, unit: str) -> str:
+    """How often an arm came out how, and by how much, in one or two sentences."""
+    words = [of.difference.word for of in comparisons]
+    counted = [f"{word} in {words.count(word)}" for word in ("better", "worse", "undecided") if word in words]
+    said = f"{words[0]} in all {len(words)}" if len(counted) == 1 else ", ".join(counted) + f" of {len(words)}"
+    said = f"{words[0]} (one setting)" if len(words) == 1 else f"{said} settings"
+    sizes = [of.difference.estimate for of in comparisons if math.isfinite(of.difference.estimate)]
+    ratios = [of.cost_ratio for of in comparisons if of.cost_ratio is not None]
+    if not sizes:
+        return said
+    low, high = signed(min(sizes), decimals), signed(max(sizes), decimals)
+    spread = f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
+    cheap, dear = (ratio_words(end(ratios)) if ratios else "" for end in (min, max))
+    if ratios and min(ratios) >= 0.95 and max(ratios) <= 1.05:
+        return f"{said}; {spread}, at the same training time"
+    cost = f", at {cheap if cheap == dear else f'{cheap} to {dear}'} times the training time" if ratios else ""
+    return f"{said}; {spread}{cost}"
