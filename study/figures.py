@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from study.summary import ArmFacts, Group
 from study.verdict import Comparison
@@ -82,12 +82,14 @@ def differences_figure(comparisons: Sequence[Comparison], *, metric: str) -> Fig
             _draw_difference(axis, of, rows.index(_row_label(of)))
         axis.axvline(0, color="0.2", linewidth=0.9)
         axis.set_title(labels_words(fraction), fontsize=10)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.tick_params(axis="x", labelsize=9)
         axis.grid(axis="x", color="0.92", linewidth=0.6)
         axis.set_axisbelow(True)
         for row in range(0, len(rows), 2):
             axis.axhspan(row - 0.5, row + 0.5, color="0.97", zorder=0)
     axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=8)
-    axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
+    axes[0, 0].set_ylim(max(len(rows), 1) - 0.5, -0.5)
     figure.supxlabel(f"difference of {metric}, above 0 = the first named is better; bar: 95 % interval", fontsize=10)
     handles = [
         Line2D([], [], color=colour, marker="o", markerfacecolor=_face(word), label=word)

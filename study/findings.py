@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from study.bootstrap import DRAWS
+from study.bootstrap import DRAWS, pool
 from study.results import Run, read_results
 from study.summary import ArmFacts, Group, group_runs, read_arms
 from study.verdict import Comparison, Control, compare_arms, judge_controls
@@ -56,6 +57,12 @@ class Study:
     def asked(self) -> list[Comparison]:
         """Comparisons that answer a question: not those of controls."""
         return [of for of in self.comparisons if of.arm.role != "null"]
+
+    @property
+    def disagreement(self) -> float:
+        """Largest difference between a fold's score as the program gave it and as its blocks give it."""
+        pairs = [(run.score, pool([run]).score()) for run in self.runs]
+        return max((abs(a - b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)), default=0.0)
 
     @property
     def seconds(self) -> str:

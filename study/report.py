@@ -12,7 +12,7 @@ from study.figures import cost_figure, differences_figure
 from study.findings import Study, open_study
 from study.summary import ArmFacts
 from study.tables import main_table, write_differences, write_summary
-from study.verdict import Comparison, further_hours, spread_from_blocks
+from study.verdict import MOST_SEEDS, Comparison, further_hours, spread_from_blocks
 from study.words import finding, hours_words, in_short
 
 REPORT = "report.md"
@@ -21,9 +21,13 @@ DIFFERENCES_FIGURE = "differences.png"
 
 _DPI = 150
 
+_AGREES = 0.005
+"""Difference of two ways to work out a score that is taken for rounding, such as that of ranks in bins."""
+
 _LEFT = {
-    "seeds": "About {count} of the others would be decided by further seeds{cost}.",
-    "ground": "{count} would not be decided by any number of further hours, only by more labelled ground.",
+    "seeds": "Further seeds would decide about {count} of these{cost}.",
+    "ground": "{count} cannot be decided by any number of further hours, only by more labelled ground.",
+    "beyond": f"{{count}} would take more than {MOST_SEEDS} seeds.",
     "more": "{count} have too few seeds or blocks to say what they need.",
     "nothing": "{count} show no difference at all.",
 }
@@ -67,7 +71,7 @@ def report_text(study: Study) -> str:
     heading = "# Is multi-scale pre-training worth its cost?" + (f" {title}" if title else "")
     table = main_table(study.arms, study.groups, study.comparisons, facts=study.facts, decimals=study.decimals)
     parts = [
-        [heading, "", *_warnings(study), _first_line(study)],
+        [heading, "", *_warnings(study), *_disagrees(study), _first_line(study)],
         ["## Verdict", "", *_verdict(study)],
         ["## All arms", "", *table, "", *_table_notes(study)],
         ["## Pictures", "", *_pictures(study)],
@@ -91,12 +95,26 @@ def _warnings(study: Study) -> list[str]:
     return lines
 
 
+def _disagrees(study: Study) -> list[str]:
+    """A warning if the blocks do not give the program's own scores."""
+    largest = max((abs(group.mean) for group in study.groups if group.scores), default=1.0)
+    if study.disagreement <= _AGREES * (largest if study.metric == "rmse" else 1.0):
+        return []
+    return [
+        f"> **WARNING: scores worked out from the blocks differ from the program's own by {study.disagreement:.2g}.** "
+        "The blocks do not hold all that was tested, or are counted twice.",
+        "",
+    ]
+
+
 def _first_line(study: Study) -> str:
     """How much is decided, and what the rest would take."""
     asked = study.asked
     if not asked:
         return "**Nothing can be said yet: no two arms that are to be compared have been run.**"
     decided = [of for of in asked if of.difference.word != "undecided"]
+    if len(decided) == len(asked):
+        return f"**All comparisons are decided: {len(asked)} of {len(asked)}.**"
     if decided:
         first = f"**{len(decided)} of {len(asked)} comparisons are decided, {len(asked) - len(decided)} are not.**"
     else:
@@ -110,10 +128,15 @@ def _first_line(study: Study) -> str:
 def _verdict(study: Study) -> list[str]:
     found = {arm.name: [of for of in study.asked if of.arm is arm] for arm in study.arms}
     asked = [arm for arm in study.arms if found[arm.name]]
-    lines = ["In short:", ""] if asked else ["There is nothing to compare yet.", ""]
+    lines = (
+        ["In short (a setting is a share of the labels with a way of fine-tuning):", ""]
+        if asked
+        else ["There is nothing to compare yet.", ""]
+    )
     for arm in asked:
         said = in_short(found[arm.name], study.decimals, study.unit)
-        lines.append(f"- {_heading(arm, found[arm.name])} {_pair(arm, found[arm.name])}: **{said}**.")
+        asks = f"{_heading(arm, found[arm.name])} {_pair(arm, found[arm.name])}".strip()
+        lines.append(f"- {asks}: **{said}**.")
     for role, title in (("", ""), ("switch", "### Further switches, each against the default")):
         arms = [arm for arm in asked if arm.role == role]
         lines += ["", title] if title and arms else []
@@ -225,6 +248,10 @@ def _method(study: Study) -> list[str]:
             f"- **Where the spread comes from.** Of the variance of a difference, {100 * share:.0f} % (median) is from "
             "which blocks there are, the rest from seeds. Seeds can be added at will, ground cannot."
         )
+    lines.append(
+        f"- **Checked.** Scores of folds, worked out again from the blocks, differ from those that the program gave by "
+        f"{study.disagreement:.2g} at most."
+    )
     if study.metric == "roc_auc":
         lines.append("- ROC-AUC ranks windows of all folds together, though each fold has a model of its own.")
     return lines + [f"- {note}" for note in study.facts.get("notes") or []]

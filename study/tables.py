@@ -60,7 +60,10 @@ def main_table(
                 _sum_text(group, "tiles"),
             )
         )
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        for cells in (head, ["---"] * len(head), *rows)
+    ]
 
 
 def write_summary(path: Path, arms: Sequence[ArmFacts], groups: Sequence[Group], *, facts: Mapping[str, Any]) -> None:

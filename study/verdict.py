@@ -26,7 +26,8 @@ class Advice:
     """What would decide a difference that is undecided, extrapolated from the spread observed.
 
     Attributes:
-        by: `seeds`, `ground`, `nothing` (no difference was seen at all) or `more` (too little to extrapolate from).
+        by: `seeds`; `beyond` (more than MOST_SEEDS of them); `ground`; `nothing` (no difference was seen at all);
+            `more` (too little to extrapolate from).
         seeds: number of seeds needed in all; 0 = not by seeds.
         blocks: number of independent blocks needed in all, infinite above MOST_GROUND times those there are; 0 = not
             by ground.
@@ -144,7 +145,7 @@ def advise(difference: Difference, *, seed_s: float) -> Advice | None:
         if student(difference.var_blocks, difference.var_seeds, **known) * spread < size:
             hours = (seeds * seed_s / 3600, (seeds - difference.seeds) * seed_s / 3600) if seed_s else (None, None)
             return Advice("seeds", seeds, 0.0, *hours)
-    return Advice("ground", blocks=math.inf)
+    return Advice("beyond")
 
 
 def further_hours(comparisons: Sequence[Comparison]) -> float:

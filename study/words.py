@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from study.verdict import Advice, Comparison
+from study.verdict import MOST_SEEDS, Advice, Comparison
 
 METRIC_WORDS = {
     "mean_iou": "mean IoU",
@@ -80,6 +80,8 @@ def advice_words(advice: Advice | None, comparison: Comparison) -> str:
         return " Too little was run to say what would decide it: two seeds and two blocks at least."
     if advice.by == "nothing":
         return " No difference was seen, so nothing can be extrapolated."
+    if advice.by == "beyond":
+        return f" More than {MOST_SEEDS} seeds would be needed to decide it."
     if advice.by == "seeds":
         to_come = f"{hours_words(advice.total_hours)} of training in all, {hours_words(advice.further_hours)} to come"
         cost = "" if advice.total_hours is None else f": {to_come}"

@@ -1,6 +1,7 @@
 """The report of a study: words, table, controls and files follow from the results."""
 
 import csv
+import dataclasses
 import json
 import math
 import re
@@ -64,8 +65,8 @@ def test_if_nothing_is_decided_the_first_line_says_so_and_what_it_would_take(tmp
     text = text_of(tmp_path, one + two, arms=[{"name": "b"}, {"name": "a", "against": "b"}])
     first = text.split("\n")[2]
     assert first == (
-        "**Nothing is decided: none of 1 comparisons has an interval that leaves out zero.** About 1 of the others "
-        "would be decided by further seeds, in 4.0 h of training."
+        "**Nothing is decided: none of 1 comparisons has an interval that leaves out zero.** Further seeds would "
+        "decide about 1 of these, in 4.0 h of training."
     )
     assert "About 7 seeds instead of 3 would decide it: 7.0 h of training in all, 4.0 h to come." in text
 
@@ -90,7 +91,7 @@ def test_what_would_decide_on_paper():
     ground = advised(var_blocks=1.0, var_seeds=1.0)
     assert ground.by == "ground" and ground.blocks == pytest.approx(54.6, abs=0.1)
     assert math.isinf(advised(var_blocks=1.0, estimate=0.2).blocks)
-    assert math.isinf(advised(var_seeds=1.0, estimate=0.05).blocks)  # more than 1000 seeds
+    assert advised(var_seeds=1.0, estimate=0.05).by == "beyond"  # (1.96 / 0.05) squared is 1537
     assert advised(var_seeds=1.0, estimate=0.0).by == "nothing"
     assert advised(low=0.5) is None
 
@@ -170,6 +171,14 @@ def test_the_best_of_rmse_is_the_lowest(tmp_path):
     study = study_of(tmp_path, runs, arms=[{"name": name} for name in ("trees", "high", "low")], units="nT")
     assert [(of.second.arm, of.difference.word) for of in study.comparisons] == [("low", "worse")]
     assert "RMSE, nT, lower is better" in report_text(study) and study.decimals == 2
+
+
+def test_scores_that_the_blocks_do_not_give_are_warned_of(tmp_path):
+    runs = study_runs(LEVELS)
+    assert "WARNING" not in text_of(tmp_path, runs, arms=ARMS)
+    wrong = [dataclasses.replace(run, score=run.score + 0.01) for run in runs]
+    text = text_of(tmp_path, wrong, arms=ARMS)
+    assert "> **WARNING: scores worked out from the blocks differ from the program's own by 0.01.**" in text
 
 
 def test_switches_stand_apart(tmp_path):
