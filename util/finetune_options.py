@@ -115,6 +115,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     split.add_argument("--seed", type=options.count, default=0, help="seed of folds, kept labels, windows, weights (0)")
     split.add_argument("--fold_seed", type=options.count, help="seed of the folds alone (that of --seed)")
+    split.add_argument("--label_seed", type=options.count, help="seed of the kept labels alone (that of --seed)")
 
 
 def _label_share(text: str) -> float:
@@ -460,7 +461,7 @@ def split_options(
         "label_fraction": args.label_fraction,
         "early_stopping": args.patience > 0,
         "seed": args.seed if args.fold_seed is None else args.fold_seed,
-        "label_seed": args.seed,
+        "label_seed": args.seed if args.label_seed is None else args.label_seed,
         "rectangles": held_out,
     }
 
