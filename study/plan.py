@@ -113,8 +113,8 @@ def all_tasks(arms: Sequence[StudyArm], *, seeds: int, label_fractions: Sequence
     tasks = []
     for arm in sorted(arms, key=lambda arm: bool(arm.as_long_as)):
         if arm.pretrain is not None:
-            needs = _all_pretrainings(_timed_by(arm, arms), seeds) if arm.as_long_as else ()
-            tasks += [Task(pretrain_name(arm, s), "pretrain", arm, s, needs=needs) for s in range(seeds)]
+            before = _all_pretrainings(_timed_by(arm, arms), seeds) if arm.as_long_as else ()
+            tasks += [Task(pretrain_name(arm, s), "pretrain", arm, s, needs=before) for s in range(seeds)]
     for seed in range(seeds):
         for arm in sorted(arms, key=lambda arm: bool(arm.as_long_as) and arm.pretrain is None):
             needs: tuple[str, ...] = ()
@@ -190,10 +190,10 @@ def choose_lengths(
     if seconds(lengths(0.0, count)) > available:
         need = seconds(lengths(0.0, count)) / RESERVE
         raise ValueError(
-            f"--budget {budget_s / 3600:.3g} h: {len(arms)} arms, {count} seeds, {folds} folds and {len(label_fractions)} "
-            f"shares of the labels need {need / 3600:.3g} h even with the shortest training ({LEAST_PRETRAIN_EPOCHS} "
-            f"epochs of pre-training, {LEAST_FINETUNE_EPOCHS} of fine-tuning); give a larger --budget, fewer --only_arms, "
-            "--label_fractions or --folds"
+            f"--budget {budget_s / 3600:.3g} h: {len(arms)} arms, {count} seeds, {folds} folds and "
+            f"{len(label_fractions)} shares of the labels need {need / 3600:.3g} h even with the shortest training "
+            f"({LEAST_PRETRAIN_EPOCHS} epochs of pre-training, {LEAST_FINETUNE_EPOCHS} of fine-tuning); give a larger "
+            "--budget, fewer --only_arms, --label_fractions or --folds"
         )
     low, high = 0.0, 1.0
     if seconds(lengths(1.0, count)) <= available:
