@@ -26,7 +26,8 @@ COLUMNS = (
 )
 SET_BY_STUDY = (
     "--data_dir --train_path --labels --task --finetune --output_dir --log_dir --resume --seed --fold_seed "
-    "--label_seed --epochs --folds --only_folds --label_fraction --no_final --no_network --baselines --device --freeze_encoder"
+    "--label_seed --epochs --tiles_per_epoch --folds --only_folds --label_fraction --no_final --no_network "
+    "--baselines --device --freeze_encoder"
 ).split()
 """Flags that the study gives itself."""
 
