@@ -16,7 +16,7 @@ from study.words import METRIC_WORDS, decimals_for
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class Findings:
     """All that a report is made of.
 
     Attributes:
@@ -67,11 +67,12 @@ class Study:
     @property
     def seconds(self) -> str:
         """What seconds of training are."""
-        on_cpu = str(self.facts.get("device") or "cpu").startswith("cpu")
-        return "CPU seconds" if on_cpu else f"seconds on {self.facts['device']}"
+        if self.facts.get("seconds") == "cpu_seconds" or str(self.facts.get("device") or "cpu").startswith("cpu"):
+            return "seconds of the processor"
+        return f"seconds on {self.facts['device']}" if self.facts.get("device") else "seconds"
 
 
-def open_study(results_path: Path, facts: Mapping[str, Any], *, draws: int = DRAWS, seed: int = 0) -> Study:
+def gather_findings(results_path: Path, facts: Mapping[str, Any], *, draws: int = DRAWS, seed: int = 0) -> Findings:
     """Reads a table of results and compares all that its arms ask for.
 
     Args:
@@ -91,4 +92,4 @@ def open_study(results_path: Path, facts: Mapping[str, Any], *, draws: int = DRA
     groups = group_runs(runs, arms)
     comparisons = compare_arms(arms, groups, draws=draws, seed=seed)
     controls = judge_controls(arms, groups, comparisons, draws=draws, seed=seed)
-    return Study(facts, runs, arms, list(groups.values()), comparisons, controls, draws)
+    return Findings(facts, runs, arms, list(groups.values()), comparisons, controls, draws)

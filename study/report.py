@@ -9,7 +9,7 @@ from typing import Any
 
 from study.bootstrap import DRAWS, HIGHER_IS_BETTER
 from study.figures import cost_figure, differences_figure
-from study.findings import Study, open_study
+from study.findings import Findings, gather_findings
 from study.summary import ArmFacts
 from study.tables import main_table, write_differences, write_summary
 from study.verdict import MOST_SEEDS, Comparison, further_hours, spread_from_blocks
@@ -53,7 +53,7 @@ def build_report(
         FileNotFoundError: no such table.
         ValueError: a damaged or empty table, or arms that make no sense.
     """
-    study = open_study(results_path, facts, draws=draws, seed=seed)
+    study = gather_findings(results_path, facts, draws=draws, seed=seed)
     out_dir.mkdir(parents=True, exist_ok=True)
     figure = cost_figure(study.arms, study.groups, metric=study.unit, seconds=study.seconds)
     figure.savefig(out_dir / COST_FIGURE, dpi=_DPI)
@@ -65,7 +65,7 @@ def build_report(
     return path
 
 
-def report_text(study: Study) -> str:
+def report_text(study: Findings) -> str:
     """The report as Markdown."""
     title = study.facts.get("title")
     heading = "# Is multi-scale pre-training worth its cost?" + (f" {title}" if title else "")
@@ -83,7 +83,7 @@ def report_text(study: Study) -> str:
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def _warnings(study: Study) -> list[str]:
+def _warnings(study: Findings) -> list[str]:
     lines = []
     for control in (of for of in study.controls if of.passed is False):
         meaning = {
@@ -95,7 +95,7 @@ def _warnings(study: Study) -> list[str]:
     return lines
 
 
-def _disagrees(study: Study) -> list[str]:
+def _disagrees(study: Findings) -> list[str]:
     """A warning if the blocks do not give the program's own scores."""
     largest = max((abs(group.mean) for group in study.groups if group.scores), default=1.0)
     if study.disagreement <= _AGREES * (largest if study.metric == "rmse" else 1.0):
@@ -107,7 +107,7 @@ def _disagrees(study: Study) -> list[str]:
     ]
 
 
-def _first_line(study: Study) -> str:
+def _first_line(study: Findings) -> str:
     """How much is decided, and what the rest would take."""
     asked = study.asked
     if not asked:
@@ -125,7 +125,7 @@ def _first_line(study: Study) -> str:
     return " ".join([first, *(_LEFT[by].format(count=count, cost=cost) for by, count in left.items() if count)])
 
 
-def _verdict(study: Study) -> list[str]:
+def _verdict(study: Findings) -> list[str]:
     found = {arm.name: [of for of in study.asked if of.arm is arm] for arm in study.arms}
     asked = [arm for arm in study.arms if found[arm.name]]
     lines = (
@@ -135,7 +135,8 @@ def _verdict(study: Study) -> list[str]:
     )
     for arm in asked:
         said = in_short(found[arm.name], study.decimals, study.unit)
-        asks = f"{_heading(arm, found[arm.name])} {_pair(arm, found[arm.name])}".strip()
+        question = _heading(arm, found[arm.name])
+        asks = f"{question} ({_pair(arm, found[arm.name])})" if question else _pair(arm, found[arm.name])
         lines.append(f"- {asks}: **{said}**.")
     for role, title in (("", ""), ("switch", "### Further switches, each against the default")):
         arms = [arm for arm in asked if arm.role == role]
@@ -165,7 +166,7 @@ def _pair(arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
     return f"`{arm.name}` against {rival}"
 
 
-def _equal_time(study: Study, arm: ArmFacts) -> str:
+def _equal_time(study: Findings, arm: ArmFacts) -> str:
     """How an arm's training time compares with the one it is meant to have; empty if none."""
     if not arm.as_long_as:
         return ""
@@ -181,7 +182,7 @@ def _equal_time(study: Study, arm: ArmFacts) -> str:
     return f"; meant to be trained as long as `{arm.as_long_as}`, and trained {span} times as long"
 
 
-def _table_notes(study: Study) -> list[str]:
+def _table_notes(study: Findings) -> list[str]:
     better = "higher is better" if HIGHER_IS_BETTER[study.metric] else "lower is better"
     stated = study.facts.get("v100") or {}
     v100 = "V100 hours are not given: no conversion was stated."
@@ -199,7 +200,7 @@ def _table_notes(study: Study) -> list[str]:
     ]
 
 
-def _pictures(study: Study) -> list[str]:
+def _pictures(study: Findings) -> list[str]:
     left_out = [arm.name for arm in study.arms if arm.role == "leak"]
     unpriced = sum(not group.seconds for group in study.groups)
     notes = f" Left out, for what it reaches would flatten all else: {', '.join(left_out)}." if left_out else ""
@@ -217,14 +218,14 @@ def _pictures(study: Study) -> list[str]:
     ]
 
 
-def _controls(study: Study) -> list[str]:
+def _controls(study: Findings) -> list[str]:
     if not study.controls:
         return ["No control was run: nothing here tells whether the intervals are wide enough."]
     words = {True: "passed", False: "FAILED", None: "not judged"}
     return [f"- **{words[of.passed]}**: {of.text}" for of in study.controls]
 
 
-def _method(study: Study) -> list[str]:
+def _method(study: Findings) -> list[str]:
     blocks = study.facts.get("blocks") or len({block for run in study.runs for block in run.blocks.tolist()})
     seeds = _number(study.facts.get("seeds")) or max(len(group.seeds) for group in study.groups)
     folds = _number(study.facts.get("folds")) or len({run.fold for run in study.runs})
@@ -257,13 +258,15 @@ def _method(study: Study) -> list[str]:
     return lines + [f"- {note}" for note in study.facts.get("notes") or []]
 
 
-def _unfinished(study: Study) -> list[str]:
+def _unfinished(study: Findings) -> list[str]:
     planned, done = study.facts.get("planned"), study.facts.get("done")
     done = len(study.runs) if done is None else done
     lines = [] if planned is None else [f"- {done} of {planned} planned runs are done."]
     spent, budget = study.facts.get("spent_s"), study.facts.get("budget_s")
     if spent is not None and budget is not None:
         lines.append(f"- {hours_words(spent / 3600)} of a budget of {hours_words(budget / 3600)} is spent.")
+    failed = study.facts.get("failed") or {}
+    lines += [f"- Failed: {name}: {said}" for name, said in failed.items()]
     run = {group.arm for group in study.groups}
     missing = [arm.name for arm in study.arms if arm.name not in run]
     if missing:
@@ -276,10 +279,12 @@ def _unfinished(study: Study) -> list[str]:
     return lines or ["Nothing is known to be missing."]
 
 
-def _hardware(study: Study) -> list[str]:
+def _hardware(study: Findings) -> list[str]:
     facts = study.facts
     shown = [
-        f"- {name}: {facts[name]}" for name in ("task", "device", "threads", "precision") if facts.get(name) is not None
+        f"- {name}: {facts[name]}"
+        for name in ("task", "device", "jobs", "threads", "precision")
+        if facts.get(name) is not None
     ]
     if facts.get("classes"):
         shown.append(f"- classes: {', '.join(str(name) for name in facts['classes'])}")

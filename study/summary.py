@@ -78,13 +78,13 @@ class Group:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of training of one run: pre-training and fine-tuning."""
-        return total(self.cost("pretrain_s"), self.cost("finetune_s"))
+        """Seconds of training of one run: pre-training and fine-tuning; None if the latter is not known."""
+        return _with_pretraining(self.cost("pretrain_s"), self.cost("finetune_s"))
 
     @property
     def flops(self) -> float | None:
-        """Operations of one run: pre-training and fine-tuning."""
-        return total(self.cost("pretrain_flops"), self.cost("finetune_flops"))
+        """Operations of one run: pre-training and fine-tuning; None if the latter are not known, as of trees."""
+        return _with_pretraining(self.cost("pretrain_flops"), self.cost("finetune_flops"))
 
     @property
     def memory_mb(self) -> float | None:
@@ -100,12 +100,6 @@ class Group:
     def finetune_per_seed_s(self) -> float:
         """Seconds of fine-tuning in all folds of a further seed; 0 if not known."""
         return sum(run.finetune_s or 0.0 for run in self.runs) / len(self.seeds)
-
-
-def total(*parts: float | None) -> float | None:
-    """Sum of what is known, None if nothing is."""
-    known = [part for part in parts if part is not None]
-    return math.fsum(known) if known else None
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -174,6 +168,10 @@ def v100_hours(flops: float | None, facts: Mapping[str, Any]) -> float | None:
     if flops is None or not stated.get("tflops") or not stated.get("share"):
         return None
     return flops / (float(stated["tflops"]) * 1e12 * float(stated["share"])) / 3600
+
+
+def _with_pretraining(before: float | None, after: float | None) -> float | None:
+    return None if after is None else (before or 0.0) + after
 
 
 def _flags(entry: Mapping[str, Any], key: str) -> str:

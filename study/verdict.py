@@ -212,8 +212,8 @@ def _judge_leak(arm: ArmFacts, arms: Sequence[ArmFacts], groups: Groups, *, draw
     beaten, lost, least = 0, [], math.inf
     for first in (group for group in groups.values() if group.arm == arm.name):
         for other in groups.values():
-            rivals = ("full", "trees") if first.mode == "full" else (first.mode,)
-            if other.arm in leaks or other.fraction != first.fraction or other.mode not in rivals:
+            weaker = first.mode == "probe" and other.mode != "probe"  # a probe need not beat whole networks
+            if other.arm in leaks or other.fraction != first.fraction or weaker:
                 continue
             difference = compare(first.seeds, other.seeds, draws=draws, seed=seed)
             if difference.estimate > 0:

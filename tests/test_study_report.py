@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from study.bootstrap import Difference
-from study.findings import open_study
+from study.findings import gather_findings
 from study.report import build_report, report_text
 from study.results import write_results
 from study.summary import group_runs, read_arms, read_facts
@@ -29,7 +29,7 @@ COSTS = {"pretrain_s": 60.0, "finetune_s": 20.0, "pretrain_flops": 3e12, "finetu
 
 def study_of(tmp_path, runs, *, draws=200, **facts):
     write_results(tmp_path / "results.csv", runs)
-    return open_study(tmp_path / "results.csv", facts, draws=draws)
+    return gather_findings(tmp_path / "results.csv", facts, draws=draws)
 
 
 def text_of(tmp_path, runs, **facts):
@@ -45,7 +45,7 @@ def test_the_verdict_says_what_is_better_and_what_is_undecided(tmp_path):
     text = text_of(tmp_path, study_runs(LEVELS, **COSTS), arms=ARMS)
     assert "**1 of 2 comparisons are decided, 1 are not.**" in text
     assert re.search(
-        r"- What does pre-training buy\? `single` against `scratch`: \*\*better \(one setting\); \+0\.2", text
+        r"- What does pre-training buy\? \(`single` against `scratch`\): \*\*better \(one setting\); \+0\.2", text
     )
     assert "### What does pre-training buy?" in text and "### `multi` against `single`" in text
     assert re.search(r"- All labels, all weights fine-tuned: \*\*better\*\*: \+0\.2\d\d \(\+0\.\d+ to \+0\.\d+\)", text)
@@ -138,6 +138,21 @@ def test_given_answers_that_do_not_win_give_a_loud_warning(tmp_path):
     text = text_of(tmp_path, study_runs({**LEVELS, "leak": 0.6}), arms=[*ARMS, leak])
     assert "> **WARNING: the control 'leak' failed.** An arm that was given the answers does not win" in text
     assert "but not single (full, 1 of the labels), multi (full, 1 of the labels); it must beat all" in text
+
+
+def test_trees_given_answers_must_beat_networks_too(tmp_path):
+    told = {"name": "told", "role": "leak"}
+    runs = study_runs(LEVELS) + study_runs(LEVELS, mode="probe")
+    for level, passed in ((0.6, False), (0.95, True)):
+        study = study_of(tmp_path, [*runs, *study_runs({"told": level}, mode="trees")], arms=[*ARMS, told])
+        assert [of.passed for of in study.controls] == [passed]
+    assert "It beats 6 of 6 others" in study.controls[0].text
+
+
+def test_a_probe_given_answers_need_not_beat_whole_networks(tmp_path):
+    runs = study_runs({"whole": 0.9}) + study_runs({"probe": 0.5, "told": 0.7}, mode="probe")
+    study = study_of(tmp_path, runs, arms=[{"name": "told", "role": "leak"}])
+    assert study.controls[0].passed and "It beats 1 of 1 others" in study.controls[0].text
 
 
 def test_controls_that_cannot_be_judged_say_so(tmp_path):
@@ -255,6 +270,7 @@ def test_facts_are_shown(tmp_path):
         "versions": {"torch": "2.7.1"},
         "commands": ["python -m scripts.worth_it"],
         "notes": ["Synthetic ground."],
+        "failed": {"fit/a-seed0": "out of memory"},
     }
     text = text_of(tmp_path, [errors_run("a", [1.0, 2.0])], **facts)
     for shown in (
@@ -264,6 +280,7 @@ def test_facts_are_shown(tmp_path):
         "seconds on cuda:0",
         "```\npython -m scripts.worth_it\n```",
         "- Synthetic ground.",
+        "- Failed: fit/a-seed0: out of memory",
     ):
         assert shown in text
 
