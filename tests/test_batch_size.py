@@ -195,3 +195,11 @@ def test_finetuning_goes_as_with_the_numbers_found(survey, tmp_path, caplog, tas
 def test_scoring_alone_trains_nothing(tmp_path, capsys):
     assert labelled.score(tmp_path / "checkpoint-last.pth", tmp_path, "--batch_size", "auto") == 2
     assert "--batch_size auto is for training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("limit", "text"), [(1 << 40, "it fits: this process can get"), (5000, "it does not fit")])
+def test_what_to_do_if_it_does_not_fit(caplog, limit, text):
+    caplog.set_level(logging.INFO)
+    with mock.patch.object(batches, "memory_limit_bytes", lambda _: limit):
+        batches.report_fit(pretended(6), CPU)
+    assert text in caplog.text and ("--batch_size auto" in caplog.text) == (limit == 5000)

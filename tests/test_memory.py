@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models_mae_group_channels import build_model
 from util.live_bytes import counted
-from util.memory import LIBRARIES, Step, count_step, forecast, pretraining_step, try_step
+from util.memory import CUDA_CONTEXT, LIBRARIES, Step, count_step, forecast, pretraining_step, try_step
 
 CPU = torch.device("cpu")
 N, WIDTH, OUT = 8, 64, 16
@@ -27,7 +27,8 @@ def step_of(make_model, *, amp_dtype=None):
 
 
 def tiny(**changes):
-    arguments = {"img_size": 32, "in_chans": 2, "channel_groups": ((0,), (1,)), "scale_heads": "subpixel", **changes}
+    arguments = {"img_size": 32, "in_chans": 2, "channel_groups": ((0,), (1,)), "depth": 4, "decoder_depth": 2}
+    arguments |= {"scale_heads": "subpixel", **changes}
     with torch.device("meta"):
         return build_model("tiny", **arguments)
 
@@ -95,13 +96,14 @@ def test_half_precision_and_checkpointing_take_less():
     )
     assert half < 0.9 * whole and again < 0.9 * whole
     assert half - peak(batch_size=64, amp_dtype=torch.bfloat16) == 4  # the scale of gradients
-    assert peak(batch_size=64, amp_dtype=torch.float16, grad_checkpointing=True) < min(half, again)
+    both = peak(batch_size=64, amp_dtype=torch.float16, grad_checkpointing=True)
+    assert both < half  # but not below `again`: what is left is in the heads, which compute in full precision
 
 
 def test_memory_grows_with_the_batch_in_proportion():
-    sizes = [peak(batch_size=n) for n in (1, 2, 4, 8)]
+    sizes = [peak(batch_size=n) for n in (1, 16, 32, 64)]
     assert sizes == sorted(set(sizes))
-    assert (sizes[3] - sizes[2]) / (sizes[2] - sizes[1]) == pytest.approx(2, rel=0.05)
+    assert (sizes[3] - sizes[2]) / (sizes[2] - sizes[1]) == pytest.approx(2, rel=0.01)
 
 
 def test_gradients_of_earlier_batches_stand_beside_activations():
@@ -148,12 +150,11 @@ def test_a_forecast_is_the_sum_of_its_parts():
 
 def test_large_fits_a_card_of_16_gb():
     """Predicted, with the published heads, which take more: 8 tiles, half precision, checkpointing."""
-    for layers in (2, 10):
-        groups = [list(range(layers))[k::2] for k in range(2)]
-        with torch.device("meta"):
-            model = build_model("large", in_chans=layers, channel_groups=groups, grad_checkpointing=True)
-        step = pretraining_step(model, mask_ratio=0.75, amp_dtype=torch.float16)
-        assert forecast(step, batch_size=8, device_type="cuda", base=600 << 20).total < 15e9
+    with torch.device("meta"):
+        groups = [list(range(10))[k::2] for k in range(2)]
+        model = build_model("large", in_chans=10, channel_groups=groups, grad_checkpointing=True)
+    step = pretraining_step(model, mask_ratio=0.75, amp_dtype=torch.float16)
+    assert forecast(step, batch_size=8, device_type="cuda", base=CUDA_CONTEXT).total < 15e9
 
 
 def test_empty_batch_is_refused():
