@@ -197,6 +197,12 @@ def test_scoring_alone_trains_nothing(tmp_path, capsys):
     assert "--batch_size auto is for training" in capsys.readouterr().err
 
 
+def test_without_a_network_there_is_no_batch(survey, tmp_path, capsys):
+    flags = ["--no_network", "--baselines", "constant", "--batch_size", "auto"]
+    assert labelled.finetune(survey, tmp_path, *flags, labels=labelled.write_classes(tmp_path)) == 2
+    assert "--no_network with these --baselines trains no network" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("limit", "text"), [(1 << 40, "it fits: this process can get"), (5000, "it does not fit")])
 def test_what_to_do_if_it_does_not_fit(caplog, limit, text):
     caplog.set_level(logging.INFO)
