@@ -260,8 +260,8 @@ def check(args: argparse.Namespace) -> None:
     is_network_fitted = not args.no_network or {"scratch", "probe"} & set(baselines_of(args))
     if not is_network_fitted and (args.batch_size == "auto" or args.effective_batch is not None):
         raise ValueError(
-            "--no_network with these --baselines trains no network, which is what --batch_size auto and --effective_batch "
-            "are for; leave them out"
+            "--no_network with these --baselines trains no network, for which --batch_size auto and "
+            "--effective_batch are; leave them out"
         )
     wrong = PIXELS_ONLY if args.task == "classification" else WINDOWS_ONLY
     for name, default in wrong.items():
