@@ -23,7 +23,7 @@ import models_vit_group_channels as models
 from datasets.augment import turned
 from datasets.finetune_data import FinetuneData, LabelOptions, SplitOptions, open_scene_data, open_targets
 from datasets.finetune_layers import OpenedLayers, hide_labels, labels_path, open_layers, open_scene_layers
-from datasets.loader import prefetch
+from datasets.loader import prefetch, read_ahead
 from datasets.pixel_features import pixel_features
 from datasets.sample_survey import default_survey
 from datasets.samplers import MicroBatch, plan_epoch, updates_per_epoch
@@ -35,13 +35,23 @@ from util import distributed as dist
 from util import finetune_evaluation as evaluation
 from util import finetune_options as options
 from util.allocator import keep_freed_memory
+from util.batch_size import settle_batches
 from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
 from util.encoder_weights import EncoderWeights, load_encoder, read_encoder_weights
 from util.engine import StepMeter, Stop, seed_step
 from util.finetune_arms import Arm, arms_of, choose_folds, constant_prediction
 from util.finetune_cost import baseline_costs, fit_costs
 from util.finetune_files import EVALUATION, METRICS, FinetuneFiles, flat_numbers
-from util.finetune_fit import Fit, fit_state, make_updater, note_best, require_same_place, take_up
+from util.finetune_fit import (
+    Fit,
+    fit_state,
+    fit_step,
+    make_updater,
+    note_best,
+    require_same_place,
+    take_up,
+    trained_weights,
+)
 from util.finetune_losses import DenseClasses, DenseValues, Objective, WindowClasses
 from util.finetune_outputs import ConstantOutputs, NetworkOutputs, Outputs, TreeOutputs
 from util.finetune_report import Scored, collect, draw_map, draw_scores, table_lines
@@ -57,6 +67,7 @@ from util.finetune_scores import (
 )
 from util.log import plain, progress, setup_logging
 from util.lr_sched import Schedule
+from util.memory import base_bytes, forecast
 from util.run_files import Clock, check_writable
 from util.trees import Trees
 
@@ -182,11 +193,17 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     examples = dist.together(lambda: {fold: data.targets.fold(fold) for fold in fits})
     files = FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main)
     job = Job(args, ranks, device, opened, data, encoder, held_out, arms, folds, examples, files)
+    memory_before, networks = base_bytes(device), []
     for arm in arms:
         if arm.kind == "network":
-            lines = dist.together(partial(build_network, job, arm))[1]
+            network, lines = dist.together(partial(build_network, job, arm))
+            networks.append((network, arm))
             for text in lines if arm == arms[0] else ():
                 logger.info("%s", text)
+
+    if args.batch_size == "auto" or args.effective_batch is not None:
+        choose_batches(job, *max(networks, key=lambda pair: trained_weights(pair[0])), memory_before)
+    del networks
 
     # records
     aside = dist.on_main(lambda: files.begin(run_facts(job), resume=bool(args.resume)))
@@ -194,6 +211,39 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         logger.warning("%s held an earlier run: now in %s", output_dir, aside)
     files.describe({"options": vars(args), "environment": environment, "folds": data.folds.numbers()})
     return job, partial(compare, job)
+
+
+def choose_batches(job: Job, network: Any, arm: Arm, memory_before: int) -> None:
+    """Settles `batch_size` and `accum_iter` by the network that trains most weights.
+
+    Raises:
+        ValueError: nothing fits, or the options contradict each other.
+    """
+    args, ranks, device = job.args, job.ranks, job.device
+
+    def build() -> Any:
+        twin = models.build_finetune_model(network.config)
+        if arm.frozen:
+            models.freeze_encoder(twin)
+        return twin
+
+    step = fit_step(
+        network,
+        objective_of(args, job.data.task, next(iter(job.examples.values())).facts),
+        build=build,
+        weight_decay=args.weight_decay,
+        clip_grad=args.clip_grad,
+        amp_dtype=amp_policy(device, args.amp)[0],
+    )
+    memory = partial(
+        forecast,
+        step,
+        device_type=device.type,
+        base=memory_before,
+        batches_ahead=read_ahead(args.num_workers),
+        processes=ranks.world_size,
+    )
+    settle_batches(args, ranks, device, forecast=memory, trials=[(step, network.to(device))])
 
 
 def begin(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from timm.optim import param_groups_weight_decay
 import models_mae_group_channels as models
 from datasets.fitting import save_statistics
 from datasets.grid import Survey, Tiles, open_survey, open_test_survey
-from datasets.loader import prefetch
+from datasets.loader import prefetch, read_ahead
 from datasets.masks import Masks, dropped_layers, mask_shares
 from datasets.pooled import choose_reader, to_sample
 from datasets.pyramid import Pyramid, Sample
@@ -37,10 +37,12 @@ from util import checkpoint as ckpt
 from util import distributed as dist
 from util import options
 from util.allocator import keep_freed_memory
+from util.batch_size import report_fit, report_measured, settle_batches
 from util.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, select_device, wait_for
 from util.engine import StepMeter, Stop, Updater, WindowOfSteps, make_adamw
 from util.log import progress, setup_logging
 from util.lr_sched import Schedule
+from util.memory import Forecast, base_bytes, forecast, pretraining_step
 from util.run_files import LAST_PICTURE, Clock, LayerFacts, RunFiles, check_writable, reconstruction_rows, score_lines
 from util.skill import HeldOutEvaluator, ScoredBatch, ScoredLayer
 
@@ -55,9 +57,9 @@ VALIDATION_EPOCH = -1
 """Masks of held-out tiles are drawn as those of this epoch: always the same."""
 
 MAY_CHANGE = set(
-    "accum_iter batch_size cache compile crs data_dir data_path device dist_url dry_run epochs figure_every "
-    "grad_checkpointing keep_every local_rank log_dir log_every no_progress num_workers output_dir pin_mem resume "
-    "save_minutes start_epoch test_path train_path val_tiles world_size".split()
+    "accum_iter batch_size cache compile crs data_dir data_path device dist_url dry_run effective_batch epochs "
+    "figure_every grad_checkpointing keep_every local_rank log_dir log_every no_progress num_workers output_dir "
+    "pin_mem resume save_minutes start_epoch test_path train_path val_tiles world_size".split()
 )
 """Options that do not decide which numbers a run computes, or whose effect is checked elsewhere."""
 
@@ -118,6 +120,7 @@ class Run:
     layers: list[LayerFacts]
     clock: Clock
     place: Place
+    memory: Callable[..., Forecast]
 
 
 class RunFailed(RuntimeError):
@@ -195,6 +198,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
     # model
+    memory_before = base_bytes(device)
     torch.manual_seed(args.seed)
     network = models.build_model(args.model, **options.model_options(args), **survey.channel_options()).to(device)
     masks = Masks(
@@ -207,6 +211,16 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     model = dist.wrap(torch.compile(network) if args.compile else network, device)
 
     # optimiser and schedule
+    step = pretraining_step(network, mask_ratio=args.mask_ratio, amp_dtype=amp_dtype, clip_grad=args.clip_grad)
+    memory = partial(
+        forecast,
+        step,
+        device_type=device.type,
+        base=memory_before,
+        batches_ahead=read_ahead(args.num_workers),
+        processes=ranks.world_size,
+    )
+    settle_batches(args, ranks, device, forecast=memory, trials=[(step, network)])
     batches = {"batch_size": args.batch_size, "accum_iter": args.accum_iter, "world_size": ranks.world_size}
     tiles = args.tiles_per_epoch or survey.training_tiles
     updates = updates_per_epoch(tiles, **batches)
@@ -256,6 +270,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         layers=layers,
         clock=Clock(),
         place=Place(args.start_epoch),
+        memory=memory,
     )
     logger.info(
         "%s: %.2f M parameters; %d tiles and %d updates an epoch, effective batch %d, peak rate %.3g",
@@ -568,7 +583,8 @@ def fetch_tiles(reader: Reader, origins: np.ndarray, micro: MicroBatch, *, run: 
 def rehearse(run: Run) -> None:
     """Does the first update of the first epoch twice, the first time to warm up, and says what an epoch would cost.
 
-    Nothing is written. Scoring, pictures and checkpoints are not part of it.
+    Before it the peak memory is predicted, and as many batches read as wait while a run trains. Nothing is written.
+    Scoring, pictures and checkpoints are not part of it.
 
     Raises:
         OSError: a tile could not be read.
@@ -584,13 +600,17 @@ def rehearse(run: Run) -> None:
         start_update=0,
     )
     update = list(islice(plan, args.accum_iter))
+    memory = run.memory(args.batch_size, accum_iter=args.accum_iter)
+    report_fit(memory, run.device)
+    fetch = partial(fetch_tiles, run.reader, origins, run=run, epoch=0)
+    waiting = [fetch(update[0]) for _ in range(read_ahead(args.num_workers))]
     seconds = reading = 0.0
     run.model.train()
     for _ in range(2):
         begin, reading = time.monotonic(), 0.0
         for micro in update:
             at = time.monotonic()
-            fetched = fetch_tiles(run.reader, origins, micro, run=run, epoch=0)
+            fetched = fetch(micro)
             reading += time.monotonic() - at
             loss, _ = add_gradients(run, pyramid, micro, fetched)
         run.updater.step(schedule.lr(0))
@@ -609,6 +629,8 @@ def rehearse(run: Run) -> None:
         seconds * schedule.updates * args.epochs / 3600,
         float(loss.detach()),
     )
+    report_measured(memory, run.device)
+    del waiting
 
 
 def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:

@@ -14,8 +14,17 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+AHEAD = 2
+"""Jobs under way beyond the number of workers."""
+
+
+def read_ahead(workers: int) -> int:
+    """Most batches that wait in memory besides the one that is trained on."""
+    return workers + AHEAD - 1 if workers else 0
+
+
 def prefetch(
-    jobs: Iterable[Job], fetch: Callable[[Job], Result], *, workers: int, ahead: int = 2
+    jobs: Iterable[Job], fetch: Callable[[Job], Result], *, workers: int, ahead: int = AHEAD
 ) -> Generator[tuple[Job, Result], None, None]:
     """Yields each job with its result, in the order of the jobs.
 

@@ -6,6 +6,7 @@ python -m scripts.benchmark numerics    what each switch of a step does to the l
 python -m scripts.benchmark heads       FLOPs of the cross-scale heads
 python -m scripts.benchmark scale       rasters of 4,000 and of 100,000 pixels along an edge
 python -m scripts.benchmark inference   mapping a raster, beside the bare encoder
+python -m scripts.benchmark memory      peak memory of training, predicted and measured
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 
 import torch
 
-from models_mae_group_channels import MODEL_SIZES
-from scripts import bench_inference, bench_loader, bench_scale, bench_step
+from models_mae_group_channels import MODEL_SIZES, SCALE_HEADS
+from scripts import bench_inference, bench_loader, bench_memory, bench_scale, bench_step
 from scripts.bench_common import table
 from scripts.bench_step import divide
 from util.options import positive_int
@@ -37,6 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_heads(commands.add_parser("heads", help="share of forward FLOPs in the cross-scale heads"))
     _add_scale(commands.add_parser("scale", help="time and memory to begin on rasters of several sizes"))
     _add_inference(commands.add_parser("inference", help="rate of mapping beside the bare encoder's"))
+    _add_memory(commands.add_parser("memory", help="peak memory, predicted and measured"))
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         command.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice (0)")
@@ -113,6 +115,28 @@ def _add_inference(command: argparse.ArgumentParser) -> None:
     command.add_argument("--amp", choices=("auto", "off", "fp16", "bf16"), default="auto", help="autocast (auto)")
 
 
+def _add_memory(command: argparse.ArgumentParser) -> None:
+    _add_shape(command, input_size=96)
+    command.add_argument(
+        "--models",
+        nargs="+",
+        default=["tiny=32", "small=16", "base=8"],
+        metavar="NAME[=BATCH]",
+        help="sizes, with tiles a step (tiny=32 small=16 base=8)",
+    )
+    command.add_argument("--batch_size", type=positive_int, default=8, help="tiles a step where none are named (8)")
+    command.add_argument("--layers", nargs="+", type=positive_int, default=[2, 10], help="numbers (2 10)")
+    command.add_argument(
+        "--heads", nargs="+", choices=list(SCALE_HEADS), default=["subpixel"], help="cross-scale heads (subpixel)"
+    )
+    command.add_argument(
+        "--checkpointing", nargs="+", choices=("no", "yes"), default=["no", "yes"], help="recompute blocks (no yes)"
+    )
+    command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where it runs (cpu)")
+    command.add_argument("--amp", choices=("off", "fp16", "bf16"), default="off", help="autocast (off)")
+    command.add_argument("--predict_only", action="store_true", help="measure nothing; needs no GPU for cuda")
+
+
 RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "loader": bench_loader.run_loader,
     "step": bench_step.run_step,
@@ -120,6 +144,7 @@ RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "heads": bench_step.run_heads,
     "scale": bench_scale.run_scale,
     "inference": bench_inference.run_inference,
+    "memory": bench_memory.run_memory,
 }
 
 

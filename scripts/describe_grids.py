@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         survey = open_survey(**chosen)
         scored = open_test_survey(survey, args.test_path, chosen=chosen) if args.test_path else survey
         network = models.build_model(args.model, **options.model_options(args), **survey.channel_options())
+        if args.batch_size == "auto":
+            raise ValueError("--batch_size auto: expected a number here; main_pretrain --dry_run says what fits")
         cost = step_cost(network, batch_size=args.batch_size, mask_ratio=args.mask_ratio)
     except (ValueError, OSError) as error:
         print(f"describe_grids: error: {error}", file=sys.stderr)

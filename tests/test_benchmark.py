@@ -105,3 +105,13 @@ def test_ours_is_several_times_as_fast_as_the_published_recipe_on_a_gpu(capsys):
     command = "step --device cuda --models tiny base --batch_size 32 --repeats 10 --warmup 5 --amp fp16"
     rows = {(row["model"], row["recipe"]): row for row in run(capsys, *command.split())["rows"]}
     assert rows["tiny", "ours"]["times_published"] > 1 and rows["base", "ours"]["times_published"] > 1
+
+
+def test_memory_is_predicted_and_measured(capsys):
+    flags = "memory --models tiny=1 --layers 2 --input_size 16 --checkpointing no".split()
+    (row,) = run(capsys, *flags)["rows"]
+    assert row["model"] == "tiny" and row["batch"] == 1
+    assert row["ratio"] == pytest.approx(1, abs=0.15)
+    assert row["predicted_mib"] > row["base_mib"] + row["tensors_mib"]
+    (row,) = run(capsys, *flags, "--device", "cuda", "--amp", "fp16", "--predict_only")["rows"]
+    assert row["measured_mib"] is None and row["predicted_mib"] > 600

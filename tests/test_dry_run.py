@@ -3,6 +3,8 @@
 import logging
 import re
 
+import pytest
+
 from tests import small_main, surveys
 
 
@@ -27,6 +29,10 @@ def test_says_what_an_epoch_costs_and_writes_nothing(tmp_path, caplog):
         ).groups(),
     )
     assert 0 < reading <= update and memory > 50
+    predicted, measured, ratio = map(
+        float, re.search(r"predicted (\S+) MiB, measured (\S+) MiB, ratio (\S+)", text).groups()
+    )
+    assert ratio == pytest.approx(predicted / measured, abs=0.01) and "it fits" in text
     assert abs(epoch / (update * updates) - 1) < 0.02  # both are rounded to three digits
 
 

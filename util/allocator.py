@@ -27,8 +27,15 @@ def usual_memory() -> bool:
     """Goes back to what glibc settles on by itself in a long run, and returns what is free now: for comparisons."""
     done = _set(mmap_threshold=32 * _MIB, trim_threshold=64 * _MIB, arenas=0)
     if done:
-        ctypes.CDLL(None).malloc_trim(0)
+        return_freed_memory()
     return done
+
+
+def return_freed_memory() -> None:
+    """Hands back what is free now, so that what remains is in use; does nothing without glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _set(*, mmap_threshold: int, trim_threshold: int, arenas: int) -> bool:

@@ -9,6 +9,7 @@ import platform
 import re
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -214,3 +215,32 @@ def peak_memory_bytes(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, Linux KiB
+
+
+def used_memory_bytes(device: torch.device) -> int:
+    """Returns the memory in use now: of the card, by whomever, on a GPU; resident for this process elsewhere."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return int(total - free)
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:  # not Linux
+        return peak_memory_bytes(device)
+    return pages * resource.getpagesize()
+
+
+def memory_limit_bytes(device: torch.device) -> int:
+    """Returns how large `used_memory_bytes` can get: the card's memory, or what is in use now and what is free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - used_memory_bytes(device)
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        group = Path("/sys/fs/cgroup")  # a container or a batch system may allow less
+        allowed = (group / "memory.max").read_text(encoding="ascii").strip()
+        if allowed != "max":
+            free = min(free, int(allowed) - int((group / "memory.current").read_text(encoding="ascii")))
+    except (OSError, StopIteration) as error:
+        logger.debug("free memory: %s", error)
+    return used_memory_bytes(device) + free

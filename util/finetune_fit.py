@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from util import checkpoint as ckpt
 from util import distributed as dist
 from util.engine import Updater, make_adamw
 from util.finetune_arms import Arm
-from util.finetune_losses import Objective
+from util.finetune_losses import DenseValues, Objective
 from util.lr_sched import Schedule
+from util.memory import Step
 from util.run_files import Clock
 
 
@@ -130,6 +131,49 @@ def make_updater(
         device_type=device.type,
         clip_grad=clip_grad,
     )
+
+
+def fit_step(
+    network: Any,
+    objective: Objective,
+    *,
+    build: Callable[[], Any],
+    weight_decay: float,
+    clip_grad: float,
+    amp_dtype: torch.dtype | None,
+) -> Step:
+    """The step of a fit, to predict or try what memory it takes.
+
+    Args:
+        network: as it will be trained.
+        objective: what is learned.
+        build: builds a network like it.
+        weight_decay: of AdamW.
+        clip_grad: largest gradient norm.
+        amp_dtype: of autocast.
+    """
+    config = network.config
+    edge, is_dense = config["img_size"], config["kind"] == "dense"
+    shape = [edge * config["scale"]] * 2 if is_dense else []
+    dtype = torch.float32 if isinstance(objective, DenseValues) else torch.int64
+
+    def make_batch(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        images = torch.zeros(size, config["in_chans"], edge, edge, device=device)
+        return images, torch.ones_like(images, dtype=torch.bool), torch.zeros(size, *shape, dtype=dtype, device=device)
+
+    return Step(
+        make_model=build,
+        make_batch=make_batch,
+        loss=lambda model, batch: (objective.loss(model, *batch), None),
+        make_optimizer=lambda model: make_adamw(param_groups_weight_decay(model, weight_decay), lr=1e-3),
+        amp_dtype=amp_dtype,
+        clip_grad=clip_grad,
+    )
+
+
+def trained_weights(network: torch.nn.Module) -> int:
+    """Number of weights that are trained."""
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
 def note_best(fit: Fit, score: float) -> None:

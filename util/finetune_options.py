@@ -142,7 +142,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     net.add_argument("--drop_path", type=options.fraction, default=0.1, help="stochastic depth (0.1)")
     net.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks to save memory")
     train = parser.add_argument_group("training")
-    train.add_argument("--batch_size", type=options.positive_int, default=32, help="windows per step and process (32)")
+    options.add_batch_options(train, what="windows")
     train.add_argument("--accum_iter", type=options.positive_int, default=1, help="micro-batches per update (1)")
     train.add_argument("--epochs", type=options.positive_int, default=15, help="epochs of each fit (15)")
     train.add_argument(
@@ -212,8 +212,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 # ------------------------------------------------------------------------------------------------- what options mean
 
 MAY_CHANGE = set(
-    "batch_size accum_iter world_size local_rank dist_url device num_workers pin_mem resume output_dir log_dir "
-    "no_progress save_minutes cache data_dir train_path finetune baselines no_network only_folds no_final "
+    "batch_size accum_iter effective_batch world_size local_rank dist_url device num_workers pin_mem resume output_dir "
+    "log_dir no_progress save_minutes cache data_dir train_path finetune baselines no_network only_folds no_final "
     "grad_checkpointing eval".split()
 )
 """Options that do not decide the numbers of a fit, or whose effect is checked elsewhere."""
@@ -239,6 +239,8 @@ def check_resume(args: argparse.Namespace) -> None:
     Raises:
         ValueError: naming what would do.
     """
+    if args.eval and args.batch_size == "auto":
+        raise ValueError("--batch_size auto is for training, and --eval trains nothing; give a number, or leave it out")
     if args.eval and args.resume in ("", "auto"):
         raise ValueError("--eval needs --resume CHECKPOINT: a fine-tuned checkpoint to score")
     if not args.eval and args.resume not in ("", "auto"):
@@ -255,6 +257,12 @@ def check(args: argparse.Namespace) -> None:
         ValueError: naming the flag, its value and what would do.
     """
     _check_scenes(args)
+    is_network_fitted = not args.no_network or {"scratch", "probe"} & set(baselines_of(args))
+    if not is_network_fitted and (args.batch_size == "auto" or args.effective_batch is not None):
+        raise ValueError(
+            "--no_network with these --baselines trains no network, for which --batch_size auto and "
+            "--effective_batch are; leave them out"
+        )
     wrong = PIXELS_ONLY if args.task == "classification" else WINDOWS_ONLY
     for name, default in wrong.items():
         if getattr(args, name) != default:

@@ -41,6 +41,43 @@ positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0"
 non_negative = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
+DEFAULT_BATCH_SIZE = 32
+"""Samples per step and process without --batch_size, and of --batch_size auto without --effective_batch."""
+
+
+def batch_size(text: str) -> int | str:
+    """A parser of a number of samples, or `auto`."""
+    if text == "auto":
+        return text
+    try:
+        return int(positive_int(text))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from error
+
+
+def add_batch_options(parser: argparse._ArgumentGroup, *, what: str) -> None:
+    """Adds how many samples a step and an update have.
+
+    Args:
+        parser: where to add them.
+        what: what samples are called.
+    """
+    parser.add_argument(
+        "--batch_size",
+        type=batch_size,
+        default=DEFAULT_BATCH_SIZE,
+        metavar="N",
+        help=f"{what} per step and process; auto: as many as fit in memory ({DEFAULT_BATCH_SIZE})",
+    )
+    parser.add_argument(
+        "--effective_batch",
+        type=positive_int,
+        metavar="N",
+        help=f"{what} an update, of all steps and processes: decides --accum_iter (batch_size x accum_iter x "
+        f"processes; with auto {DEFAULT_BATCH_SIZE} x accum_iter x processes)",
+    )
+
+
 def pair(text: str) -> list[str]:
     """A parser of NAME=VALUE."""
     name, sign, value = text.rpartition("=")
@@ -195,7 +232,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="finer scales: subpixel (light) or shared (the published convolutions) (subpixel)",
     )
     model.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks to save memory")
-    model.add_argument("--batch_size", type=positive_int, default=32, help="tiles per step and process (32)")
+    add_batch_options(model, what="tiles")
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,211 @@
+"""The largest batch that fits, against a pretended limit, and in runs of both programs."""
+
+import argparse
+import logging
+from unittest import mock
+
+import pytest
+import torch
+
+from tests import labelled, small_main, surveys
+from util import batch_size as batches
+from util import device as devices
+from util.batch_size import divisors, largest_batch, samples_of_each, settle_batches
+from util.distributed import Ranks
+from util.memory import Forecast, StepMemory
+
+CPU = torch.device("cpu")
+ALONE = Ranks()
+SAMPLE = 1000
+"""Bytes of a sample in the pretended step."""
+
+
+def options(batch_size="auto", accum_iter=1, effective_batch=None):
+    return argparse.Namespace(batch_size=batch_size, accum_iter=accum_iter, effective_batch=effective_batch)
+
+
+def pretended(batch, accum_iter=1):
+    step = StepMemory(weights=0, moments=0, gradients=0, batch=batch * SAMPLE, peak=batch * SAMPLE)
+    return Forecast(step, "cuda", base=0)  # without what a CPU's allocator adds
+
+
+def settled(limit, *, ranks=ALONE, **given):
+    args = options(**given)
+    with mock.patch.object(batches, "memory_limit_bytes", lambda _: limit):
+        settle_batches(args, ranks, CPU, forecast=pretended, trials=[])
+    return args.batch_size, args.accum_iter
+
+
+class TestDecision:
+    @pytest.mark.parametrize("share", [1, 2, 7, 12, 32, 96, 360])
+    def test_the_largest_divisor_that_fits_whatever_is_asked_first(self, share):
+        sizes = divisors(share)
+        assert sizes[0] == 1 and sizes[-1] == share
+        for limit in range(share + 1):
+            for first in (0, *sizes):
+                asked = []
+                found = largest_batch(share, lambda b, a=asked, most=limit: a.append(b) or b <= most, first=first)
+                assert found == max((k for k in sizes if k <= limit), default=0)
+                assert len(asked) == len(set(asked)) and set(asked) <= set(sizes)
+                if first:
+                    assert asked[0] == first
+
+    def test_bisection_asks_few(self):
+        asked = []
+        assert largest_batch(2**20, lambda b: asked.append(b) or b <= 1000) == 512
+        assert len(asked) <= 5
+
+    def test_a_good_guess_needs_two_trials(self):
+        asked = []
+        assert largest_batch(96, lambda b: asked.append(b) or b <= 30, first=24) == 24
+        assert asked == [24, 32]
+
+
+class TestSettling:
+    @pytest.mark.parametrize(
+        ("fitting", "given", "expected"),
+        [
+            (1000, {}, (32, 1)),  # no more than the effective batch
+            (31, {}, (16, 2)),
+            (1, {}, (1, 32)),
+            (31, {"accum_iter": 3}, (24, 4)),  # 96 samples an update
+            (10, {"effective_batch": 45}, (9, 5)),
+            (10, {"effective_batch": 90, "ranks": Ranks(0, 2, 0, 1)}, (9, 5)),
+        ],
+    )
+    def test_the_effective_batch_stays(self, fitting, given, expected):
+        limit = fitting * SAMPLE / batches.CPU_MARGIN + 1
+        assert settled(limit, **given) == expected
+
+    def test_processes_of_a_machine_share_its_memory(self):
+        limit = 16 * SAMPLE / batches.CPU_MARGIN + 1
+        assert settled(limit, ranks=Ranks(0, 2, 0, 2)) == (8, 4)
+
+    def test_all_processes_take_the_smallest(self):
+        limit = 16 * SAMPLE / batches.CPU_MARGIN + 1
+        with mock.patch.object(batches.dist, "gather_objects", lambda found: [found, 4]):
+            assert settled(limit, ranks=Ranks(0, 2, 0, 1)) == (4, 8)
+
+    def test_numbers_stay_as_they_are(self):
+        assert settled(0, batch_size=8, accum_iter=3) == (8, 3)
+
+    def test_an_effective_batch_decides_the_accumulation_of_a_number(self):
+        assert settled(0, batch_size=8, effective_batch=48, ranks=Ranks(1, 2, 1, 2)) == (8, 3)
+
+    def test_a_gpu_is_tried_from_the_prediction_on(self):
+        args, tried = options(), []
+
+        def one_pass(step, model, *, batch_size, **how):
+            tried.append((batch_size, how["accumulates"]))
+            return batch_size <= 16
+
+        with (
+            mock.patch.object(batches, "memory_limit_bytes", lambda _: 8.5 * SAMPLE),
+            mock.patch.object(batches, "try_step", one_pass),
+        ):
+            settle_batches(args, Ranks(), torch.device("cuda"), forecast=pretended, trials=[(None, None)])
+        assert (args.batch_size, args.accum_iter) == (16, 2)
+        assert tried == [(8, True), (16, True), (32, False)]
+
+    def test_nothing_fits(self):
+        with pytest.raises(ValueError, match=r"--batch_size auto: not even one sample .*--grad_checkpointing"):
+            settled(SAMPLE // 2)
+
+    def test_processes_that_cannot_share_evenly(self):
+        with pytest.raises(ValueError, match="--effective_batch 64 cannot be shared by 3 processes.*such as 66"):
+            settled(10**9, effective_batch=64, ranks=Ranks(0, 3, 0, 3))
+
+    def test_a_batch_that_does_not_divide(self):
+        with pytest.raises(ValueError, match="--effective_batch 48: .* no multiple of --batch_size 10; use .* 8"):
+            settled(0, batch_size=10, effective_batch=48)
+
+    def test_two_options_for_one_thing(self):
+        with pytest.raises(ValueError, match="--effective_batch 48 with --accum_iter 2"):
+            samples_of_each(options(accum_iter=2, effective_batch=48), 1)
+
+
+def test_memory_of_this_machine():
+    used, limit = devices.used_memory_bytes(CPU), devices.memory_limit_bytes(CPU)
+    assert 50 << 20 < used <= devices.peak_memory_bytes(CPU) * 1.05 and used < limit
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    return surveys.write_survey(tmp_path_factory.mktemp("survey"))
+
+
+def fits_at_most(batch):
+    """Pretends that no larger batch fits on this machine."""
+
+    def limit(*_):
+        return 1 << 40
+
+    def found(step, batch_size, **_):
+        return Forecast(StepMemory(0, 0, 0, 0, 1 << (41 if batch_size > batch else 10)), "cuda", base=0)
+
+    return limit, found
+
+
+def test_pretraining_goes_as_with_the_numbers_found(survey, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    limit, found = fits_at_most(4)
+    with (
+        mock.patch.object(batches, "memory_limit_bytes", limit),
+        mock.patch.object(small_main.main_pretrain, "forecast", found),
+    ):
+        assert surveys.train(survey, tmp_path / "auto", "--batch_size", "auto", "--effective_batch", "8") == 0
+    assert "--batch_size auto: 4, --accum_iter 2 (effective batch 8" in caplog.text
+    assert surveys.train(survey, tmp_path / "given", "--batch_size", "4", "--accum_iter", "2") == 0
+    ours, theirs = (surveys.checkpoint(tmp_path / name) for name in ("auto", "given"))
+    assert surveys.same_bits(ours["model"], theirs["model"])
+    assert (ours["options"]["batch_size"], ours["options"]["accum_iter"]) == (4, 2)
+
+
+def test_resumed_where_less_fits(survey, tmp_path, caplog, capsys):
+    flags = ["--batch_size", "auto", "--effective_batch", "8"]
+    assert surveys.train(survey, tmp_path, "--epochs", "1", *flags) == 0
+    assert surveys.checkpoint(tmp_path)["options"]["batch_size"] == 8
+    limit, found = fits_at_most(2)
+    with (
+        mock.patch.object(batches, "memory_limit_bytes", limit),
+        mock.patch.object(small_main.main_pretrain, "forecast", found),
+    ):
+        assert surveys.train(survey, tmp_path, "--epochs", "2", "--resume", "auto", *flags) == 0
+        again = surveys.checkpoint(tmp_path)
+        assert (again["options"]["batch_size"], again["options"]["accum_iter"], again["step"]) == (2, 4, 14)
+        assert surveys.train(survey, tmp_path, "--resume", "auto", "--batch_size", "auto") == 2  # 32 an update
+    assert "effective batch (batch_size x accum_iter x processes)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["segmentation", "regression", "classification"])
+def test_finetuning_goes_as_with_the_numbers_found(survey, tmp_path, caplog, task):
+    caplog.set_level(logging.INFO)
+    make = {"segmentation": labelled.write_classes, "regression": labelled.write_values}.get(task)
+    labels = make(tmp_path) if make else labelled.write_points(tmp_path, kinds=("schist", "gneiss"))
+    flags = ["--task", task, "--epochs", "1", "--only_folds", "0", "--no_final"]
+    flags += ["--label_column", "rock", "--mixup", "0.2", "--reprob", "0.2"] if not make else []
+    auto = ["--batch_size", "auto", "--effective_batch", "4"]
+    assert labelled.finetune(survey, tmp_path / "auto", *flags, *auto, labels=labels) == 0
+    assert "--batch_size auto: 4, --accum_iter 1 (effective batch 4" in caplog.text
+    assert labelled.finetune(survey, tmp_path / "given", *flags, labels=labels) == 0
+    ours, theirs = (labelled.fit(tmp_path / name, "scratch")["model"] for name in ("auto", "given"))
+    assert surveys.same_bits(ours, theirs)
+
+
+def test_scoring_alone_trains_nothing(tmp_path, capsys):
+    assert labelled.score(tmp_path / "checkpoint-last.pth", tmp_path, "--batch_size", "auto") == 2
+    assert "--batch_size auto is for training" in capsys.readouterr().err
+
+
+def test_without_a_network_there_is_no_batch(survey, tmp_path, capsys):
+    flags = ["--no_network", "--baselines", "constant", "--batch_size", "auto"]
+    assert labelled.finetune(survey, tmp_path, *flags, labels=labelled.write_classes(tmp_path)) == 2
+    assert "--no_network with these --baselines trains no network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("limit", "text"), [(1 << 40, "it fits: this process can get"), (5000, "it does not fit")])
+def test_what_to_do_if_it_does_not_fit(caplog, limit, text):
+    caplog.set_level(logging.INFO)
+    with mock.patch.object(batches, "memory_limit_bytes", lambda _: limit):
+        batches.report_fit(pretended(6), CPU)
+    assert text in caplog.text and ("--batch_size auto" in caplog.text) == (limit == 5000)
