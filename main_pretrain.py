@@ -35,7 +35,7 @@ from datasets.scenes import Scenes, open_scenes, open_test_scenes
 from datasets.source import Reader, TileSource
 from util import checkpoint as ckpt
 from util import distributed as dist
-from util import options
+from util import options, restarts
 from util.allocator import keep_freed_memory
 from util.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, select_device, wait_for
 from util.engine import StepMeter, Stop, Updater, WindowOfSteps, make_adamw
@@ -174,6 +174,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
     if args.log_dir:
         dist.on_main(lambda: check_writable(Path(args.log_dir), flag="--log_dir"))
+    if not args.dry_run:
+        args.resume = restarts.resume_from(args.resume, output_dir)
     environment = describe_environment(device) | {
         "processes": ranks.world_size,
         "precision": str(amp_dtype or "fp32"),
@@ -184,7 +186,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
     # data
     if args.dataset_type == "grid" and not (args.data_dir or args.train_path or args.data_path):
-        args.train_path = str(dist.on_main(default_survey) / "layers.csv")
+        args.train_path = str(dist.on_each_machine(default_survey, ranks) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
     survey = dist.together(lambda: open_data(args, ranks))
     scored = dist.together(lambda: scored_tiles(args, survey))
@@ -316,6 +318,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         run.clock.trained_s = state.get("trained_s", 0.0)
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
     aside = files.open(resume_step=None if state is None or elsewhere else place.step)
+    restarts.note_begun(files.output_dir)
     if aside is not None:
         what = "an earlier run" if state is None or elsewhere else "newer checkpoints"
         logger.warning("%s held %s: now in %s", files.output_dir, what, aside)
