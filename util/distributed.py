@@ -1,5 +1,5 @@
-"""Several processes as one run: start, who am I, agree on a flag, add up, stop. The only user of
-torch.distributed.
+"""Several processes as one run: start, who am I, agree on a flag, add up, stop. With util/fsdp.py the
+only user of torch.distributed.
 
 In a single process every function here does nothing, or returns what it was given, so callers need no special
 case.
@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from util.meeting import agree_on_name
@@ -401,6 +402,8 @@ def gradients_shared(model: nn.Module, shared: bool) -> contextlib.AbstractConte
     wrapped = getattr(model, "_orig_mod", model)
     if isinstance(wrapped, DistributedDataParallel) and not shared:
         return wrapped.no_sync()
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(shared)
     return contextlib.nullcontext()
 
 

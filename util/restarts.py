@@ -35,12 +35,12 @@ def begun_before(output_dir: Path) -> bool:
         if not again:
             mark.unlink(missing_ok=True)
             return False
-        return mark.exists() and mark.read_text(encoding="utf-8") == dist.launch_name()
+        begun = mark.exists() and mark.read_text(encoding="utf-8") == dist.launch_name()
+        if begun:
+            logger.warning("started again by torchrun: going on with what %s holds", output_dir)
+        return begun
 
-    begun = dist.on_main(look)
-    if begun:
-        logger.warning("started again by torchrun: going on with what %s holds", output_dir)
-    return begun
+    return dist.on_main(look)
 
 
 def note_begun(output_dir: Path) -> None:
