@@ -5,6 +5,7 @@ python -m scripts.benchmark step        a training step, ours beside the publish
 python -m scripts.benchmark numerics    what each switch of a step does to the loss
 python -m scripts.benchmark heads       FLOPs of the cross-scale heads
 python -m scripts.benchmark scale       rasters of 4,000 and of 100,000 pixels along an edge
+python -m scripts.benchmark scaling     time and cost on 1, 8 and 64 GPUs, worked out and not measured
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from models_mae_group_channels import MODEL_SIZES
-from scripts import bench_loader, bench_scale, bench_step
+from scripts import bench_loader, bench_scale, bench_scaling, bench_step
 from scripts.bench_common import table
 from scripts.bench_step import divide
 from util.options import positive_int
@@ -35,6 +36,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_numerics(commands.add_parser("numerics", help="what each switch does to the loss"))
     _add_heads(commands.add_parser("heads", help="share of forward FLOPs in the cross-scale heads"))
     _add_scale(commands.add_parser("scale", help="time and memory to begin on rasters of several sizes"))
+    bench_scaling.add_options(commands.add_parser("scaling", help="time and cost on many GPUs, worked out"))
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         command.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice (0)")
@@ -107,6 +109,7 @@ RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "numerics": bench_step.run_numerics,
     "heads": bench_step.run_heads,
     "scale": bench_scale.run_scale,
+    "scaling": bench_scaling.run_scaling,
 }
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests import surveys
 from tests.test_multirank import PAIR, assert_same_end
 
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 
 
 @pytest.fixture(scope="module")
