@@ -40,6 +40,7 @@ from util.device import amp_policy, describe_environment, peak_memory_bytes, sel
 from util.encoder_weights import EncoderWeights, load_encoder, read_encoder_weights
 from util.engine import StepMeter, Stop, seed_step
 from util.finetune_arms import Arm, arms_of, choose_folds, constant_prediction
+from util.finetune_cost import baseline_costs, fit_costs
 from util.finetune_files import EVALUATION, METRICS, FinetuneFiles, flat_numbers
 from util.finetune_fit import Fit, fit_state, make_updater, note_best, require_same_place, take_up
 from util.finetune_losses import DenseClasses, DenseValues, Objective, WindowClasses
@@ -57,7 +58,7 @@ from util.finetune_scores import (
 )
 from util.log import plain, progress, setup_logging
 from util.lr_sched import Schedule
-from util.run_files import check_writable
+from util.run_files import Clock, check_writable
 from util.trees import Trees
 
 logger = logging.getLogger("main_finetune")
@@ -153,7 +154,10 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     options.check_resume(args)
     options.check(args)
     arms = arms_of(
-        has_weights=bool(args.finetune), freeze_encoder=args.freeze_encoder, baselines=options.baselines_of(args)
+        has_weights=bool(args.finetune),
+        freeze_encoder=args.freeze_encoder,
+        baselines=options.baselines_of(args),
+        no_network=args.no_network,
     )
     output_dir, environment = Path(args.output_dir), begin(args, device, ranks)
     if restarts.begun_before(output_dir):
@@ -322,7 +326,7 @@ def solve(job: Job, arm: Arm, fold: int, stop: Stop) -> Outcome:
     if arm.kind == "network":
         fit = fit_network(job, arm, fold, stop)
         outputs: Outputs = network_outputs(job, fit.network, fit.objective)
-        facts = {"updates": fit.place.step, "train_seconds": fit.clock.trained_s, "epochs": fit.place.epoch}
+        facts = fit_costs(fit, device=job.device, input_size=job.opened.survey.input_size)
     else:
         job.files.forget(arm.name, fold, from_epoch=0)
         outputs, facts = fit_baseline(job, arm, fold)
@@ -624,6 +628,7 @@ def score(job: Job, outputs: Outputs, fold: int, *, validation: bool = False) ->
             numbers=data.windows.numbers(fold, validation=validation)[ranks.rank :: ranks.world_size],
             classes=data.windows.examples.classes,
             presence_only=data.presence_only,
+            blocks=data.window_blocks(),
         )
     assert data.ground is not None
     survey, folds = job.opened.grids, data.ground.folds
@@ -670,10 +675,12 @@ def fit_baseline(job: Job, arm: Arm, fold: int) -> tuple[Outputs, dict[str, Any]
         balanced=args.class_weights == "balanced",
     )
     pixels, targets = examples.sampled_pixels(args.tree_samples, seed=args.seed)
+    clock = Clock()
     trees.fit(features(pixels), targets)
+    costs = baseline_costs(clock, device=job.device)
     points = data.targets if isinstance(data.targets, WindowTargets) else None
     centres = None if points is None else points.examples.centres.astype(np.int64)
-    return TreeOutputs(trees, features, scale=data.scale, pixels=centres), {"tree_samples": trees.samples}
+    return TreeOutputs(trees, features, scale=data.scale, pixels=centres), costs | {"tree_samples": trees.samples}
 
 
 # ----------------------------------------------------------------------------------------------------- scoring alone

@@ -323,7 +323,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         run.updater.scaler.load_state_dict(state["scaler"])
         ckpt.restore_rng_state(state["rng"], run.device)
         place.epoch, place.update, place.step = state["epoch"], state["update"], state["step"]
-        run.clock.trained_s = state.get("trained_s", 0.0)
+        run.clock.take_up(state)
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
     aside = files.open(resume_step=None if state is None or elsewhere else place.step)
     restarts.note_begun(files.output_dir)
@@ -401,7 +401,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "version": VERSION,
         **run.survey.record(),
         "facts": run_facts(run),
-        "trained_s": run.clock.trained_s,
+        **run.clock.state(),
     }
 
 

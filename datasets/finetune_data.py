@@ -62,6 +62,13 @@ class FinetuneData:
         """The targets, if whole windows or images have one each."""
         return None if isinstance(self.targets, DenseTargets) else self.targets
 
+    def window_blocks(self) -> np.ndarray | None:
+        """Number of the block that each window's centre lies in, (k,) int32; None for pixels, and for images."""
+        if not isinstance(self.targets, WindowTargets):
+            return None
+        row, col = self.targets.examples.centres.T
+        return self.targets.folds.block_at(row, col)
+
     @property
     def epoch_windows(self) -> int:
         """Windows in an epoch unless another number is asked for: each image once, and on ground a fixed number."""
@@ -141,6 +148,7 @@ class SplitOptions:
     label_fraction: float
     early_stopping: bool
     seed: int
+    label_seed: int
     rectangles: Sequence[Sequence[float]] | None = None
 
 
@@ -328,7 +336,6 @@ def _cut(counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names:
         "shape": survey.shape,
         "cell": LABEL_CELL,
         "buffer": split.buffer,
-        "seed": split.seed,
         "label_fraction": split.label_fraction,
         "names": names,
         "turn": survey.turn,
@@ -342,6 +349,7 @@ def _cut(counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names:
             left=grid.left,
             top=grid.top,
             resolution=survey.base_resolution,
+            seed=split.label_seed,
             **common,
         )
     return make_folds(
@@ -351,6 +359,8 @@ def _cut(counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names:
         split=split.split,
         block=split.block,
         early_stopping=split.early_stopping,
+        seed=split.seed,
+        label_seed=split.label_seed,
         **common,
     )
 

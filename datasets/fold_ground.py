@@ -13,6 +13,7 @@ import numpy as np
 from datasets.fold_blocks import Lattice, centres
 
 LEAK_WARNING = "random split: neighbours of training pixels are tested; scores are inflated"
+CONTROL_WARNING = "leaking split: the tested labels are trained on; a control that must win, and no score"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Folds:
 
     Attributes:
         shape: (rows, cols) of the ground, base pixels.
-        split: `blocks`, `random` or `from_checkpoint`.
+        split: `blocks`, `leaking` (the same, but trained on as well), `random` or `from_checkpoint`.
         count: number of folds.
         buffer: distance from edge to edge that training pixels keep from tested (and validated) blocks, base pixels.
         cell: edge of the cells in which labels were counted, base pixels.
@@ -153,7 +154,7 @@ class Folds:
     @property
     def leak(self) -> str:
         """What every output of a leaking split must say; empty for a clean one."""
-        return LEAK_WARNING if self.split == "random" else ""
+        return {"random": LEAK_WARNING, "leaking": CONTROL_WARNING}.get(self.split, "")
 
     def numbers(self) -> dict[str, Any]:
         """Facts for the log and for JSON.
@@ -195,6 +196,8 @@ class Folds:
     def away_from(self, fold: int) -> np.ndarray:
         """(m, n) bool, the rectangles of the lattice that training keeps away from in a fold."""
         chosen = self.fold_grid == self._checked(fold)
+        if self.split == "leaking":
+            return np.zeros_like(chosen)
         return chosen | (self.fold_grid == self._next(fold)) if self.early_stopping else chosen
 
     def near(

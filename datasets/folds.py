@@ -34,7 +34,7 @@ __all__ = [
     "one_fold",
 ]
 
-SPLITS = ("blocks", "random", "from_checkpoint")
+SPLITS = ("blocks", "random", "leaking", "from_checkpoint")
 
 LABEL_CELL = 4
 """Edge in base pixels of the cells in which labels are counted, and kept or dropped by `label_fraction`: 1 % of them
@@ -84,6 +84,7 @@ def make_folds(
     block: int = 0,
     label_fraction: float = 1.0,
     early_stopping: bool = False,
+    label_seed: int | None = None,
     names: Sequence[str] | None = None,
     turn: int = 0,
 ) -> Folds:
@@ -99,12 +100,14 @@ def make_folds(
         tile: edge of a tile, base pixels.
         folds: number of folds, at least 2 (3 with early stopping).
         buffer: distance that training keeps from tested blocks, base pixels; the random split has none.
-        seed: decides the deal, and which labels are kept.
-        split: `blocks`, or `random`: cells of a quarter of a tile, dealt without a buffer.
+        seed: decides the deal.
+        split: `blocks`; or `random`: cells of a quarter of a tile, dealt without a buffer; or `leaking`: the very
+            folds of `blocks`, but every label is trained on, a control.
         block: edge of a block in tiles; 0 chooses it (`auto_block`).
         label_fraction: share of each fold's training labels to keep, 0 < share <= 1. A smaller share is always part
             of a larger one.
         early_stopping: sets the test ground of the next fold aside for validation.
+        label_seed: decides which labels are kept; None: `seed`.
         names: of the classes, for messages.
         turn: columns after which the ground repeats, base pixels; 0 if it does not.
 
@@ -119,8 +122,8 @@ def make_folds(
     if folds < least:
         why = " with early stopping, which takes the next fold's ground for validation" if early_stopping else ""
         raise ValueError(f"--folds {folds}: expected at least {least}{why}")
-    if split not in SPLITS[:2]:
-        raise ValueError(f"--split {split}: expected one of {', '.join(SPLITS[:2])} here")
+    if split not in SPLITS[:3]:
+        raise ValueError(f"--split {split}: expected one of {', '.join(SPLITS[:3])} here")
     is_random = split == "random"
     if is_random:
         edge, what = block_edge(max(tile // 4, 1), cell), "quarter-tile cells"
@@ -142,7 +145,7 @@ def make_folds(
 
     draft = Folds(
         shape=shape,
-        split=split,
+        split="random" if is_random else "blocks",
         count=folds,
         buffer=0 if is_random else buffer,
         cell=cell,
@@ -155,7 +158,10 @@ def make_folds(
         turn=turn,
     )
     tries = 1 if is_random else deals_to_try(counts.shape[0] * counts.shape[1], folds)
-    return _finish(_best_deal(draft, dealt, tries, counts), counts, names)
+    best = _best_deal(draft, dealt, tries, counts)
+    if split == "leaking":
+        best = replace(best, split=split, buffer=0)
+    return _finish(best, counts, names, seed if label_seed is None else label_seed)
 
 
 def folds_from_rectangles(
@@ -230,7 +236,7 @@ def folds_from_rectangles(
         block_grid=block_grid,
         turn=turn,
     )
-    return _finish(draft, counts, names)
+    return _finish(draft, counts, names, seed)
 
 
 def one_fold(counts: np.ndarray, *, shape: tuple[int, int], cell: int, tile: int) -> Folds:
@@ -319,7 +325,7 @@ def outside_cells(folds: Folds, fold: int) -> np.ndarray:
     return ~folds.near(fold, spans[0], spans[1], scale=1)
 
 
-def _finish(folds: Folds, counts: np.ndarray, names: Sequence[str] | None) -> Folds:
+def _finish(folds: Folds, counts: np.ndarray, names: Sequence[str] | None, label_seed: int) -> Folds:
     """Chooses which labels are kept, counts what each fold tests and trains on, and refuses what cannot be trained."""
     if not 0 < folds.label_fraction <= 1:
         raise ValueError(f"--label_fraction {folds.label_fraction:g}: expected a share above 0 and at most 1")
@@ -329,7 +335,7 @@ def _finish(folds: Folds, counts: np.ndarray, names: Sequence[str] | None) -> Fo
     labels = flat.sum(axis=1)
     on_blocks = counts_on(folds.lattice, counts, folds.cell)
     is_whole = folds.label_fraction == 1
-    places = None if is_whole else label_order(counts, np.random.default_rng((folds.seed, _LABEL_STREAM)))
+    places = None if is_whole else label_order(counts, np.random.default_rng((label_seed, _LABEL_STREAM)))
     kept: list[int] = []
     trained, left = [], []
     for fold in range(folds.count):

@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 MAINS = {"main_pretrain", "main_finetune", "main_inference"}
 ENCODER = "models_vit_group_channels"  # and the models for fine-tuning
 MODEL = "models_mae_group_channels"
-OURS = {"datasets", "util", "scripts", "tests", ENCODER, MODEL, *MAINS}
+OURS = {"datasets", "util", "study", "scripts", "tests", ENCODER, MODEL, *MAINS}
 
 
 def project_files() -> list[str]:
     """Every Python file of the project, relative to its root."""
-    folders = [ROOT, ROOT / "datasets", ROOT / "util", ROOT / "scripts", ROOT / "tests"]
+    folders = [ROOT, *(ROOT / name for name in ("datasets", "util", "study", "scripts", "tests"))]
     return sorted(str(path.relative_to(ROOT)) for folder in folders for path in folder.glob("*.py"))
 
 
@@ -64,6 +64,8 @@ def may_import(file: str, name: str) -> bool:
         return top == "datasets"
     if folder == "util":
         return top == "util"
+    if folder == "study":  # runs the mains as commands, and else reads what they wrote
+        return top in {"study", "util"} or (top == MODEL and module == "outcomes.py")  # which counts operations
     if module == f"{ENCODER}.py":
         return top == "util"
     if module == f"{MODEL}.py":
@@ -133,6 +135,12 @@ def test_the_rules_would_notice():
     assert may_import("main_pretrain.py", "numpy") and may_import("scripts/a.py", "main_pretrain.main")
     assert may_import(f"{MODEL}.py", f"{ENCODER}.check_images") and not may_import(f"{ENCODER}.py", f"{MODEL}.a")
     assert not may_import(f"{MODEL}.py", "datasets.layers") and may_import("tests/test_a.py", "main_pretrain")
+    assert may_import("study/report.py", "util.scores") and may_import("scripts/a.py", "study.report")
+    assert may_import("study/outcomes.py", MODEL) and not may_import("study/outcomes.py", "datasets.grid")
+    assert not any(
+        may_import("study/report.py", name) for name in ("datasets.grid", "main_finetune", "scripts.a", MODEL)
+    )
+    assert not any(may_import(file, "study.report") for file in ("util/log.py", "datasets/grid.py", "main_pretrain.py"))
     assert is_within("torch.distributed.rpc", "torch.distributed") and not is_within(
         "torch.distributedx", "torch.distributed"
     )

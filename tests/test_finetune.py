@@ -12,6 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_finetune
+from datasets.fold_ground import CONTROL_WARNING
 from datasets.folds import LEAK_WARNING
 from tests import labelled, surveys
 from tests.rasters import write_grid
@@ -252,6 +253,9 @@ def test_presences_are_ranked(survey, labels, tmp_path):
     assert metrics["task"] == "prospectivity"
     assert metrics["arms"]["constant"]["summary"]["roc_auc"]["mean"] == 0.5
     assert sum(metrics["split"]["tested"]) == 24 * 11  # ten of background for each presence
+    with np.load(tmp_path / "fits/scratch-fold1/scores.npz") as arrays:
+        assert len(arrays["classes"]) == metrics["split"]["tested"][1] and set(arrays["classes"]) == {0, 1}
+        assert len(np.unique(arrays["blocks"])) == metrics["split"]["blocks"][1]
     assert set(titles) == {"scores", "map", "success_rate", "calibration"}
     assert "roc_auc on test ground" in titles["scores"] and "scratch" in titles["calibration"]
     state = labelled.fit(tmp_path, "scratch", None)
@@ -289,6 +293,38 @@ def test_a_random_split_says_everywhere_that_it_leaks(survey, labels, tmp_path, 
     assert all(LEAK_WARNING in text for text in titles.values())
     assert f"WARNING: {LEAK_WARNING}" in caplog.text
     assert not (tmp_path / "checkpoint-last.pth").exists()  # no fit on all labels: its scores would be these
+
+
+def test_the_control_that_sees_the_tested_labels(survey, labels, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    flags = "--no_network --baselines trees --tree_samples 4000 --split leaking --only_folds 0".split()
+    assert labelled.finetune(survey, tmp_path, *flags, labels=labels / "classes.tif") == 0
+    assert CONTROL_WARNING in caplog.text
+    metrics = labelled.read_strict(tmp_path / "metrics.json")
+    assert list(metrics["arms"]) == ["trees"] and metrics["split"]["warning"] == CONTROL_WARNING
+    fit = metrics["arms"]["trees"]["folds"]["0"]
+    assert fit["test"]["accuracy"] > 0.99  # it was told
+    assert fit["train_labels"] == sum(metrics["split"]["tested"]) and fit["train_cpu_seconds"] > 0
+
+
+def test_folds_have_a_seed_of_their_own(survey, labels, alone, tmp_path):
+    flags = "--seed 3 --fold_seed 0 --no_final".split()
+    assert labelled.finetune(survey, tmp_path, *flags, labels=labels / "classes.tif") == 0
+    first, second = (labelled.read_strict(run / "metrics.json")["split"] for run in (alone, tmp_path))
+    assert first["tested_classes"] == second["tested_classes"]
+    assert not same_weights(alone, tmp_path)
+
+
+def test_what_a_fit_cost_is_kept(alone):
+    facts = labelled.read_strict(alone / "fits/scratch-fold0/scores.json")
+    state = labelled.fit(alone, "scratch")
+    assert facts["train_windows"] == facts["epochs"] * state["options"]["tiles_per_epoch"]
+    assert facts["train_cpu_seconds"] > 0 and facts["peak_memory_mb"] > 100
+    # A multiply-add in every weight of the encoder's linear layers for each token, and twice that backward.
+    linear = sum(w.numel() for name, w in state["model"].items() if w.ndim == 2 and name.startswith("blocks"))
+    tokens = state["model_config"]["img_size"] ** 2 // state["model_config"]["patch_size"] ** 2
+    tokens *= len(state["model_config"]["channel_groups"])
+    assert facts["train_flops"] > facts["train_windows"] * 6 * linear * tokens
 
 
 def test_from_checkpoint_tests_what_pretraining_held_out(survey, labels, pretrained, tmp_path):

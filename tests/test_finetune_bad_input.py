@@ -88,6 +88,7 @@ CASES = [
         "one_layer/gravity.tif",
         "gravity.tif is the only layer that is shown",
     ),
+    ("--no_network", "classes.tif", "--no_network without --baselines: nothing is left to fit"),
     # weights
     ("--finetune {}/nowhere.pth", "classes.tif", "nowhere.pth: no such file"),
     ("--finetune {}/damaged.pth", "classes.tif", "damaged.pth: damaged, the SHA-256"),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.fold_blocks import auto_block, counts_on, deal, even_lattice, label_order, lattice_of
+from datasets.fold_ground import CONTROL_WARNING
 from datasets.folds import LEAK_WARNING, count_points, folds_from_rectangles, make_folds
 
 OPTIONS = {"shape": (64, 64), "cell": 4, "tile": 8, "folds": 3, "buffer": 4, "seed": 0, "block": 1}
@@ -416,3 +417,20 @@ def test_rectangles_across_the_line_where_columns_come_back():
     tested = folds.testing(0, *everything(folds))
     assert tested[16:32, :10].all() and tested[16:32, 350:].all() and tested.sum() == 16 * 20
     assert not folds.training(0, *everything(folds))[16:32, 10:14].any()
+
+
+def test_the_leaking_control_has_the_same_folds_and_trains_on_everything():
+    clean, control = make(), make(split="leaking")
+    assert np.array_equal(control.fold_grid, clean.fold_grid) and np.array_equal(control.block_grid, clean.block_grid)
+    for fold in range(3):
+        assert np.array_equal(control.testing(fold, *everything(clean)), clean.testing(fold, *everything(clean)))
+        assert control.training(fold, *everything(clean)).all()
+        assert not (clean.training(fold, *everything(clean)) & clean.testing(fold, *everything(clean))).any()
+    assert control.numbers()["warning"] == CONTROL_WARNING and "WARNING leaking" in control.describe()
+
+
+def test_kept_labels_have_a_seed_of_their_own():
+    one, other = (make(label_fraction=0.3, label_seed=seed) for seed in (1, 2))
+    assert np.array_equal(one.fold_grid, other.fold_grid)
+    assert not np.array_equal(one.places, other.places)
+    assert np.array_equal(make(label_fraction=0.3).places, make(label_fraction=0.3, label_seed=0).places)

@@ -34,6 +34,7 @@ SPLIT = {
     "label_fraction": 1.0,
     "early_stopping": False,
     "seed": 0,
+    "label_seed": 0,
 }
 TARGETS = {
     "scale": 1,

@@ -34,17 +34,22 @@ BASELINES = {
 }
 
 
-def arms_of(*, has_weights: bool, freeze_encoder: bool, baselines: Sequence[str]) -> list[Arm]:
+def arms_of(
+    *, has_weights: bool, freeze_encoder: bool, baselines: Sequence[str], no_network: bool = False
+) -> list[Arm]:
     """The arms of a run, the one that the user asked for first.
 
     Args:
         has_weights: a checkpoint is given to start from.
         freeze_encoder: the head alone is trained.
         baselines: names of baselines.
+        no_network: the baselines alone.
 
     Raises:
-        ValueError: a probe without weights to probe.
+        ValueError: a probe without weights to probe; nothing to fit.
     """
+    if no_network and not baselines:
+        raise ValueError("--no_network without --baselines: nothing is left to fit; name baselines, such as trees")
     if not has_weights and (freeze_encoder or "probe" in baselines):
         flag = "--freeze_encoder" if freeze_encoder else "--baselines probe"
         raise ValueError(f"{flag} without --finetune: a probe needs a pre-trained encoder; name its checkpoint")
@@ -54,7 +59,8 @@ def arms_of(*, has_weights: bool, freeze_encoder: bool, baselines: Sequence[str]
         first = Arm("pretrained", "network", pretrained=True)
     else:
         first = BASELINES["scratch"]
-    return [first, *(BASELINES[name] for name in dict.fromkeys(baselines) if name != first.name)]
+    others = [BASELINES[name] for name in dict.fromkeys(baselines) if no_network or name != first.name]
+    return others if no_network else [first, *others]
 
 
 def choose_folds(count: int, only: Sequence[int] | None) -> list[int]:

@@ -154,7 +154,7 @@ def fit_state(fit: Fit, device: torch.device) -> dict[str, Any]:
         "model_config": fit.network.config,
         "seen": place.seen,
         "best": {"epoch": place.best_epoch, "score": place.best_score, "model": place.best_model},
-        "trained_s": fit.clock.trained_s,
+        **fit.clock.state(),
     }
 
 
@@ -166,7 +166,7 @@ def take_up(fit: Fit, state: Mapping[str, Any]) -> None:
     fit.updater.scaler.load_state_dict(state["scaler"])
     place.epoch, place.update, place.step, place.seen = (state[key] for key in ("epoch", "update", "step", "seen"))
     place.best_epoch, place.best_score, place.best_model = best["epoch"], best["score"], best["model"]
-    fit.clock.trained_s = state["trained_s"]
+    fit.clock.take_up(state)
 
 
 def require_same_place(state: Mapping[str, Any] | None, name: str) -> None:

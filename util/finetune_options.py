@@ -11,7 +11,7 @@ from util import options
 from util.finetune_losses import CLASS_WEIGHTS
 
 TASKS = ("segmentation", "regression", "classification")
-SPLITS = ("blocks", "random", "from_checkpoint")
+SPLITS = ("blocks", "random", "leaking", "from_checkpoint")
 BASELINES = ("scratch", "probe", "trees", "forest", "constant")
 DEFAULT_BASELINES = ("scratch", "trees", "constant")
 
@@ -102,7 +102,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default="blocks",
         choices=SPLITS,
         help="blocks: spatial blocks in folds; from_checkpoint: the ground that pre-training held out; random: leaks, "
-        "to show how much (blocks)",
+        "to show how much; leaking: blocks, but tested labels are trained on, a control (blocks)",
     )
     split.add_argument("--folds", type=options.positive_int, default=5, help="folds (5)")
     split.add_argument("--only_folds", type=options.count, nargs="+", metavar="K", help="run these folds alone (all)")
@@ -113,7 +113,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     split.add_argument(
         "--label_fraction", type=_label_share, default=1.0, help="share of the training labels that is used (1)"
     )
-    split.add_argument("--seed", type=options.count, default=0, help="seed of folds, windows, weights (0)")
+    split.add_argument("--seed", type=options.count, default=0, help="seed of folds, kept labels, windows, weights (0)")
+    split.add_argument("--fold_seed", type=options.count, help="seed of the folds alone (that of --seed)")
+    split.add_argument("--label_seed", type=options.count, help="seed of the kept labels alone (that of --seed)")
 
 
 def _label_share(text: str) -> float:
@@ -179,6 +181,7 @@ def add_comparison_options(parser: argparse.ArgumentParser) -> None:
         help="also, on the same folds: the network from scratch, a probe of the frozen encoder, gradient-boosted "
         "trees, a random forest, majority or mean; without names: " + " ".join(DEFAULT_BASELINES),
     )
+    group.add_argument("--no_network", action="store_true", help="the --baselines alone, without the network")
     group.add_argument(
         "--eval", action="store_true", help="score the fine-tuned checkpoint that --resume names, no more"
     )
@@ -210,7 +213,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 MAY_CHANGE = set(
     "batch_size accum_iter world_size local_rank dist_url device num_workers pin_mem resume output_dir log_dir "
-    "no_progress save_minutes cache data_dir train_path finetune baselines only_folds no_final "
+    "no_progress save_minutes cache data_dir train_path finetune baselines no_network only_folds no_final "
     "grad_checkpointing eval".split()
 )
 """Options that do not decide the numbers of a fit, or whose effect is checked elsewhere."""
@@ -457,7 +460,8 @@ def split_options(
         "buffer": input_size if args.val_buffer is None else args.val_buffer,
         "label_fraction": args.label_fraction,
         "early_stopping": args.patience > 0,
-        "seed": args.seed,
+        "seed": args.seed if args.fold_seed is None else args.fold_seed,
+        "label_seed": args.seed if args.label_seed is None else args.label_seed,
         "rectangles": held_out,
     }
 

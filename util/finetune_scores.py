@@ -124,7 +124,13 @@ def score_ground(
 
 
 def score_windows(
-    outputs: Outputs, scores: Any, *, numbers: np.ndarray, classes: np.ndarray, presence_only: bool
+    outputs: Outputs,
+    scores: Any,
+    *,
+    numbers: np.ndarray,
+    classes: np.ndarray,
+    presence_only: bool,
+    blocks: np.ndarray | None = None,
 ) -> Outcome:
     """Scores windows with one class each, each process its share.
 
@@ -134,14 +140,18 @@ def score_windows(
         numbers: this process's share of the tested windows.
         classes: class of every window.
         presence_only: whether class 1 alone is ranked.
+        blocks: number of the block of every window; None where windows lie on no common ground.
 
     Returns:
-        Scores over all processes; `numbers` of the windows and their `shares`.
+        Scores over all processes; `numbers` of the windows, their true `classes`, their `shares` and `blocks`.
     """
     shares = outputs.of_windows(numbers)
     scores.update(torch.from_numpy(shares[:, 1] if presence_only else shares), torch.from_numpy(classes[numbers]))
     parts = dist.gather_objects((numbers, shares))
     arrays = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(("numbers", "shares"))}
+    arrays["classes"] = classes[arrays["numbers"]]
+    if blocks is not None:
+        arrays["blocks"] = blocks[arrays["numbers"]]
     return Outcome(scores.compute(), arrays)
 
 

@@ -28,6 +28,7 @@ _OURS = (
     "models_vit_group_channels",
     "datasets",
     "scripts",
+    "study",
     "util",
 )
 

@@ -1,0 +1,192 @@
+"""The arms of a study: what is compared, read from a small table that a user may change."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+METHODS = ("network", "trees")
+ROLES = ("", "null", "leak", "switch")
+NO_PRETRAINING = "none"
+COLUMNS = (
+    "arm",
+    "method",
+    "pretrain",
+    "finetune",
+    "probe",
+    "as_long_as",
+    "against",
+    "role",
+    "label_fractions",
+    "question",
+)
+SET_BY_STUDY = (
+    "--data_dir --train_path --labels --task --finetune --output_dir --log_dir --resume --seed --fold_seed "
+    "--label_seed --epochs --tiles_per_epoch --folds --only_folds --label_fraction --no_final --no_network "
+    "--baselines --device --freeze_encoder"
+).split()
+"""Flags that the study gives itself."""
+
+
+@dataclass(frozen=True)
+class StudyArm:
+    """One way to come to a map.
+
+    Attributes:
+        name: as it stands in tables.
+        method: `network` or `trees`.
+        pretrain: flags of main_pretrain; None without pre-training.
+        finetune: flags of main_finetune.
+        probe: also fits a probe of the frozen encoder.
+        as_long_as: name of the arm whose time it gets: pre-training's, or, without pre-training, that of
+            pre-training and fine-tuning together. Empty: its own.
+        against: name of the arm it is compared with, or empty.
+        role: `null`, another arm once more with other seeds, must come out level; `leak`, which sees the tested
+            labels, must win; `switch` asks about one option; empty otherwise.
+        label_fractions: shares of the labels it is fitted on; empty: all shares of the study.
+        question: what the comparison answers, in words.
+    """
+
+    name: str
+    method: str = "network"
+    pretrain: tuple[str, ...] | None = None
+    finetune: tuple[str, ...] = ()
+    probe: bool = False
+    as_long_as: str = ""
+    against: str = ""
+    role: str = ""
+    label_fractions: tuple[float, ...] = ()
+    question: str = ""
+
+    @property
+    def seed_offset(self) -> int:
+        """What is added to the study's seeds: a null control is the same arm with other seeds."""
+        return 1000 if self.role == "null" else 0
+
+
+def read_arms(path: str | Path, *, only: Sequence[str] = ()) -> list[StudyArm]:
+    """Reads a table of arms; docs/worth_it.md says what the columns mean.
+
+    Args:
+        path: CSV with the columns `COLUMNS`, of which only `arm` must be there.
+        only: names of the arms to keep; empty: all.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a row cannot be used; names file, row, value and what was expected.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--arms {path}: no such file; expected a CSV with a row for each arm") from error
+    if not rows or "arm" not in rows[0]:
+        raise ValueError(f"--arms {path}: expected a header with the column 'arm' and a row for each arm")
+    unknown = sorted(str(name) for name in set(rows[0]) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"--arms {path}: unknown column {', '.join(unknown)}; expected out of {', '.join(COLUMNS)}")
+    arms = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            arms.append(_arm_of({key: (value or "").strip() for key, value in row.items()}))
+        except ValueError as error:
+            raise ValueError(f"--arms {path}, row {number}: {error}") from error
+    try:
+        missing = sorted(set(only) - {arm.name for arm in arms})
+        if missing:
+            raise ValueError(f"--only_arms {' '.join(missing)}: no such arm; expected out of {_names(arms)}")
+        chosen = [arm for arm in arms if not only or arm.name in only]
+        check_arms(chosen)
+    except ValueError as error:
+        raise ValueError(f"--arms {path}: {error}") from error
+    return chosen
+
+
+def _arm_of(row: dict[str, str]) -> StudyArm:
+    name = row["arm"]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
+        raise ValueError(f"arm {name!r}: expected letters, digits, _ . + -, as it becomes the name of a folder")
+    method, role = row.get("method") or "network", row.get("role", "")
+    if method not in METHODS:
+        raise ValueError(f"arm {name}: method {method!r}, expected {' or '.join(METHODS)}")
+    if role not in ROLES:
+        raise ValueError(f"arm {name}: role {role!r}, expected one of {', '.join(ROLES[1:])}, or nothing")
+    probe = row.get("probe", "").lower()
+    if probe not in ("", "yes", "no"):
+        raise ValueError(f"arm {name}: probe {probe!r}, expected yes or no")
+    pretrain = row.get("pretrain", NO_PRETRAINING)
+    arm = StudyArm(
+        name=name,
+        method=method,
+        pretrain=None if method == "trees" or pretrain == NO_PRETRAINING else _flags(name, "pretrain", pretrain),
+        finetune=_flags(name, "finetune", row.get("finetune", "")),
+        probe=probe == "yes",
+        as_long_as=row.get("as_long_as", ""),
+        against=row.get("against", ""),
+        role=role,
+        label_fractions=_fractions(name, row.get("label_fractions", "")),
+        question=row.get("question", ""),
+    )
+    if arm.probe and arm.pretrain is None:
+        raise ValueError(f"arm {name}: a probe needs pre-training; leave probe empty, or give the arm pre-training")
+    return arm
+
+
+def _flags(name: str, column: str, text: str) -> tuple[str, ...]:
+    flags = tuple(shlex.split(text))
+    wrong = [flag for flag in flags if flag.split("=")[0] in SET_BY_STUDY]
+    if wrong:
+        raise ValueError(f"arm {name}: {column} has {wrong[0]}, which the study sets itself; leave it out")
+    return flags
+
+
+def _fractions(name: str, text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(part) for part in text.split())
+    except ValueError as error:
+        raise ValueError(f"arm {name}: label_fractions {text!r}, expected numbers with spaces between") from error
+    if any(not 0 < value <= 1 for value in values):
+        raise ValueError(f"arm {name}: label_fractions {text!r}, expected shares above 0 and at most 1")
+    return values
+
+
+def check_arms(arms: Sequence[StudyArm]) -> None:
+    """Refuses arms that do not go together.
+
+    Raises:
+        ValueError: naming the arm, and what was expected.
+    """
+    by_name = {arm.name: arm for arm in arms}
+    if len(by_name) < len(arms):
+        raise ValueError(f"arms of the same name among {_names(arms)}; names must differ")
+    for arm in arms:
+        for column in ("against", "as_long_as"):
+            other = getattr(arm, column)
+            if other and (other not in by_name or other == arm.name):
+                raise ValueError(
+                    f"arm {arm.name}: {column} {other!r} is no other arm here; expected out of {_names(arms)}"
+                )
+        if arm.as_long_as and (by_name[arm.as_long_as].as_long_as or by_name[arm.as_long_as].pretrain is None):
+            raise ValueError(
+                f"arm {arm.name}: as_long_as {arm.as_long_as!r} must be an arm with pre-training and a time of its own"
+            )
+        if arm.as_long_as and arm.method == "trees":
+            raise ValueError(f"arm {arm.name}: as_long_as does nothing for trees; leave it empty")
+        if arm.role == "null" and not arm.against:
+            raise ValueError(f"arm {arm.name}: role null needs `against`, the arm that it repeats")
+        if arm.role == "null" and _what_it_does(arm) != _what_it_does(by_name[arm.against]):
+            raise ValueError(
+                f"arm {arm.name}: role null, but method, flags or as_long_as differ from those of {arm.against}"
+            )
+
+
+def _what_it_does(arm: StudyArm) -> tuple[object, ...]:
+    return arm.method, arm.pretrain, arm.finetune, arm.as_long_as
+
+
+def _names(arms: Sequence[StudyArm]) -> str:
+    return ", ".join(arm.name for arm in arms)

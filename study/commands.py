@@ -1,0 +1,92 @@
+"""The command of each experiment of a study."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from study.arms import StudyArm
+from study.plan import FINETUNE_WINDOWS, PRETRAIN_TILES, Task
+
+CHECKPOINT = "checkpoint-last.pth"
+NEVER = "1000000"
+MODEL_FLAGS = ("--model", "--input_size", "--patch_size")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all experiments of a study share.
+
+    Attributes:
+        data: flags that name the layers.
+        labels: flags that name labels and task.
+        model: flags of the model, which a checkpoint decides where there is one.
+        pretrain: further flags of main_pretrain.
+        finetune: further flags of main_finetune.
+        precision: value of --amp.
+        folds: number of folds.
+        base_resolution: edge of a base pixel, CRS units; None until it is known.
+    """
+
+    data: tuple[str, ...]
+    labels: tuple[str, ...]
+    model: tuple[str, ...] = ()
+    pretrain: tuple[str, ...] = ()
+    finetune: tuple[str, ...] = ()
+    precision: str = "auto"
+    folds: int = 3
+    base_resolution: float | None = None
+
+
+def command_of(
+    task: Task, settings: Settings, *, folder: Path, epochs: int, device: str, further: Sequence[str] = ()
+) -> list[str]:
+    """The command of a task.
+
+    Args:
+        task: the task.
+        settings: what all share.
+        folder: of the study.
+        epochs: of pre-training, or of fine-tuning.
+        device: for --device.
+        further: flags that go last, so before all others.
+    """
+    make = pretrain_command if task.stage == "pretrain" else fit_command
+    where = ["--output_dir", str(folder / task.name), "--resume", "auto", "--device", device, "--no_progress"]
+    return [sys.executable, "-m", *make(task, settings, folder=folder, epochs=epochs), *where, *further]
+
+
+def pretrain_command(task: Task, settings: Settings, *, folder: Path, epochs: int) -> list[str]:
+    """Pre-training on all ground: nothing is held out, as scores are those of fine-tuning."""
+    command = ["main_pretrain", *settings.data, *settings.model, "--amp", settings.precision]
+    command += ["--val_fraction", "0", "--figure_every", "0", "--keep_every", NEVER, "--num_workers", "1"]
+    command += [*_base(settings), *settings.pretrain, *(task.arm.pretrain or ())]
+    command += ["--tiles_per_epoch", str(PRETRAIN_TILES), "--epochs", str(epochs)]
+    return [*command, "--seed", str(task.seed + task.arm.seed_offset)]
+
+
+def fit_command(task: Task, settings: Settings, *, folder: Path, epochs: int) -> list[str]:
+    """Fine-tuning on every fold; the same folds and kept labels for all arms of a seed."""
+    arm = task.arm
+    command = ["main_finetune", *settings.data, *settings.labels, "--amp", settings.precision, "--num_workers", "1"]
+    if arm.pretrain is None:
+        command += [*settings.model, *_base(settings)]
+    else:
+        command += ["--finetune", str(folder / task.needs[0] / CHECKPOINT)]
+    command += ["--folds", str(settings.folds), "--fold_seed", "0", "--label_seed", str(task.seed)]
+    command += ["--tiles_per_epoch", str(FINETUNE_WINDOWS), *settings.finetune, *arm.finetune]
+    command += ["--label_fraction", f"{task.label_fraction:g}", "--epochs", str(epochs), "--no_final"]
+    command += ["--baselines", *_baselines(arm), *(["--no_network"] if arm.method == "trees" else [])]
+    return [*command, "--seed", str(task.seed + arm.seed_offset)]
+
+
+def _baselines(arm: StudyArm) -> list[str]:
+    if arm.method == "trees":
+        return ["trees"]
+    return ["probe"] if arm.probe else ["constant"]
+
+
+def _base(settings: Settings) -> list[str]:
+    return [] if settings.base_resolution is None else ["--base_resolution", f"{settings.base_resolution:.12g}"]

@@ -1,0 +1,358 @@
+"""Conducts a study: short trials that show what things take, lengths that fit the budget, the runs, the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from study import outcomes
+from study.arms import StudyArm
+from study.commands import Settings, command_of
+from study.plan import (
+    PROBE_SHARE,
+    Lengths,
+    Rates,
+    Task,
+    all_tasks,
+    choose_lengths,
+    equal_time_epochs,
+    estimate,
+    fractions_of,
+    own_like,
+    pretrain_name,
+)
+from study.report import build_report
+from study.results import write_results
+from study.runner import Outcome, Pool
+from util.engine import Stop
+
+logger = logging.getLogger(__name__)
+
+PLAN, RESULTS, FACTS = "plan.json", "results.csv", "study.json"
+TRIALS = "trials"
+DEFAULT_SCALES = (1, 2, 4)
+
+
+class StudyFailed(RuntimeError):
+    """Ends a study that cannot go on, with one message."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a user decides about a study.
+
+    Attributes:
+        arms: the arms.
+        settings: what all experiments share.
+        label_fractions: shares of the labels.
+        seeds: number of seeds; None: as many as the budget allows, three at least.
+        pretrain_epochs: longest pre-training, epochs of `plan.PRETRAIN_TILES` tiles.
+        finetune_epochs: longest fine-tuning, epochs of `plan.FINETUNE_WINDOWS` windows.
+        budget_s: seconds for this call.
+    """
+
+    arms: Sequence[StudyArm]
+    settings: Settings
+    label_fractions: Sequence[float]
+    seeds: int | None
+    pretrain_epochs: int
+    finetune_epochs: int
+    budget_s: float
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same for a study to be gone on with."""
+        settings = {key: value for key, value in asdict(self.settings).items() if key != "base_resolution"}
+        facts = {
+            "arms": [asdict(arm) for arm in self.arms],
+            "settings": settings,
+            "label_fractions": list(self.label_fractions),
+            "pretrain_epochs": self.pretrain_epochs,
+            "finetune_epochs": self.finetune_epochs,
+        }
+        return json.loads(json.dumps(facts))
+
+
+class Study:
+    """A study in its folder.
+
+    Args:
+        folder: everything goes there.
+        wishes: what is to be done.
+        pool: runs the programs.
+        seconds: `cpu_seconds` or `seconds`: what the cost of training is taken from.
+
+    Raises:
+        ValueError: the folder holds another study.
+    """
+
+    def __init__(self, folder: Path, wishes: Wishes, pool: Pool, *, seconds: str) -> None:
+        self.folder, self.wishes, self.pool, self.seconds = folder, wishes, pool, seconds
+        self.settings, self.arms = wishes.settings, list(wishes.arms)
+        self.deadline = time.monotonic() + wishes.budget_s
+        self.lengths: Lengths | None = None
+        self.rates: Rates | None = None
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Reads the plan that the folder holds."""
+        path = self.folder / PLAN
+        if not path.exists():
+            return
+        plan = outcomes.read_json(path)
+        for key, value in self.wishes.facts().items():
+            if plan["wishes"].get(key) != value:
+                raise ValueError(
+                    f"--output_dir {self.folder} holds a study with other {key}: {_shortly(plan['wishes'].get(key))}, "
+                    f"now {_shortly(value)}; choose another --output_dir, or ask for the same"
+                )
+        self.lengths, self.rates = Lengths(**plan["lengths"]), Rates(**plan["rates"])
+        self.settings = replace(self.settings, base_resolution=plan["base_resolution"])
+        self.lengths.seeds = max(self.lengths.seeds, self.wishes.seeds or 0)
+
+    # ------------------------------------------------------------------------------------------------------ the trials
+
+    def measure(self, stop: Stop) -> None:
+        """Runs an epoch of everything on the real data, so that flags, layers and labels are tried and timed.
+
+        Raises:
+            StudyFailed: one of them fails, or a signal came.
+        """
+        if self.rates is not None:
+            return
+        logger.info("short trials of every arm, which show that they run and what they take")
+        timed = [arm for arm in self.arms if arm.pretrain is not None and own_like(arm, self.arms) == arm]
+        timed.sort(key=lambda arm: -max(self._scales(arm)))  # the widest decides the base pixel of all
+        tasks = [Task(f"{TRIALS}/{arm.name}", "pretrain", arm, 0) for arm in timed]
+        if tasks:
+            self._try(tasks[:1], stop)
+            facts = self._facts(tasks[0])
+            self.settings = replace(self.settings, base_resolution=facts["base_resolution"])
+        first = Task(f"{TRIALS}/fit", "fit", StudyArm("trial"), 0)
+        self._try([first, *tasks[1:]], stop)
+        fit = self._facts(first)
+        full, trees = fit["modes"]["full"], fit["modes"]["trees"]
+        inside = sum(mode["seconds"] for mode in fit["modes"].values())
+        self.rates = Rates(
+            pretrain={task.arm.name: self._facts(task)["seconds"] for task in tasks},
+            finetune=full["train_seconds"],
+            probe=full["train_seconds"] * PROBE_SHARE,
+            score=full["seconds"] - full["train_seconds"],
+            trees=trees["seconds"],
+            start=max(fit["wall_seconds"] - inside, 0.0),
+        )
+
+    def _scales(self, arm: StudyArm) -> list[int]:
+        """Scales that an arm reconstructs, by its flags."""
+        flags = [*self.settings.pretrain, *(arm.pretrain or ())]
+        if "--scales" not in flags:
+            return list(DEFAULT_SCALES)
+        found = []
+        for value in flags[len(flags) - flags[::-1].index("--scales") :]:
+            if not value.isdigit():
+                break
+            found.append(int(value))
+        return found or list(DEFAULT_SCALES)
+
+    def _try(self, tasks: Sequence[Task], stop: Stop) -> None:
+        further = {"fit": ["--only_folds", "0", "--baselines", "trees", "constant"], "pretrain": []}
+        outcome = self.pool.run(
+            tasks,
+            command=lambda task, device: command_of(
+                task, self.settings, folder=self.folder, epochs=1, device=device, further=further[task.stage]
+            ),
+            finish=lambda task, command, wall: self._finish(task, wall, epochs=1),
+            estimate=lambda task: 0.0,
+            deadline=float("inf"),
+            stop=stop,
+        )
+        for name, said in outcome.failed.items():
+            raise StudyFailed(f"{name}: {said}")
+        if outcome.stopped:
+            raise StudyFailed("stopped by a signal during the trials; the same command goes on")
+
+    # ------------------------------------------------------------------------------------------------------ the lengths
+
+    def choose(self) -> Lengths:
+        """Decides how long everything trains, once and for all.
+
+        Raises:
+            ValueError: the budget is too small.
+        """
+        assert self.rates is not None
+        if self.lengths is None:
+            self.lengths = choose_lengths(
+                self.arms,
+                self.rates,
+                budget_s=self.deadline - time.monotonic(),
+                jobs=len(self.pool.devices),
+                seeds=self.wishes.seeds,
+                folds=self.settings.folds,
+                label_fractions=self.wishes.label_fractions,
+                pretrain_epochs=self.wishes.pretrain_epochs,
+                finetune_epochs=self.wishes.finetune_epochs,
+            )
+        return self.lengths
+
+    def keep_plan(self) -> None:
+        """Writes the plan, by which a study that was stopped goes on."""
+        assert self.lengths is not None and self.rates is not None
+        plan = {
+            "wishes": self.wishes.facts(),
+            "lengths": self.lengths.facts(),
+            "rates": asdict(self.rates),
+            "base_resolution": self.settings.base_resolution,
+        }
+        _write_json(self.folder / PLAN, plan)
+
+    def tasks(self) -> list[Task]:
+        """All tasks."""
+        assert self.lengths is not None
+        return all_tasks(self.arms, seeds=self.lengths.seeds, label_fractions=self.wishes.label_fractions)
+
+    def estimate(self, task: Task) -> float:
+        """Seconds that a task will take."""
+        assert self.lengths is not None and self.rates is not None
+        return estimate(task, self.lengths, self.rates, arms=self.arms, folds=self.settings.folds)
+
+    def epochs_of(self, task: Task) -> int:
+        """Epochs of a task; those of equal cost are worked out from what was measured, and kept."""
+        assert self.lengths is not None
+        arm, lengths = task.arm, self.lengths
+        if arm.method == "trees":
+            return 1
+        known = lengths.pretrain if task.stage == "pretrain" else lengths.finetune
+        if arm.name not in known:
+            known[arm.name] = self._equal_time(task)
+            self.keep_plan()
+            logger.info("%s: %d epochs of %s for equal time", arm.name, known[arm.name], task.stage)
+        return known[arm.name]
+
+    def _equal_time(self, task: Task) -> int:
+        assert self.lengths is not None
+        arm, lengths = task.arm, self.lengths
+        other = next(a for a in self.arms if a.name == arm.as_long_as)
+        paid = outcomes.mean_cost(self._pretrainings(other), self.seconds)
+        if task.stage == "pretrain":
+            like = own_like(arm, self.arms)
+            facts = self._pretrainings(like) if like != arm else []
+            facts = facts or [self._facts(Task(f"{TRIALS}/{arm.name}", "pretrain", arm, 0))]
+            return equal_time_epochs(facts[0]["epochs"], outcomes.mean_cost(facts, self.seconds), paid)
+        fits = [self._facts(other_task) for other_task in self.tasks() if other_task.name in task.needs]
+        fits = [facts["modes"]["full"] for facts in fits if "modes" in facts]
+        own = outcomes.mean_cost(fits, f"train_{self.seconds}")
+        return equal_time_epochs(lengths.finetune[other.name], own, paid + own)
+
+    def _pretrainings(self, arm: StudyArm) -> list[dict[str, Any]]:
+        assert self.lengths is not None
+        tasks = [Task(pretrain_name(arm, seed), "pretrain", arm, seed) for seed in range(self.lengths.seeds)]
+        found = [outcomes.done_facts(self.folder, task) for task in tasks]
+        return [facts for facts in found if facts is not None]
+
+    def _facts(self, task: Task) -> dict[str, Any]:
+        facts = outcomes.done_facts(self.folder, task)
+        assert facts is not None, f"{task.name} is not done"
+        return facts
+
+    # --------------------------------------------------------------------------------------------------------- the runs
+
+    def run(self, stop: Stop) -> Outcome:
+        """Runs what is not done yet, as far as the budget reaches."""
+        return self.pool.run(
+            self.tasks(),
+            command=lambda task, device: command_of(
+                task, self.settings, folder=self.folder, epochs=self.epochs_of(task), device=device
+            ),
+            finish=lambda task, command, wall: self._finish(task, wall, epochs=self.epochs_of(task)),
+            estimate=self.estimate,
+            deadline=self.deadline,
+            stop=stop,
+        )
+
+    def _finish(self, task: Task, wall: float, *, epochs: int) -> dict[str, Any]:
+        if not outcomes.is_finished(self.folder, task, epochs=epochs):
+            raise StudyFailed(f"{task.name} ended before its end, as a signal makes it; the same command goes on")
+        make = outcomes.pretrain_facts if task.stage == "pretrain" else outcomes.fit_facts
+        facts = make(self.folder, task) | {"wall_seconds": wall}
+        outcomes.tidy(self.folder, task)
+        return facts
+
+    # ------------------------------------------------------------------------------------------------------- the report
+
+    def report(self, outcome: Outcome, facts: Mapping[str, Any]) -> Path | None:
+        """Gathers results and writes the report.
+
+        Args:
+            outcome: of the runs.
+            facts: of hardware, versions and commands.
+
+        Returns:
+            The report; None if nothing was scored yet.
+
+        Raises:
+            ValueError: folds differ between arms, or a file is damaged.
+        """
+        assert self.lengths is not None
+        tasks = self.tasks()
+        fits = [task for task in tasks if task.stage == "fit"]
+        done = [task for task in fits if task.name in outcome.done]
+        if not done:
+            return None
+        runs = [
+            run
+            for task in done
+            for run in outcomes.runs_of(
+                self.folder,
+                task,
+                pretraining=outcomes.done_facts(self.folder, replace(task, name=task.needs[0]))
+                if task.arm.pretrain is not None
+                else None,
+                seconds=self.seconds,
+            )
+        ]
+        write_results(self.folder / RESULTS, runs)
+        splits = {task.name: self._facts(task)["split"]["tested_classes"] for task in done}
+        strange = next((name for name, tested in splits.items() if tested != splits[done[0].name]), None)
+        if strange:
+            raise ValueError(
+                f"{strange} tested other ground than {done[0].name}: its flags change the folds; remove that arm"
+            )
+        first = self._facts(done[0])
+        modes = {task.name: 1 + task.arm.probe for task in fits}
+        table = {
+            "task": first["task"],
+            "metric": outcomes.METRICS[first["task"]],
+            "units": first["units"],
+            "arms": [outcomes.arm_facts(arm) for arm in self.arms],
+            "label_fractions": sorted(
+                {part for arm in self.arms for part in fractions_of(arm, self.wishes.label_fractions)}
+            ),
+            "seeds": self.lengths.seeds,
+            "folds": self.settings.folds,
+            "blocks": sum(first["split"]["blocks"]),
+            "lengths": self.lengths.facts(),
+            "spent_s": sum(self._facts(task)["wall_seconds"] for task in tasks if task.name in outcome.done),
+            "planned": self.settings.folds * sum(modes.values()),
+            "done": len(runs),
+            "failed": outcome.failed,
+            **facts,
+        }
+        _write_json(self.folder / FACTS, table)
+        return build_report(self.folder / RESULTS, table, self.folder)
+
+
+def _shortly(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    waiting = path.with_suffix(".tmp")
+    waiting.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(waiting, path)

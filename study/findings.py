@@ -1,0 +1,95 @@
+"""A study as a report needs it: its results read, gathered, compared and judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study.bootstrap import DRAWS, pool
+from study.results import Run, read_results
+from study.summary import ArmFacts, Group, group_runs, read_arms
+from study.verdict import Comparison, Control, compare_arms, judge_controls
+from study.words import METRIC_WORDS, decimals_for
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All that a report is made of.
+
+    Attributes:
+        facts: of the plan, as the study wrote them.
+        runs: what was run.
+        arms: the arms.
+        groups: their runs by arm, mode and share of labels.
+        comparisons: differences of arms.
+        controls: how the controls came out.
+        draws: of each interval.
+    """
+
+    facts: Mapping[str, Any]
+    runs: Sequence[Run]
+    arms: Sequence[ArmFacts]
+    groups: Sequence[Group]
+    comparisons: Sequence[Comparison]
+    controls: Sequence[Control]
+    draws: int
+
+    @property
+    def metric(self) -> str:
+        """Name of the headline number."""
+        return self.runs[0].metric
+
+    @property
+    def unit(self) -> str:
+        """The headline number in words."""
+        units = self.facts.get("units")
+        return METRIC_WORDS[self.metric] + (f", {units}" if units and self.metric == "rmse" else "")
+
+    @property
+    def decimals(self) -> int:
+        """Decimals of scores."""
+        return decimals_for(self.metric, [group.mean for group in self.groups])
+
+    @property
+    def asked(self) -> list[Comparison]:
+        """Comparisons that answer a question: not those of controls."""
+        return [of for of in self.comparisons if of.arm.role != "null"]
+
+    @property
+    def disagreement(self) -> float:
+        """Largest difference between a fold's score as the program gave it and as its blocks give it."""
+        pairs = [(run.score, pool([run]).score()) for run in self.runs]
+        return max((abs(a - b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)), default=0.0)
+
+    @property
+    def seconds(self) -> str:
+        """What seconds of training are."""
+        if self.facts.get("seconds") == "cpu_seconds" or str(self.facts.get("device") or "cpu").startswith("cpu"):
+            return "seconds of the processor"
+        return f"seconds on {self.facts['device']}" if self.facts.get("device") else "seconds"
+
+
+def gather_findings(results_path: Path, facts: Mapping[str, Any], *, draws: int = DRAWS, seed: int = 0) -> Findings:
+    """Reads a table of results and compares all that its arms ask for.
+
+    Args:
+        results_path: the table, as `results.write_results` writes it.
+        facts: of the plan; all of them may be missing.
+        draws: of each interval.
+        seed: of the draws.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: a damaged or empty table, or arms that make no sense.
+    """
+    runs = read_results(results_path)
+    if not runs:
+        raise ValueError(f"{results_path}: no run in it, expected one at least; let the study finish a run first")
+    arms = read_arms(facts, runs)
+    groups = group_runs(runs, arms)
+    comparisons = compare_arms(arms, groups, draws=draws, seed=seed)
+    controls = judge_controls(arms, groups, comparisons, draws=draws, seed=seed)
+    return Findings(facts, runs, arms, list(groups.values()), comparisons, controls, draws)

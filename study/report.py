@@ -1,0 +1,311 @@
+"""The report of a study: a verdict in plain words, one table, two pictures, and how it was all worked out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from study.bootstrap import DRAWS, HIGHER_IS_BETTER
+from study.figures import cost_figure, differences_figure
+from study.findings import Findings, gather_findings
+from study.summary import ArmFacts
+from study.tables import main_table, write_differences, write_summary
+from study.verdict import MOST_SEEDS, Comparison, further_hours, spread_from_blocks
+from study.words import finding, hours_words, in_short
+
+REPORT = "report.md"
+COST_FIGURE = "score-cost.png"
+DIFFERENCES_FIGURE = "differences.png"
+
+_DPI = 150
+
+_AGREES = 0.005
+"""Difference of two ways to work out a score that is taken for rounding, such as that of ranks in bins."""
+
+_LEFT = {
+    "seeds": "Further seeds would decide about {count} of these{cost}.",
+    "ground": "{count} cannot be decided by any number of further hours, only by more labelled ground.",
+    "beyond": f"{{count}} would take more than {MOST_SEEDS} seeds.",
+    "more": "{count} have too few seeds or blocks to say what they need.",
+    "nothing": "{count} show no difference at all.",
+}
+"""What undecided comparisons need, by the kind of advice."""
+
+
+def build_report(
+    results_path: Path, facts: Mapping[str, Any], out_dir: Path, *, draws: int = DRAWS, seed: int = 0
+) -> Path:
+    """Writes report.md, two pictures, summary.csv and differences.csv from a table of results.
+
+    Args:
+        results_path: the table, as `results.write_results` writes it.
+        facts: of the plan; all of them may be missing.
+        out_dir: gets the files; made if it is not there.
+        draws: of each interval.
+        seed: of the draws.
+
+    Returns:
+        The report.
+
+    Raises:
+        FileNotFoundError: no such table.
+        ValueError: a damaged or empty table, or arms that make no sense.
+    """
+    study = gather_findings(results_path, facts, draws=draws, seed=seed)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    figure = cost_figure(study.arms, study.groups, metric=study.unit, seconds=study.seconds)
+    figure.savefig(out_dir / COST_FIGURE, dpi=_DPI)
+    differences_figure(study.comparisons, metric=study.unit).savefig(out_dir / DIFFERENCES_FIGURE, dpi=_DPI)
+    write_summary(out_dir / "summary.csv", study.arms, study.groups, facts=facts)
+    write_differences(out_dir / "differences.csv", study.comparisons)
+    path = out_dir / REPORT
+    path.write_text(report_text(study))
+    return path
+
+
+def report_text(study: Findings) -> str:
+    """The report as Markdown."""
+    title = study.facts.get("title")
+    heading = "# Is multi-scale pre-training worth its cost?" + (f" {title}" if title else "")
+    table = main_table(study.arms, study.groups, study.comparisons, facts=study.facts, decimals=study.decimals)
+    parts = [
+        [heading, "", *_warnings(study), *_disagrees(study), _first_line(study)],
+        ["## Verdict", "", *_verdict(study)],
+        ["## All arms", "", *table, "", *_table_notes(study)],
+        ["## Pictures", "", *_pictures(study)],
+        ["## Controls", "", *_controls(study)],
+        ["## How it was worked out", "", *_method(study)],
+        ["## What was not finished", "", *_unfinished(study)],
+        ["## Hardware and commands", "", *_hardware(study)],
+    ]
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _warnings(study: Findings) -> list[str]:
+    lines = []
+    for control in (of for of in study.controls if of.passed is False):
+        meaning = {
+            "null": "Two identical arms came out different: the intervals are too narrow. Trust no verdict below.",
+            "leak": "An arm that was given the answers does not win: something in training or scoring is wrong. Trust "
+            "no verdict below.",
+        }[control.role]
+        lines += [f"> **WARNING: the control '{control.arm}' failed.** {meaning} {control.text}", ""]
+    return lines
+
+
+def _disagrees(study: Findings) -> list[str]:
+    """A warning if the blocks do not give the program's own scores."""
+    largest = max((abs(group.mean) for group in study.groups if group.scores), default=1.0)
+    if study.disagreement <= _AGREES * (largest if study.metric == "rmse" else 1.0):
+        return []
+    return [
+        f"> **WARNING: scores worked out from the blocks differ from the program's own by {study.disagreement:.2g}.** "
+        "The blocks do not hold all that was tested, or are counted twice.",
+        "",
+    ]
+
+
+def _first_line(study: Findings) -> str:
+    """How much is decided, and what the rest would take."""
+    asked = study.asked
+    if not asked:
+        return "**Nothing can be said yet: no two arms that are to be compared have been run.**"
+    decided = [of for of in asked if of.difference.word != "undecided"]
+    if len(decided) == len(asked):
+        return f"**All comparisons are decided: {len(asked)} of {len(asked)}.**"
+    if decided:
+        first = f"**{len(decided)} of {len(asked)} comparisons are decided, {len(asked) - len(decided)} are not.**"
+    else:
+        first = f"**Nothing is decided: none of {len(asked)} comparisons has an interval that leaves out zero.**"
+    left = {by: sum(of.advice is not None and of.advice.by == by for of in asked) for by in _LEFT}
+    hours = further_hours(asked)
+    cost = f", in {hours_words(hours)} of training" if hours else ""
+    return " ".join([first, *(_LEFT[by].format(count=count, cost=cost) for by, count in left.items() if count)])
+
+
+def _verdict(study: Findings) -> list[str]:
+    found = {arm.name: [of for of in study.asked if of.arm is arm] for arm in study.arms}
+    asked = [arm for arm in study.arms if found[arm.name]]
+    lines = (
+        ["In short (a setting is a share of the labels with a way of fine-tuning):", ""]
+        if asked
+        else ["There is nothing to compare yet.", ""]
+    )
+    for arm in asked:
+        said = in_short(found[arm.name], study.decimals, study.unit)
+        question = _heading(arm, found[arm.name])
+        asks = f"{question} ({_pair(arm, found[arm.name])})" if question else _pair(arm, found[arm.name])
+        lines.append(f"- {asks}: **{said}**.")
+    for role, title in (("", ""), ("switch", "### Further switches, each against the default")):
+        arms = [arm for arm in asked if arm.role == role]
+        lines += ["", title] if title and arms else []
+        for arm in arms:
+            level = "####" if title else "###"
+            lines += ["", f"{level} {_heading(arm, found[arm.name]) or _pair(arm, found[arm.name])}", ""]
+            lines += [f"{_pair(arm, found[arm.name])}{_equal_time(study, arm)}.", ""]
+            lines += [f"- {finding(comparison, study.decimals, study.unit)}" for comparison in found[arm.name]]
+    return [
+        *lines,
+        "",
+        "A difference whose interval includes zero is called undecided: it may be either way, or nothing. What would "
+        "decide it is extrapolated from the spread observed, as if the difference stayed as it is; take it as an order "
+        "of magnitude.",
+    ]
+
+
+def _heading(arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
+    if arm.question:
+        return arm.question
+    return "What do trees reach without any network?" if comparisons[0].chosen else ""
+
+
+def _pair(arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
+    rival = "the best network" if comparisons[0].chosen else f"`{arm.against}`"
+    return f"`{arm.name}` against {rival}"
+
+
+def _equal_time(study: Findings, arm: ArmFacts) -> str:
+    """How an arm's training time compares with the one it is meant to have; empty if none."""
+    if not arm.as_long_as:
+        return ""
+    seconds = {(of.arm, of.mode, of.fraction): of.seconds for of in study.groups}
+    ratios = [
+        of.seconds / twin
+        for of in study.groups
+        if of.arm == arm.name and of.seconds and (twin := seconds.get((arm.as_long_as, of.mode, of.fraction)))
+    ]
+    if not ratios:
+        return f"; meant to be trained as long as `{arm.as_long_as}`, which cannot be checked: its costs are not there"
+    span = f"{min(ratios):.2f}" if max(ratios) - min(ratios) < 0.01 else f"{min(ratios):.2f} to {max(ratios):.2f}"
+    return f"; meant to be trained as long as `{arm.as_long_as}`, and trained {span} times as long"
+
+
+def _table_notes(study: Findings) -> list[str]:
+    better = "higher is better" if HIGHER_IS_BETTER[study.metric] else "lower is better"
+    stated = study.facts.get("v100") or {}
+    v100 = "V100 hours are not given: no conversion was stated."
+    if stated.get("tflops") and stated.get("share"):
+        why = f" ({stated['why']})" if stated.get("why") else ""
+        v100 = (
+            f"V100 hours are operations over {stated['tflops']:g} TFLOP/s times a share of {stated['share']:g} that a "
+            f"real run reaches{why}; no V100 was timed."
+        )
+    return [
+        f"Score: {study.unit}, {better}, of all test blocks pooled over folds, mean over seeds. Difference: above zero "
+        "the arm is better than the one named, whatever the score. Costs are those of one model: pre-training and "
+        f"fine-tuning in one fold, {study.seconds}, means over runs; memory is the most of any run. Operations are "
+        f"those of the network, as counted, in units of 10^9 (G), 10^12 (T) or 10^15 (P). {v100}"
+    ]
+
+
+def _pictures(study: Findings) -> list[str]:
+    left_out = [arm.name for arm in study.arms if arm.role == "leak"]
+    unpriced = sum(not group.seconds for group in study.groups)
+    notes = f" Left out, for what it reaches would flatten all else: {', '.join(left_out)}." if left_out else ""
+    notes += f" Rows of the table without a training time, not drawn: {unpriced}." if unpriced else ""
+    return [
+        f"![score against cost]({COST_FIGURE})",
+        "",
+        "Score against training cost. Every run is a small mark, a fold of one seed; large marks are the means of the "
+        f"table, hollow ones switches and the twin of the control.{notes}",
+        "",
+        f"![differences]({DIFFERENCES_FIGURE})",
+        "",
+        "Differences with their 95 % intervals; ticks are single seeds. The same numbers are in `differences.csv`, "
+        "those of the table in `summary.csv`.",
+    ]
+
+
+def _controls(study: Findings) -> list[str]:
+    if not study.controls:
+        return ["No control was run: nothing here tells whether the intervals are wide enough."]
+    words = {True: "passed", False: "FAILED", None: "not judged"}
+    return [f"- **{words[of.passed]}**: {of.text}" for of in study.controls]
+
+
+def _method(study: Findings) -> list[str]:
+    blocks = study.facts.get("blocks") or len({block for run in study.runs for block in run.blocks.tolist()})
+    seeds = _number(study.facts.get("seeds")) or max(len(group.seeds) for group in study.groups)
+    folds = _number(study.facts.get("folds")) or len({run.fold for run in study.runs})
+    compared = len(study.asked)
+    share = spread_from_blocks(study.comparisons)
+    lines = [
+        f"- **Blocks, not pixels.** Labelled ground is cut into {blocks} spatial blocks, and these are what counts as "
+        "independent: neighbouring pixels repeat each other. Each block is tested in one fold only.",
+        f"- **Runs.** {folds} folds and {seeds} seeds. A score pools the blocks of all folds of a seed.",
+        f"- **Differences are paired.** Both arms are scored on the same blocks and with the same seeds. {study.draws} "
+        "times, blocks are drawn with replacement and seeds are drawn with replacement, one fewer than there are; the "
+        "interval holds the middle 95 % of the differences, widened by Student's t for the small number of both.",
+        f"- **Many comparisons.** {compared} were made. At 95 %, about {0.05 * compared:.1f} of them would come out "
+        "decided by chance alone if no arm differed from any other.",
+        "- **Pre-training saw all ground**, that of the test blocks too, but no labels. The folds share training "
+        "ground, so that their scores are not independent of each other; a new area would be a harder test.",
+        "- **Few seeds.** Intervals from few seeds are rough, even widened.",
+    ]
+    if math.isfinite(share):
+        lines.append(
+            f"- **Where the spread comes from.** Of the variance of a difference, {100 * share:.0f} % (median) is from "
+            "which blocks there are, the rest from seeds. Seeds can be added at will, ground cannot."
+        )
+    lines.append(
+        f"- **Checked.** Scores of folds, worked out again from the blocks, differ from those that the program gave by "
+        f"{study.disagreement:.2g} at most."
+    )
+    if study.metric == "roc_auc":
+        lines.append("- ROC-AUC ranks windows of all folds together, though each fold has a model of its own.")
+    return lines + [f"- {note}" for note in study.facts.get("notes") or []]
+
+
+def _unfinished(study: Findings) -> list[str]:
+    planned, done = study.facts.get("planned"), study.facts.get("done")
+    done = len(study.runs) if done is None else done
+    lines = [] if planned is None else [f"- {done} of {planned} planned runs are done."]
+    spent, budget = study.facts.get("spent_s"), study.facts.get("budget_s")
+    if spent is not None and budget is not None:
+        lines.append(f"- {hours_words(spent / 3600)} of a budget of {hours_words(budget / 3600)} is spent.")
+    failed = study.facts.get("failed") or {}
+    lines += [f"- Failed: {name}: {said}" for name, said in failed.items()]
+    run = {group.arm for group in study.groups}
+    missing = [arm.name for arm in study.arms if arm.name not in run]
+    if missing:
+        lines.append(f"- Without any run: {', '.join(missing)}.")
+    compared = {comparison.arm.name for comparison in study.comparisons}
+    alone = [arm for arm in study.arms if arm.against and arm.name in run and arm.name not in compared]
+    lines += [
+        f"- {of.name} could not be compared: {of.against} has no runs alike." for of in alone if of.role != "leak"
+    ]
+    return lines or ["Nothing is known to be missing."]
+
+
+def _hardware(study: Findings) -> list[str]:
+    facts = study.facts
+    shown = [
+        f"- {name}: {facts[name]}"
+        for name in ("task", "device", "jobs", "threads", "precision")
+        if facts.get(name) is not None
+    ]
+    if facts.get("classes"):
+        shown.append(f"- classes: {', '.join(str(name) for name in facts['classes'])}")
+    versions = facts.get("versions")
+    if versions:
+        listed = (
+            ", ".join(f"{name} {of}" for name, of in versions.items()) if isinstance(versions, Mapping) else versions
+        )
+        shown.append(f"- versions: {listed}")
+    flags = []
+    for arm in study.arms:
+        stages = {"pre-training": arm.pretrain, "fine-tuning": arm.finetune}
+        given = "; ".join(f"{stage} `{of}`" for stage, of in stages.items() if of)
+        flags += [f"- `{arm.name}`: {given}"] if given else []
+    if flags:
+        shown += ["", "Flags of the arms:", "", *flags]
+    if facts.get("commands"):
+        shown += ["", "```", *facts["commands"], "```"]
+    return shown or ["Not recorded."]
+
+
+def _number(value: Any) -> int:
+    """A count that is given as such or as a list."""
+    return len(value) if isinstance(value, Sequence) and not isinstance(value, str) else int(value or 0)

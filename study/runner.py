@@ -1,0 +1,176 @@
+"""Runs the programs of a study, several at a time, until all are done or the time is up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from study.outcomes import DONE
+from study.plan import Task
+from util.engine import Stop
+from util.log import progress
+
+logger = logging.getLogger(__name__)
+
+LOG = "run.log"
+PATIENCE_S = 60.0
+"""How long a program may take to save what it has when the study is stopped."""
+
+
+@dataclass
+class Running:
+    """A program under way."""
+
+    task: Task
+    process: subprocess.Popen[bytes]
+    slot: int
+    began: float
+
+
+@dataclass
+class Outcome:
+    """How running went.
+
+    Attributes:
+        done: names of the tasks that are done, earlier ones too.
+        failed: what went wrong, by the task's name.
+        left: names of tasks that were not begun, or stopped part way.
+        stopped: a signal ended it.
+    """
+
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+
+class Pool:
+    """Runs commands, at most one in each slot.
+
+    Args:
+        folder: of the study.
+        devices: --device of each slot.
+        environment: variables of the programs.
+        show: a bar with the time left.
+    """
+
+    def __init__(self, folder: Path, *, devices: Sequence[str], environment: Mapping[str, str], show: bool) -> None:
+        self.folder, self.devices = folder, list(devices)
+        self._environment, self._show = dict(environment), show
+        self._running: list[Running] = []
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        *,
+        command: Callable[[Task, str], list[str]],
+        finish: Callable[[Task, list[str], float], dict[str, Any]],
+        estimate: Callable[[Task], float],
+        deadline: float,
+        stop: Stop,
+    ) -> Outcome:
+        """Runs tasks in their order as far as what they need is done.
+
+        Args:
+            tasks: all tasks, also those that are done.
+            command: the command of a task on a device.
+            finish: called when a program ended well, with task, command and seconds; gives the facts to be kept.
+            estimate: seconds that a task will take.
+            deadline: `time.monotonic()` after which nothing is begun that would end later.
+            stop: tells of signals.
+        """
+        out = Outcome(done={task.name for task in tasks if (self.folder / task.name / DONE).exists()})
+        waiting = [task for task in tasks if task.name not in out.done]
+        total = sum(estimate(task) for task in waiting)
+        passed = 0.0
+        bar = progress(total=round(total) or None, desc="study", unit="s of work", enabled=self._show)
+        try:
+            while waiting or self._running:
+                if stop.signal is not None:
+                    out.stopped = True
+                    break
+                for running in [r for r in self._running if r.process.poll() is not None]:
+                    self._running.remove(running)
+                    self._take(running, out, finish)
+                    share = estimate(running.task)
+                    passed += share
+                    bar.update(round(passed) - bar.n)
+                    logger.info("%d of %d done: %s", len(out.done), len(tasks), running.task.name)
+                waiting = self._begin(waiting, out, command, estimate, deadline)
+                if waiting and not self._running:
+                    break  # nothing can begin: no time, or what is needed has failed
+                time.sleep(0.1)
+        finally:
+            self._end_all()
+            bar.close()
+        out.left = [task.name for task in tasks if task.name not in out.done and task.name not in out.failed]
+        return out
+
+    def _begin(
+        self,
+        waiting: list[Task],
+        out: Outcome,
+        command: Callable[[Task, str], list[str]],
+        estimate: Callable[[Task], float],
+        deadline: float,
+    ) -> list[Task]:
+        """Fills free slots; returns the tasks that still wait."""
+        for slot in sorted(set(range(len(self.devices))) - {running.slot for running in self._running}):
+            ready = (task for task in waiting if set(task.needs) <= out.done)
+            task = next((task for task in ready if time.monotonic() + estimate(task) <= deadline), None)
+            if task is None:
+                break
+            waiting = [other for other in waiting if other is not task]
+            self._running.append(self._start(task, command(task, self.devices[slot]), slot))
+        return waiting
+
+    def _start(self, task: Task, command: list[str], slot: int) -> Running:
+        place = self.folder / task.name
+        place.mkdir(parents=True, exist_ok=True)
+        with open(place / LOG, "ab") as log:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, start_new_session=True
+            )
+        return Running(task, process, slot, time.monotonic())
+
+    def _take(self, running: Running, out: Outcome, finish: Callable[[Task, list[str], float], dict[str, Any]]) -> None:
+        """Notes how a program ended."""
+        task, command = running.task, list(map(str, running.process.args))  # type: ignore[arg-type]
+        if running.process.returncode == 0:
+            facts = finish(task, command, time.monotonic() - running.began)
+            path = self.folder / task.name / DONE
+            waiting = path.with_suffix(".tmp")
+            waiting.write_text(json.dumps({"command": command, **facts}, indent=1) + "\n", encoding="utf-8")
+            os.replace(waiting, path)
+            out.done.add(task.name)
+        else:
+            out.failed[task.name] = _last_words(self.folder / task.name / LOG, running.process.returncode)
+            logger.error("%s failed: %s", task.name, out.failed[task.name])
+
+    def _end_all(self) -> None:
+        """Asks what still runs to save and end, and waits for it."""
+        for running in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.process.pid, signal.SIGTERM)
+        for running in self._running:
+            try:
+                running.process.wait(timeout=PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.process.pid, signal.SIGKILL)
+                running.process.wait()
+        self._running = []
+
+
+def _last_words(path: Path, status: int) -> str:
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if "error:" in line), lines[-1] if lines else "it said nothing")
+    return f"{said} (status {status}; all it said is in {path})"

@@ -1,0 +1,173 @@
+"""The report's table, and the same as tidy CSV files."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from study.results import COSTS
+from study.summary import ArmFacts, Group, v100_hours
+from study.verdict import Comparison
+from study.words import interval_words, labels_words
+
+SUMMARY_COLUMNS = (
+    *("arm", "role", "mode", "label_fraction", "runs", "seeds", "blocks", "metric", "score", "score_low", "score_high"),
+    *COSTS,
+    "v100_hours",
+)
+DIFFERENCE_COLUMNS = (
+    *("arm", "role", "against", "mode", "against_mode", "label_fraction", "metric", "difference", "low", "high"),
+    *("word", "seeds", "blocks", "var_blocks", "var_seeds", "share_from_blocks", "cost_ratio", "decided_by"),
+    *("seeds_needed", "blocks_needed", "hours_needed", "hours_to_come", "notes"),
+)
+
+
+def main_table(
+    arms: Sequence[ArmFacts],
+    groups: Sequence[Group],
+    comparisons: Sequence[Comparison],
+    *,
+    facts: Mapping[str, Any],
+    decimals: int,
+) -> list[str]:
+    """Lines of the one Markdown table: every arm, mode and share of labels."""
+    name, size = _operations_unit([flops for group in groups if (flops := group.flops)])
+    head = (
+        *("arm", "mode", "labels", "score (lowest to highest seed)", "runs", "difference (95 % interval)"),
+        *("training s, pre + fine", name, "V100 h", "memory MB", "tiles, pre + fine"),
+    )
+    found = {(of.first.arm, of.first.mode, of.first.fraction): of for of in comparisons}
+    roles = {arm.name: arm.role for arm in arms}
+    rows = []
+    for group in groups:
+        comparison = found.get((group.arm, group.mode, group.fraction))
+        flops = group.flops
+        rows.append(
+            (
+                group.arm + (" [control]" if roles[group.arm] in ("null", "leak") else ""),
+                group.mode,
+                labels_words(group.fraction).replace(" of the labels", "").replace(" labels", ""),
+                _scores(group, decimals),
+                str(len(group.runs)),
+                _against(comparison, decimals),
+                _sum_text(group, "s"),
+                "-" if flops is None else f"{flops / size:.3g}",
+                _short(v100_hours(flops, facts)),
+                "-" if group.memory_mb is None else f"{group.memory_mb:.0f}",
+                _sum_text(group, "tiles"),
+            )
+        )
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        for cells in (head, ["---"] * len(head), *rows)
+    ]
+
+
+def write_summary(path: Path, arms: Sequence[ArmFacts], groups: Sequence[Group], *, facts: Mapping[str, Any]) -> None:
+    """Writes a row for each arm, mode and share of labels; costs are means over runs, memory the most of any."""
+    roles = {arm.name: arm.role for arm in arms}
+    rows = []
+    for group in groups:
+        costs = {name: group.cost(name) for name in COSTS} | {"peak_memory_mb": group.memory_mb}
+        rows.append(
+            {
+                "arm": group.arm,
+                "role": roles[group.arm],
+                "mode": group.mode,
+                "label_fraction": group.fraction,
+                "runs": len(group.runs),
+                "seeds": len(group.seeds),
+                "blocks": len({block for sums in group.seeds.values() for block in sums.blocks.tolist()}),
+                "metric": group.runs[0].metric,
+                "score": group.mean,
+                "score_low": min(group.scores, default=None),
+                "score_high": max(group.scores, default=None),
+                **costs,
+                "v100_hours": v100_hours(group.flops, facts),
+            }
+        )
+    _write(path, SUMMARY_COLUMNS, rows)
+
+
+def write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
+    """Writes a row for each comparison; `difference` is above zero where the first arm is better."""
+    rows = []
+    for comparison in comparisons:
+        of, advice = comparison.difference, comparison.advice
+        rows.append(
+            {
+                "arm": comparison.first.arm,
+                "role": comparison.arm.role,
+                "against": comparison.second.arm,
+                "mode": comparison.first.mode,
+                "against_mode": comparison.second.mode,
+                "label_fraction": comparison.first.fraction,
+                "metric": comparison.first.runs[0].metric,
+                "difference": of.estimate,
+                "low": of.low,
+                "high": of.high,
+                "word": of.word,
+                "seeds": of.seeds,
+                "blocks": of.blocks,
+                "var_blocks": of.var_blocks,
+                "var_seeds": of.var_seeds,
+                "share_from_blocks": of.block_share,
+                "cost_ratio": comparison.cost_ratio,
+                "decided_by": advice.by if advice else "",
+                "seeds_needed": advice.seeds or None if advice else None,
+                "blocks_needed": advice.blocks or None if advice else None,
+                "hours_needed": advice.total_hours if advice else None,
+                "hours_to_come": advice.further_hours if advice else None,
+                "notes": "; ".join(of.notes),
+            }
+        )
+    _write(path, DIFFERENCE_COLUMNS, rows)
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _scores(group: Group, decimals: int) -> str:
+    if not group.scores:
+        return "-"
+    ends = f"{min(group.scores):.{decimals}f} to {max(group.scores):.{decimals}f}"
+    return f"{group.mean:.{decimals}f} ({ends})" if len(group.scores) > 1 else f"{group.mean:.{decimals}f} (one seed)"
+
+
+def _against(comparison: Comparison | None, decimals: int) -> str:
+    if comparison is None:
+        return "-"
+    text = f"{interval_words(comparison, decimals)} against {comparison.second.arm}"
+    return f"{text}: {comparison.difference.word}"
+
+
+def _sum_text(group: Group, of: str) -> str:
+    parts = [group.cost(f"{stage}_{of}") for stage in ("pretrain", "finetune")]
+    return "-" if parts == [None, None] else " + ".join("0" if part is None else f"{part:,.0f}" for part in parts)
+
+
+def _short(value: float | None) -> str:
+    """Two digits, without exponents; what is tiny as such."""
+    if value is None or 0 < value < 1e-5:
+        return "-" if value is None else "< 0.00001"
+    return f"{value:.2g}" if value == 0 or 1e-4 <= value < 100 else f"{value:.6f}" if value < 1 else f"{value:,.0f}"
+
+
+def _operations_unit(flops: Sequence[float]) -> tuple[str, float]:
+    """The unit in which the largest number of operations has at most four digits before the point."""
+    largest = max(flops, default=1e15)
+    units = (("GFLOP", 1e9), ("TFLOP", 1e12), ("PFLOP", 1e15), ("EFLOP", 1e18))
+    return next((unit for unit in units if largest < 1e4 * unit[1]), units[-1])

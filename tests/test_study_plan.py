@@ -1,0 +1,118 @@
+"""Plan of a study: which tasks, what they wait for, how long they train and take, worked out by hand."""
+
+import pytest
+
+from study.arms import StudyArm
+from study.plan import (
+    LEAST_FINETUNE_EPOCHS,
+    LEAST_PRETRAIN_EPOCHS,
+    PROBE_SHARE,
+    Lengths,
+    Rates,
+    all_tasks,
+    choose_lengths,
+    equal_time_epochs,
+    estimate,
+)
+
+SCRATCH = StudyArm("scratch")
+ONE = StudyArm("one", pretrain=("--scales", "1"), probe=True)
+MULTI = StudyArm("multi", pretrain=("--scales", "1", "2"))
+ONE_LONG = StudyArm("one_long", pretrain=("--scales", "1"), as_long_as="multi")
+SCRATCH_LONG = StudyArm("scratch_long", as_long_as="multi")
+TREES = StudyArm("trees", method="trees", label_fractions=(1.0,))
+ARMS = [SCRATCH_LONG, SCRATCH, ONE_LONG, ONE, MULTI, TREES]
+RATES = Rates(
+    pretrain={"one": 10.0, "multi": 15.0}, finetune=4.0, probe=4.0 * PROBE_SHARE, score=2.0, trees=6.0, start=5.0
+)
+OPTIONS = {"jobs": 1, "folds": 2, "label_fractions": [0.1, 1.0], "pretrain_epochs": 20, "finetune_epochs": 10}
+
+
+def tasks(seeds=2):
+    return all_tasks(ARMS, seeds=seeds, label_fractions=[0.1, 1.0])
+
+
+def test_every_arm_seed_and_share_once():
+    found = [task.name for task in tasks()]
+    assert len(set(found)) == len(found)
+    assert sum(name.startswith("pretrain/") for name in found) == 3 * 2  # those with pre-training
+    assert sum(name.startswith("fit/") for name in found) == (5 * 2 + 1) * 2  # trees on one share alone
+
+
+def test_nothing_waits_for_what_comes_later_in_a_seed_or_for_itself():
+    found = tasks()
+    place = {task.name: number for number, task in enumerate(found)}
+    for task in found:
+        assert all(place[need] < place[task.name] for need in task.needs), task.name
+
+
+def test_equal_time_waits_for_what_it_is_measured_by():
+    needs = {task.name: set(task.needs) for task in tasks()}
+    both = {f"pretrain/{arm}-seed{seed}" for arm in ("one", "multi") for seed in (0, 1)}
+    assert needs["pretrain/one_long-seed1"] == both
+    assert needs["fit/one_long-seed1-labels0.1"] == {"pretrain/one_long-seed1"}
+    assert needs["fit/scratch_long-seed0-labels1"] == {
+        "pretrain/multi-seed0",
+        "pretrain/multi-seed1",
+        "fit/multi-seed0-labels0.1",
+        "fit/multi-seed0-labels1",
+    }
+
+
+def test_estimates_by_hand():
+    lengths = Lengths(
+        2, 1.0, pretrain={"one": 20, "multi": 20}, finetune=dict.fromkeys(("scratch", "one", "multi", "one_long"), 10)
+    )
+    seconds = {task.name: estimate(task, lengths, RATES, arms=ARMS, folds=2) for task in tasks()}
+    assert seconds["pretrain/one-seed0"] == 5 + 20 * 10
+    assert seconds["pretrain/one_long-seed0"] == seconds["pretrain/multi-seed0"] == 5 + 20 * 15
+    assert seconds["fit/scratch-seed0-labels1"] == 5 + 2 * (10 * 4 + 2)
+    assert seconds["fit/one-seed0-labels1"] == pytest.approx(5 + 2 * (10 * 4 + 2 + 10 * 1.6 + 2))
+    assert seconds["fit/scratch_long-seed0-labels1"] == 5 + 2 * (20 * 15 + 10 * 4 + 2)
+    assert seconds["fit/trees-seed0-labels1"] == 5 + 2 * 6
+
+
+def total(lengths):
+    found = all_tasks(ARMS, seeds=lengths.seeds, label_fractions=OPTIONS["label_fractions"])
+    return sum(estimate(task, lengths, RATES, arms=ARMS, folds=2) for task in found)
+
+
+def test_a_small_budget_shortens_training():
+    lengths = choose_lengths(ARMS, RATES, budget_s=3600, seeds=None, **OPTIONS)
+    assert lengths.seeds == 3 and 0 < lengths.share < 1
+    assert LEAST_PRETRAIN_EPOCHS <= lengths.pretrain["multi"] < 20
+    assert set(lengths.pretrain) == {"one", "multi"} and set(lengths.finetune) == {
+        "scratch",
+        "one",
+        "multi",
+        "one_long",
+    }
+    assert 0.75 * 3600 < total(lengths) <= 0.9 * 3600
+    more = choose_lengths(ARMS, RATES, budget_s=3600, seeds=None, **(OPTIONS | {"jobs": 2}))
+    assert more.share > lengths.share
+
+
+def test_a_large_budget_buys_seeds():
+    lengths = choose_lengths(ARMS, RATES, budget_s=20000, seeds=None, **OPTIONS)
+    assert lengths.share == 1 and lengths.seeds > 3
+    assert total(lengths) <= 0.9 * 20000
+    assert choose_lengths(ARMS, RATES, budget_s=20000, seeds=4, **OPTIONS).seeds == 4
+
+
+def test_a_budget_for_nothing_is_refused():
+    with pytest.raises(
+        ValueError, match=r"--budget 0.0278 h: 6 arms, 3 seeds, 2 folds and 2 shares.* need .* h even"
+    ) as e:
+        choose_lengths(ARMS, RATES, budget_s=100, seeds=None, **OPTIONS)
+    shortest = Lengths(
+        3,
+        0.0,
+        dict.fromkeys(("one", "multi"), LEAST_PRETRAIN_EPOCHS),
+        dict.fromkeys(("scratch", "one", "multi", "one_long"), LEAST_FINETUNE_EPOCHS),
+    )
+    assert f"need {total(shortest) / 0.9 / 3600:.3g} h" in str(e.value)
+
+
+def test_epochs_of_equal_time():
+    assert equal_time_epochs(10, 50.0, 75.0) == 15
+    assert equal_time_epochs(10, 50.0, 1.0) == 1

@@ -1,0 +1,293 @@
+"""Running a study: order, failures, time, signals; and a whole small study from trials to report."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts import worth_it
+from study import commands, plan
+from study.arms import StudyArm
+from study.outcomes import read_json
+from study.plan import Task
+from study.results import read_results
+from study.runner import LOG, PATIENCE_S, Pool, Running
+from tests import labelled, small_main, surveys
+from util.engine import Stop
+
+ARM = StudyArm("a")
+SAYS = "import sys, pathlib; pathlib.Path('{0}').open('a').write('{1} '); "
+
+
+def task(name, *needs):
+    return Task(name, "fit", ARM, 0, needs=needs)
+
+
+class Quick:
+    """A pool that runs lines of Python, and what it was asked."""
+
+    def __init__(self, folder: Path, slots: int = 1) -> None:
+        self.folder, self.file = folder, folder / "order.txt"
+        self.pool = Pool(folder, devices=[f"slot{i}" for i in range(slots)], environment=dict(os.environ), show=False)
+        self.devices: dict[str, str] = {}
+
+    def run(self, tasks, code=None, *, deadline=float("inf"), seconds=0.0, stop=None):
+        def command(one, device):
+            self.devices[one.name] = device
+            body = (code or {}).get(one.name, "")
+            return [sys.executable, "-S", "-c", SAYS.format(self.file, one.name) + body]
+
+        return self.pool.run(
+            tasks,
+            command=command,
+            finish=lambda one, _, wall: {"wall": wall},
+            estimate=lambda one: seconds,
+            deadline=deadline,
+            stop=stop or Stop(),
+        )
+
+    def order(self):
+        return self.file.read_text().split() if self.file.exists() else []
+
+
+def test_tasks_run_in_order_but_wait_for_what_they_need(tmp_path):
+    quick = Quick(tmp_path)
+    out = quick.run([task("c", "b"), task("a"), task("b", "a"), task("d")])
+    assert quick.order() == ["a", "b", "c", "d"] and out.done == {"a", "b", "c", "d"} and not out.left
+    assert read_json(tmp_path / "a/done.json")["wall"] > 0
+    again = quick.run([task("a"), task("b", "a"), task("e")])
+    assert quick.order()[4:] == ["e"] and again.done == {"a", "b", "e"}  # what is done is not done again
+
+
+def test_every_slot_has_its_device(tmp_path):
+    quick = Quick(tmp_path, slots=2)
+    wait = "import time; time.sleep(0.3)"
+    out = quick.run([task("a"), task("b"), task("c")], {"a": wait, "b": wait, "c": wait})
+    assert len(out.done) == 3 and {quick.devices["a"], quick.devices["b"]} == {"slot0", "slot1"}
+
+
+def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
+    quick = Quick(tmp_path)
+    broken = "print('x: error: no such layer', file=sys.stderr); sys.exit(2)"
+    out = quick.run([task("a"), task("b", "a"), task("c")], {"a": broken})
+    assert quick.order() == ["a", "c"] and out.left == ["b"]
+    assert out.failed["a"].startswith("x: error: no such layer (status 2") and LOG in out.failed["a"]
+
+
+def test_nothing_begins_that_would_end_too_late(tmp_path):
+    quick = Quick(tmp_path)
+    out = quick.run([task("a"), task("b")], deadline=time.monotonic() + 5, seconds=60.0)
+    assert quick.order() == [] and out.left == ["a", "b"] and not out.failed
+
+
+def test_a_signal_lets_programs_save_first(tmp_path):
+    quick = Quick(tmp_path)
+    saved = tmp_path / "saved"
+    code = (
+        f"import signal, time; signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('{saved}').touch(), "
+        f"sys.exit(0)));"
+        f"pathlib.Path('{tmp_path}/ready').touch(); time.sleep({PATIENCE_S / 2})"
+    )
+    stop = Stop()
+
+    def interrupt():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        stop.signal = signal.SIGINT
+
+    threading.Thread(target=interrupt).start()
+    begin = time.monotonic()
+    out = quick.run([task("a"), task("b")], {"a": code}, stop=stop)
+    assert out.stopped and out.left == ["a", "b"] and saved.exists()
+    assert time.monotonic() - begin < PATIENCE_S / 2 and not (tmp_path / "a/done.json").exists()
+
+
+# A whole study
+
+
+class Ended:
+    """What a program that has ended looks like."""
+
+    def __init__(self, args, status):
+        self.args, self.returncode, self.pid = args, status, 0
+
+    def poll(self):
+        return self.returncode
+
+
+class InProcess(Pool):
+    """Runs the programs with small networks, one after another in this process: starting Python for each takes long."""
+
+    def _start(self, one, command, slot):
+        main = {"main_pretrain": small_main.main, "main_finetune": labelled.run}[command[2]]
+        (self.folder / one.name).mkdir(parents=True, exist_ok=True)
+        (self.folder / one.name / LOG).touch()
+        return Running(one, Ended(command, main(command[3:])), slot, time.monotonic() - 1.0)
+
+
+ARMS = """arm,pretrain,finetune,probe,as_long_as,against,role,method,label_fractions,question
+scratch,none,,,,,,,,
+one,--scales 1,,yes,,scratch,,,,What it buys
+multi,--scales 1 2,,,,one,,,,What 2x buys
+one_long,--scales 1,,,multi,multi,,,,The same at equal time
+scratch_long,none,,,multi,multi,,,,From scratch at equal time
+multi_again,--scales 1 2,,,,multi,null,,,Control
+trees,none,,,,multi,,trees,,Trees
+told,none,--split leaking,,,trees,leak,trees,1,Control
+"""
+FLAGS = (
+    "--budget 10d --seeds 2 --folds 2 --pretrain_epochs 3 --finetune_epochs 2 --label_fractions 1 --input_size 16 "
+    "--patch_size 4 --devices cpu --jobs 1 --no_progress --title Small"
+).split()
+QUIET = ["--pretrain_flags", "--batch_size 8 --num_workers 0", "--finetune_flags", "--batch_size 8 --tree_samples 400"]
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """The folder of a whole study on the small survey, and its command line."""
+    folder = tmp_path_factory.mktemp("study")
+    survey = surveys.write_survey(folder / "survey")
+    labelled.write_classes(folder)
+    (folder / "arms.csv").write_text(ARMS)
+    argv = ["--data_dir", str(survey), "--labels", str(folder / "classes.tif"), "--arms", str(folder / "arms.csv")]
+    argv += [*FLAGS, *QUIET, "--output_dir", str(folder / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (plan, commands):
+            patch.setattr(module, "PRETRAIN_TILES", 16)
+            patch.setattr(module, "FINETUNE_WINDOWS", 16)
+        patch.setattr("study.outcomes.PRETRAIN_TILES", 16)
+        patch.setattr(worth_it, "Pool", InProcess)
+        assert worth_it.main(argv) == 0
+        yield folder / "out", argv
+
+
+def test_every_run_of_the_plan_is_in_the_results(ended):
+    out, _ = ended
+    runs = read_results(out / "results.csv")
+    keys = {(run.arm, run.mode, run.label_fraction) for run in runs}
+    full = ("scratch", "one", "multi", "one_long", "scratch_long", "multi_again")
+    assert keys == {(arm, "full", 1.0) for arm in full} | {
+        ("one", "probe", 1.0),
+        ("trees", "trees", 1.0),
+        ("told", "trees", 1.0),
+    }
+    assert len(runs) == len(keys) * 2 * 2  # seeds and folds
+    facts = read_json(out / "study.json")
+    assert facts["done"] == facts["planned"] == len(runs) and facts["metric"] == "mean_iou"
+    assert {run.seed for run in runs if run.arm == "multi_again"} == {1000, 1001}
+    for run in runs:
+        network = run.mode != "trees"
+        assert (
+            (run.pretrain_flops > 0)
+            == (run.pretrain_tiles > 0)
+            == (run.arm in ("one", "multi", "one_long", "multi_again"))
+        )
+        assert run.finetune_s > 0 and (run.finetune_flops is not None) == network
+        if network and run.arm != "scratch_long":
+            assert run.finetune_tiles == 2 * 16
+    assert {run.pretrain_tiles for run in runs if run.arm == "multi"} == {3 * 16.0}
+
+
+def test_all_arms_are_tested_on_the_same_blocks(ended):
+    blocks: dict[tuple[int, int], set[tuple[int, ...]]] = {}
+    truth: dict[tuple[int, ...], set[bytes]] = {}
+    for run in read_results(ended[0] / "results.csv"):
+        blocks.setdefault((0, run.fold), set()).add(tuple(run.blocks))
+        truth.setdefault(tuple(run.blocks), set()).add(np.asarray(run.labelled).tobytes())
+    assert all(len(found) == 1 for found in (*blocks.values(), *truth.values()))
+
+
+def test_equal_time_is_what_was_measured(ended):
+    out, _ = ended
+    lengths = read_json(out / "plan.json")["lengths"]
+    pretraining = {
+        arm: [read_json(out / f"pretrain/{arm}-seed{seed}/done.json") for seed in (0, 1)] for arm in ("one", "multi")
+    }
+    cost = {arm: np.mean([facts["cpu_seconds"] for facts in of]) for arm, of in pretraining.items()}
+    assert lengths["pretrain"]["one_long"] == max(1, round(3 * cost["multi"] / cost["one"]))
+    own = read_json(out / "fit/multi-seed0-labels1/done.json")["modes"]["full"]["train_cpu_seconds"]
+    assert lengths["finetune"]["scratch_long"] == max(1, round(2 * (cost["multi"] + own) / own))
+
+
+def test_the_control_wins_and_the_report_is_there(ended):
+    out, _ = ended
+    text = (out / "report.md").read_text()
+    assert "Small" in text and "What 2x buys" in text
+    assert (out / "score-cost.png").stat().st_size > 10_000 and (out / "differences.png").stat().st_size > 5_000
+    scores = {
+        (run.arm, run.fold, run.seed): run.score for run in read_results(out / "results.csv") if run.label_fraction == 1
+    }
+    assert min(v for k, v in scores.items() if k[0] == "told") > max(v for k, v in scores.items() if k[0] != "told")
+
+
+def test_nothing_is_done_twice_and_the_report_is_rebuilt_the_same(ended):
+    out, argv = ended
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
+    report, csv = (out / "report.md").read_text(), (out / "results.csv").read_bytes()
+    assert worth_it.main(argv) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
+    assert (out / "results.csv").read_bytes() == csv
+    (out / "report.md").unlink()
+    assert worth_it.main(["--report_only", "--output_dir", str(out)]) == 0
+    assert (out / "report.md").read_text() == report
+
+
+def test_checkpoints_that_nothing_needs_are_gone(ended):
+    names = {str(path.relative_to(ended[0]).parts[0]) for path in ended[0].rglob("checkpoint-*.pth")}
+    assert names == {"pretrain", "trials"}
+    assert {path.name for path in ended[0].rglob("checkpoint-*.pth")} == {"checkpoint-last.pth"}
+
+
+def test_another_study_in_the_same_folder_is_refused(ended, capsys):
+    out, argv = ended
+    assert worth_it.main([*argv, "--finetune_epochs", "3"]) == 2
+    assert "holds a study with other finetune_epochs: 2, now 3; choose another --output_dir" in capsys.readouterr().err
+
+
+def test_the_plan_is_printed(ended, capsys):
+    assert worth_it.main([*ended[1], "--plan"]) == 0
+    said = capsys.readouterr().err
+    assert "one_long" in said and "as multi" in said and "h of work" in said
+
+
+BAD = [
+    ("--budget soon", "soon: expected a duration such as 90s, 30m, 2h or 1.5d"),
+    ("--data_dir .", "--labels is missing: expected the labels of --data_dir"),
+    ("--arms nowhere.csv", "nowhere.csv: no such file; expected a CSV with a row for each arm"),
+    ("--report_only", "results.csv: no such table of results; run the study first"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), BAD)
+def test_bad_input_ends_at_once(tmp_path, monkeypatch, capsys, flags, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worth_it, "default_survey", lambda: tmp_path)
+    try:
+        assert worth_it.main([*flags.split(), "--output_dir", str(tmp_path / "out")]) == 2
+    except SystemExit as end:
+        assert end.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_labels_that_do_not_fit_end_the_trials_with_the_programs_words(ended, tmp_path, monkeypatch, capsys):
+    class WithWords(InProcess):
+        def _start(self, one, command, slot):
+            running = super()._start(one, command, slot)
+            (self.folder / one.name / LOG).write_text(capsys.readouterr().err)
+            return running
+
+    monkeypatch.setattr(worth_it, "Pool", WithWords)
+    argv = [*ended[1], "--labels", str(tmp_path / "none.tif"), "--only_arms", "trees", "--output_dir", str(tmp_path)]
+    arms = tmp_path / "arms.csv"
+    arms.write_text("arm,method\ntrees,trees\n")
+    assert worth_it.main([*argv, "--arms", str(arms)]) == 1
+    assert "trials/fit: main_finetune: error: " in capsys.readouterr().err
+
+
+def test_durations():
+    assert [worth_it.duration(text) for text in ("90s", "30m", "2h", "1.5d")] == [90, 1800, 7200, 129600]
