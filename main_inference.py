@@ -171,7 +171,8 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
     """The layers of the checkpoint, on the ground that the options name."""
     if args.data_dir is not None and args.train_path is not None:
         raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
-    trained, scales = state["options"], state["model_config"].get("scales", (1,))
+    trained = state["options"]
+    scales = (1,) if args.output == "embeddings" else state["model_config"].get("scales", (1,))  # what it looks at
     base = args.base_resolution or state.get("base_resolution") or trained.get("base_resolution")
     if trained.get("dataset_type") in options.SCENE_TYPES and (base is None or not (args.data_dir or args.train_path)):
         names = ", ".join(layer["name"] for layer in state["layers"])

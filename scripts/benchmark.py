@@ -6,6 +6,7 @@ python -m scripts.benchmark numerics    what each switch of a step does to the l
 python -m scripts.benchmark heads       FLOPs of the cross-scale heads
 python -m scripts.benchmark scale       rasters of 4,000 and of 100,000 pixels along an edge
 python -m scripts.benchmark scaling     time and cost on 1, 8 and 64 GPUs, worked out and not measured
+python -m scripts.benchmark inference   mapping a raster, beside the bare encoder
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from models_mae_group_channels import MODEL_SIZES
-from scripts import bench_loader, bench_scale, bench_scaling, bench_step
+from scripts import bench_inference, bench_loader, bench_scale, bench_scaling, bench_step
 from scripts.bench_common import table
 from scripts.bench_step import divide
 from util.options import positive_int
@@ -37,6 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_heads(commands.add_parser("heads", help="share of forward FLOPs in the cross-scale heads"))
     _add_scale(commands.add_parser("scale", help="time and memory to begin on rasters of several sizes"))
     bench_scaling.add_options(commands.add_parser("scaling", help="time and cost on many GPUs, worked out"))
+    _add_inference(commands.add_parser("inference", help="rate of mapping beside the bare encoder's"))
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         command.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice (0)")
@@ -103,6 +105,16 @@ def _add_scale(command: argparse.ArgumentParser) -> None:
     command.add_argument("--repeats", type=positive_int, default=20, help="timed batches of 32 tiles (20)")
 
 
+def _add_inference(command: argparse.ArgumentParser) -> None:
+    _add_shape(command, input_size=48)
+    command.add_argument("--models", nargs="+", default=["tiny"], help=f"out of {', '.join(MODEL_SIZES)} (tiny)")
+    command.add_argument("--size", type=positive_int, default=2048, help="edge of the raster, 100 m pixels (2048)")
+    command.add_argument("--batch_size", type=positive_int, default=64, help="tiles per forward pass (64)")
+    command.add_argument("--repeats", type=positive_int, default=3, help="timed runs (3)")
+    command.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    command.add_argument("--amp", choices=("auto", "off", "fp16", "bf16"), default="auto", help="autocast (auto)")
+
+
 RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "loader": bench_loader.run_loader,
     "step": bench_step.run_step,
@@ -110,6 +122,7 @@ RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "heads": bench_step.run_heads,
     "scale": bench_scale.run_scale,
     "scaling": bench_scaling.run_scaling,
+    "inference": bench_inference.run_inference,
 }
 
 

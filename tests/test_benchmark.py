@@ -50,6 +50,13 @@ def test_scale(capsys):
     assert [row["size"] for row in rows] == [1536, 2048] and all(row["peak_mib"] > 0 for row in rows)
 
 
+def test_inference(capsys):
+    arguments = "inference --size 256 --input_size 16 --batch_size 4 --repeats 1"
+    (row,) = run(capsys, *arguments.split())["rows"]
+    assert row["tiles"] == 49  # 64 x 64 base pixels, tiles of 16 every 8
+    assert row["of_bare"] == pytest.approx(row["map_tiles_per_s"] / row["bare_tiles_per_s"])
+
+
 def test_refused_with_status_2(capsys):
     assert benchmark.main(["heads", "--models", "huge"]) == 2
     assert "expected one of tiny, small, base, large" in capsys.readouterr().err
