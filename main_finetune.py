@@ -34,6 +34,7 @@ from util import checkpoint as ckpt
 from util import distributed as dist
 from util import finetune_evaluation as evaluation
 from util import finetune_options as options
+from util import restarts
 from util.allocator import keep_freed_memory
 from util.batch_size import settle_batches
 from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
@@ -170,6 +171,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         no_network=args.no_network,
     )
     output_dir, environment = Path(args.output_dir), begin(args, device, ranks)
+    if restarts.begun_before(output_dir):
+        args.resume = "auto"
 
     # weights, layers, labels, folds
     encoder = dist.together(lambda: read_encoder_weights(args.finetune)) if args.finetune else None
@@ -178,7 +181,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         options.settle(args, encoder.config, encoder.contents, again=False)
         stored = None if encoder.published else {**encoder.contents, "model_config": encoder.config}
     if stored is None and args.data_dir is None and args.train_path is None and args.dataset_type == "grid":
-        args.train_path = str(dist.on_main(default_survey) / "layers.csv")
+        args.train_path = str(dist.on_each_machine(default_survey, ranks) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
     held_out = None if stored is None else stored.get("held_out")
     opened = dist.together(lambda: open_ground(args, stored, ranks))
@@ -207,6 +210,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
     # records
     aside = dist.on_main(lambda: files.begin(run_facts(job), resume=bool(args.resume)))
+    restarts.note_begun(output_dir)
     if aside is not None and ranks.is_main:
         logger.warning("%s held an earlier run: now in %s", output_dir, aside)
     files.describe({"options": vars(args), "environment": environment, "folds": data.folds.numbers()})

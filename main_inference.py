@@ -27,7 +27,7 @@ from datasets.loader import prefetch
 from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
 from util import checkpoint as ckpt
 from util import distributed as dist
-from util import finetuned, inference_options, makers, options, results
+from util import finetuned, inference_options, makers, options, restarts, results
 from util.allocator import keep_freed_memory
 from util.dense_prediction import Forward
 from util.device import amp_policy, describe_environment, select_device
@@ -117,6 +117,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     inference_options.check(args)
     output_dir = Path(args.output_dir)
     dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
+    if restarts.begun_before(output_dir):
+        args.resume = args.overwrite = True  # what lies there now is this run's own, or was to be replaced
     environment = describe_environment(device) | {"processes": ranks.world_size}
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
 
@@ -161,6 +163,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     facts = {**subject.tags, **inference_options.decisive(args), "ground": list(survey.shape)}
     facts["files"] = [[layer.name, layer.path, layer.band] for layer in survey.layers]
     dist.on_main(lambda: begin_or_resume(job, facts))
+    restarts.note_begun(output_dir)
     return job
 
 

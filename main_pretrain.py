@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -35,7 +36,7 @@ from datasets.scenes import Scenes, open_scenes, open_test_scenes
 from datasets.source import Reader, TileSource
 from util import checkpoint as ckpt
 from util import distributed as dist
-from util import options
+from util import fsdp, options, restarts
 from util.allocator import keep_freed_memory
 from util.batch_size import report_fit, report_measured, settle_batches
 from util.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, select_device, wait_for
@@ -58,7 +59,7 @@ VALIDATION_EPOCH = -1
 
 MAY_CHANGE = set(
     "accum_iter batch_size cache compile crs data_dir data_path device dist_url dry_run effective_batch epochs "
-    "figure_every grad_checkpointing keep_every local_rank log_dir log_every no_progress num_workers output_dir "
+    "figure_every fsdp grad_checkpointing keep_every local_rank log_dir log_every no_progress num_workers output_dir "
     "pin_mem resume save_minutes start_epoch test_path train_path val_tiles world_size".split()
 )
 """Options that do not decide which numbers a run computes, or whose effect is checked elsewhere."""
@@ -73,6 +74,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     options.add_model_options(parser)
     options.add_training_options(parser)
     options.add_run_options(parser)
+    parser.add_argument(
+        "--fsdp", action="store_true", help="share weights and optimiser state out over the processes (large models)"
+    )
     parser.add_argument(
         "--dry_run", action="store_true", help="open all, time one update, say what an epoch costs; train nothing"
     )
@@ -172,11 +176,15 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     """
     if not args.base_loss_weight + args.scale_loss_weight:
         raise ValueError("--base_loss_weight 0 and --scale_loss_weight 0 leave nothing to learn; raise one of them")
+    if args.fsdp:
+        dist.together(lambda: fsdp.refuse_unfit(world_size=ranks.world_size, compiled=args.compile, device=device))
     amp_dtype, needs_scaler = amp_policy(device, args.amp)
     output_dir = Path(args.output_dir)
     dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
     if args.log_dir:
         dist.on_main(lambda: check_writable(Path(args.log_dir), flag="--log_dir"))
+    if not args.dry_run:
+        args.resume = restarts.resume_from(args.resume, output_dir)
     environment = describe_environment(device) | {
         "processes": ranks.world_size,
         "precision": str(amp_dtype or "fp32"),
@@ -187,7 +195,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
     # data
     if args.dataset_type == "grid" and not (args.data_dir or args.train_path or args.data_path):
-        args.train_path = str(dist.on_main(default_survey) / "layers.csv")
+        args.train_path = str(dist.on_each_machine(default_survey, ranks) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
     survey = dist.together(lambda: open_data(args, ranks))
     scored = dist.together(lambda: scored_tiles(args, survey))
@@ -208,7 +216,6 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         spatial=args.spatial_mask,
         mask_ratio=args.mask_ratio,
     )
-    model = dist.wrap(torch.compile(network) if args.compile else network, device)
 
     # optimiser and schedule
     step = pretraining_step(network, mask_ratio=args.mask_ratio, amp_dtype=amp_dtype, clip_grad=args.clip_grad)
@@ -221,6 +228,10 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         processes=ranks.world_size,
     )
     settle_batches(args, ranks, device, forecast=memory, trials=[(step, network)])
+    if args.fsdp:
+        model = fsdp.shard(network, [*network.blocks, *network.decoder_blocks], device)
+    else:
+        model = dist.wrap(torch.compile(network) if args.compile else network, device)
     batches = {"batch_size": args.batch_size, "accum_iter": args.accum_iter, "world_size": ranks.world_size}
     tiles = args.tiles_per_epoch or survey.training_tiles
     updates = updates_per_epoch(tiles, **batches)
@@ -323,14 +334,14 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
     if state is not None:
         for what, value in run_facts(run).items():
             ckpt.check_same_configuration({what: state.get("facts", {}).get(what)}, {what: value}, what)
-        run.network.load_state_dict(state["model"])
-        run.updater.optimizer.load_state_dict(state["optimizer"])
+        fsdp.load_states(run.network, run.updater.optimizer, model=state["model"], optimizer_state=state["optimizer"])
         run.updater.scaler.load_state_dict(state["scaler"])
         ckpt.restore_rng_state(state["rng"], run.device)
         place.epoch, place.update, place.step = state["epoch"], state["update"], state["step"]
         run.clock.take_up(state)
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
     aside = files.open(resume_step=None if state is None or elsewhere else place.step)
+    restarts.note_begun(files.output_dir)
     if aside is not None:
         what = "an earlier run" if state is None or elsewhere else "newer checkpoints"
         logger.warning("%s held %s: now in %s", files.output_dir, what, aside)
@@ -387,10 +398,11 @@ def run_facts(run: Run) -> dict[str, Any]:
 
 
 def checkpoint_state(run: Run) -> dict[str, Any]:
-    """Everything that a checkpoint holds."""
+    """Everything that a checkpoint holds, in the main process; every process must call it."""
+    model, optimizer = fsdp.whole_states(run.network, run.updater.optimizer)
     return {
-        "model": run.network.state_dict(),
-        "optimizer": run.updater.optimizer.state_dict(),
+        "model": model,
+        "optimizer": optimizer,
         "scaler": run.updater.scaler.state_dict(),
         "epoch": run.place.epoch,
         "update": run.place.update,
@@ -667,7 +679,8 @@ def refuse_non_finite(window: WindowOfSteps, seen_tiles: Sequence[list[np.ndarra
 
 def save(run: Run, *, keep: bool) -> None:
     """Writes a checkpoint from the main process; all ranks fail together if it cannot be written."""
-    dist.on_main(lambda: run.files.save(checkpoint_state(run), keep=keep))
+    state = checkpoint_state(run)
+    dist.on_main(lambda: run.files.save(state, keep=keep))
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
@@ -727,11 +740,18 @@ def scored_tiles(args: argparse.Namespace, survey: TileSource) -> ScoredTiles:
     return ScoredTiles(source, len(origins), np.tile(origins, (views, 1)))
 
 
+def whole_network(run: Run) -> AbstractContextManager[torch.nn.Module]:
+    """The network as each process can use it alone; every process must ask for it."""
+    return fsdp.gathered(
+        run.network, lambda: models.MaskedAutoencoderGroupChannelViT(**run.network.config).to(run.device)
+    )
+
+
 @torch.no_grad()
-def predict(run: Run, batch: ScoredBatch) -> models.Reconstruction:
+def predict(run: Run, network: torch.nn.Module, batch: ScoredBatch) -> models.Reconstruction:
     """The model's reconstruction of a held-out batch, under its fixed masks."""
-    run.network.eval()
-    return reconstruct(run, run.network, batch, batch.noise)
+    network.eval()
+    return reconstruct(run, network, batch, batch.noise)
 
 
 def score(run: Run, evaluator: HeldOutEvaluator):
@@ -740,15 +760,17 @@ def score(run: Run, evaluator: HeldOutEvaluator):
         return None
     show = partial(progress, desc="held-out", unit="batch", enabled=run.ranks.is_main and not run.args.no_progress)
     weights = (run.args.base_loss_weight, run.args.scale_loss_weight)
-    return evaluator(partial(predict, run), loss_weights=weights, show=show)
+    with whole_network(run) as network:
+        return evaluator(partial(predict, run, network), loss_weights=weights, show=show)
 
 
 def draw(run: Run, evaluator: HeldOutEvaluator, example: int) -> None:
     """Draws one held-out tile as it is reconstructed now."""
-    if not run.ranks.is_main:
-        return
-    batch = evaluator.fetch(np.array([example]))
-    out = predict(run, batch)
+    with whole_network(run) as network:
+        if not run.ranks.is_main:
+            return
+        batch = evaluator.fetch(np.array([example]))
+        out = predict(run, network, batch)
     hidden = evaluator.hidden_pixels(out.mask, batch.imgs.shape)
     survey = run.survey
     rows = reconstruction_rows(

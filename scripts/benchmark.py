@@ -5,6 +5,7 @@ python -m scripts.benchmark step        a training step, ours beside the publish
 python -m scripts.benchmark numerics    what each switch of a step does to the loss
 python -m scripts.benchmark heads       FLOPs of the cross-scale heads
 python -m scripts.benchmark scale       rasters of 4,000 and of 100,000 pixels along an edge
+python -m scripts.benchmark scaling     time and cost on 1, 8 and 64 GPUs, worked out and not measured
 python -m scripts.benchmark inference   mapping a raster, beside the bare encoder
 python -m scripts.benchmark memory      peak memory of training, predicted and measured
 """
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from models_mae_group_channels import MODEL_SIZES, SCALE_HEADS
-from scripts import bench_inference, bench_loader, bench_memory, bench_scale, bench_step
+from scripts import bench_inference, bench_loader, bench_memory, bench_scale, bench_scaling, bench_step
 from scripts.bench_common import table
 from scripts.bench_step import divide
 from util.options import positive_int
@@ -37,6 +38,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_numerics(commands.add_parser("numerics", help="what each switch does to the loss"))
     _add_heads(commands.add_parser("heads", help="share of forward FLOPs in the cross-scale heads"))
     _add_scale(commands.add_parser("scale", help="time and memory to begin on rasters of several sizes"))
+    bench_scaling.add_options(commands.add_parser("scaling", help="time and cost on many GPUs, worked out"))
     _add_inference(commands.add_parser("inference", help="rate of mapping beside the bare encoder's"))
     _add_memory(commands.add_parser("memory", help="peak memory, predicted and measured"))
     for command in commands.choices.values():
@@ -143,6 +145,7 @@ RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "numerics": bench_step.run_numerics,
     "heads": bench_step.run_heads,
     "scale": bench_scale.run_scale,
+    "scaling": bench_scaling.run_scaling,
     "inference": bench_inference.run_inference,
     "memory": bench_memory.run_memory,
 }

@@ -66,6 +66,12 @@ def arguments(survey: Path, output: Path, *flags: str) -> list[str]:
     return ["--data_dir", str(survey), "--output_dir", str(output), *FLAGS, *flags]
 
 
+def start_of_launch(monkeypatch: Any, number: int, name: str = "launch") -> None:
+    """Makes this process believe that torchrun starts it for the n-th time, counted from 0."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(number))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", name)
+
+
 def train(survey: Path, output: Path, *flags: str, pictures: bool = False) -> int:
     """Trains the small model in this process; returns the exit status."""
     return small_main.main(arguments(survey, output, *flags), pictures=pictures)

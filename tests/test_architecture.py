@@ -82,7 +82,7 @@ def test_imports_point_one_way(file):
 @pytest.mark.parametrize(
     ("package", "only"),
     [
-        ("torch.distributed", {"util/distributed.py"}),
+        ("torch.distributed", {"util/distributed.py", "util/fsdp.py"}),
         ("torch.nn.parallel", {"util/distributed.py"}),
         ("torch.utils.tensorboard", {"util/log.py"}),
         ("tensorboard", {"util/log.py"}),

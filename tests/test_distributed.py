@@ -8,6 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def _use_everything(ranks: dist.Ranks) -> dict[str, Any]:
         "gathered": dist.gather_objects({"rank": ranks.rank}),
         "broadcast": dist.broadcast_object(f"from {ranks.rank}"),
         "on_main": dist.on_main(lambda: f"computed by {ranks.rank}"),
+        "on_each_machine": dist.on_each_machine(lambda: ranks.rank, ranks),
         "sum": dist.sum_over_ranks(torch.tensor([1, 10]) * (ranks.rank + 1)).tolist(),
         "mean": dist.mean_over_ranks(torch.tensor([1.0, 10.0]) * (ranks.rank + 1)).tolist(),
     }
@@ -77,6 +79,7 @@ def test_two_processes_agree(tmp_path):
     first, second = run_ranks(_use_everything, tmp_path)
     assert first.pop("ranks") == dist.Ranks(0, 2, 0, 2)
     assert second.pop("ranks") == dist.Ranks(1, 2, 1, 2)
+    assert (first.pop("on_each_machine"), second.pop("on_each_machine")) == (0, 1)
     assert first == second
     assert first == {
         "each": (True, False, True),
@@ -132,6 +135,23 @@ def test_gradients_are_shared_only_in_the_last_micro_batch(tmp_path):
     assert second["between"] == [[6, 7, 8]]
     # After: the mean over processes of the sum over micro-batches, ((0+3) + (6+9)) / 2 = 9.
     assert first["gradient"] == second["gradient"] == [[9, 11, 13]]
+
+
+def _make_once(ranks: dist.Ranks, *, folder: Path, machines: int) -> str:
+    """Makes a file where none is, as the sample survey is made: two processes, on one machine or on two."""
+    path = folder / (str(ranks.rank) if machines == 2 else "both")
+
+    def make() -> str:
+        if not path.exists():
+            path.write_text(f"by {ranks.rank}")
+        return path.read_text()
+
+    return dist.on_each_machine(make, dist.Ranks(ranks.rank, 2, ranks.rank // machines, 2 // machines))
+
+
+@pytest.mark.parametrize(("machines", "made"), [(1, ["by 0", "by 0"]), (2, ["by 0", "by 1"])])
+def test_made_once_a_machine(tmp_path, machines, made):
+    assert run_ranks(partial(_make_once, folder=tmp_path, machines=machines), tmp_path) == made
 
 
 def _fail_on_main(ranks: dist.Ranks) -> str:

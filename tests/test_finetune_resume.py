@@ -95,6 +95,16 @@ def test_stopped_again_and_again(survey, labels, straight, tmp_path, caplog):
     assert "scratch fold 0 was done before" in caplog.text
 
 
+def test_a_run_started_again_by_torchrun_goes_on(survey, labels, straight, tmp_path, monkeypatch):
+    surveys.start_of_launch(monkeypatch, 0)
+    with stop_at(4):
+        assert labelled.finetune(survey, tmp_path, labels=labels) == 0
+    surveys.start_of_launch(monkeypatch, 1)
+    assert labelled.finetune(survey, tmp_path, labels=labels) == 0
+    assert_same_end(tmp_path, straight)
+    assert not (tmp_path / "earlier-1").exists()
+
+
 @pytest.mark.parametrize("update", [3, 6])
 def test_stopped_in_the_last_update_of_an_epoch_or_fit(survey, labels, straight, tmp_path, update):
     """The epoch is ended and kept; a fit that is done is scored before the run stops."""

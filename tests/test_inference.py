@@ -28,7 +28,7 @@ from datasets.reopen import reopen_survey, stored_layers
 from datasets.statistics import overlap_matrix
 from scripts import measure_gapfill, measure_superresolution
 from tests.rasters import write_grid
-from tests.surveys import TORCHRUN_VARIABLES, write_survey
+from tests.surveys import TORCHRUN_VARIABLES, start_of_launch, write_survey
 from util.checkpoint import save_checkpoint
 from util.gap_products import GapMaker, NativeLayer
 from util.layer_kinds import LayerChannels
@@ -580,6 +580,28 @@ class TestStopping:
         assert (0, 0) not in [tuple(s) for s in seen[:2]] and (out / "embeddings.tif").exists()
         np.testing.assert_array_equal(pixels_of(out / "embeddings.tif"), pixels_of(whole / "embeddings.tif"))
         assert not (out / ".embeddings.parts").exists()
+
+    def test_started_again_by_torchrun(self, trained, tmp_path, monkeypatch, caplog):
+        """The squares that were done are not made again; what was to be replaced is."""
+        (tmp_path / "embeddings.tif").write_text("old")
+        write = main_inference.Parts.write
+
+        def interrupted(parts, row, col, arrays):
+            write(parts, row, col, arrays)
+            if (row, col) == (0, 1):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        start_of_launch(monkeypatch, 0)
+        with monkeypatch.context() as patches:
+            patches.setattr(main_inference.Parts, "write", interrupted)
+            infer(trained, tmp_path, "embeddings", "--overwrite", status=1)
+        start_of_launch(monkeypatch, 1)
+        infer(trained, tmp_path, "embeddings", "--overwrite")
+        assert "2 of 4 squares were done before" in caplog.text
+        assert pixels_of(tmp_path / "embeddings.tif").shape == (32, 10, 10)
+        infer(trained, tmp_path, "embeddings")  # killed once more when all was done
+        start_of_launch(monkeypatch, 0)
+        infer(trained, tmp_path, "embeddings", status=2)
 
     @pytest.mark.parametrize(
         ("where", "left"),

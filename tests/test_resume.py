@@ -236,6 +236,54 @@ def test_a_checkpoint_to_keep_is_made_up_for(survey, tmp_path):
     }
 
 
+# Started again by torchrun, with the same command line
+
+
+@pytest.mark.parametrize("flags", ["", "--resume auto"])
+def test_a_run_started_again_goes_on(survey, straight, tmp_path, monkeypatch, flags):
+    surveys.start_of_launch(monkeypatch, 0)
+    with stop_at(9):
+        assert surveys.train(survey, tmp_path, *flags.split()) == 0
+    surveys.start_of_launch(monkeypatch, 1)
+    assert surveys.train(survey, tmp_path, *flags.split()) == 0
+    assert_same_end(tmp_path, straight)
+    assert not (tmp_path / "earlier-1").exists()
+    surveys.start_of_launch(monkeypatch, 0)  # a launch of its own begins anew
+    assert surveys.train(survey, tmp_path, "--epochs", "1") == 0
+    assert surveys.checkpoint(tmp_path)["step"] == 7 and (tmp_path / "earlier-1/checkpoint-2.pth").exists()
+
+
+def test_started_again_before_anything_was_saved(survey, straight, tmp_path, monkeypatch):
+    """A run from a checkpoint elsewhere begins there once more, as long as it has none of its own."""
+    with stop_at(8):
+        assert surveys.train(survey, tmp_path / "one") == 0
+    begin = ["--resume", str(tmp_path / "one/checkpoint-last.pth")]
+
+    def fail(*_):
+        raise OSError("the disk is gone")
+
+    for number, last in enumerate((9, 12)):
+        surveys.start_of_launch(monkeypatch, number)
+        with mock.patch.object(main_pretrain, "train_epoch", fail) if not number else stop_at(last):
+            assert surveys.train(survey, tmp_path / "two", *begin) == 1 - number
+    surveys.start_of_launch(monkeypatch, 2)
+    assert surveys.train(survey, tmp_path / "two", *begin) == 0
+    assert surveys.same_bits(surveys.checkpoint(tmp_path / "two")["model"], surveys.checkpoint(straight)["model"])
+    assert surveys.losses(tmp_path / "two") == surveys.losses(straight)[9:]
+
+
+@pytest.mark.parametrize("earlier", [None, "another launch"])
+def test_started_again_before_the_records_were_opened(survey, straight, tmp_path, monkeypatch, earlier):
+    """What lies in the folder is an earlier run's, of torchrun or not: it is moved aside as at the first start."""
+    if earlier:
+        surveys.start_of_launch(monkeypatch, 0, earlier)
+    assert surveys.train(survey, tmp_path, "--epochs", "1") == 0
+    surveys.start_of_launch(monkeypatch, 1)
+    assert surveys.train(survey, tmp_path) == 0
+    assert_same_end(tmp_path, straight)
+    assert (tmp_path / "earlier-1/checkpoint-1.pth").exists()
+
+
 # Killed
 
 

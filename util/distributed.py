@@ -1,5 +1,5 @@
-"""Several processes as one run: start, who am I, agree on a flag, add up, stop. The only user of
-torch.distributed.
+"""Several processes as one run: start, who am I, agree on a flag, add up, stop. With util/fsdp.py the
+only user of torch.distributed.
 
 In a single process every function here does nothing, or returns what it was given, so callers need no special
 case.
@@ -17,12 +17,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
+
+from util.meeting import agree_on_name
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +125,16 @@ def _number(name: str, default: int = 0) -> int:
         ) from error
 
 
+def is_started_again() -> bool:
+    """True if torchrun has started any process of this run again: each machine counts for itself."""
+    return any_rank(_number("TORCHELASTIC_RESTART_COUNT") > 0)
+
+
+def launch_name() -> str | None:
+    """Name of the torchrun launch that this process belongs to, the same after restarts; None without torchrun."""
+    return os.environ.get("TORCHELASTIC_RUN_ID")
+
+
 def start(ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeout_s: float = TIMEOUT_S) -> None:
     """Joins the processes of a run: NCCL for tensors on GPUs, gloo for the CPU and for flags and objects.
 
@@ -140,9 +153,11 @@ def start(ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeo
     timeout = timedelta(seconds=timeout_s)
     under_torchrun = "MASTER_ADDR" in os.environ and "RANK" in os.environ
     try:
+        store = _store_of_this_start(ranks, timeout) if under_torchrun and launch_name() is not None else None
         dist.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
-            init_method="env://" if under_torchrun else dist_url,
+            init_method=None if store is not None else "env://" if under_torchrun else dist_url,
+            store=store,
             rank=ranks.rank,
             world_size=ranks.world_size,
             timeout=timeout,
@@ -156,6 +171,13 @@ def start(ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeo
             f"{timeout_s:.0f} s ({_first_line(error)}); check that all were started with the same address, "
             "and that its port is free and can be reached"
         ) from error
+
+
+def _store_of_this_start(ranks: Ranks, timeout: timedelta) -> dist.Store:
+    """The store of torchrun without what processes that it started before have left there."""
+    shared, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
+    place = {"rank": ranks.rank, "world_size": ranks.world_size}
+    return dist.PrefixStore(agree_on_name(shared, **place, timeout_s=timeout.total_seconds()), shared)
 
 
 def shutdown() -> None:
@@ -258,6 +280,20 @@ def on_main(function: Callable[[], T]) -> T:
     if failure is not None:
         raise failure
     return result
+
+
+def on_each_machine(function: Callable[[], T], ranks: Ranks) -> T:
+    """Calls `function` in the first process of each machine, then in the others, and returns its result there.
+
+    For what makes a file where none is: made once a machine, and found by the others, on a shared disk or not.
+
+    Raises:
+        Exception: as `together`.
+    """
+    first = together(lambda: function() if ranks.local_rank == 0 else None)
+    others = together(lambda: function() if ranks.local_rank else None)
+    result = first if ranks.local_rank == 0 else others
+    return cast(T, result)
 
 
 def together(function: Callable[[], T]) -> T:
@@ -366,6 +402,8 @@ def gradients_shared(model: nn.Module, shared: bool) -> contextlib.AbstractConte
     wrapped = getattr(model, "_orig_mod", model)
     if isinstance(wrapped, DistributedDataParallel) and not shared:
         return wrapped.no_sync()
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(shared)
     return contextlib.nullcontext()
 
 

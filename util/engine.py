@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from util.fsdp import whole
+
 
 def make_adamw(groups: list[dict], *, lr: float, betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
     """AdamW in its fused form, which runs as one kernel and skips an update whose gradients are not finite.
@@ -94,7 +96,7 @@ class Updater:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_grad)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_grad))
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
