@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from datasets.layers import layers_from_directory
 from datasets.raster import open_band
 from datasets.stack import Stack, make_blocks, reference_grid
 from scripts.bench_common import describe_machine, write_sparse_raster
+from util.device import peak_memory_bytes
 
 TILE = 192
 """Tile edge in pixels of the raster: 48 base pixels at scale 4."""
@@ -60,7 +60,7 @@ def begin(folder: str) -> dict[str, Any]:
         "tiles": len(survey.tiles.train),
         "first_batch_s": time.perf_counter() - start,
         "first_batch_cpu_s": time.process_time() - cpu,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_memory_bytes(torch.device("cpu")) / (1 << 20),
     }
 
 

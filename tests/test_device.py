@@ -1,6 +1,9 @@
 """The choice of device and number format, for cards that are described here rather than present."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,6 +195,15 @@ def test_peak_memory_grows_with_what_is_used(monkeypatch):
     del block
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
     assert devices.peak_memory_bytes(GPU) == 123
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone counts the program that starts another")
+def test_peak_memory_is_not_that_of_the_program_that_started_it():
+    block = torch.ones(200 << 18)  # 200 MiB
+    code = "import util.device, torch; print(util.device.peak_memory_bytes(torch.device('cpu')))"
+    alone = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    taken = devices.used_memory_bytes(CPU)
+    assert 1 << 25 < alone < taken - block.nbytes // 2  # a new process holds torch, and none of the block
 
 
 @pytest.mark.gpu

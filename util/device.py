@@ -213,8 +213,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory used so far: by tensors on a GPU, resident for this process elsewhere."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, Linux KiB
+    try:  # Linux's getrusage counts the program that started this one too
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, others KiB
 
 
 def used_memory_bytes(device: torch.device) -> int:
