@@ -1,13 +1,16 @@
 """Reads batches ahead of the training step, in order, with threads.
 
-Threads, because slicing and GDAL's decoding release the interpreter lock and nothing is copied between processes.
+Threads, because slicing and GDAL's decoding release the interpreter lock and nothing is copied between processes. They
+live as long as the process: files that a thread has opened, and blocks decoded from them, serve the next epoch too.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import TypeVar
 
 Job = TypeVar("Job")
@@ -45,7 +48,7 @@ def prefetch(
             yield job, fetch(job)
         return
     queue: deque[tuple[Job, Future[Result]]] = deque()
-    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="tiles")
+    pool = _threads(workers, os.getpid())
     try:
         for job in jobs:
             queue.append((job, pool.submit(fetch, job)))
@@ -55,5 +58,13 @@ def prefetch(
         while queue:
             done, future = queue.popleft()
             yield done, future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    finally:  # the caller may close what is read from once this returns
+        for _, future in queue:
+            future.cancel()
+        wait([future for _, future in queue])
+
+
+@cache
+def _threads(workers: int, pid: int) -> ThreadPoolExecutor:
+    """The threads of a process; after a fork they are the parent's, so that the child makes its own."""
+    return ThreadPoolExecutor(max_workers=workers, thread_name_prefix="tiles")

@@ -1,4 +1,4 @@
-"""Reading ahead with threads: order, errors, and threads that end."""
+"""Reading ahead with threads: order, errors, nothing left under way, and threads that stay."""
 
 import threading
 import time
@@ -8,8 +8,25 @@ import pytest
 from datasets.loader import prefetch
 
 
-def reading_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("tiles")]
+class Counted:
+    """Squares numbers slowly, and knows how many it is at."""
+
+    def __init__(self, broken=None):
+        self.asked: list[int] = []
+        self.under_way, self.broken = 0, broken
+        self.lock = threading.Lock()
+
+    def __call__(self, number):
+        with self.lock:
+            self.asked.append(number)
+            self.under_way += 1
+        try:
+            if number == self.broken:
+                raise OSError(f"tile {number} is broken")
+            return slow_square(number)
+        finally:
+            with self.lock:
+                self.under_way -= 1
 
 
 def slow_square(number):
@@ -27,41 +44,40 @@ class TestPrefetch:
         assert list(prefetch([], slow_square, workers=workers)) == []
 
     def test_an_error_surfaces_at_its_place(self, workers):
-        def fetch(number):
-            if number == 4:
-                raise OSError("tile 4 is broken")
-            return slow_square(number)
-
-        source, found = prefetch(range(30), fetch, workers=workers), []
+        fetch, found = Counted(broken=4), []
         with pytest.raises(OSError, match="tile 4 is broken"):
-            for job, _ in source:
+            for job, _ in prefetch(range(30), fetch, workers=workers):
                 found.append(job)
-        assert found == [0, 1, 2, 3]
-        assert not reading_threads()
+        assert found == [0, 1, 2, 3] and fetch.under_way == 0
 
     def test_an_error_among_the_jobs_surfaces_too(self, workers):
         def jobs():
             yield 1
             raise KeyError("no more")
 
+        fetch = Counted()
         with pytest.raises(KeyError, match="no more"):
-            list(prefetch(jobs(), slow_square, workers=workers))
-        assert not reading_threads()
+            list(prefetch(jobs(), fetch, workers=workers))
+        assert fetch.under_way == 0
 
-    def test_closing_early_ends_the_threads_and_reads_no_further(self, workers):
-        asked: list[int] = []
-
-        def fetch(number):
-            asked.append(number)
-            return slow_square(number)
-
+    def test_closed_early_it_reads_no_further(self, workers):
+        fetch = Counted()
         source = prefetch(range(10_000), fetch, workers=workers, ahead=2)
         assert [next(source) for _ in range(3)] == [(0, 0), (1, 1), (2, 4)]
         source.close()
-        assert not reading_threads()
-        count = len(asked)
+        assert fetch.under_way == 0
+        count = len(fetch.asked)
         time.sleep(0.02)
-        assert len(asked) == count <= 3 + workers + 2
+        assert len(fetch.asked) == count <= 3 + workers + 2
+
+
+def test_the_next_epoch_is_read_by_the_same_threads():
+    def who(_):
+        time.sleep(0.001)
+        return threading.get_ident()
+
+    epochs = [{thread for _, thread in prefetch(range(40), who, workers=2)} for _ in range(3)]
+    assert len(set.union(*epochs)) <= 2 and threading.get_ident() not in set.union(*epochs)
 
 
 def test_no_more_than_the_wanted_number_is_under_way():
