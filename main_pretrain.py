@@ -226,6 +226,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         base=memory_before,
         batches_ahead=read_ahead(args.num_workers),
         processes=ranks.world_size,
+        shared_out=args.fsdp,
     )
     settle_batches(args, ranks, device, forecast=memory, trials=[(step, network)])
     if args.fsdp:

@@ -144,6 +144,9 @@ def test_a_forecast_is_the_sum_of_its_parts():
     more = forecast(step, batch_size=4, device_type="cpu", base=1000, batches_ahead=3, processes=2)
     assert more.total - plain.total == 3 * plain.step.batch + plain.step.gradients
     assert f"{more.total / 2**20:.0f} MiB (before the model 0," in more.describe()
+    spread = forecast(step, batch_size=4, device_type="cpu", base=1000, processes=4, shared_out=True)
+    held = spread.step.weights + spread.step.moments + spread.step.gradients
+    assert plain.total - spread.total == round(held * 3 / 4) and spread.total == sum(spread.parts().values())
     on_gpu = forecast(step, batch_size=4, device_type="cuda", base=0, batches_ahead=3)
     assert on_gpu.total == on_gpu.step.peak + on_gpu.overhead
 

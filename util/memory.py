@@ -255,6 +255,7 @@ class Forecast:
         base: taken before there is a model: programs, libraries and layers; on a GPU all that is in use.
         ahead: batches that wait to be trained on.
         buckets: further gradients, where several processes share them.
+        parts_of: processes over which weights, moments and gradients are shared out (`--fsdp`), 1 = they are not.
     """
 
     step: StepMemory
@@ -262,11 +263,18 @@ class Forecast:
     base: int
     ahead: int = 0
     buckets: int = 0
+    parts_of: int = 1
+
+    @property
+    def elsewhere(self) -> int:
+        """Bytes of weights, moments and gradients that other processes hold."""
+        shared_out = self.step.weights + self.step.moments + self.step.gradients
+        return round(shared_out * (1 - 1 / self.parts_of))
 
     @property
     def tensors(self) -> int:
         """Bytes of tensors at the peak."""
-        return self.step.peak + self.ahead + self.buckets
+        return self.step.peak + self.ahead + self.buckets - self.elsewhere
 
     @property
     def overhead(self) -> int:
@@ -289,11 +297,12 @@ class Forecast:
             "batches": self.step.batch + self.ahead,
             "activations and gradients": self.step.passing + self.buckets,
             "allocator and libraries": self.overhead,
+            "of these in other processes": -self.elsewhere,
         }
 
     def describe(self) -> str:
         """The total and its parts, in words."""
-        parts = ", ".join(f"{name} {value / MIB:.0f}" for name, value in self.parts().items())
+        parts = ", ".join(f"{name} {value / MIB:.0f}" for name, value in self.parts().items() if value)
         return f"{self.total / MIB:.0f} MiB ({parts})"
 
 
@@ -306,6 +315,7 @@ def forecast(
     accum_iter: int = 1,
     batches_ahead: int = 0,
     processes: int = 1,
+    shared_out: bool = False,
 ) -> Forecast:
     """Predicts the peak memory of training.
 
@@ -317,6 +327,8 @@ def forecast(
         accum_iter: batches of an update.
         batches_ahead: batches read ahead; they lie in the host's memory, and count there alone.
         processes: number of processes that share gradients.
+        shared_out: they share out weights, moments and gradients too; the block whose weights are together at a time
+            is not counted.
 
     Raises:
         ValueError: the batch is empty.
@@ -327,5 +339,6 @@ def forecast(
         device_type,
         base,
         ahead=batches_ahead * found.batch if device_type == "cpu" else 0,
-        buckets=found.gradients if processes > 1 else 0,
+        buckets=found.gradients if processes > 1 and not shared_out else 0,
+        parts_of=processes if shared_out else 1,
     )
