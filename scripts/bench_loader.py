@@ -23,6 +23,8 @@ from scripts.bench_common import RESOLUTION, describe_machine, time_in_turn, wri
 from util.allocator import keep_freed_memory
 
 CPU = torch.device("cpu")
+KEPT_SIZE = 2000
+"""Largest raster whose blocks stay decoded, once for each thread and way that reads it: 5 x 20 MiB of GDAL's 256."""
 
 
 @contextmanager
@@ -38,31 +40,32 @@ def opened(*, size: int, input_size: int, cache: str) -> Iterator[tuple[Survey, 
 def run_loader(args: argparse.Namespace) -> dict[str, Any]:
     """Tiles a second of every way to read, in turn; threads ahead of a consumer that only counts."""
     keep_freed_memory()
-    with opened(size=args.size, input_size=args.input_size, cache="ram") as (survey, folder):
-        windowed = open_survey(data_dir=str(folder), input_size=args.input_size, scales=(1, 2, 4), cache="none")
+    small = {"size": min(args.size, KEPT_SIZE), "input_size": args.input_size, "cache": "none"}
+    with (
+        opened(size=args.size, input_size=args.input_size, cache="ram") as (survey, _),
+        opened(**small) as (windowed, folder),
+    ):
         memory = TileReader(survey.stack, survey.blocks)
         pooled = PooledTiles(survey, CPU)
         pyramid = survey.pyramid()
-        origins = survey.tiles.epoch(seed=0, epoch=0, tiles=args.tiles)
-        batches = [origins[k : k + args.batch_size] for k in range(0, len(origins), args.batch_size)]
+        batches, of_files = (_batches(each, args) for each in (survey, windowed))
 
         def ready(part: np.ndarray) -> object:
             return to_sample(memory.read(part), pyramid, CPU)
 
         files = TileReader(windowed.stack, windowed.blocks)
-        ways: dict[str, Callable[[np.ndarray], object]] = {
-            "native, memory": memory.read,
-            "ready, each tile pooled": ready,
-            "ready, pooled once": pooled.read,
-            "native, files, decoded before": files.read,
-            "the same, bare rasterio": partial(_bare, _handles(folder), survey),
+        jobs: dict[str, Callable[[], object]] = {
+            "native, memory": partial(_each, batches, memory.read),
+            "ready, each tile pooled": partial(_each, batches, ready),
+            "ready, pooled once": partial(_each, batches, pooled.read),
+            "native, files, decoded before": partial(_each, of_files, files.read),
+            "the same, bare rasterio": partial(_each, of_files, partial(_bare, _handles(folder), windowed)),
         }
-        jobs: dict[str, Callable[[], object]] = {name: partial(_each, batches, read) for name, read in ways.items()}
         for workers in args.workers:
             jobs[f"ready, pooled once, {workers} threads"] = partial(_ahead, batches, pooled.read, workers)
-            jobs[f"native, files, {workers} threads"] = partial(_ahead, batches, files.read, workers)
+            jobs[f"native, files, {workers} threads"] = partial(_ahead, of_files, files.read, workers)
         times = time_in_turn(jobs, repeats=args.repeats)
-    count = len(origins)
+    count = args.tiles
     rows = [
         {
             "way": name,
@@ -75,6 +78,11 @@ def run_loader(args: argparse.Namespace) -> dict[str, Any]:
     ]
     facts = {"pooled_mib": pooled.memory_bytes / 2**20, "decoding": _decoding(args)}
     return {"machine": describe_machine(CPU), "rows": rows, "facts": facts}
+
+
+def _batches(survey: Survey, args: argparse.Namespace) -> list[np.ndarray]:
+    origins = survey.tiles.epoch(seed=0, epoch=0, tiles=args.tiles)
+    return [origins[k : k + args.batch_size] for k in range(0, len(origins), args.batch_size)]
 
 
 def _each(batches: list[np.ndarray], read: Callable[[np.ndarray], object]) -> None:
