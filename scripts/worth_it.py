@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from datasets.sample_survey import default_survey
-from study.arms import read_arms
+from study.arms import read_arms, shared_flags
 from study.commands import Settings
 from study.conduct import FACTS, RESULTS, Study, StudyFailed, Wishes
 from study.outcomes import read_json
@@ -101,7 +101,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """What all experiments share, with paths that hold from anywhere.
 
     Raises:
-        ValueError: layers without labels.
+        ValueError: layers without labels, or flags that cannot be shared.
     """
     if args.data_dir or args.train_path:
         if not args.labels:
@@ -117,8 +117,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         data=data,
         labels=tuple(labels),
         model=("--model", args.model, "--input_size", str(args.input_size), "--patch_size", str(args.patch_size)),
-        pretrain=tuple(shlex.split(args.pretrain_flags)),
-        finetune=tuple(shlex.split(args.finetune_flags)),
+        pretrain=shared_flags("--pretrain_flags", args.pretrain_flags),
+        finetune=shared_flags("--finetune_flags", args.finetune_flags),
         precision=args.amp,
         folds=args.folds,
     )

@@ -30,6 +30,8 @@ SET_BY_STUDY = (
     "--baselines --device --freeze_encoder"
 ).split()
 """Flags that the study gives itself."""
+FOR_ALL = "--data_dir --train_path --labels --label_column --task --model --input_size --patch_size --folds --amp".split()
+"""Flags that must be the same in every experiment, so that they are options of the study."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,33 @@ def _arm_of(row: dict[str, str]) -> StudyArm:
 
 
 def _flags(name: str, column: str, text: str) -> tuple[str, ...]:
-    flags = tuple(shlex.split(text))
+    return _allowed(shlex.split(text), f"arm {name}: {column}")
+
+
+def shared_flags(option: str, text: str) -> tuple[str, ...]:
+    """Flags that every pre-training, or every fine-tuning, is given.
+
+    Args:
+        option: the option of the study that they were given by.
+        text: the flags, quoted as a shell would.
+
+    Raises:
+        ValueError: a flag that the study sets itself, or that networks from scratch and trees must be given too.
+    """
+    flags = shlex.split(text)
+    wrong = [flag for flag in flags if flag.split("=")[0] in FOR_ALL]
+    if wrong:
+        raise ValueError(
+            f"{option} has {wrong[0]}, which must be the same for all arms; give it as an option of the study itself"
+        )
+    return _allowed(flags, option)
+
+
+def _allowed(flags: Sequence[str], where: str) -> tuple[str, ...]:
     wrong = [flag for flag in flags if flag.split("=")[0] in SET_BY_STUDY]
     if wrong:
-        raise ValueError(f"arm {name}: {column} has {wrong[0]}, which the study sets itself; leave it out")
-    return flags
+        raise ValueError(f"{where} has {wrong[0]}, which the study sets itself; leave it out")
+    return tuple(flags)
 
 
 def _fractions(name: str, text: str) -> tuple[float, ...]:

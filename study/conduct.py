@@ -29,13 +29,14 @@ from study.plan import (
 )
 from study.report import build_report
 from study.results import write_results
-from study.runner import Outcome, Pool
+from study.runner import Outcome, Pool, TaskRefused
 from util.engine import Stop
 
 logger = logging.getLogger(__name__)
 
 PLAN, RESULTS, FACTS = "plan.json", "results.csv", "study.json"
 TRIALS = "trials"
+TRIAL_FIT = Task(f"{TRIALS}/fit", "fit", StudyArm("trial"), 0)
 DEFAULT_SCALES = (1, 2, 4)
 
 
@@ -133,9 +134,8 @@ class Study:
             self._try(tasks[:1], stop)
             facts = self._facts(tasks[0])
             self.settings = replace(self.settings, base_resolution=facts["base_resolution"])
-        first = Task(f"{TRIALS}/fit", "fit", StudyArm("trial"), 0)
-        self._try([first, *tasks[1:]], stop)
-        fit = self._facts(first)
+        self._try([TRIAL_FIT, *tasks[1:]], stop)
+        fit = self._facts(TRIAL_FIT)
         full, trees = fit["modes"]["full"], fit["modes"]["trees"]
         inside = sum(mode["seconds"] for mode in fit["modes"].values())
         self.rates = Rates(
@@ -279,8 +279,20 @@ class Study:
             raise StudyFailed(f"{task.name} ended before its end, as a signal makes it; the same command goes on")
         make = outcomes.pretrain_facts if task.stage == "pretrain" else outcomes.fit_facts
         facts = make(self.folder, task) | {"wall_seconds": wall}
+        if task.stage == "fit" and task != TRIAL_FIT:
+            self._check_ground(facts)
         outcomes.tidy(self.folder, task)
         return facts
+
+    def _check_ground(self, facts: Mapping[str, Any]) -> None:
+        """Refuses a fit whose folds are not those of the trial, which every arm should share."""
+        key = "tested_classes"
+        if facts["split"][key] != self._facts(TRIAL_FIT)["split"][key]:
+            raise TaskRefused(
+                "it tested other ground than the other arms: expected the same folds and buffer, "
+                f"{self._facts(TRIAL_FIT)['split']['buffer']} base pixels, not {facts['split']['buffer']}; flags such "
+                "as --input_size, --val_buffer or --base_resolution change them, so they cannot be an arm's own"
+            )
 
     # ------------------------------------------------------------------------------------------------------- the report
 
@@ -295,7 +307,7 @@ class Study:
             The report; None if nothing was scored yet.
 
         Raises:
-            ValueError: folds differ between arms, or a file is damaged.
+            ValueError: a file is damaged.
         """
         assert self.lengths is not None
         tasks = self.tasks()
@@ -316,12 +328,6 @@ class Study:
             )
         ]
         write_results(self.folder / RESULTS, runs)
-        splits = {task.name: self._facts(task)["split"]["tested_classes"] for task in done}
-        strange = next((name for name, tested in splits.items() if tested != splits[done[0].name]), None)
-        if strange:
-            raise ValueError(
-                f"{strange} tested other ground than {done[0].name}: its flags change the folds; remove that arm"
-            )
         first = self._facts(done[0])
         modes = {task.name: 1 + task.arm.probe for task in fits}
         table = {

@@ -26,6 +26,10 @@ PATIENCE_S = 60.0
 """How long a program may take to save what it has when the study is stopped."""
 
 
+class TaskRefused(RuntimeError):
+    """A program ended well, but what it did is of no use to the study."""
+
+
 @dataclass
 class Running:
     """A program under way."""
@@ -83,7 +87,8 @@ class Pool:
         Args:
             tasks: all tasks, also those that are done.
             command: the command of a task on a device.
-            finish: called when a program ended well, with task, command and seconds; gives the facts to be kept.
+            finish: called when a program ended well, with task, command and seconds; gives the facts to be kept, or
+                raises TaskRefused.
             estimate: seconds that a task will take.
             deadline: `time.monotonic()` after which nothing is begun that would end later.
             stop: tells of signals.
@@ -146,15 +151,22 @@ class Pool:
         """Notes how a program ended."""
         task, command = running.task, list(map(str, running.process.args))  # type: ignore[arg-type]
         if running.process.returncode == 0:
-            facts = finish(task, command, time.monotonic() - running.began)
+            try:
+                facts = finish(task, command, time.monotonic() - running.began)
+            except TaskRefused as error:
+                self._fail(task, str(error), out)
+                return
             path = self.folder / task.name / DONE
             waiting = path.with_suffix(".tmp")
             waiting.write_text(json.dumps({"command": command, **facts}, indent=1) + "\n", encoding="utf-8")
             os.replace(waiting, path)
             out.done.add(task.name)
         else:
-            out.failed[task.name] = _last_words(self.folder / task.name / LOG, running.process.returncode)
-            logger.error("%s failed: %s", task.name, out.failed[task.name])
+            self._fail(task, _last_words(self.folder / task.name / LOG, running.process.returncode), out)
+
+    def _fail(self, task: Task, why: str, out: Outcome) -> None:
+        out.failed[task.name] = why
+        logger.error("%s failed: %s", task.name, why)
 
     def _end_all(self) -> None:
         """Asks what still runs to save and end, and waits for it."""

@@ -1,6 +1,7 @@
 """Running a study: order, failures, time, signals; and a whole small study from trials to report."""
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -259,6 +260,8 @@ BAD = [
     ("--budget soon", "soon: expected a duration such as 90s, 30m, 2h or 1.5d"),
     ("--data_dir .", "--labels is missing: expected the labels of --data_dir"),
     ("--arms nowhere.csv", "nowhere.csv: no such file; expected a CSV with a row for each arm"),
+    ("--pretrain_flags '--input_size 24'", "--pretrain_flags has --input_size, which must be the same for all arms"),
+    ("--finetune_flags '--seed 3'", "--finetune_flags has --seed, which the study sets itself"),
     ("--report_only", "results.csv: no such table of results; run the study first"),
 ]
 
@@ -268,10 +271,24 @@ def test_bad_input_ends_at_once(tmp_path, monkeypatch, capsys, flags, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(worth_it, "default_survey", lambda: tmp_path)
     try:
-        assert worth_it.main([*flags.split(), "--output_dir", str(tmp_path / "out")]) == 2
+        assert worth_it.main([*shlex.split(flags), "--output_dir", str(tmp_path / "out")]) == 2
     except SystemExit as end:
         assert end.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_arm_that_is_tested_on_other_ground_is_left_out(ended, tmp_path, monkeypatch, capsys):
+    arms = tmp_path / "arms.csv"
+    arms.write_text("arm,pretrain,finetune\none,--scales 1 2,\nscratch,none,\nodd,none,--val_buffer 8\n")
+    monkeypatch.setattr(worth_it, "Pool", InProcess)
+    out = tmp_path / "out"
+    argv = [*ended[1], "--arms", str(arms), "--seeds", "1", "--pretrain_epochs", "1", "--output_dir", str(out)]
+    assert worth_it.main(argv) == 1
+    said = capsys.readouterr().err
+    assert "odd-seed0-labels1 failed: it tested other ground than the other arms" in said
+    assert "16 base pixels, not 8" in said
+    assert {run.arm for run in read_results(out / "results.csv")} == {"one", "scratch"}
+    assert "other ground" in (out / "report.md").read_text()
 
 
 def test_labels_that_do_not_fit_end_the_trials_with_the_programs_words(ended, tmp_path, monkeypatch, capsys):
