@@ -15,7 +15,10 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Lets the C library keep what is freed, for the rest of this process; the peak is some 10 % higher.
+    """Lets the C library keep what is freed, for the rest of this process.
+
+    The peak is higher for it, by about ten of the largest tensors: a smaller limit would cost less memory, but tensors
+    above it are then made of fresh pages at every step (docs/performance.md, Memory).
 
     Returns:
         True if the C library took the setting; other ones than glibc do not know it, and nothing changes.

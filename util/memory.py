@@ -21,9 +21,11 @@ from util.live_bytes import counted
 MIB = 1 << 20
 LIBRARIES = 32 * MIB
 """What a first step on a CPU brings in besides tensors: code and buffers of libraries; 31 to 41 MiB were seen."""
-KEPT_SHARE = 0.7
-"""On a CPU: memory that the C library keeps after it was freed and does not use again, as a share of what a step holds
-besides weights and moments: measured, as `util/allocator.py` sets it; docs/performance.md says how far off it is."""
+KEPT_TENSORS, KEPT = 10, 100 * MIB
+"""On a CPU: memory that the C library keeps after it was freed and does not use again, as so many times the largest tensor
+of a step, and so many bytes besides: measured, as `util/allocator.py` sets it. The gaps that large tensors leave between
+others are what costs, so it depends on their size more than on how much a step holds; docs/performance.md says how far
+off it is."""
 CUDA_CONTEXT = 600 * MIB
 """Assumed, where no card can be asked: what CUDA takes on a card before the first tensor."""
 CUDA_SHARE = 0.1
@@ -73,6 +75,7 @@ class StepMemory:
         gradients: of all weights that are trained.
         batch: images, targets and validity of one batch.
         peak: most held at any time of an update.
+        largest: the largest tensor made in an update.
     """
 
     weights: int
@@ -80,6 +83,7 @@ class StepMemory:
     gradients: int
     batch: int
     peak: int
+    largest: int = 0
 
     @property
     def passing(self) -> int:
@@ -126,7 +130,7 @@ def count_step(step: Step, *, batch_size: int, accum_iter: int = 1, device_type:
             value.nbytes for state in updater.optimizer.state.values() for value in state.values() if value.ndim
         )
         gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
-        found = StepMemory(weights, moments, gradients, batch_bytes, live.peak)
+        found = StepMemory(weights, moments, gradients, batch_bytes, live.peak, live.largest)
         del loss, kept, updater, model
     gc.collect()
     return found
@@ -280,7 +284,7 @@ class Forecast:
     def overhead(self) -> int:
         """Bytes that the allocator loses, and those of libraries."""
         if self.device_type == "cpu":
-            return round(KEPT_SHARE * self.step.passing) + LIBRARIES
+            return KEPT_TENSORS * self.step.largest + KEPT + LIBRARIES
         return round(CUDA_SHARE * self.step.passing)
 
     @property
