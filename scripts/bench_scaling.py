@@ -16,6 +16,7 @@ import torch
 from models_mae_group_channels import build_model
 from scripts.bench_step import divide
 from util.cost import step_cost
+from util.memory import count_step, pretraining_step
 
 RASTERS = {"sample": 2_048, "state": 20_000, "continent 100 m": 40_000, "continent 80 m": 50_000}
 """Edges in pixels of the finest layer: 205 km, 2,000 km and 4,000 km at 100 m, and 4,000 km at 80 m."""
@@ -117,7 +118,8 @@ def run_scaling(args: argparse.Namespace) -> dict[str, Any]:
                 "gflop_a_tile": cost.step_flops / 1e9,
                 "gradient_mb": trained / 25e4,
             }
-            memory = (cost.state_bytes + args.batch_size * (cost.saved_bytes + cost.input_bytes)) / 2**30
+            step = pretraining_step(model, mask_ratio=0.75, amp_dtype=None)
+            memory = count_step(step, batch_size=args.batch_size).peak / 2**30
             rows += [
                 facts | row | {"memory_gib": memory}
                 for raster in args.rasters
@@ -168,7 +170,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--shares", nargs=2, default=[0.15, 0.4], help="of it that are reached (0.15 0.4)", type=float)
     command.add_argument("--link_gb_s", default=100, help="between GPUs of a node, GB/s (100)", type=float)
     command.add_argument("--network_gbit_s", default=100, help="between nodes, Gbit/s (100)", type=float)
-    command.add_argument("--loader_memory", default=6120, help="tiles/s and process out of memory (6120)", type=float)
-    command.add_argument("--loader_files", default=249, help="the same, each block decoded (249)", type=float)
+    command.add_argument("--loader_memory", default=6550, help="tiles/s and process out of memory (6120)", type=float)
+    command.add_argument("--loader_files", default=256, help="the same, each block decoded (256)", type=float)
     command.add_argument("--host_gib", default=256, help="memory of a node for layers, GiB (256)", type=float)
     command.add_argument("--price", default=3, help="of a GPU for an hour (3)", type=float)

@@ -31,6 +31,9 @@ class Recipe:
     fused_norms: bool = True
     kept_memory: bool = True
     reads_loss: bool = False  # every step, which makes a GPU wait
+    checkpointing: bool = False
+    compiled: bool = False
+    amp: str = ""  # as the command says
 
 
 OURS = Recipe()
@@ -43,6 +46,14 @@ RECIPES = {
     "no_kept_memory": replace(OURS, kept_memory=False),
     "shared_no_fused_norms": replace(OURS, heads="shared", fused_norms=False),
 }
+SWITCHES = {
+    **RECIPES,
+    "checkpointing": replace(OURS, checkpointing=True),
+    "bf16": replace(OURS, amp="bf16"),
+    "fp16": replace(OURS, amp="fp16"),
+    "compiled": replace(OURS, compiled=True),
+}
+"""What may change the loss: recipes, and switches that are options of training."""
 
 
 class WrittenOutNorm2d(nn.Module):
@@ -79,7 +90,7 @@ def divide(layers: int, groups: int) -> list[list[int]]:
 
 def make_model(name: str, recipe: Recipe, **arguments: Any) -> MaskedAutoencoderGroupChannelViT:
     """A model as a recipe has it."""
-    model = build_model(name, scale_heads=recipe.heads, **arguments)
+    model = build_model(name, scale_heads=recipe.heads, grad_checkpointing=recipe.checkpointing, **arguments)
     for module in list(model.modules()):
         if isinstance(module, Attention) and not recipe.fused_attention:
             module.fused_attn = False
@@ -110,7 +121,7 @@ def make_step(
     lr: float = 1e-4,
 ) -> Callable[[], Tensor]:
     """A training step as a recipe has it, on one batch after another; returns the total loss."""
-    device = next(model.parameters()).device
+    device, amp = next(model.parameters()).device, recipe.amp or amp
     groups = param_groups_weight_decay(model, 0.05)
     updater = (Updater if recipe.fused_adamw else LoopUpdater)(
         model,
@@ -122,7 +133,7 @@ def make_step(
         device_type=device.type,
         clip_grad=1.0,
     )
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model) if compiled or recipe.compiled else model
     count = 0
 
     def step() -> Tensor:
@@ -173,7 +184,7 @@ def run_step(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _set_memory(recipe_name: str) -> None:
-    if RECIPES.get(recipe_name, OURS).kept_memory:
+    if SWITCHES.get(recipe_name, OURS).kept_memory:
         keep_freed_memory()
     else:
         usual_memory()
@@ -215,11 +226,11 @@ def _rows(
 
 
 def run_numerics(args: argparse.Namespace) -> dict[str, Any]:
-    """Trains alike with each switch off in turn, and says how far the losses then are from those of the defaults."""
+    """Trains alike with each switch changed in turn, and says how far the losses then are from those of the defaults."""
     device = torch.device(args.device)
     losses: dict[str, Tensor] = {}
     for recipe_name in args.recipes:
-        recipe = RECIPES[recipe_name]
+        recipe = SWITCHES[recipe_name]
         torch.manual_seed(0)
         model = make_model(args.model, recipe, **_shape(args)).to(device)
         batches = [make_batch(model, batch_size=args.batch_size, device=device, seed=k) for k in range(8)]
@@ -228,7 +239,7 @@ def run_numerics(args: argparse.Namespace) -> dict[str, Any]:
         losses[recipe_name] = torch.stack([step() for _ in range(args.steps)]).double().cpu()
     rows = []
     for recipe_name, found in losses.items():
-        heads = RECIPES[recipe_name].heads
+        heads = SWITCHES[recipe_name].heads
         base = losses.get("ours" if heads == "subpixel" else "shared_heads", found)
         difference = (found - base).abs() / base
         rows.append(

@@ -88,7 +88,10 @@ def _add_step(command: argparse.ArgumentParser) -> None:
 def _add_numerics(command: argparse.ArgumentParser) -> None:
     _add_shape(command, input_size=32)
     command.add_argument("--model", default="tiny", help="(tiny)")
-    command.add_argument("--recipes", nargs="+", default=list(bench_step.RECIPES), choices=list(bench_step.RECIPES))
+    on_any_device = [*bench_step.RECIPES, "checkpointing", "bf16"]
+    command.add_argument(
+        "--recipes", nargs="+", default=on_any_device, choices=list(bench_step.SWITCHES), help="(all but fp16, compiled)"
+    )
     command.add_argument("--layers", type=positive_int, default=2, help="number of layers (2)")
     command.add_argument("--groups", type=positive_int, default=2, help="number of channel groups (2)")
     command.add_argument("--batch_size", type=positive_int, default=4, help="tiles a step (4)")

@@ -19,6 +19,7 @@ from datasets.kinds import Encoding
 from datasets.sample_survey import default_survey
 from util import options
 from util.cost import StepCost, step_cost
+from util.memory import count_step, pretraining_step
 from util.log import setup_logging
 
 
@@ -48,17 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.batch_size == "auto":
             raise ValueError("--batch_size auto: expected a number here; main_pretrain --dry_run says what fits")
         cost = step_cost(network, batch_size=args.batch_size, mask_ratio=args.mask_ratio)
+        step = pretraining_step(network, mask_ratio=args.mask_ratio, amp_dtype=None)
+        memory = count_step(step, batch_size=args.batch_size)
     except (ValueError, OSError) as error:
         print(f"describe_grids: error: {error}", file=sys.stderr)
         return 2
-    facts = describe(survey, cost, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size)
+    facts = describe(
+        survey, cost, memory.peak, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size
+    )
     facts["tiles"]["val"] = len(scored.held_out_tiles)
     print(json.dumps(facts, indent=2, allow_nan=False) if args.json else as_text(facts))
     return 0
 
 
-def describe(survey: Survey, cost: StepCost, *, model: str, batch_size: int, patch_size: int) -> dict[str, Any]:
-    """What a survey is, as one object for JSON; values in physical units over valid pixels."""
+def describe(survey: Survey, cost: StepCost, memory: int, *, model: str, batch_size: int, patch_size: int) -> dict[str, Any]:
+    """What a survey is, as one object for JSON; values in physical units over valid pixels; bytes of the tensors of a
+    step in float32.
+    """
     reference, base = survey.stack.reference, survey.base_resolution
     layers = []
     for channel, (band, summary) in enumerate(zip(survey.stack.bands, survey.summaries, strict=True)):
@@ -114,7 +121,7 @@ def describe(survey: Survey, cost: StepCost, *, model: str, batch_size: int, pat
             "flops_per_step": cost.step_flops,
             "forward_flops_per_step": cost.forward_flops,
             "head_share": cost.head_share,
-            "memory_bytes": cost.peak_bytes,
+            "memory_bytes": memory,
             "layers_in_memory": survey.stack.in_memory,
             "layers_bytes": survey.stack.memory_bytes,
         },

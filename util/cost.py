@@ -12,26 +12,18 @@ class StepCost:
     """Cost of one forward and backward pass of a batch and the update after it.
 
     FLOPs are those of matrix products, convolutions and attention, two for a multiply-add; element-wise work,
-    norms and softmax are not counted. Bytes are those of a run in float32; autocast needs less.
+    norms and softmax are not counted. Memory is counted by `util.memory`.
     """
 
     parameters: int
     forward_flops: int
     head_forward_flops: int  # the part of the cross-scale heads
     step_flops: int  # forward and backward
-    state_bytes: int  # weights, gradients and the two moments of AdamW
-    saved_bytes: int  # kept by the forward pass for the backward one
-    input_bytes: int  # images, targets and validity
 
     @property
     def head_share(self) -> float:
         """Share of forward FLOPs spent in the cross-scale heads, 0 to 1."""
         return self.head_forward_flops / self.forward_flops
-
-    @property
-    def peak_bytes(self) -> int:
-        """Estimated peak memory of a step, without what the framework itself takes."""
-        return self.state_bytes + self.saved_bytes + self.input_bytes
 
 
 def step_cost(model: nn.Module, *, batch_size: int, mask_ratio: float = 0.75) -> StepCost:
@@ -48,29 +40,15 @@ def step_cost(model: nn.Module, *, batch_size: int, mask_ratio: float = 0.75) ->
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: expected at least 1")
     twin, images, valid = _twin_on_meta(model, batch_size=batch_size)
-    saved: dict[int, torch.UntypedStorage] = {}  # holding the storages keeps their keys unique
-
-    def save(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage
-        return tensor
-
     with FlopCounterMode(display=False) as counter:
-        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
-            loss = _total_loss(twin, images, valid, mask_ratio)
+        loss = _total_loss(twin, images, valid, mask_ratio)
         flops = counter.get_total_flops()
         loss.backward()
-    for tensor in [*twin.parameters(), *images, *valid]:
-        saved.pop(tensor.untyped_storage()._cdata, None)
-    sizes = [(p.numel(), p.element_size(), p.requires_grad) for p in twin.parameters()]
     return StepCost(
-        parameters=sum(count for count, _, _ in sizes),
+        parameters=sum(p.numel() for p in twin.parameters()),
         forward_flops=flops,
         head_forward_flops=flops - _rest_flops(model, mask_ratio) * batch_size,
         step_flops=counter.get_total_flops(),
-        state_bytes=sum(count * size * (4 if trained else 1) for count, size, trained in sizes),
-        saved_bytes=sum(storage.nbytes() for storage in saved.values()),
-        input_bytes=sum(t.numel() * t.element_size() for t in [*images, *valid]),
     )
 
 
