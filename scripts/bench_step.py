@@ -226,7 +226,7 @@ def _rows(
 
 
 def run_numerics(args: argparse.Namespace) -> dict[str, Any]:
-    """Trains alike with each switch changed in turn, and says how far the losses then are from those of the defaults."""
+    """Trains alike with each switch changed in turn; says how far the losses then are from those of the defaults."""
     device = torch.device(args.device)
     losses: dict[str, Tensor] = {}
     for recipe_name in args.recipes:

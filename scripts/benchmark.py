@@ -90,7 +90,11 @@ def _add_numerics(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="tiny", help="(tiny)")
     on_any_device = [*bench_step.RECIPES, "checkpointing", "bf16"]
     command.add_argument(
-        "--recipes", nargs="+", default=on_any_device, choices=list(bench_step.SWITCHES), help="(all but fp16, compiled)"
+        "--recipes",
+        nargs="+",
+        default=on_any_device,
+        choices=list(bench_step.SWITCHES),
+        help="(all but fp16, compiled)",
     )
     command.add_argument("--layers", type=positive_int, default=2, help="number of layers (2)")
     command.add_argument("--groups", type=positive_int, default=2, help="number of channel groups (2)")

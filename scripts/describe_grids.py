@@ -19,8 +19,8 @@ from datasets.kinds import Encoding
 from datasets.sample_survey import default_survey
 from util import options
 from util.cost import StepCost, step_cost
-from util.memory import count_step, pretraining_step
 from util.log import setup_logging
+from util.memory import count_step, pretraining_step
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def describe(survey: Survey, cost: StepCost, memory: int, *, model: str, batch_size: int, patch_size: int) -> dict[str, Any]:
+def describe(
+    survey: Survey, cost: StepCost, memory: int, *, model: str, batch_size: int, patch_size: int
+) -> dict[str, Any]:
     """What a survey is, as one object for JSON; values in physical units over valid pixels; bytes of the tensors of a
     step in float32.
     """

@@ -30,7 +30,9 @@ SET_BY_STUDY = (
     "--baselines --device --freeze_encoder"
 ).split()
 """Flags that the study gives itself."""
-FOR_ALL = "--data_dir --train_path --labels --label_column --task --model --input_size --patch_size --folds --amp".split()
+FOR_ALL = (
+    "--data_dir --train_path --labels --label_column --task --model --input_size --patch_size --folds --amp".split()
+)
 """Flags that must be the same in every experiment, so that they are options of the study."""
 
 

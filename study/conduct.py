@@ -24,6 +24,7 @@ from study.plan import (
     equal_time_epochs,
     estimate,
     fractions_of,
+    lengths_of,
     own_like,
     pretrain_name,
 )
@@ -98,20 +99,29 @@ class Study:
         self.deadline = time.monotonic() + wishes.budget_s
         self.lengths: Lengths | None = None
         self.rates: Rates | None = None
+        self._known_arms: dict[str, dict[str, Any]] = {}
         self._take_up()
 
     def _take_up(self) -> None:
-        """Reads the plan that the folder holds."""
+        """Reads the plan that the folder holds; arms may be added to it, or left out for now, but not changed."""
         path = self.folder / PLAN
         if not path.exists():
             return
         plan = outcomes.read_json(path)
-        for key, value in self.wishes.facts().items():
-            if plan["wishes"].get(key) != value:
+        now = self.wishes.facts()
+        arms = {arm["name"]: arm for arm in plan["wishes"]["arms"]}
+        changed = [
+            (f"arm {arm['name']}", _what_it_runs(arms.get(arm["name"], arm)), _what_it_runs(arm))
+            for arm in now.pop("arms")
+        ]
+        changed += [(key, plan["wishes"].get(key), value) for key, value in now.items()]
+        for what, before, value in changed:
+            if before != value:
                 raise ValueError(
-                    f"--output_dir {self.folder} holds a study with other {key}: {_shortly(plan['wishes'].get(key))}, "
-                    f"now {_shortly(value)}; choose another --output_dir, or ask for the same"
+                    f"--output_dir {self.folder} holds a study with other {what}: {_shortly(before)}, now "
+                    f"{_shortly(value)}; choose another --output_dir, or ask for the same"
                 )
+        self._known_arms = arms
         self.lengths, self.rates = Lengths(**plan["lengths"]), Rates(**plan["rates"])
         self.settings = replace(self.settings, base_resolution=plan["base_resolution"])
         self.lengths.seeds = max(self.lengths.seeds, self.wishes.seeds or 0)
@@ -124,12 +134,17 @@ class Study:
         Raises:
             StudyFailed: one of them fails, or a signal came.
         """
-        if self.rates is not None:
-            return
-        logger.info("short trials of every arm, which show that they run and what they take")
+        known = self.rates.pretrain if self.rates else {}
         timed = [arm for arm in self.arms if arm.pretrain is not None and own_like(arm, self.arms) == arm]
+        timed = [arm for arm in timed if arm.name not in known]
         timed.sort(key=lambda arm: -max(self._scales(arm)))  # the widest decides the base pixel of all
         tasks = [Task(f"{TRIALS}/{arm.name}", "pretrain", arm, 0) for arm in timed]
+        if tasks or self.rates is None:
+            logger.info("short trials, which show that arms run and what they take")
+        if self.rates is not None:
+            self._try(tasks, stop)
+            known.update({task.arm.name: self._facts(task)["seconds"] for task in tasks})
+            return
         if tasks:
             self._try(tasks[:1], stop)
             facts = self._facts(tasks[0])
@@ -197,13 +212,24 @@ class Study:
                 pretrain_epochs=self.wishes.pretrain_epochs,
                 finetune_epochs=self.wishes.finetune_epochs,
             )
+        added = lengths_of(
+            self.arms,
+            share=self.lengths.share,
+            seeds=self.lengths.seeds,
+            pretrain_epochs=self.wishes.pretrain_epochs,
+            finetune_epochs=self.wishes.finetune_epochs,
+        )
+        self.lengths.pretrain = {**added.pretrain, **self.lengths.pretrain}
+        self.lengths.finetune = {**added.finetune, **self.lengths.finetune}
         return self.lengths
 
     def keep_plan(self) -> None:
         """Writes the plan, by which a study that was stopped goes on."""
         assert self.lengths is not None and self.rates is not None
+        wishes = self.wishes.facts()
+        arms = self._known_arms | {arm["name"]: arm for arm in wishes["arms"]}
         plan = {
-            "wishes": self.wishes.facts(),
+            "wishes": wishes | {"arms": list(arms.values())},
             "lengths": self.lengths.facts(),
             "rates": asdict(self.rates),
             "base_resolution": self.settings.base_resolution,
@@ -350,6 +376,11 @@ class Study:
         }
         _write_json(self.folder / FACTS, table)
         return build_report(self.folder / RESULTS, table, self.folder)
+
+
+def _what_it_runs(arm: Mapping[str, Any]) -> dict[str, Any]:
+    """What the programs of an arm depend on; what it is compared with may change."""
+    return {key: value for key, value in arm.items() if key not in ("against", "question", "label_fractions")}
 
 
 def _shortly(value: Any) -> str:

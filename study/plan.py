@@ -144,6 +144,27 @@ def own_like(arm: StudyArm, arms: Sequence[StudyArm]) -> StudyArm:
     return next((other for other in arms if other.pretrain == arm.pretrain and not other.as_long_as), arm)
 
 
+def lengths_of(
+    arms: Sequence[StudyArm], *, share: float, seeds: int, pretrain_epochs: int, finetune_epochs: int
+) -> Lengths:
+    """Epochs of arms with a time of their own, all alike, for a share of the longest training.
+
+    Args:
+        arms: the arms.
+        share: 0 to 1; there are fewest epochs, even for 0.
+        seeds: number of seeds.
+        pretrain_epochs: longest pre-training.
+        finetune_epochs: longest fine-tuning.
+    """
+    found = Lengths(seeds, share)
+    for arm in arms:
+        if arm.pretrain is not None and not arm.as_long_as:
+            found.pretrain[arm.name] = max(LEAST_PRETRAIN_EPOCHS, round(share * pretrain_epochs))
+        if arm.method == "network" and (arm.pretrain is not None or not arm.as_long_as):
+            found.finetune[arm.name] = max(LEAST_FINETUNE_EPOCHS, round(share * finetune_epochs))
+    return found
+
+
 def choose_lengths(
     arms: Sequence[StudyArm],
     rates: Rates,
@@ -174,13 +195,9 @@ def choose_lengths(
     """
 
     def lengths(share: float, count: int) -> Lengths:
-        found = Lengths(count, share)
-        for arm in arms:
-            if arm.pretrain is not None and not arm.as_long_as:
-                found.pretrain[arm.name] = max(LEAST_PRETRAIN_EPOCHS, round(share * pretrain_epochs))
-            if arm.method == "network" and (arm.pretrain is not None or not arm.as_long_as):
-                found.finetune[arm.name] = max(LEAST_FINETUNE_EPOCHS, round(share * finetune_epochs))
-        return found
+        return lengths_of(
+            arms, share=share, seeds=count, pretrain_epochs=pretrain_epochs, finetune_epochs=finetune_epochs
+        )
 
     def seconds(found: Lengths) -> float:
         tasks = all_tasks(arms, seeds=found.seeds, label_fractions=label_fractions)

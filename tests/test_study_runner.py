@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -275,6 +276,23 @@ def test_bad_input_ends_at_once(tmp_path, monkeypatch, capsys, flags, said):
     except SystemExit as end:
         assert end.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_arms_may_be_added_but_not_changed(ended, tmp_path, monkeypatch, capsys):
+    out, arms = tmp_path / "out", tmp_path / "arms.csv"
+    shutil.copytree(ended[0], out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
+    arms.write_text("arm,pretrain,finetune\nscratch,none,\nmore,none,--drop_path 0.2\n")
+    argv = [*ended[1], "--arms", str(arms), "--output_dir", str(out)]
+    assert worth_it.main(argv) == 0
+    done = {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
+    assert before.items() <= done.items()
+    assert {path.parent.name for path in done.keys() - before.keys()} == {"more-seed0-labels1", "more-seed1-labels1"}
+    assert {run.arm for run in read_results(out / "results.csv")} == {"scratch", "more"}
+    assert {arm["name"] for arm in read_json(out / "plan.json")["wishes"]["arms"]} >= {"multi", "trees", "more"}
+    arms.write_text("arm,pretrain,finetune\nmulti,--scales 1 4,\n")
+    assert worth_it.main(argv) == 2
+    assert "holds a study with other arm multi" in capsys.readouterr().err
 
 
 def test_an_arm_that_is_tested_on_other_ground_is_left_out(ended, tmp_path, monkeypatch, capsys):
