@@ -143,7 +143,8 @@ class Study:
             logger.info("short trials, which show that arms run and what they take")
         if self.rates is not None:
             self._try(tasks, stop)
-            known.update({task.arm.name: self._facts(task)["seconds"] for task in tasks})
+            found = {task.arm.name: self._facts(task)["seconds"] for task in tasks}
+            self.rates = replace(self.rates, pretrain={**known, **found})
             return
         if tasks:
             self._try(tasks[:1], stop)
