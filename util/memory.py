@@ -23,9 +23,9 @@ LIBRARIES = 32 * MIB
 """What a first step on a CPU brings in besides tensors: code and buffers of libraries; 31 to 41 MiB were seen."""
 KEPT_TENSORS, KEPT = 10, 100 * MIB
 """On a CPU: memory that the C library keeps after it was freed and does not use again, as so many times the largest
-tensor of a step, and so many bytes besides: measured, as `util/allocator.py` sets it. Gaps that large tensors leave
-between others are what costs, so their size counts for more than how much a step holds; docs/performance.md says how
-far off it is."""
+tensor of a step, and up to so many bytes besides (no more than a step holds for a while): measured, as
+`util/allocator.py` sets it. Gaps that large tensors leave between others are what costs, so their size counts for more
+than how much a step holds; docs/performance.md says how far off it is."""
 CUDA_CONTEXT = 600 * MIB
 """Assumed, where no card can be asked: what CUDA takes on a card before the first tensor."""
 CUDA_SHARE = 0.1
@@ -284,7 +284,7 @@ class Forecast:
     def overhead(self) -> int:
         """Bytes that the allocator loses, and those of libraries."""
         if self.device_type == "cpu":
-            return KEPT_TENSORS * self.step.largest + KEPT + LIBRARIES
+            return KEPT_TENSORS * self.step.largest + min(KEPT, self.step.passing) + LIBRARIES
         return round(CUDA_SHARE * self.step.passing)
 
     @property
