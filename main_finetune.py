@@ -454,6 +454,7 @@ def begin_fit(job: Job, arm: Arm, fold: int | None) -> Fit:
         weight_decay=args.weight_decay,
         # Rates that decay towards the input keep what pre-training learned; from scratch there is nothing to keep.
         layer_decay=args.layer_decay if arm.pretrained else 1.0,
+        head_lr_scale=args.head_lr_scale,
         clip_grad=args.clip_grad,
         amp_dtype=amp_dtype,
         needs_scaler=needs_scaler,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,19 +100,21 @@ def make_updater(
     peak_lr: float,
     weight_decay: float,
     layer_decay: float,
+    head_lr_scale: float,
     clip_grad: float,
     amp_dtype: torch.dtype | None,
     needs_scaler: bool,
 ) -> Updater:
-    """The optimiser of a fit: AdamW, whose rate decays from the head to the input.
+    """The optimiser of a fit: AdamW, whose rate decays towards the input, with a rate of its own for the head.
 
     Args:
         network: with `group_matcher` and `no_weight_decay`; what is frozen is left out.
         model: the same, wrapped if there are several processes.
         device: where it runs.
-        peak_lr: highest rate, at the head.
+        peak_lr: highest rate of the encoder, at its end.
         weight_decay: of AdamW; none for vectors and embeddings.
         layer_decay: factor of the rate from one layer to the one before it.
+        head_lr_scale: rate of the head, times `peak_lr`.
         clip_grad: largest gradient norm.
         amp_dtype: of autocast.
         needs_scaler: whether gradients are scaled.
@@ -125,12 +127,23 @@ def make_updater(
     )
     return Updater(
         model,
-        make_adamw(groups, lr=peak_lr),
+        make_adamw(list(_with_head_rate(groups, network.head, head_lr_scale)), lr=peak_lr),
         amp_dtype=amp_dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=needs_scaler),
         device_type=device.type,
         clip_grad=clip_grad,
     )
+
+
+def _with_head_rate(
+    groups: Sequence[dict[str, Any]], head: torch.nn.Module, times: float
+) -> Iterator[dict[str, Any]]:
+    """The groups, with the head's weights in groups of their own, whose rate is so many times as high."""
+    own = {id(p) for p in head.parameters()}
+    for group in groups:
+        for is_head, scale in ((False, 1.0), (True, times)):
+            if chosen := [p for p in group["params"] if (id(p) in own) == is_head]:
+                yield {**group, "params": chosen, "lr_scale": group["lr_scale"] * scale}
 
 
 def fit_step(

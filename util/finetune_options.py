@@ -154,7 +154,10 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--warmup_epochs", type=options.non_negative, default=1, help="epochs of warm-up (1)")
     train.add_argument("--weight_decay", type=options.non_negative, default=0.05, help="AdamW weight decay (0.05)")
     train.add_argument(
-        "--layer_decay", type=options.positive, default=0.75, help="rate decay from head to input (0.75)"
+        "--layer_decay", type=options.positive, default=1.0, help="rate decay from head to input; 1: none (1)"
+    )
+    train.add_argument(
+        "--head_lr_scale", type=options.positive, default=8.0, help="learning rate of the head, times --lr (8)"
     )
     train.add_argument("--clip_grad", type=options.positive, default=1.0, help="largest gradient norm (1)")
     train.add_argument("--smoothing", type=options.fraction, default=0.0, help="label smoothing (0)")
