@@ -127,12 +127,13 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def make_pool(args: argparse.Namespace, folder: Path) -> Pool:
     """Slots for programs: each GPU, or the cores of the CPU."""
     devices = args.devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = args.jobs or (cores if devices == ["cpu"] else 1)
     slots = [device for device in devices for _ in range(jobs)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     threads = str(max(1, cores // len(slots)))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads}
+    # Threads that wait must sleep: spinning, they would count as seconds of the processor.
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
     return Pool(folder, devices=slots, environment=environment, show=not args.no_progress)
 
 

@@ -12,6 +12,8 @@ from study.plan import FINETUNE_WINDOWS, PRETRAIN_TILES, Task
 
 CHECKPOINT = "checkpoint-last.pth"
 NEVER = "1000000"
+WARMUP = 0.1
+"""Share of its epochs in which the rate of a training rises, long or short."""
 MODEL_FLAGS = ("--model", "--input_size", "--patch_size")
 
 
@@ -62,7 +64,7 @@ def pretrain_command(task: Task, settings: Settings, *, folder: Path, epochs: in
     """Pre-training on all ground: nothing is held out, as scores are those of fine-tuning."""
     command = ["main_pretrain", *settings.data, *settings.model, "--amp", settings.precision]
     command += ["--val_fraction", "0", "--figure_every", "0", "--keep_every", NEVER, "--num_workers", "1"]
-    command += [*_base(settings), *settings.pretrain, *(task.arm.pretrain or ())]
+    command += [*_base(settings), *_warmup(epochs), *settings.pretrain, *(task.arm.pretrain or ())]
     command += ["--tiles_per_epoch", str(PRETRAIN_TILES), "--epochs", str(epochs)]
     return [*command, "--seed", str(task.seed + task.arm.seed_offset)]
 
@@ -76,7 +78,7 @@ def fit_command(task: Task, settings: Settings, *, folder: Path, epochs: int) ->
     else:
         command += ["--finetune", str(folder / task.needs[0] / CHECKPOINT)]
     command += ["--folds", str(settings.folds), "--fold_seed", "0", "--label_seed", str(task.seed)]
-    command += ["--tiles_per_epoch", str(FINETUNE_WINDOWS), *settings.finetune, *arm.finetune]
+    command += ["--tiles_per_epoch", str(FINETUNE_WINDOWS), *_warmup(epochs), *settings.finetune, *arm.finetune]
     command += ["--label_fraction", f"{task.label_fraction:g}", "--epochs", str(epochs), "--no_final"]
     command += ["--baselines", *_baselines(arm), *(["--no_network"] if arm.method == "trees" else [])]
     return [*command, "--seed", str(task.seed + arm.seed_offset)]
@@ -86,6 +88,10 @@ def _baselines(arm: StudyArm) -> list[str]:
     if arm.method == "trees":
         return ["trees"]
     return ["probe"] if arm.probe else ["constant"]
+
+
+def _warmup(epochs: int) -> list[str]:
+    return ["--warmup_epochs", f"{WARMUP * epochs:g}"]
 
 
 def _base(settings: Settings) -> list[str]:

@@ -159,9 +159,9 @@ def lengths_of(
     found = Lengths(seeds, share)
     for arm in arms:
         if arm.pretrain is not None and not arm.as_long_as:
-            found.pretrain[arm.name] = max(LEAST_PRETRAIN_EPOCHS, round(share * pretrain_epochs))
+            found.pretrain[arm.name] = max(min(LEAST_PRETRAIN_EPOCHS, pretrain_epochs), round(share * pretrain_epochs))
         if arm.method == "network" and (arm.pretrain is not None or not arm.as_long_as):
-            found.finetune[arm.name] = max(LEAST_FINETUNE_EPOCHS, round(share * finetune_epochs))
+            found.finetune[arm.name] = max(min(LEAST_FINETUNE_EPOCHS, finetune_epochs), round(share * finetune_epochs))
     return found
 
 
