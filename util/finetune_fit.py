@@ -135,9 +135,7 @@ def make_updater(
     )
 
 
-def _with_head_rate(
-    groups: Sequence[dict[str, Any]], head: torch.nn.Module, times: float
-) -> Iterator[dict[str, Any]]:
+def _with_head_rate(groups: Sequence[dict[str, Any]], head: torch.nn.Module, times: float) -> Iterator[dict[str, Any]]:
     """The groups, with the head's weights in groups of their own, whose rate is so many times as high."""
     own = {id(p) for p in head.parameters()}
     for group in groups:
