@@ -66,7 +66,7 @@ class XarraySource(Source):
                 (row, col, rows, cols),
                 chunk=self.block,
                 shape=(self.rows, self.cols),
-                itemsize=np.dtype(self.dtype).itemsize,
+                dtype=self.dtype,
                 read=lambda *block: with_retries(lambda: self._values(named, *block), path=path, what=what),
             )
         except Exception as error:  # every backend and codec has its own
