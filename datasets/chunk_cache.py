@@ -1,6 +1,8 @@
 """Decoded chunks of arrays, kept as long as there is room: neighbouring windows need the same ones.
 
-GDAL keeps the blocks of rasters for the same reason; zarr and netCDF libraries decode a chunk every time it is touched.
+Bands keep pixels as they give them, physical, warped and NaN where invalid, so that nothing of it is done again for the
+next window, nor in another thread. Stores keep chunks as stored besides: zarr and netCDF libraries decode a chunk every
+time it is touched, where GDAL keeps the blocks of rasters by itself.
 """
 
 from __future__ import annotations
@@ -127,3 +129,7 @@ def _span(first: Key, last: Key, chunk: tuple[int, int], shape: tuple[int, int])
     top, left = first[1] * chunk[0], first[2] * chunk[1]
     bottom, right = min((last[1] + 1) * chunk[0], shape[0]), min((last[2] + 1) * chunk[1], shape[1])
     return top, left, bottom - top, right - left
+
+
+CHUNKS = ChunkCache()
+"""Chunks of all that this process reads."""
