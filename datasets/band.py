@@ -22,18 +22,21 @@ from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from datasets.aoi import Aoi
+from datasets.chunk_cache import CHUNKS
 from datasets.layers import Layer
 from datasets.retry import with_retries
 from datasets.validity import invalid_pixels, to_physical
-from datasets.warp import warp_window
+from datasets.warp import WARP_BLOCK, warp_window
 
 # What rasterio raises when GDAL fails: some of GDAL's own errors pass through it unchanged.
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
 # Open files per process: well below the usual limit of 1024, and more than the layers of any survey.
 MAX_HANDLES = 256
 # Decoded blocks that GDAL keeps: its own default, 5 % of the memory, is too much for each of several processes, and
-# tiles of a large raster seldom meet a block again.
-GDAL_CACHE_BYTES = 256 << 20
+# what windows are made of is kept in `CHUNKS`.
+GDAL_CACHE_BYTES = 128 << 20
+# Blocks of fewer rows are read for each window: GDAL puts many strips together faster than we do.
+_LEAST_ROWS = 64
 # A dataset whose places in two CRS differ by less than this share of a pixel is in both.
 _CRS_SHARE = 0.01
 
@@ -166,7 +169,8 @@ def close_dataset(path: str) -> None:
 
 
 def close_datasets() -> None:
-    """Close every file that this thread has open; the next read opens them again."""
+    """Close every file that this thread has open and forget all decoded pixels; the next read opens files again."""
+    CHUNKS.forget()
     handles = _own_handles()
     while handles.open:
         handles.open.popitem()[1].close()
@@ -318,12 +322,23 @@ class RasterBand:
         bottom, right = min(row + rows, self.grid.rows), min(col + cols, self.grid.cols)
         if bottom <= top or right <= left:
             return np.full((rows, cols), np.nan, dtype=np.float32)
-        values = self._read_inside(top, left, bottom - top, right - left)
+        values = self._read_kept(top, left, bottom - top, right - left)
         if values.shape == (rows, cols):
             return values
         padded = np.full((rows, cols), np.nan, dtype=np.float32)
         padded[top - row : bottom - row, left - col : right - col] = values
         return padded
+
+    def _read_kept(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Read a window inside the grid, out of chunks that are kept as `_read_inside` gives them."""
+        chunk = (WARP_BLOCK, WARP_BLOCK) if self.warped else self.source.block
+        window, shape = (row, col, rows, cols), (self.grid.rows, self.grid.cols)
+        if chunk[0] < _LEAST_ROWS or (rows, cols) == shape:  # whoever reads the whole keeps it
+            return self._read_inside(row, col, rows, cols)
+        try:
+            return CHUNKS.read(self, window, chunk=chunk, shape=shape, dtype=np.float32, read=self._read_inside)
+        except OSError:  # of a chunk; read by itself, the window is named by its error, or lies beside the damage
+            return self._read_inside(row, col, rows, cols)
 
     def _read_inside(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         if self.warped:

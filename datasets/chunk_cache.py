@@ -1,15 +1,18 @@
 """Decoded chunks of arrays, kept as long as there is room: neighbouring windows need the same ones.
 
-GDAL keeps the blocks of rasters for the same reason; zarr and netCDF libraries decode a chunk every time it is touched.
+Bands keep pixels as they give them, physical, warped and NaN where invalid, so that nothing of it is done again for the
+next window, nor in another thread. Stores keep chunks as stored besides: zarr and netCDF libraries decode a chunk every
+time it is touched, where GDAL keeps the blocks of rasters by itself.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 CACHE_BYTES = 2**28
 """Most bytes of chunks that a process keeps."""
@@ -18,6 +21,9 @@ CHUNK_SHARE = 16
 
 ReadBlock = Callable[[int, int, int, int], np.ndarray]
 """(row, col, rows, cols) -> the block, an array that nobody else changes."""
+
+Key = tuple[Hashable, int, int]
+"""(name of the array, row and column of the chunk among its chunks)."""
 
 
 class ChunkCache:
@@ -30,18 +36,10 @@ class ChunkCache:
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit = limit
         self.size = 0
-        self._chunks: OrderedDict[tuple[Hashable, int, int], np.ndarray] = OrderedDict()
+        self._chunks: OrderedDict[Key, np.ndarray] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: tuple[Hashable, int, int]) -> np.ndarray | None:
-        """The chunk, None if it is not kept."""
-        with self._lock:
-            chunk = self._chunks.get(key)
-            if chunk is not None:
-                self._chunks.move_to_end(key)
-            return chunk
-
-    def put(self, key: tuple[Hashable, int, int], chunk: np.ndarray) -> None:
+    def put(self, key: Key, chunk: np.ndarray) -> None:
         """Keeps a chunk."""
         with self._lock:
             old = self._chunks.pop(key, None)
@@ -49,6 +47,17 @@ class ChunkCache:
             self._chunks[key] = chunk
             while self.size > self.limit:
                 self.size -= self._chunks.popitem(last=False)[1].nbytes
+
+    def kept(self, keys: Iterable[Key]) -> dict[Key, np.ndarray]:
+        """Those of some chunks that are kept."""
+        found = {}
+        with self._lock:
+            for key in keys:
+                chunk = self._chunks.get(key)
+                if chunk is not None:
+                    self._chunks.move_to_end(key)
+                    found[key] = chunk
+        return found
 
     def forget(self) -> None:
         """Keeps nothing any more."""
@@ -63,7 +72,7 @@ class ChunkCache:
         *,
         chunk: tuple[int, int],
         shape: tuple[int, int],
-        itemsize: int,
+        dtype: DTypeLike,
         read: ReadBlock,
     ) -> np.ndarray:
         """A window of an array, decoding only chunks that are not kept.
@@ -73,46 +82,54 @@ class ChunkCache:
             window: (row, col, rows, cols), inside the array.
             chunk: (rows, cols) of a chunk.
             shape: (rows, cols) of the array.
-            itemsize: bytes of a number.
+            dtype: type of its numbers.
             read: reads a block.
 
         Returns:
             (rows, cols), the caller's own.
         """
         row, col, rows, cols = window
-        down = range(row // chunk[0], -(-(row + rows) // chunk[0]))
-        across = range(col // chunk[1], -(-(col + cols) // chunk[1]))
+        down, across = _cuts(row, rows, chunk[0]), _cuts(col, cols, chunk[1])
+        itemsize = np.dtype(dtype).itemsize
         if len(down) * len(across) * chunk[0] * chunk[1] * itemsize * CHUNK_SHARE > self.limit:
             return read(*window)
-        found = {(i, j): self.get((name, i, j)) for i in down for j in across}
-        missing = [place for place, part in found.items() if part is None]
-        if len(missing) == len(found):  # in one go: what is decoded side by side, or sent over a network, overlaps
-            block = _span(down, across, chunk, shape)
+        keys = [(name, i, j) for i, _, _ in down for j, _, _ in across]
+        parts = self.kept(keys)
+        if not parts:  # in one go: what is decoded side by side, or sent over a network, overlaps
+            block = _span(keys[0], keys[-1], chunk, shape)
             values = read(*block)
-            for i, j in missing:
-                top, left, height, width = _span(range(i, i + 1), range(j, j + 1), chunk, shape)
+            for key in keys:
+                top, left, height, width = _span(key, key, chunk, shape)
                 part = values[top - block[0] : top - block[0] + height, left - block[1] : left - block[1] + width]
-                self.put((name, i, j), part.copy())
+                self.put(key, part.copy())
             return values[row - block[0] : row - block[0] + rows, col - block[1] : col - block[1] + cols].copy()
-        window_values: np.ndarray | None = None
-        for (i, j), kept in found.items():
-            top, left, height, width = _span(range(i, i + 1), range(j, j + 1), chunk, shape)
-            part = read(top, left, height, width) if kept is None else kept
-            if kept is None:
-                self.put((name, i, j), part)
-            if window_values is None:
-                window_values = np.empty((rows, cols), dtype=part.dtype)
-            first_row, last_row = max(row, top), min(row + rows, top + height)
-            first_col, last_col = max(col, left), min(col + cols, left + width)
-            window_values[first_row - row : last_row - row, first_col - col : last_col - col] = part[
-                first_row - top : last_row - top, first_col - left : last_col - left
-            ]
-        assert window_values is not None
-        return window_values
+        for key in keys:
+            if key not in parts:
+                parts[key] = read(*_span(key, key, chunk, shape))
+                self.put(key, parts[key])
+        values = np.empty((rows, cols), dtype=dtype)
+        for i, to_rows, from_rows in down:
+            for j, to_cols, from_cols in across:
+                values[to_rows, to_cols] = parts[name, i, j][from_rows, from_cols]
+        return values
 
 
-def _span(down: range, across: range, chunk: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(row, col, rows, cols) of a rectangle of chunks, cut at the array's edges."""
-    top, left = down.start * chunk[0], across.start * chunk[1]
-    bottom, right = min(down.stop * chunk[0], shape[0]), min(across.stop * chunk[1], shape[1])
+def _cuts(start: int, count: int, step: int) -> list[tuple[int, slice, slice]]:
+    """Cuts [start, start + count) at multiples of `step`: (chunk, place in the window, place in the chunk) each."""
+    cuts, stop = [], start + count
+    for number in range(start // step, -(-stop // step)):
+        origin = number * step
+        first, last = max(start, origin), min(stop, origin + step)
+        cuts.append((number, slice(first - start, last - start), slice(first - origin, last - origin)))
+    return cuts
+
+
+def _span(first: Key, last: Key, chunk: tuple[int, int], shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(row, col, rows, cols) of the rectangle of chunks from one to another, cut at the array's edges."""
+    top, left = first[1] * chunk[0], first[2] * chunk[1]
+    bottom, right = min((last[1] + 1) * chunk[0], shape[0]), min((last[2] + 1) * chunk[1], shape[1])
     return top, left, bottom - top, right - left
+
+
+CHUNKS = ChunkCache()
+"""Chunks of all that this process reads."""

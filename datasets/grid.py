@@ -286,8 +286,8 @@ class TileReader:
         for block in self.blocks:
             array = np.empty((len(origins), len(block.channels), block.rows, block.cols), dtype=np.float32)
             phase = np.zeros((len(origins), 2), dtype=np.float32)
-            for n, (row, col) in enumerate(origins):
-                first_row, first_col, phase_y, phase_x = block.window(float(row), float(col))
+            for n, (row, col) in enumerate(origins.tolist()):
+                first_row, first_col, phase_y, phase_x = block.window(row, col)
                 phase[n] = phase_y, phase_x
                 for k, channel in enumerate(block.channels):
                     try:

@@ -17,12 +17,13 @@ import numpy as np
 
 from datasets.array_paths import ArrayPath, is_remote, parse_array_path
 from datasets.band import Source
+from datasets.chunk_cache import CHUNKS
 from datasets.contents import clean_label
 from datasets.layers import Layer
 from datasets.retry import with_retries
 from datasets.validity import in_dtype, invalid_pixels, listed
 from datasets.xarray_grid import Place, other_dims, place_variable
-from datasets.xarray_store import CHUNKS, open_groups
+from datasets.xarray_store import open_groups
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class XarraySource(Source):
                 (row, col, rows, cols),
                 chunk=self.block,
                 shape=(self.rows, self.cols),
-                itemsize=np.dtype(self.dtype).itemsize,
+                dtype=self.dtype,
                 read=lambda *block: with_retries(lambda: self._values(named, *block), path=path, what=what),
             )
         except Exception as error:  # every backend and codec has its own

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from datasets.array_paths import is_url
-from datasets.chunk_cache import ChunkCache
+from datasets.chunk_cache import CHUNKS
 from datasets.contents import RASTER_ENDINGS
 from datasets.retry import with_retries
 
@@ -24,9 +24,6 @@ BLOCK_BYTES = 2**17
 """Bytes asked for at a time of netCDF files on a network."""
 ANSWER_S = 60.0
 """Seconds without a byte after which a request is given up."""
-
-CHUNKS = ChunkCache()
-"""Chunks of all stores that this process reads."""
 
 _opened: dict[tuple[int, str], dict[str, Any]] = {}
 _lock = threading.Lock()

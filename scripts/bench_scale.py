@@ -16,6 +16,7 @@ import numpy as np
 import rasterio
 import torch
 
+from datasets.chunk_cache import CHUNKS
 from datasets.grid import TileReader, open_survey
 from datasets.layers import layers_from_directory
 from datasets.raster import open_band
@@ -27,7 +28,7 @@ TILE = 192
 """Tile edge in pixels of the raster: 48 base pixels at scale 4."""
 BATCH = 32
 ONE_BLOCK = 1 << 20
-"""Decoded bytes that GDAL keeps while rates are measured: a raster that fits would otherwise be decoded only once."""
+"""Decoded bytes that GDAL and we keep while rates are measured: a raster that fits would be decoded only once."""
 
 
 def run_scale(args: argparse.Namespace) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def rates(folders: Sequence[str], *, repeats: int) -> dict[str, Any]:
         edges.append(stack.reference.rows - TILE)
     rng = np.random.default_rng(0)
     seconds = np.zeros((repeats + 1, len(folders)))
+    CHUNKS.limit = ONE_BLOCK
     with rasterio.Env(GDAL_CACHEMAX=ONE_BLOCK):
         for row_of_times in seconds:
             for k, (reader, edge) in enumerate(zip(readers, edges, strict=True)):

@@ -29,7 +29,7 @@ from affine import Affine
 
 from datasets.grid import Survey, TileReader, open_survey
 from datasets.raster import close_datasets
-from datasets.xarray_store import CHUNKS, require
+from datasets.xarray_store import require
 from datasets.xbatcher_tiles import TileBatches, block_dataset
 from scripts.file_server import Served, serve
 
@@ -142,8 +142,7 @@ def time_in_turn(
     for n in range(warmup + batches):
         for name, read in readers.items():
             if cold:
-                CHUNKS.forget()
-                close_datasets()  # GDAL's decoded blocks go with them
+                close_datasets()  # decoded pixels go with them
             before, start = served.sent, time.perf_counter()
             read(n)
             elapsed = time.perf_counter() - start

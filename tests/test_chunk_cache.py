@@ -25,7 +25,7 @@ class Reader:
 
 
 def read(cache, window, reader, chunk=(4, 5), name="a"):
-    return cache.read(name, window, chunk=chunk, shape=ARRAY.shape, itemsize=4, read=reader)
+    return cache.read(name, window, chunk=chunk, shape=ARRAY.shape, dtype=np.int32, read=reader)
 
 
 windows = st.tuples(st.integers(0, 16), st.integers(0, 22), st.integers(1, 17), st.integers(1, 23)).map(

@@ -21,6 +21,7 @@ from rasterio.warp import transform as transform_points
 
 from datasets import band as band_module
 from datasets import scan as scan_module
+from datasets.chunk_cache import CHUNKS
 from datasets.layers import Layer
 from datasets.raster import (
     Grid,
@@ -851,6 +852,93 @@ class TestHandles:
         path.unlink()
         with pytest.raises(OSError, match=r"layer 'x' \(.*a.tif, band 1\): rows 0 to 2, columns 0 to 3"):
             whole(band)
+
+
+TILED: dict[str, Any] = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
+
+
+class TestKeptPixels:
+    """Pixels are settled once for each block and kept: no window must show it."""
+
+    def band(self, folder, kind):
+        """A band of 150 x 170 pixels in blocks of 64 x 64, with every way to be invalid that its kind has."""
+        path, values = folder / "a.tif", ramp(150, 170)
+        hole = np.zeros(values.shape, bool)
+        hole[60:75, 30:140] = hole[149, 169] = True
+        aoi = shapely.Point(508_000, 5_992_000).buffer(5_050)
+        geopandas.GeoDataFrame(geometry=[aoi], crs=MGA54).to_file(folder / "aoi.gpkg")
+        if kind == "not finite":
+            values[60:63, 30:140], values[63:66, 30:140], values[66:70, 30:140] = NAN, -np.inf, 1e31
+            return opened(write_grid(path, values, **TILED))
+        if kind == "mask band":
+            return opened(write_grid(path, values.astype("int32"), mask=~hole, **TILED))
+        if kind == "alpha band":
+            write_grid(path, np.stack([values, np.where(hole, 0, 255)]).astype("uint16"), **TILED)
+            with rasterio.open(path, "r+") as file:
+                file.colorinterp = [ColorInterp.gray, ColorInterp.alpha]
+            return opened(path)
+        if kind == "scale and offset":
+            stored = np.where(hole, -32768, values).astype("int16")
+            return opened(write_grid(path, stored, nodata=-32768, scale=0.1, offset=5.0, **TILED))
+        if kind == "float64":
+            values = np.where(hole, -99999.9, values.astype("float64"))
+            return opened(write_grid(path, values, nodata=-99999.9, **TILED))
+        write_grid(path, np.where(hole, -9999.0, values), nodata=-9999.0, south_up=kind == "south up", **TILED)
+        if kind == "east to west":
+            with rasterio.open(path, "r+") as file:
+                file.transform = Affine(-100.0, 0.0, 517_000.0, 0.0, -100.0, 6_000_000.0)
+        options: dict[str, Any] = {"polygons": {"aoi": load_aoi(folder / "aoi.gpkg", MGA54)}}
+        options |= {"warped": {"reproject_to": MGA55}, "warped classes": {"reproject_to": MGA55, "kind": "categorical"}}
+        return opened(path, **options.get(kind, {}))
+
+    @pytest.mark.parametrize(
+        "kind",
+        ["not finite", "nodata", "mask band", "alpha band", "scale and offset", "float64", "south up", "east to west"]
+        + ["polygons", "warped", "warped classes"],
+    )
+    def test_windows_are_slices_of_what_is_read_by_itself(self, tmp_path, monkeypatch, kind):
+        band = self.band(tmp_path, kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(CHUNKS, "limit", 0)
+            whole_band = whole(band)
+        assert 0 < np.isnan(whole_band).mean() < 1
+        framed = np.pad(whole_band, 100, constant_values=NAN)
+        rng = np.random.default_rng(0)
+        windows = [(*rng.integers(-60, 160, 2).tolist(), *rng.integers(1, 90, 2).tolist()) for _ in range(30)]
+        for turn in range(2):
+            for row, col, rows, cols in [*windows, (0, 0, band.grid.rows - 1, band.grid.cols)]:
+                values = band.read(row, col, rows, cols)
+                np.testing.assert_array_equal(
+                    values, framed[100 + row : 100 + row + rows, 100 + col : 100 + col + cols]
+                )
+                assert values.dtype == np.float32 and values.flags["C_CONTIGUOUS"]
+                values[:] = -1  # the caller's own: nothing that is kept changes
+            if not turn:  # everything is kept now
+                monkeypatch.setattr(band_module, "open_dataset", None)
+
+    def test_other_rules_have_pixels_of_their_own(self, tmp_path):
+        band = opened(write_grid(tmp_path / "a.tif", ramp(100, 100), **TILED))
+        assert band.read(0, 0, 2, 2).tolist() == [[0, 1], [10, 11]]
+        np.testing.assert_array_equal(with_dummies(band, [11.0]).read(0, 0, 2, 2), [[0, 1], [10, NAN]])
+        assert band.read(0, 0, 2, 2).tolist() == [[0, 1], [10, 11]]
+
+    def test_closing_forgets(self, tmp_path):
+        band = opened(write_grid(tmp_path / "a.tif", ramp(100, 100), **TILED))
+        assert band.read(0, 2, 1, 1) == 2
+        write_grid(tmp_path / "a.tif", -ramp(100, 100), **TILED)
+        assert band.read(0, 2, 1, 1) == 2
+        close_datasets()
+        assert band.read(0, 2, 1, 1) == -2
+
+    def test_damage_is_named_by_window_and_hides_nothing_else(self, tmp_path):
+        values = np.random.default_rng(0).normal(size=(128, 128)).astype("float32")
+        path = write_grid(tmp_path / "a.tif", values, **TILED)
+        os.truncate(path, path.stat().st_size - 2000)
+        band = opened(path)
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"layer 'x' \(.*a.tif, band 1\): rows 100 to 109, columns 90 to 94 of"):
+                band.read(100, 90, 10, 5)
+            np.testing.assert_array_equal(band.read(20, 30, 90, 30), values[20:110, 30:60])
 
 
 REFERENCE = os.environ.get("GRIDMAE_REFERENCE_DIR", "")

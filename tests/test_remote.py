@@ -10,6 +10,7 @@ import rasterio
 import torch
 
 from datasets import band, retry, xarray_store
+from datasets.chunk_cache import CHUNKS
 from datasets.grid import TileReader, open_survey
 from datasets.layers import Layer, read_layers_table
 from datasets.raster import close_datasets, open_band
@@ -135,7 +136,7 @@ def test_a_server_that_does_not_speak(monkeypatch):
 
 def test_a_run_stops_with_its_last_checkpoint_and_goes_on(tmp_path, capsys, monkeypatch):
     """The server breaks in the second epoch and comes back: resumed, the losses are those of an unbroken run."""
-    monkeypatch.setattr(xarray_store.CHUNKS, "limit", 0)  # kept chunks would outlast the outage
+    monkeypatch.setattr(CHUNKS, "limit", 0)  # kept chunks would outlast the outage
     survey = write_survey(tmp_path / "survey")
     store_of(survey, tmp_path / "both.zarr")
     with serve(tmp_path) as served:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
+from datasets.chunk_cache import CHUNKS
 from datasets.layers import Layer
 from datasets.raster import Grid, open_band
 from datasets.stack import Placement, Stack, make_blocks, place, reference_grid
@@ -238,6 +239,18 @@ class TestStack:
         stack.load()
         assert np.isnan(stack.read(1, 0, 0, 5, 5)).all()
         assert np.isfinite(stack.read(0, 0, 0, 5, 5)).all()
+
+    def test_what_is_in_memory_is_kept_once(self, tmp_path):
+        tiled = {"tiled": True, "blockxsize": 64, "blockysize": 64}
+        layer = open_band(Layer("a", str(write_grid(tmp_path / "a.tif", ramp(80, 90), **tiled))))
+        stack = Stack([layer], layer.grid)
+        CHUNKS.forget()
+        np.testing.assert_array_equal(stack.read(0, 60, 60, 9, 9), ramp(80, 90)[60:69, 60:69])
+        assert CHUNKS.size == 4 * 80 * 90
+        CHUNKS.forget()
+        stack.load()
+        assert CHUNKS.size == 0
+        np.testing.assert_array_equal(stack.read(0, 60, 60, 9, 9), ramp(80, 90)[60:69, 60:69])
 
     def test_unreadable_window_names_layer_and_file(self, tmp_path):
         stack = three_layers(tmp_path)
