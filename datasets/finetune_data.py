@@ -223,16 +223,20 @@ def open_targets(
         x_column=how.x_column,
         y_column=how.y_column,
     )
-    burned = LabelMap(labels, seen, scale=scale)
+    burned = LabelMap(labels, seen if scale == 1 else seen_ground(survey.zoomed(scale)), scale=scale)
     notes = [_dropped_note(burned.dropped, "labelled pixels", path)] if burned.dropped else []
     if task == "classification":
         examples = tile_examples(burned, size=survey.input_size, least_labelled=min_labelled)
         assert burned.classes is not None
         counts = _count_points(examples.centres, examples.classes, survey.shape, kinds=len(burned.classes.codes))
+        cell = LABEL_CELL
     else:
-        counts = burned.count(LABEL_CELL)
+        cell = max(
+            LABEL_CELL // scale, 1
+        )  # the same ground and labels, whatever the base pixel they are predicted from
+        counts = burned.count(cell)
     names = None if burned.classes is None else burned.classes.names
-    folds = _cut(counts, survey, split, names)
+    folds = _cut(counts, survey, split, names, cell=cell)
     targets: DenseTargets | WindowTargets
     if task == "classification":
         assert burned.classes is not None
@@ -293,7 +297,7 @@ def _open_points(
         seed=split.seed,
     )
     counts = _count_points(examples.centres, examples.classes, survey.shape, kinds=len(table.codes))
-    folds = _cut(counts, survey, split, table.names)
+    folds = _cut(counts, survey, split, table.names, cell=LABEL_CELL)
     return FinetuneData(
         targets=WindowTargets(survey, examples, folds, kinds=len(table.codes), jitter=jitter),
         folds=folds,
@@ -329,12 +333,14 @@ def _count_points(centres: np.ndarray, classes: np.ndarray, shape: tuple[int, in
     return counts
 
 
-def _cut(counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names: Sequence[str] | None) -> Folds:
+def _cut(
+    counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names: Sequence[str] | None, *, cell: int
+) -> Folds:
     if split.split == "all":
-        return one_fold(counts, shape=survey.shape, cell=LABEL_CELL, tile=survey.input_size)
+        return one_fold(counts, shape=survey.shape, cell=cell, tile=survey.input_size)
     common: dict[str, Any] = {
         "shape": survey.shape,
-        "cell": LABEL_CELL,
+        "cell": cell,
         "buffer": split.buffer,
         "label_fraction": split.label_fraction,
         "names": names,

@@ -37,8 +37,8 @@ __all__ = [
 SPLITS = ("blocks", "random", "leaking", "from_checkpoint")
 
 LABEL_CELL = 4
-"""Edge in base pixels of the cells in which labels are counted, and kept or dropped by `label_fraction`: 1 % of them
-are 156 on ground of 500 x 500 base pixels."""
+"""Edge in target pixels, of points and tiles in base pixels, of the cells in which labels are counted, and kept or
+dropped by `label_fraction`: 1 % of them are 156 on ground of 500 x 500 pixels."""
 
 LITTLE_LEFT = 0.25
 """A smaller share of the labels outside tested ground and buffer is worth a warning."""

@@ -21,6 +21,8 @@ GROUND_TILES = 8
 def seen_ground(survey: ReopenedSurvey) -> np.ndarray:
     """Goes through all the ground once; returns (rows, cols) bool, True where some layer has a valid base-scale pixel.
 
+    For target pixels finer than those of the base, give the survey zoomed to them.
+
     Raises:
         OSError: naming layer, file and window that could not be read.
     """
@@ -59,7 +61,7 @@ class LabelMap:
 
     Args:
         labels: the labels as they lie, on target pixels.
-        seen: (rows, cols) bool of base-scale pixels, see `seen_ground`.
+        seen: (at most rows, cols) bool of target pixels, see `seen_ground`; beyond it nothing is seen.
         scale: target pixels along the edge of a base-scale pixel.
 
     Attributes:
@@ -80,8 +82,9 @@ class LabelMap:
         self.dropped = 0
         for top, bottom in strips(rows, cols):
             part = labels.read(top, 0, bottom - top, cols)
-            covered = np.repeat(seen[top // scale : -(-bottom // scale)], scale, axis=0).repeat(scale, axis=1)
-            covered = covered[top % scale : top % scale + bottom - top, :cols]
+            covered = np.zeros(part.shape, dtype=bool)
+            here = seen[top:bottom, :cols]
+            covered[: here.shape[0], : here.shape[1]] = here
             labelled = part != UNLABELLED if is_classes else np.isfinite(part)
             self.dropped += int((labelled & ~covered).sum())
             self.values[top:bottom] = np.where(labelled & covered, part, UNLABELLED if is_classes else np.nan)

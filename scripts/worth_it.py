@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 
+from datasets.finetune_layers import labels_path, layers_that_are
+from datasets.layers import layers_from_directory, read_layers_table
 from datasets.sample_survey import default_survey
 from study.arms import read_arms, shared_flags
 from study.commands import Settings
@@ -80,6 +82,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     study.add_argument("--model", default="tiny", help="tiny, small, base or large (tiny)")
     study.add_argument("--input_size", type=options.positive_int, default=48, help="tile edge, base pixels (48)")
+    study.add_argument(
+        "--base_resolution",
+        type=options.positive,
+        help="edge of a base pixel, CRS units (finest resolution x largest scale of any arm)",
+    )
     study.add_argument("--patch_size", type=options.positive_int, default=8, help="base pixels (8)")
     study.add_argument("--pretrain_flags", default="", metavar="'FLAGS'", help="further flags of every pre-training")
     study.add_argument("--finetune_flags", default="", metavar="'FLAGS'", help="further flags of every fine-tuning")
@@ -110,6 +117,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         data = (flag, str(Path(args.data_dir or args.train_path).resolve()))
     else:
         data = ("--train_path", str((default_survey() / "layers.csv").resolve()))
+    pretrain, finetune = (
+        shared_flags(f"--{name}", getattr(args, name)) for name in ("pretrain_flags", "finetune_flags")
+    )
     labels = ["--task", args.task]
     labels += ["--labels", str(Path(args.labels).resolve())] if args.labels else []
     labels += ["--label_column", args.label_column] if args.label_column else []
@@ -117,11 +127,26 @@ def settings_of(args: argparse.Namespace) -> Settings:
         data=data,
         labels=tuple(labels),
         model=("--model", args.model, "--input_size", str(args.input_size), "--patch_size", str(args.patch_size)),
-        pretrain=shared_flags("--pretrain_flags", args.pretrain_flags),
-        finetune=shared_flags("--finetune_flags", args.finetune_flags),
+        pretrain=(*hidden_labels(data, args.labels, args.task), *pretrain),
+        finetune=finetune,
         precision=args.amp,
         folds=args.folds,
+        base_resolution=args.base_resolution,
     )
+
+
+def hidden_labels(data: tuple[str, str], labels: str | None, task: str) -> tuple[str, ...]:
+    """Flags that hide layers from pre-training which are the labels themselves, as fine-tuning hides them.
+
+    Raises:
+        ValueError, FileNotFoundError: the layers cannot be listed.
+    """
+    layers = layers_from_directory(data[1]) if data[0] == "--data_dir" else read_layers_table(data[1])
+    themselves = layers_that_are(labels_path(labels, task, layers), 1, layers)
+    if themselves:
+        names = ", ".join(layers[number].name for number in themselves)
+        logger.info("hidden from pre-training too, as it is the labels: %s", names)
+    return ("--masked_bands", *map(str, themselves)) if themselves else ()
 
 
 def make_pool(args: argparse.Namespace, folder: Path) -> Pool:
@@ -148,10 +173,11 @@ def plan_lines(study: Study) -> list[str]:
         rows.append(f"{arm.name:<20} {len(tasks):>4} programs  epochs {epochs:<16} {hours:8.2f} h")
     total = sum(study.estimate(task) for task in study.tasks()) / 3600
     slots = len(study.pool.devices)
+    base = study.settings.base_resolution or "as without pre-training"
     return [
         *rows,
         f"{lengths.seeds} seeds, {study.settings.folds} folds, labels {list(study.wishes.label_fractions)}; training "
-        f"{100 * lengths.share:.0f} % as long as the longest asked for",
+        f"{100 * lengths.share:.0f} % as long as the longest asked for; base pixel {base}",
         f"{total:.2f} h of work, {total / slots:.2f} h with {slots} at a time",
     ]
 

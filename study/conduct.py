@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +40,8 @@ PLAN, RESULTS, FACTS = "plan.json", "results.csv", "study.json"
 TRIALS = "trials"
 TRIAL_FIT = Task(f"{TRIALS}/fit", "fit", StudyArm("trial"), 0)
 DEFAULT_SCALES = (1, 2, 4)
+OWN_BASE = "--base_resolution"
+"""Flag of an arm whose base pixel is not that of all."""
 
 
 class StudyFailed(RuntimeError):
@@ -123,7 +126,13 @@ class Study:
                 )
         self._known_arms = arms
         self.lengths, self.rates = Lengths(**plan["lengths"]), Rates(**plan["rates"])
-        self.settings = replace(self.settings, base_resolution=plan["base_resolution"])
+        wanted, base = self.settings.base_resolution, plan["base_resolution"]
+        if wanted is not None and wanted != base:
+            raise ValueError(
+                f"--output_dir {self.folder} holds a study with base pixels of {base:g}, now --base_resolution "
+                f"{wanted:g}; choose another --output_dir, or ask for the same"
+            )
+        self.settings = replace(self.settings, base_resolution=base)
         self.lengths.seeds = max(self.lengths.seeds, self.wishes.seeds or 0)
 
     # ------------------------------------------------------------------------------------------------------ the trials
@@ -137,7 +146,8 @@ class Study:
         known = self.rates.pretrain if self.rates else {}
         timed = [arm for arm in self.arms if arm.pretrain is not None and own_like(arm, self.arms) == arm]
         timed = [arm for arm in timed if arm.name not in known]
-        timed.sort(key=lambda arm: -max(self._scales(arm)))  # the widest decides the base pixel of all
+        # The widest decides the base pixel of all, unless the user or a study before did.
+        timed.sort(key=lambda arm: (OWN_BASE in (arm.pretrain or ()), -max(self._scales(arm))))
         tasks = [Task(f"{TRIALS}/{arm.name}", "pretrain", arm, 0) for arm in timed]
         if tasks or self.rates is None:
             logger.info("short trials, which show that arms run and what they take")
@@ -149,7 +159,8 @@ class Study:
         if tasks:
             self._try(tasks[:1], stop)
             facts = self._facts(tasks[0])
-            self.settings = replace(self.settings, base_resolution=facts["base_resolution"])
+            if self.settings.base_resolution is None and OWN_BASE not in (tasks[0].arm.pretrain or ()):
+                self.settings = replace(self.settings, base_resolution=facts["base_resolution"])
         self._try([TRIAL_FIT, *tasks[1:]], stop)
         fit = self._facts(TRIAL_FIT)
         full, trees = fit["modes"]["full"], fit["modes"]["trees"]
@@ -177,11 +188,17 @@ class Study:
 
     def _try(self, tasks: Sequence[Task], stop: Stop) -> None:
         further = {"fit": ["--only_folds", "0", "--baselines", "trees", "constant"], "pretrain": []}
+
+        def command(task: Task, device: str) -> list[str]:
+            return command_of(
+                task, self.settings, folder=self.folder, epochs=1, device=device, further=further[task.stage]
+            )
+
+        for task in tasks:
+            self._forget_other_trial(task, command(task, self.pool.devices[0]))
         outcome = self.pool.run(
             tasks,
-            command=lambda task, device: command_of(
-                task, self.settings, folder=self.folder, epochs=1, device=device, further=further[task.stage]
-            ),
+            command=command,
             finish=lambda task, command, wall: self._finish(task, wall, epochs=1),
             estimate=lambda task: 0.0,
             deadline=float("inf"),
@@ -191,6 +208,12 @@ class Study:
             raise StudyFailed(f"{name}: {said}")
         if outcome.stopped:
             raise StudyFailed("stopped by a signal during the trials; the same command goes on")
+
+    def _forget_other_trial(self, task: Task, command: Sequence[str]) -> None:
+        """Removes a trial that did not end, or was of other data, flags or arms than it would be now."""
+        done, place = outcomes.done_facts(self.folder, task), self.folder / task.name
+        if place.exists() and (done is None or _numbers_of(done["command"]) != _numbers_of(command)):
+            shutil.rmtree(place)
 
     # ------------------------------------------------------------------------------------------------------ the lengths
 
@@ -316,9 +339,9 @@ class Study:
         key = "tested_classes"
         if facts["split"][key] != self._facts(TRIAL_FIT)["split"][key]:
             raise TaskRefused(
-                "it tested other ground than the other arms: expected the same folds and buffer, "
-                f"{self._facts(TRIAL_FIT)['split']['buffer']} base pixels, not {facts['split']['buffer']}; flags such "
-                "as --input_size, --val_buffer or --base_resolution change them, so they cannot be an arm's own"
+                "it tested other ground than the other arms: expected the same blocks, labels and valid ground; flags "
+                "such as --val_buffer, or --input_size without a --base_resolution that makes up for it, change them, "
+                "and so do layers left out where they alone are valid"
             )
 
     # ------------------------------------------------------------------------------------------------------- the report
@@ -382,6 +405,15 @@ class Study:
 def _what_it_runs(arm: Mapping[str, Any]) -> dict[str, Any]:
     """What the programs of an arm depend on; what it is compared with may change."""
     return {key: value for key, value in arm.items() if key not in ("against", "question", "label_fractions")}
+
+
+def _numbers_of(command: Sequence[str]) -> list[str]:
+    """What of a command decides what it does: not the interpreter, device or folder."""
+    flags = list(command[1:])
+    for flag in ("--device", "--output_dir"):
+        at = flags.index(flag)
+        del flags[at : at + 2]
+    return flags
 
 
 def _shortly(value: Any) -> str:

@@ -304,9 +304,42 @@ def test_an_arm_that_is_tested_on_other_ground_is_left_out(ended, tmp_path, monk
     assert worth_it.main(argv) == 1
     said = capsys.readouterr().err
     assert "odd-seed0-labels1 failed: it tested other ground than the other arms" in said
-    assert "16 base pixels, not 8" in said
+    assert "such as --val_buffer, or --input_size without a --base_resolution" in said
     assert {run.arm for run in read_results(out / "results.csv")} == {"one", "scratch"}
     assert "other ground" in (out / "report.md").read_text()
+
+
+def test_a_trial_of_other_flags_is_done_again(ended, tmp_path, monkeypatch):
+    """A plan that was never begun, then the same folder with other labels: nothing of the old trials is used."""
+    argv, out = ended[1], tmp_path / "out"
+    shutil.copytree(ended[0] / "trials", out / "trials")
+    monkeypatch.setattr(worth_it, "Pool", InProcess)
+    arms = tmp_path / "arms.csv"
+    arms.write_text("arm,pretrain\none,--scales 1 2\nwide,--scales 1\n")
+    before = read_json(out / "trials/one/done.json")["command"]
+    assert worth_it.main([*argv, "--arms", str(arms), "--output_dir", str(out), "--plan"]) == 0
+    after = read_json(out / "trials/one/done.json")["command"]
+    assert before[before.index("--scales") + 2] != "2" and after[after.index("--scales") + 2] == "2"
+
+
+def test_the_base_pixel_is_asked_for_or_that_of_the_widest_arm_without_one_of_its_own(ended, tmp_path, monkeypatch):
+    monkeypatch.setattr(worth_it, "Pool", InProcess)
+    arms = tmp_path / "arms.csv"
+    arms.write_text("arm,pretrain\nown,--scales 1 2 --base_resolution 400\ntwo,--scales 1 2\none,--scales 1\n")
+    for flags, base in (([], "200"), (["--base_resolution", "100"], "100")):
+        out = tmp_path / f"out{base}"
+        assert worth_it.main([*ended[1], "--arms", str(arms), "--output_dir", str(out), *flags, "--plan"]) == 0
+        for arm, expected in (("own", "400"), ("one", base)):
+            assert read_json(out / f"trials/{arm}/done.json")["base_resolution"] == float(expected)
+
+
+def test_layers_that_are_the_labels_are_hidden_from_pretraining(tmp_path):
+    survey = surveys.write_survey(tmp_path / "survey")
+    layers = sorted(path.name for path in survey.glob("*.tif"))
+    for number, name in enumerate(layers):
+        data = ("--data_dir", str(survey))
+        assert worth_it.hidden_labels(data, str(survey / name), "regression") == ("--masked_bands", str(number))
+    assert worth_it.hidden_labels(data, str(tmp_path / "other.tif"), "segmentation") == ()
 
 
 def test_labels_that_do_not_fit_end_the_trials_with_the_programs_words(ended, tmp_path, monkeypatch, capsys):

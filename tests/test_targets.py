@@ -123,6 +123,25 @@ def test_what_is_labelled_under_nodata_changes_nothing(survey, tmp_path):
     assert first.targets.fold(0).facts == second.targets.fold(0).facts
 
 
+@pytest.mark.parametrize("fraction", [1.0, 0.3])
+def test_larger_base_pixels_leave_ground_and_labels_of_the_same_target_pixels(folder, classes, fraction):
+    """A base pixel of 400 m predicted at 1x, and of 800 m at 2x: tested and trained pixels of 400 m agree."""
+    found = []
+    for base, scale in ((400.0, 1), (800.0, 2)):
+        ground = opened(folder, base_resolution=base, input_size=SIZE // scale).survey
+        split = {"buffer": 4 // scale, "label_fraction": fraction}
+        found.append(targets(ground, classes, scale=scale, split=split))
+    fine, coarse = found
+    assert np.array_equal(fine.labels.values, coarse.labels.values)
+    for fold in (0, 1):
+        assert fine.targets.fold(fold).facts.class_counts == coarse.targets.fold(fold).facts.class_counts
+        for name in ("testing", "training"):
+            first, second = (
+                getattr(of.folds, name)(fold, 0, 0, 40, 40, scale=scale) for of, scale in ((fine, 1), (coarse, 2))
+            )
+            assert first.any() and np.array_equal(first, second), name
+
+
 def test_a_window_of_the_map_is_a_slice_of_it_and_unlabelled_outside(survey, classes):
     labels = targets(survey, classes, scale=2).labels
     window = labels.read(-3, 70, 20, 20)
