@@ -7,7 +7,8 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -153,12 +154,27 @@ def open_dataset(path: str) -> rasterio.DatasetReader:
     return dataset
 
 
-def gdal_session() -> AbstractContextManager:
-    """A context in which what GDAL remarks comes to the log; entering one inside another costs nothing.
+@contextmanager
+def gdal_session() -> Iterator[None]:
+    """A context in which what GDAL remarks comes to the log, from the first read to the end of the outermost one.
 
     The first in a process to read pixels settles how many decoded ones GDAL keeps.
     """
-    return nullcontext() if rasterio.env.hasenv() else rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES)
+    if getattr(_local, "session", None) is not None:
+        yield
+        return
+    with ExitStack() as session:
+        _local.session = session
+        try:
+            yield
+        finally:
+            _local.session = None
+
+
+def _begin_session() -> None:
+    """What the first read in a session does: windows of kept pixels alone need none of it."""
+    if not rasterio.env.hasenv():
+        _local.session.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
 
 
 def close_dataset(path: str) -> None:
@@ -223,6 +239,7 @@ class Source:
 
         def read() -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
             with gdal_session():
+                _begin_session()
                 dataset = open_dataset(path)
                 raw = dataset.read(self.layer.band, window=window)
                 masked = dataset.read_masks(self.layer.band, window=window) == 0 if self.has_mask else None

@@ -930,6 +930,16 @@ class TestKeptPixels:
         close_datasets()
         assert band.read(0, 2, 1, 1) == -2
 
+    def test_a_session_begins_with_the_first_read_and_ends_with_the_outermost(self, tmp_path):
+        band = opened(write_grid(tmp_path / "a.tif", ramp(100, 100), **TILED))
+        for first in (True, False):
+            with band_module.gdal_session():
+                assert not rasterio.env.hasenv()
+                with band_module.gdal_session():
+                    band.read(0, 0, 2, 2)
+                assert rasterio.env.hasenv() == first  # what is kept takes none
+            assert not rasterio.env.hasenv()
+
     def test_damage_is_named_by_window_and_hides_nothing_else(self, tmp_path):
         values = np.random.default_rng(0).normal(size=(128, 128)).astype("float32")
         path = write_grid(tmp_path / "a.tif", values, **TILED)
