@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scripts import worth_it
-from study import commands, plan
+from study import commands, plan, runner
 from study.arms import StudyArm
 from study.outcomes import read_json
 from study.plan import Task
@@ -79,6 +79,61 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
     out = quick.run([task("a"), task("b", "a"), task("c")], {"a": broken})
     assert quick.order() == ["a", "c"] and out.left == ["b"]
     assert out.failed["a"].startswith("x: error: no such layer (status 2") and LOG in out.failed["a"]
+
+
+def test_only_what_the_last_attempt_said_is_repeated(tmp_path):
+    quick = Quick(tmp_path)
+    quick.run([task("a")], {"a": "print('x: error: old', file=sys.stderr); sys.exit(2)"})
+    out = quick.run([task("a")], {"a": "print('new', file=sys.stderr); sys.exit(3)"})
+    assert out.failed["a"].startswith("new (status 3")
+    out = quick.run([task("a")], {"a": "sys.exit(3)"})
+    assert out.failed["a"].startswith("it said nothing (status 3")
+    assert "error: old" in (tmp_path / "a" / LOG).read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, "killed by signal 9 (SIGKILL), perhaps for lack of memory (all it said is in "),
+        (signal.SIGTERM, "killed by signal 15 (SIGTERM) (all it said is in "),
+    ],
+)
+def test_a_program_that_is_killed_is_told_by_its_signal(tmp_path, number, said):
+    kill = f"import os; print('epoch 1', flush=True); os.kill(os.getpid(), {int(number)})"
+    out = Quick(tmp_path).run([task("a")], {"a": kill})
+    assert out.failed["a"].startswith(said)
+
+
+def test_only_what_is_done_is_called_done(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="study.runner"):
+        Quick(tmp_path).run([task("a"), task("b")], {"a": "sys.exit(2)"})
+    assert [record.message for record in caplog.records if record.levelname == "INFO"] == ["1 of 2 done: b"]
+    assert [record.message[:10] for record in caplog.records if record.levelname == "ERROR"] == ["a failed: "]
+
+
+def test_the_bar_moves_while_programs_run(tmp_path, monkeypatch):
+    class Bar:
+        n = 0
+        seen: list[int] = []
+
+        def refresh(self):
+            self.seen.append(self.n)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(runner, "progress", lambda **_: Bar())
+    monkeypatch.setattr(runner, "REDRAW_S", 0.05)
+    quick = Quick(tmp_path, slots=2)
+    now = time.monotonic()
+    running = [Running(task(name), Ended([], None), 0, now - 30.0) for name in ("a", "b")]
+    monkeypatch.setattr(quick.pool, "_running", running)
+    assert quick.pool._under_way(lambda one: {"a": 100.0, "b": 20.0}[one.name]) == pytest.approx(50, abs=1)
+    monkeypatch.setattr(quick.pool, "_running", [])
+    wait = "import time; time.sleep(0.8)"
+    quick.run([task("a"), task("b", "a")], {"a": wait, "b": wait}, seconds=0.6)
+    assert Bar.seen == sorted(Bar.seen) and Bar.seen[0] == 0 and Bar.seen[-1] == 1  # 1.2 s of work
+    assert len(Bar.seen) > 10
 
 
 def test_nothing_begins_that_would_end_too_late(tmp_path):
