@@ -318,6 +318,11 @@ BAD = [
     ("--arms nowhere.csv", "nowhere.csv: no such file; expected a CSV with a row for each arm"),
     ("--pretrain_flags '--input_size 24'", "--pretrain_flags has --input_size, which must be the same for all arms"),
     ("--finetune_flags '--seed 3'", "--finetune_flags has --seed, which the study sets itself"),
+    ("--label_fractions 0 1", "--label_fractions 0 1, expected shares above 0 and at most 1"),
+    ("--label_fractions 2", "--label_fractions 2, expected shares above 0 and at most 1"),
+    ("--label_fractions 0.1 1 0.1", "--label_fractions 0.1 1 0.1, expected each share once"),
+    ("--data_dir . --train_path a.csv --labels b.tif", "--data_dir and --train_path both name the layers; give one"),
+    ('--finetune_flags "--head \'x"', '--finetune_flags "--head \'x": No closing quotation'),
     ("--report_only", "results.csv: no such table of results; run the study first"),
 ]
 
@@ -410,6 +415,47 @@ def test_labels_that_do_not_fit_end_the_trials_with_the_programs_words(ended, tm
     arms.write_text("arm,method\ntrees,trees\n")
     assert worth_it.main([*argv, "--arms", str(arms)]) == 1
     assert "trials/fit: main_finetune: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "not JSON"), ("[]", "holds a list, expected an object of facts")])
+def test_damaged_facts_end_a_report_with_one_line(tmp_path, capsys, text, said):
+    (tmp_path / "study.json").write_text(text)
+    assert worth_it.main(["--report_only", "--output_dir", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "worth_it: error: " in lines[0] and f"study.json: {said}" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("done.json", "remove its folder, and the study does that part again"),
+        ("plan.json", "restore it, or begin the study anew in another --output_dir"),
+        ("study.json", "restore it, or run the study's command again, which writes it anew"),
+    ],
+)
+def test_a_damaged_file_is_told_with_what_to_do(tmp_path, name, advice):
+    path = tmp_path / name
+    for text, said in (("{", "no JSON"), ("[]", "holds a list, expected an object")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{name}: {said}.*; {advice}"):
+            read_json(path)
+
+
+def test_only_what_lies_here_gets_a_path_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("labels.tif").touch()
+    assert worth_it.from_anywhere("labels.tif") == str(Path("labels.tif").resolve())
+    for path in ("xarray:a.zarr#g", "https://host/a.tif", "/vsicurl/https://host/a.tif", "~nobody-of-that-name/a.tif"):
+        assert worth_it.from_anywhere(path) == path
+
+
+def test_few_seeds_are_warned_of_once(caplog):
+    for seeds in (None, 3, 10):
+        worth_it.warn_of_few_seeds(seeds)
+    assert not caplog.records
+    worth_it.warn_of_few_seeds(2)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "--seeds 2: fewer than 3 are no ground for a decision" in caplog.text
 
 
 def test_durations():
