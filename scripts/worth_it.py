@@ -113,6 +113,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
             shared.
     """
     check_fractions(args.label_fractions, f"--label_fractions {' '.join(f'{part:g}' for part in args.label_fractions)}")
+    pretrain, finetune = (
+        shared_flags(f"--{name}", getattr(args, name)) for name in ("pretrain_flags", "finetune_flags")
+    )
     if args.data_dir and args.train_path:
         raise ValueError("--data_dir and --train_path both name the layers; give one of them")
     if args.data_dir or args.train_path:
@@ -122,9 +125,6 @@ def settings_of(args: argparse.Namespace) -> Settings:
         data = (flag, from_anywhere(args.data_dir or args.train_path))
     else:
         data = ("--train_path", str((default_survey() / "layers.csv").resolve()))
-    pretrain, finetune = (
-        shared_flags(f"--{name}", getattr(args, name)) for name in ("pretrain_flags", "finetune_flags")
-    )
     labels = ["--task", args.task]
     labels += ["--labels", from_anywhere(args.labels)] if args.labels else []
     labels += ["--label_column", args.label_column] if args.label_column else []

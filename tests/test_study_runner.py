@@ -323,6 +323,7 @@ BAD = [
     ("--label_fractions 0.1 1 0.1", "--label_fractions 0.1 1 0.1, expected each share once"),
     ("--data_dir . --train_path a.csv --labels b.tif", "--data_dir and --train_path both name the layers; give one"),
     ('--finetune_flags "--head \'x"', '--finetune_flags "--head \'x": No closing quotation'),
+    ("--pretrain_flags '--aoi a.gpkg'", "--pretrain_flags has --aoi, which networks from scratch and trees would not"),
     ("--report_only", "results.csv: no such table of results; run the study first"),
 ]
 
