@@ -26,12 +26,13 @@ import torch
 from datasets.finetune_layers import labels_path, layers_that_are
 from datasets.layers import layers_from_directory, read_layers_table
 from datasets.sample_survey import default_survey
-from study.arms import read_arms, shared_flags
+from study.arms import check_fractions, read_arms, shared_flags
 from study.commands import Settings
 from study.conduct import FACTS, RESULTS, Study, StudyFailed, Wishes
-from study.outcomes import read_json
+from study.plan import LEAST_SEEDS
 from study.report import build_report
 from study.runner import Pool
+from study.summary import read_facts
 from util import options
 from util.device import describe_environment
 from util.engine import Stop
@@ -108,20 +109,24 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """What all experiments share, with paths that hold from anywhere.
 
     Raises:
-        ValueError: layers without labels, or flags that cannot be shared.
+        ValueError: layers named twice or without labels, shares of the labels that cannot be, or flags that cannot be
+            shared.
     """
+    check_fractions(args.label_fractions, f"--label_fractions {' '.join(f'{part:g}' for part in args.label_fractions)}")
+    pretrain, finetune = (
+        shared_flags(f"--{name}", getattr(args, name)) for name in ("pretrain_flags", "finetune_flags")
+    )
+    if args.data_dir and args.train_path:
+        raise ValueError("--data_dir and --train_path both name the layers; give one of them")
     if args.data_dir or args.train_path:
         if not args.labels:
             raise ValueError("--labels is missing: expected the labels of --data_dir (the sample survey has its own)")
         flag = "--data_dir" if args.data_dir else "--train_path"
-        data = (flag, str(Path(args.data_dir or args.train_path).resolve()))
+        data = (flag, from_anywhere(args.data_dir or args.train_path))
     else:
         data = ("--train_path", str((default_survey() / "layers.csv").resolve()))
-    pretrain, finetune = (
-        shared_flags(f"--{name}", getattr(args, name)) for name in ("pretrain_flags", "finetune_flags")
-    )
     labels = ["--task", args.task]
-    labels += ["--labels", str(Path(args.labels).resolve())] if args.labels else []
+    labels += ["--labels", from_anywhere(args.labels)] if args.labels else []
     labels += ["--label_column", args.label_column] if args.label_column else []
     return Settings(
         data=data,
@@ -133,6 +138,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
         folds=args.folds,
         base_resolution=args.base_resolution,
     )
+
+
+def from_anywhere(path: str) -> str:
+    """A path that holds from any folder, if there is such a file; URLs and variables of stores stay as given."""
+    local = Path(os.path.expanduser(path))  # leaves a ~ that is no user's, unlike Path.expanduser
+    return str(local.resolve()) if local.exists() else path
 
 
 def hidden_labels(data: tuple[str, str], labels: str | None, task: str) -> tuple[str, ...]:
@@ -160,6 +171,17 @@ def make_pool(args: argparse.Namespace, folder: Path) -> Pool:
     # Threads that wait must sleep: spinning, they would count as seconds of the processor.
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
     return Pool(folder, devices=slots, environment=environment, show=not args.no_progress)
+
+
+def warn_of_few_seeds(seeds: int | None) -> None:
+    """Says that fewer seeds than `plan.LEAST_SEEDS` are no ground for a decision; None: as many as needed."""
+    if seeds is not None and seeds < LEAST_SEEDS:
+        logger.warning(
+            "--seeds %d: fewer than %d are no ground for a decision, as they do not show what chance does; such a "
+            "study only tries whether everything runs",
+            seeds,
+            LEAST_SEEDS,
+        )
 
 
 def plan_lines(study: Study) -> list[str]:
@@ -212,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(args.output_dir)
     try:
         if args.report_only:
-            facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
+            facts = read_facts(folder / FACTS) if (folder / FACTS).exists() else {}
             logger.info("report  %s", build_report(folder / RESULTS, facts, folder))
             return 0
         check_writable(folder, flag="--output_dir")
@@ -223,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         on_cpu = pool.devices[0] == "cpu"
         study = Study(folder, wishes, pool, seconds="cpu_seconds" if on_cpu else "seconds")
+        warn_of_few_seeds(study.lengths.seeds if study.lengths else args.seeds)
         with Stop("ending: what runs is saved first") as stop:
             study.measure(stop)
             for line in plan_lines(study):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("network", "trees")
 ROLES = ("", "null", "leak", "switch")
@@ -34,6 +37,8 @@ FOR_ALL = (
     "--data_dir --train_path --labels --label_column --task --model --input_size --patch_size --folds --amp".split()
 )
 """Flags that must be the same in every experiment, so that they are options of the study."""
+PRETRAINED_ALONE = "--dropped_bands --masked_bands --transform --grouped_bands --model_type --aoi --extent".split()
+"""Flags of main_pretrain that change the input of pre-trained networks alone: only rows of arms may have them."""
 
 
 @dataclass(frozen=True)
@@ -77,22 +82,14 @@ def read_arms(path: str | Path, *, only: Sequence[str] = ()) -> list[StudyArm]:
 
     Args:
         path: CSV with the columns `COLUMNS`, of which only `arm` must be there.
-        only: names of the arms to keep; empty: all.
+        only: names of the arms to keep; empty: all. A comparison with an arm that is not kept is left out, which is
+            logged.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a row cannot be used; names file, row, value and what was expected.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"--arms {path}: no such file; expected a CSV with a row for each arm") from error
-    if not rows or "arm" not in rows[0]:
-        raise ValueError(f"--arms {path}: expected a header with the column 'arm' and a row for each arm")
-    unknown = sorted(str(name) for name in set(rows[0]) - set(COLUMNS))
-    if unknown:
-        raise ValueError(f"--arms {path}: unknown column {', '.join(unknown)}; expected out of {', '.join(COLUMNS)}")
+    rows = _read_rows(path)
     arms = []
     for number, row in enumerate(rows, start=2):
         try:
@@ -103,10 +100,47 @@ def read_arms(path: str | Path, *, only: Sequence[str] = ()) -> list[StudyArm]:
         missing = sorted(set(only) - {arm.name for arm in arms})
         if missing:
             raise ValueError(f"--only_arms {' '.join(missing)}: no such arm; expected out of {_names(arms)}")
-        chosen = [arm for arm in arms if not only or arm.name in only]
+        chosen = _kept(arms, only) if only else arms
         check_arms(chosen)
     except ValueError as error:
         raise ValueError(f"--arms {path}: {error}") from error
+    return chosen
+
+
+def _read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The table's rows as they stand, with its columns checked."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, skipinitialspace=True, strict=True)
+            rows: list[dict[str, str]] = list(reader)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"--arms {path}: no such file; expected a CSV with a row for each arm") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"--arms {path}: not a CSV text file ({error}); save it as CSV, UTF-8") from error
+    columns = reader.fieldnames or ()
+    if not rows or "arm" not in columns:
+        raise ValueError(f"--arms {path}: expected a header with the column 'arm' and a row for each arm")
+    unknown = sorted(set(columns) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"--arms {path}: unknown column {', '.join(unknown)}; expected out of {', '.join(COLUMNS)}")
+    for number, row in enumerate(rows, start=2):
+        if reader.restkey in row:
+            raise ValueError(
+                f"--arms {path}, row {number} has more cells than the header, which has {len(columns)}; quote texts "
+                "with commas"
+            )
+    return rows
+
+
+def _kept(arms: Sequence[StudyArm], only: Collection[str]) -> list[StudyArm]:
+    """The arms of these names, without comparisons with others of the table; a null control needs its twin."""
+    others = {arm.name for arm in arms} - set(only)
+    chosen = []
+    for arm in (arm for arm in arms if arm.name in only):
+        if arm.against in others and arm.role != "null":
+            logger.info("%s is not compared with %s, which is not among --only_arms", arm.name, arm.against)
+            arm = replace(arm, against="", question="")
+        chosen.append(arm)
     return chosen
 
 
@@ -141,7 +175,8 @@ def _arm_of(row: dict[str, str]) -> StudyArm:
 
 
 def _flags(name: str, column: str, text: str) -> tuple[str, ...]:
-    return _allowed(shlex.split(text), f"arm {name}: {column}")
+    where = f"arm {name}: {column}"
+    return _allowed(_split(text, where), where)
 
 
 def shared_flags(option: str, text: str) -> tuple[str, ...]:
@@ -152,22 +187,52 @@ def shared_flags(option: str, text: str) -> tuple[str, ...]:
         text: the flags, quoted as a shell would.
 
     Raises:
-        ValueError: a flag that the study sets itself, or that networks from scratch and trees must be given too.
+        ValueError: a flag that the study sets itself, or that networks from scratch and trees must be given too; or
+            quotes without an end.
     """
-    flags = shlex.split(text)
-    wrong = [flag for flag in flags if flag.split("=")[0] in FOR_ALL]
+    flags = _split(text, option)
+    wrong = _refused(flags, FOR_ALL)
     if wrong:
         raise ValueError(
-            f"{option} has {wrong[0]}, which must be the same for all arms; give it as an option of the study itself"
+            f"{option} has {wrong}, which must be the same for all arms; give it as an option of the study itself"
+        )
+    wrong = _refused(flags, PRETRAINED_ALONE) if option == "--pretrain_flags" else ""
+    if wrong:
+        raise ValueError(
+            f"{option} has {wrong}, which networks from scratch and trees would not get, so that they would see other "
+            "input; put it into the rows of the arms table instead"
         )
     return _allowed(flags, option)
 
 
+def _split(text: str, where: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{where} {text!r}: {error}; expected flags quoted as for a shell") from error
+
+
 def _allowed(flags: Sequence[str], where: str) -> tuple[str, ...]:
-    wrong = [flag for flag in flags if flag.split("=")[0] in SET_BY_STUDY]
+    wrong = _refused(flags, SET_BY_STUDY)
     if wrong:
-        raise ValueError(f"{where} has {wrong[0]}, which the study sets itself; leave it out")
+        raise ValueError(f"{where} has {wrong}, which the study sets itself; leave it out")
     return tuple(flags)
+
+
+def _refused(flags: Sequence[str], names: Sequence[str]) -> str:
+    """The first flag that is one of these names, also shortened as argparse allows; empty if none is.
+
+    No other flag of the programs is the beginning of such a name, but for `--model`, which begins `--model_type` and is
+    refused wherever that is.
+    """
+    for flag in flags:
+        name = flag.split("=")[0]
+        if name in names:
+            return flag
+        full = [of for of in names if of.startswith(name)] if name.startswith("--") and name != "--" else []
+        if full:
+            return f"{flag}, short for {full[0]}"
+    return ""
 
 
 def _fractions(name: str, text: str) -> tuple[float, ...]:
@@ -175,9 +240,24 @@ def _fractions(name: str, text: str) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split())
     except ValueError as error:
         raise ValueError(f"arm {name}: label_fractions {text!r}, expected numbers with spaces between") from error
-    if any(not 0 < value <= 1 for value in values):
-        raise ValueError(f"arm {name}: label_fractions {text!r}, expected shares above 0 and at most 1")
+    check_fractions(values, f"arm {name}: label_fractions {text!r}")
     return values
+
+
+def check_fractions(values: Sequence[float], where: str) -> None:
+    """Refuses shares of the labels that cannot be, or that stand twice.
+
+    Args:
+        values: the shares.
+        where: what begins the message.
+
+    Raises:
+        ValueError: one is not above 0 and at most 1, or two are the same to six digits, as programs are given them.
+    """
+    if any(not 0 < value <= 1 for value in values):
+        raise ValueError(f"{where}, expected shares above 0 and at most 1")
+    if len({f"{value:g}" for value in values}) < len(values):
+        raise ValueError(f"{where}, expected each share once")
 
 
 def check_arms(arms: Sequence[StudyArm]) -> None:

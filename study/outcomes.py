@@ -27,18 +27,27 @@ METRICS = {
 FITS = {"pretrained": "full", "scratch": "full", "probe": "probe", "trees": "trees"}
 """Mode by the name of main_finetune's arm."""
 STOPPED = "stopped by a signal"
+_RESTORE = {
+    "plan.json": "restore it, or begin the study anew in another --output_dir",
+    "study.json": "restore it, or run the study's command again, which writes it anew",
+}
+"""What to do about a damaged file that lies in the folder of the whole study."""
 
 
 def read_json(path: Path) -> Any:
-    """The contents of a JSON file.
+    """The contents of a JSON file, an object.
 
     Raises:
         ValueError: it is damaged.
     """
+    advice = _RESTORE.get(path.name, "remove its folder, and the study does that part again")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error}); remove its folder, and the study does that part again") from error
+        raise ValueError(f"{path}: no JSON ({error}); {advice}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds a {type(found).__name__}, expected an object; {advice}")
+    return found
 
 
 def done_facts(folder: Path, task: Task) -> dict[str, Any] | None:

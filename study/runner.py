@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 LOG = "run.log"
 PATIENCE_S = 60.0
 """How long a program may take to save what it has when the study is stopped."""
+REDRAW_S = 1.0
+"""How often the bar is drawn anew."""
 
 
 class TaskRefused(RuntimeError):
@@ -32,12 +34,21 @@ class TaskRefused(RuntimeError):
 
 @dataclass
 class Running:
-    """A program under way."""
+    """A program under way.
+
+    Attributes:
+        task: what it does.
+        process: the program.
+        slot: number of its slot.
+        began: `time.monotonic()` at its start.
+        log_begin: bytes that its log held before, from earlier attempts.
+    """
 
     task: Task
     process: subprocess.Popen[bytes]
     slot: int
     began: float
+    log_begin: int = 0
 
 
 @dataclass
@@ -96,7 +107,7 @@ class Pool:
         out = Outcome(done={task.name for task in tasks if (self.folder / task.name / DONE).exists()})
         waiting = [task for task in tasks if task.name not in out.done]
         total = sum(estimate(task) for task in waiting)
-        passed = 0.0
+        passed, drawn = 0.0, time.monotonic()
         bar = progress(total=round(total) or None, desc="study", unit="s of work", enabled=self._show)
         try:
             while waiting or self._running:
@@ -106,19 +117,28 @@ class Pool:
                 for running in [r for r in self._running if r.process.poll() is not None]:
                     self._running.remove(running)
                     self._take(running, out, finish)
-                    share = estimate(running.task)
-                    passed += share
-                    bar.update(round(passed) - bar.n)
-                    logger.info("%d of %d done: %s", len(out.done), len(tasks), running.task.name)
+                    passed += estimate(running.task)
+                    if running.task.name in out.done:
+                        logger.info("%d of %d done: %s", len(out.done), len(tasks), running.task.name)
                 waiting = self._begin(waiting, out, command, estimate, deadline)
                 if waiting and not self._running:
                     break  # nothing can begin: no time, or what is needed has failed
+                if time.monotonic() - drawn >= REDRAW_S:
+                    drawn = time.monotonic()
+                    # Set, not updated: the rate is then the mean since the start, without the jumps of single steps.
+                    bar.n = round(min(passed + self._under_way(estimate), total))
+                    bar.refresh()
                 time.sleep(0.1)
         finally:
             self._end_all()
             bar.close()
         out.left = [task.name for task in tasks if task.name not in out.done and task.name not in out.failed]
         return out
+
+    def _under_way(self, estimate: Callable[[Task], float]) -> float:
+        """Seconds of work done by programs that still run, each at most what it was estimated to take."""
+        now = time.monotonic()
+        return sum(min(now - running.began, estimate(running.task)) for running in self._running)
 
     def _begin(
         self,
@@ -142,10 +162,11 @@ class Pool:
         place = self.folder / task.name
         place.mkdir(parents=True, exist_ok=True)
         with open(place / LOG, "ab") as log:
+            log_begin = os.fstat(log.fileno()).st_size
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, start_new_session=True
             )
-        return Running(task, process, slot, time.monotonic())
+        return Running(task, process, slot, time.monotonic(), log_begin)
 
     def _take(self, running: Running, out: Outcome, finish: Callable[[Task, list[str], float], dict[str, Any]]) -> None:
         """Notes how a program ended."""
@@ -162,7 +183,8 @@ class Pool:
             os.replace(waiting, path)
             out.done.add(task.name)
         else:
-            self._fail(task, _last_words(self.folder / task.name / LOG, running.process.returncode), out)
+            log = self.folder / task.name / LOG
+            self._fail(task, _last_words(log, running.process.returncode, begin=running.log_begin), out)
 
     def _fail(self, task: Task, why: str, out: Outcome) -> None:
         out.failed[task.name] = why
@@ -182,7 +204,21 @@ class Pool:
         self._running = []
 
 
-def _last_words(path: Path, status: int) -> str:
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _last_words(path: Path, status: int, *, begin: int) -> str:
+    """Why a program failed: its error, or its last line, from byte `begin` of its log on; or the signal."""
+    if status < 0:
+        why = ", perhaps for lack of memory" if -status == signal.SIGKILL else ""
+        return f"killed by signal {_signal_name(-status)}{why} (all it said is in {path})"
+    with open(path, "rb") as log:
+        log.seek(begin)
+        text = log.read().decode("utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if "error:" in line), lines[-1] if lines else "it said nothing")
     return f"{said} (status {status}; all it said is in {path})"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"{number} ({signal.Signals(number).name})"
+    except ValueError:  # real-time signals have no name
+        return str(number)

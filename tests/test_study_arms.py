@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from study.arms import COLUMNS, StudyArm, read_arms
+import main_finetune
+import main_pretrain
+from study.arms import (
+    COLUMNS,
+    FOR_ALL,
+    PRETRAINED_ALONE,
+    SET_BY_STUDY,
+    StudyArm,
+    check_fractions,
+    read_arms,
+    shared_flags,
+)
 
 SHIPPED = Path(__file__).resolve().parents[1] / "study"
 
@@ -70,6 +81,16 @@ BAD = [
     (["a,network,,--epochs=3,,,,,,"], "finetune has --epochs=3, which the study sets itself"),
     (["a,network,,,,,,,some,"], "label_fractions 'some', expected numbers"),
     (["a,network,,,,,,,0 1,"], "label_fractions '0 1', expected shares above 0"),
+    (["a,network,,,,,,,0.1 1 0.10,"], "label_fractions '0.1 1 0.10', expected each share once"),
+    (["a,network,--epo 3,,,,,,,"], "pretrain has --epo, short for --epochs, which the study sets itself"),
+    (["a,network,,--see=3,,,,,,"], "finetune has --see=3, short for --seed, which the study sets itself"),
+    (
+        ["a,network,,,,,,,,", "b,network,,--head 'x,,,,,,"],
+        "row 3: arm b: finetune .*: No closing quotation; expected flags",
+    ),
+    (["a,network,,,,,,,,Is it, well, worth it?"], "row 2 has more cells than the header, which has 10; quote texts"),
+    (["a,network,,,,,,,,", "b,network,,,,,,,,So, so"], "row 3 has more cells than the header"),
+    (['a,network,,,,,,,,"Is it'], "not a CSV text file .*; save it as CSV, UTF-8"),
     (["a,network,,,,,b,,,"], "arm a: against 'b' is no other arm here; expected out of a"),
     (["a,network,,,,,a,,,"], "arm a: against 'a' is no other arm"),
     (["a,network,,,,,,,,", "a,network,,,,,,,,"], "arms of the same name among a, a"),
@@ -96,3 +117,82 @@ def test_other_files_are_refused(tmp_path):
         read_arms(write(tmp_path, "a,red", header="arm,colour"))
     with pytest.raises(ValueError, match="--only_arms z: no such arm; expected out of a"):
         read_arms(write(tmp_path, "a", header="arm"), only=["z"])
+    (tmp_path / "latin.csv").write_bytes("arm,question\na,Größe\n".encode("latin-1"))
+    with pytest.raises(ValueError, match="latin.csv: not a CSV text file .*; save it as CSV, UTF-8"):
+        read_arms(tmp_path / "latin.csv")
+
+
+def test_a_comparison_with_an_arm_that_is_not_chosen_is_left_out(caplog):
+    with caplog.at_level("INFO", logger="study.arms"):
+        scratch, trees = read_arms(SHIPPED / "arms.csv", only=["scratch", "trees"])
+    assert scratch == StudyArm("scratch") and trees == StudyArm("trees", method="trees")
+    assert [record.message for record in caplog.records] == [
+        "trees is not compared with scale124, which is not among --only_arms"
+    ]
+    kept = read_arms(SHIPPED / "arms.csv", only=["scratch", "scale1"])[1]
+    assert kept.against == "scratch" and kept.question
+
+
+@pytest.mark.parametrize(
+    ("only", "pattern"),
+    [
+        (["scratch", "scratch_as_long"], "arm scratch_as_long: as_long_as 'scale124' is no other arm here"),
+        (["scratch", "scale124_again"], "arm scale124_again: against 'scale124' is no other arm here"),
+    ],
+)
+def test_an_arm_that_needs_another_is_not_chosen_alone(only, pattern):
+    with pytest.raises(ValueError, match=pattern):
+        read_arms(SHIPPED / "arms.csv", only=only)
+
+
+def test_only_an_arm_of_the_table_may_be_left_out_of_a_comparison(tmp_path):
+    path = write(tmp_path, "a,network,,,,,typo,,,", "b,network,,,,,,,,")
+    with pytest.raises(ValueError, match="arm a: against 'typo' is no other arm here"):
+        read_arms(path, only=["a"])
+
+
+@pytest.mark.parametrize("flag", PRETRAINED_ALONE)
+def test_what_changes_the_input_of_some_arms_is_for_the_table(tmp_path, flag):
+    with pytest.raises(ValueError, match=f"--pretrain_flags has {flag}, .*scratch and trees would not get"):
+        shared_flags("--pretrain_flags", f"--lr 1 {flag} 3")
+    (arm,) = read_arms(write(tmp_path, f"a,network,{flag} 3,,,,,,,"))
+    assert arm.pretrain == (flag, "3")
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "pattern"),
+    [
+        ("--pretrain_flags", "--mode base", "--pretrain_flags has --mode, short for --model, which must be the same"),
+        ("--pretrain_flags", "--drop=3", "has --drop=3, short for --dropped_bands, which networks from scratch"),
+        ("--finetune_flags", "--inp 3", "--finetune_flags has --inp, short for --input_size, which must be the same"),
+        ("--finetune_flags", "--lr 1 --epo 3", "--finetune_flags has --epo, short for --epochs, which the study sets"),
+        ("--finetune_flags", "--head 'x", "--finetune_flags .*: No closing quotation; expected flags quoted as for"),
+    ],
+)
+def test_flags_that_cannot_be_shared_are_refused(option, text, pattern):
+    with pytest.raises(ValueError, match=pattern):
+        shared_flags(option, text)
+
+
+def test_other_flags_are_shared():
+    assert shared_flags("--pretrain_flags", "--min_valid 0.2 --mask_ratio=0.9 --batch_size 8") == (
+        *("--min_valid", "0.2", "--mask_ratio=0.9", "--batch_size", "8"),
+    )
+    assert shared_flags("--finetune_flags", "--tree_samples 400 --label_scale log")[0] == "--tree_samples"
+
+
+def test_no_flag_of_the_programs_is_refused_as_if_it_were_short_for_another():
+    refused = {*SET_BY_STUDY, *FOR_ALL, *PRETRAINED_ALONE}
+    for main in (main_pretrain, main_finetune):
+        flags = {flag for action in main.get_args_parser()._actions for flag in action.option_strings}
+        begun = {(flag, name) for flag in flags for name in refused if name.startswith(flag) and name != flag}
+        assert begun == {("--model", "--model_type")}
+
+
+def test_shares_of_the_labels_are_above_0_and_each_once():
+    check_fractions([0.01, 0.1, 1.0], "x")
+    for values in ([0.0, 1.0], [2.0], [float("nan")], [-0.1]):
+        with pytest.raises(ValueError, match="x, expected shares above 0 and at most 1"):
+            check_fractions(values, "x")
+    with pytest.raises(ValueError, match="x, expected each share once"):
+        check_fractions([0.1, 0.1], "x")

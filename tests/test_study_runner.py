@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scripts import worth_it
-from study import commands, plan
+from study import commands, plan, runner
 from study.arms import StudyArm
 from study.outcomes import read_json
 from study.plan import Task
@@ -79,6 +79,61 @@ def test_a_failure_is_told_and_the_rest_goes_on(tmp_path):
     out = quick.run([task("a"), task("b", "a"), task("c")], {"a": broken})
     assert quick.order() == ["a", "c"] and out.left == ["b"]
     assert out.failed["a"].startswith("x: error: no such layer (status 2") and LOG in out.failed["a"]
+
+
+def test_only_what_the_last_attempt_said_is_repeated(tmp_path):
+    quick = Quick(tmp_path)
+    quick.run([task("a")], {"a": "print('x: error: old', file=sys.stderr); sys.exit(2)"})
+    out = quick.run([task("a")], {"a": "print('new', file=sys.stderr); sys.exit(3)"})
+    assert out.failed["a"].startswith("new (status 3")
+    out = quick.run([task("a")], {"a": "sys.exit(3)"})
+    assert out.failed["a"].startswith("it said nothing (status 3")
+    assert "error: old" in (tmp_path / "a" / LOG).read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, "killed by signal 9 (SIGKILL), perhaps for lack of memory (all it said is in "),
+        (signal.SIGTERM, "killed by signal 15 (SIGTERM) (all it said is in "),
+    ],
+)
+def test_a_program_that_is_killed_is_told_by_its_signal(tmp_path, number, said):
+    kill = f"import os; print('epoch 1', flush=True); os.kill(os.getpid(), {int(number)})"
+    out = Quick(tmp_path).run([task("a")], {"a": kill})
+    assert out.failed["a"].startswith(said)
+
+
+def test_only_what_is_done_is_called_done(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="study.runner"):
+        Quick(tmp_path).run([task("a"), task("b")], {"a": "sys.exit(2)"})
+    assert [record.message for record in caplog.records if record.levelname == "INFO"] == ["1 of 2 done: b"]
+    assert [record.message[:10] for record in caplog.records if record.levelname == "ERROR"] == ["a failed: "]
+
+
+def test_the_bar_moves_while_programs_run(tmp_path, monkeypatch):
+    class Bar:
+        n = 0
+        seen: list[int] = []
+
+        def refresh(self):
+            self.seen.append(self.n)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(runner, "progress", lambda **_: Bar())
+    monkeypatch.setattr(runner, "REDRAW_S", 0.05)
+    quick = Quick(tmp_path, slots=2)
+    now = time.monotonic()
+    running = [Running(task(name), Ended([], None), 0, now - 30.0) for name in ("a", "b")]
+    monkeypatch.setattr(quick.pool, "_running", running)
+    assert quick.pool._under_way(lambda one: {"a": 100.0, "b": 20.0}[one.name]) == pytest.approx(50, abs=1)
+    monkeypatch.setattr(quick.pool, "_running", [])
+    wait = "import time; time.sleep(0.8)"
+    quick.run([task("a"), task("b", "a")], {"a": wait, "b": wait}, seconds=0.6)
+    assert Bar.seen == sorted(Bar.seen) and Bar.seen[0] == 0 and Bar.seen[-1] == 1  # 1.2 s of work
+    assert len(Bar.seen) > 10
 
 
 def test_nothing_begins_that_would_end_too_late(tmp_path):
@@ -263,6 +318,12 @@ BAD = [
     ("--arms nowhere.csv", "nowhere.csv: no such file; expected a CSV with a row for each arm"),
     ("--pretrain_flags '--input_size 24'", "--pretrain_flags has --input_size, which must be the same for all arms"),
     ("--finetune_flags '--seed 3'", "--finetune_flags has --seed, which the study sets itself"),
+    ("--label_fractions 0 1", "--label_fractions 0 1, expected shares above 0 and at most 1"),
+    ("--label_fractions 2", "--label_fractions 2, expected shares above 0 and at most 1"),
+    ("--label_fractions 0.1 1 0.1", "--label_fractions 0.1 1 0.1, expected each share once"),
+    ("--data_dir . --train_path a.csv --labels b.tif", "--data_dir and --train_path both name the layers; give one"),
+    ('--finetune_flags "--head \'x"', '--finetune_flags "--head \'x": No closing quotation'),
+    ("--pretrain_flags '--aoi a.gpkg'", "--pretrain_flags has --aoi, which networks from scratch and trees would not"),
     ("--report_only", "results.csv: no such table of results; run the study first"),
 ]
 
@@ -355,6 +416,47 @@ def test_labels_that_do_not_fit_end_the_trials_with_the_programs_words(ended, tm
     arms.write_text("arm,method\ntrees,trees\n")
     assert worth_it.main([*argv, "--arms", str(arms)]) == 1
     assert "trials/fit: main_finetune: error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "not JSON"), ("[]", "holds a list, expected an object of facts")])
+def test_damaged_facts_end_a_report_with_one_line(tmp_path, capsys, text, said):
+    (tmp_path / "study.json").write_text(text)
+    assert worth_it.main(["--report_only", "--output_dir", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "worth_it: error: " in lines[0] and f"study.json: {said}" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("done.json", "remove its folder, and the study does that part again"),
+        ("plan.json", "restore it, or begin the study anew in another --output_dir"),
+        ("study.json", "restore it, or run the study's command again, which writes it anew"),
+    ],
+)
+def test_a_damaged_file_is_told_with_what_to_do(tmp_path, name, advice):
+    path = tmp_path / name
+    for text, said in (("{", "no JSON"), ("[]", "holds a list, expected an object")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"{name}: {said}.*; {advice}"):
+            read_json(path)
+
+
+def test_only_what_lies_here_gets_a_path_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("labels.tif").touch()
+    assert worth_it.from_anywhere("labels.tif") == str(Path("labels.tif").resolve())
+    for path in ("xarray:a.zarr#g", "https://host/a.tif", "/vsicurl/https://host/a.tif", "~nobody-of-that-name/a.tif"):
+        assert worth_it.from_anywhere(path) == path
+
+
+def test_few_seeds_are_warned_of_once(caplog):
+    for seeds in (None, 3, 10):
+        worth_it.warn_of_few_seeds(seeds)
+    assert not caplog.records
+    worth_it.warn_of_few_seeds(2)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "--seeds 2: fewer than 3 are no ground for a decision" in caplog.text
 
 
 def test_durations():
