@@ -12,6 +12,7 @@ import pytest
 
 from study.arms import read_arms as read_study_arms
 from study.bootstrap import Difference
+from study.figures import cost_figure, differences_figure
 from study.findings import gather_findings
 from study.report import build_report, report_text
 from study.results import write_results
@@ -143,8 +144,8 @@ def test_identical_arms_that_differ_give_a_loud_warning(tmp_path):
     text = text_of(tmp_path, runs, arms=[*ARMS, twin])
     assert text.split("\n")[2].startswith(
         "> **WARNING: the control 'twin' failed.** Two arms that differ in their seeds alone came out different in 1 "
-        "of 1 comparisons. Of 1, about one in twenty does so by chance. If it happens again with other seeds, the intervals "
-        "are too narrow"
+        "of 1 comparisons. Of 1, about one in twenty does so by chance. If it happens again with other seeds, the "
+        "intervals are too narrow"
     )
     assert "- **FAILED**: twin" in text and "the interval includes zero in 0 of 1 comparisons. By chance alone" in text
 
@@ -202,6 +203,29 @@ def test_the_best_of_rmse_is_the_lowest(tmp_path):
     study = study_of(tmp_path, runs, arms=[{"name": name} for name in ("trees", "high", "low")], units="nT")
     assert [(of.second.arm, of.difference.word) for of in study.comparisons] == [("low", "worse")]
     assert "RMSE, nT, lower is better" in report_text(study) and study.decimals == 2
+
+
+def test_pairs_that_reach_much_further_have_a_panel_of_their_own(tmp_path):
+    levels = {"scratch": 0.5, "a": 0.505, "b": 0.51, "c": 0.495, "trees": 0.9}
+    arms = [{"name": name, "against": "scratch" if name != "scratch" else ""} for name in levels]
+    study = study_of(tmp_path, study_runs(levels), arms=arms)
+    near, far = differences_figure(study.comparisons, metric="mean IoU").axes
+    assert [of.get_text() for of in near.get_yticklabels()] == [f"{name} against scratch" for name in "abc"]
+    assert [of.get_text() for of in far.get_yticklabels()] == ["trees against scratch"]
+    assert near.get_xlim()[1] < 0.1 < far.get_xlim()[1]
+    alike = [of for of in study.comparisons if of.arm.name != "trees"]
+    assert len(differences_figure(alike, metric="mean IoU").axes) == 1
+    assert len(differences_figure([], metric="mean IoU").axes) == 1
+
+
+def test_runs_are_drawn_over_means_which_are_open(tmp_path):
+    study = study_of(tmp_path, study_runs({"single": 0.7}, **COSTS), arms=[{"name": "single"}])
+    axis = cost_figure(study.arms, study.groups, metric="mean IoU", seconds="s").axes[0]
+    drawn = [of for of in axis.collections if len(of.get_offsets())]
+    runs, mean = sorted(drawn, key=lambda of: -len(of.get_offsets()))
+    assert (len(runs.get_offsets()), len(mean.get_offsets())) == (6, 1)
+    assert runs.get_zorder() > mean.get_zorder() and runs.get_sizes()[0] < mean.get_sizes()[0]
+    assert len(mean.get_facecolors()) == 0
 
 
 def test_scores_that_the_blocks_do_not_give_are_warned_of(tmp_path):
