@@ -217,12 +217,13 @@ def _pictures(study: Findings) -> list[str]:
     return [
         f"![score against cost]({COST_FIGURE})",
         "",
-        "Score against training cost. Every run is a small mark, a fold of one seed; large marks are the means of the "
-        f"table, hollow ones switches and the twin of the control.{notes}",
+        "Score against training cost. Every run is a small mark, a fold of one seed; rings are the means of the "
+        f"table. Of switches and of the twin of the control, small marks are hollow and rings dashed.{notes}",
         "",
         f"![differences]({DIFFERENCES_FIGURE})",
         "",
-        "Differences with their 95 % intervals; ticks are single seeds. The same numbers are in `differences.csv`, "
+        "Differences with their 95 % intervals; ticks are single seeds. Every panel has an axis of its own; what "
+        "reaches much further than the rest is below, apart. The same numbers are in `differences.csv`, "
         "those of the table in `summary.csv`.",
     ]
 
