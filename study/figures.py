@@ -22,14 +22,16 @@ _COLOURS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _WORD_COLOURS = {"better": "#0072b2", "worse": "#d55e00", "undecided": "0.45"}
 _MODE_ROWS = (("full", "trees"), ("probe",))
+_APART = 4.0
+"""Pairs that reach further than that many times the median have panels of their own."""
 _ROW_TITLES = {"full": "all weights", "probe": "linear probe"}
 
 
 def cost_figure(arms: Sequence[ArmFacts], groups: Sequence[Group], *, metric: str, seconds: str) -> Figure:
-    """Draws score against training cost: a panel for each share of labels, small dots = folds of a seed, large = mean.
+    """Draws score against training cost: a panel for each share of labels; small: folds of a seed, rings: means.
 
-    Arms given test labels are left out: what they reach would flatten all else. Switches and twins of the control are
-    hollow.
+    Arms given test labels are left out: what they reach would flatten all else. Of switches and of twins of the
+    control, small marks are hollow and rings dashed.
 
     Args:
         arms: in the order of their colours.
@@ -42,7 +44,7 @@ def cost_figure(arms: Sequence[ArmFacts], groups: Sequence[Group], *, metric: st
     fractions = sorted({group.fraction for group in drawn})
     rows = [modes for modes in _MODE_ROWS if any(group.mode in modes for group in drawn)]
     size = (3.5 * max(len(fractions), 1) + 2.9, max(3.2 * len(rows), 3.6) + 0.9)
-    figure, axes = _panels(size, max(len(rows), 1), max(len(fractions), 1))
+    figure, axes = _panels(size, max(len(rows), 1), max(len(fractions), 1), sharex=True, sharey="row")
     for (row, modes), (column, fraction) in _cells(rows, fractions):
         axis = axes[row, column]
         for group in (of for of in drawn if of.mode in modes and of.fraction == fraction):
@@ -56,43 +58,52 @@ def cost_figure(arms: Sequence[ArmFacts], groups: Sequence[Group], *, metric: st
     _log_ticks(axes[0, 0], [group.seconds for group in drawn if group.seconds])
     figure.supxlabel(f"training of one model: pre-training and fine-tuning, {seconds}", fontsize=10)
     handles = [
-        Line2D([], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=7, label=name)
-        for name, (marker, colour, face) in styles.items()
+        axes[0, 0].scatter([], [], s=60, facecolors="none", label=name, **_ring(style))
+        for name, style in styles.items()
         if any(group.arm == name for group in drawn)
     ]
     legend = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
-    figure.legend(handles=handles, loc="outside right center", title="large: mean of seeds\nsmall: one fold", **legend)
+    figure.legend(handles=handles, loc="outside right center", title="ring: mean of seeds\nsmall: one fold", **legend)
     return figure
 
 
 def differences_figure(comparisons: Sequence[Comparison], *, metric: str) -> Figure:
     """Draws all differences with their intervals: a panel for each share of labels, a row for each pair of arms.
 
+    Pairs that reach much further than the rest have panels of their own, so that small intervals can be seen.
+
     Args:
         comparisons: what was compared.
         metric: what differs, for the axis.
     """
     fractions = sorted({of.first.fraction for of in comparisons})
-    rows = list(dict.fromkeys(_row_label(of) for of in comparisons))
-    label_inches = 0.062 * max((len(row) for row in rows), default=0)
-    size = (max(2.9 * len(fractions), 3.6) + label_inches + 0.3, 0.3 * len(rows) + 1.7)
-    figure, axes = _panels(size, 1, max(len(fractions), 1))
-    for axis, fraction in zip(axes[0], fractions, strict=False):
-        for of in (of for of in comparisons if of.first.fraction == fraction):
-            _draw_difference(axis, of, rows.index(_row_label(of)))
+    panels = _near_and_far(comparisons) or [[]]
+    labels = [label for panel in panels for label in panel]
+    size = (
+        max(2.9 * len(fractions), 3.6) + 0.062 * max((len(label) for label in labels), default=0) + 0.3,
+        0.3 * len(labels) + 0.6 * len(panels) + 1.1,
+    )
+    heights = [len(panel) + 0.5 for panel in panels]
+    figure, axes = _panels(size, len(panels), max(len(fractions), 1), sharey="row", height_ratios=heights)
+    for (number, panel), (column, fraction) in _cells(panels, fractions):
+        axis = axes[number, column]
+        for of in (of for of in comparisons if of.first.fraction == fraction and _row_label(of) in panel):
+            _draw_difference(axis, of, panel.index(_row_label(of)))
         axis.axvline(0, color="0.2", linewidth=0.9)
-        axis.set_title(labels_words(fraction), fontsize=10)
+        if number == 0:
+            axis.set_title(labels_words(fraction), fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.tick_params(axis="x", labelsize=9)
+        axis.tick_params(axis="x", labelsize=8)
         axis.grid(axis="x", color="0.92", linewidth=0.6)
         axis.set_axisbelow(True)
-        for row in range(0, len(rows), 2):
+        for row in range(0, len(panel), 2):
             axis.axhspan(row - 0.5, row + 0.5, color="0.97", zorder=0)
-    axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=8)
-    axes[0, 0].set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    for (axis, *_), panel in zip(axes, panels, strict=True):
+        axis.set_yticks(range(len(panel)), panel, fontsize=8)
+        axis.set_ylim(max(len(panel), 1) - 0.5, -0.5)
     figure.supxlabel(f"difference of {metric}, above 0 = the first named is better; bar: 95 % interval", fontsize=10)
     handles = [
-        Line2D([], [], color=colour, marker="o", markerfacecolor=_face(word), label=word)
+        Line2D([], [], color=colour, marker="o", markerfacecolor=_face(word), markersize=3.5, label=word)
         for word, colour in _WORD_COLOURS.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=8, frameon=False)
@@ -120,12 +131,16 @@ def _draw_group(axis: Axes, group: Group, style: tuple[str, str, str]) -> None:
     ]
     if points:
         across, up = np.array(points).T
-        axis.scatter(across, up, s=11, alpha=0.45, marker=marker, facecolors=colour, linewidths=0, zorder=2)
-    if group.scores and group.seconds:
-        filled = face != "none"
-        edge: dict[str, Any] = {"edgecolors": "white" if filled else colour, "linewidths": 0.9 if filled else 1.6}
-        order = 4 if filled else 5  # hollow marks above, so that what they lie on shows through
-        axis.scatter(group.seconds, group.mean, s=85, marker=marker, facecolors=face, zorder=order, **edge)
+        edge: dict[str, Any] = {"linewidths": 0.0 if face != "none" else 0.8, "edgecolors": colour}
+        axis.scatter(across, up, s=13, alpha=0.75, marker=marker, facecolors=face, zorder=4, **edge)
+    if group.scores and group.seconds:  # below the runs, which it must not hide
+        axis.scatter(group.seconds, group.mean, s=110, facecolors="none", zorder=2, **_ring(style))
+
+
+def _ring(style: tuple[str, str, str]) -> dict[str, Any]:
+    marker, colour, face = style
+    dashes = "solid" if face != "none" else (0, (2.0, 1.2))
+    return {"marker": marker, "edgecolors": colour, "linewidths": 1.4, "linestyles": [dashes]}
 
 
 def _log_ticks(axis: Axes, seconds: Sequence[float]) -> None:
@@ -143,9 +158,11 @@ def _draw_difference(axis: Axes, comparison: Comparison, row: int) -> None:
     colour = _WORD_COLOURS[of.word]
     if math.isfinite(of.low):
         axis.plot([of.low, of.high], [row, row], color=colour, linewidth=1.8, solid_capstyle="butt", zorder=2)
-    axis.plot(of.per_seed, [row] * len(of.per_seed), "|", color=colour, markersize=6, alpha=0.7, zorder=3)
+    axis.plot(
+        of.per_seed, [row] * len(of.per_seed), "|", color=colour, markersize=7, markeredgewidth=0.8, alpha=0.7, zorder=3
+    )
     if math.isfinite(of.estimate):
-        axis.plot(of.estimate, row, "o", color=colour, markersize=6, markerfacecolor=_face(of.word), zorder=4)
+        axis.plot(of.estimate, row, "o", color=colour, markersize=3.5, markerfacecolor=_face(of.word), zorder=4)
 
 
 def _row_label(comparison: Comparison) -> str:
@@ -155,10 +172,25 @@ def _row_label(comparison: Comparison) -> str:
     return f"{comparison.arm.name} against {rival}{mode}{control}"
 
 
-def _panels(inches: tuple[float, float], rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+def _near_and_far(comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """Labels of the pairs of arms, one or two lists: those that reach much further than the median one come apart."""
+    reach = {of: max(_ends(of), default=0.0) for of in comparisons}
+    limit = _APART * float(np.median(list(reach.values()))) if reach else 0.0
+    far = {_row_label(of) for of, ends in reach.items() if ends > limit}
+    labels = list(dict.fromkeys(_row_label(of) for of in comparisons))
+    panels = [[of for of in labels if of not in far], [of for of in labels if of in far]]
+    return [panel for panel in panels if panel]
+
+
+def _ends(comparison: Comparison) -> list[float]:
+    of = comparison.difference
+    return [abs(end) for end in (of.low, of.high, of.estimate) if math.isfinite(end)]
+
+
+def _panels(inches: tuple[float, float], rows: int, columns: int, **choice: Any) -> tuple[Figure, np.ndarray]:
     figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    return figure, figure.subplots(rows, columns, squeeze=False, **choice)
 
 
 def _cells(rows: Sequence[Any], columns: Sequence[Any]) -> list[tuple[tuple[int, Any], tuple[int, Any]]]:

@@ -65,9 +65,14 @@ class Findings:
         return max((abs(a - b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)), default=0.0)
 
     @property
+    def on_cpu(self) -> bool:
+        """Time is the processor's, or no other device is named."""
+        return self.facts.get("seconds") == "cpu_seconds" or str(self.facts.get("device") or "cpu").startswith("cpu")
+
+    @property
     def seconds(self) -> str:
         """What seconds of training are."""
-        if self.facts.get("seconds") == "cpu_seconds" or str(self.facts.get("device") or "cpu").startswith("cpu"):
+        if self.on_cpu:
             return "seconds of the processor"
         return f"seconds on {self.facts['device']}" if self.facts.get("device") else "seconds"
 

@@ -10,10 +10,11 @@ from typing import Any
 from study.bootstrap import DRAWS, HIGHER_IS_BETTER
 from study.figures import cost_figure, differences_figure
 from study.findings import Findings, gather_findings
+from study.plan import FINETUNE_WINDOWS, PRETRAIN_TILES
 from study.summary import ArmFacts
 from study.tables import main_table, write_differences, write_summary
-from study.verdict import MOST_SEEDS, Comparison, further_hours, spread_from_blocks
-from study.words import finding, hours_words, in_short
+from study.verdict import MOST_SEEDS, Comparison, further_hours, most_seeds_needed, spread_from_blocks
+from study.words import TRAINING_ALONE, finding, hours_words, in_short
 
 REPORT = "report.md"
 COST_FIGURE = "score-cost.png"
@@ -25,10 +26,11 @@ _AGREES = 0.005
 """Difference of two ways to work out a score that is taken for rounding, such as that of ranks in bins."""
 
 _LEFT = {
-    "seeds": "Further seeds would decide about {count} of these{cost}.",
+    "seeds": "Further seeds would decide about {count} of these{cost}: `--seeds {most}` is the most that any of them "
+    "needs, and runs all arms.",
     "ground": "{count} cannot be decided by any number of further hours, only by more labelled ground.",
     "beyond": f"{{count}} would take more than {MOST_SEEDS} seeds.",
-    "more": "{count} have too few seeds or blocks to say what they need.",
+    "more": "{count} have too few seeds or blocks to say what they need: three seeds and two blocks at least.",
     "nothing": "{count} show no difference at all.",
 }
 """What undecided comparisons need, by the kind of advice."""
@@ -87,7 +89,9 @@ def _warnings(study: Findings) -> list[str]:
     lines = []
     for control in (of for of in study.controls if of.passed is False):
         meaning = {
-            "null": "Two identical arms came out different: the intervals are too narrow. Trust no verdict below.",
+            "null": f"Two arms that differ in their seeds alone came out different in {control.failed} of "
+            f"{control.compared} comparisons. Of {control.compared}, about one in twenty does so by chance. If it "
+            "happens again with other seeds, the intervals are too narrow, and the verdicts below say too much.",
             "leak": "An arm that was given the answers does not win: something in training or scoring is wrong. Trust "
             "no verdict below.",
         }[control.role]
@@ -118,11 +122,12 @@ def _first_line(study: Findings) -> str:
     if decided:
         first = f"**{len(decided)} of {len(asked)} comparisons are decided, {len(asked) - len(decided)} are not.**"
     else:
-        first = f"**Nothing is decided: none of {len(asked)} comparisons has an interval that leaves out zero.**"
+        first = f"**Nothing is decided: none of {len(asked)} comparisons.**"
     left = {by: sum(of.advice is not None and of.advice.by == by for of in asked) for by in _LEFT}
     hours = further_hours(asked)
-    cost = f", in {hours_words(hours)} of training" if hours else ""
-    return " ".join([first, *(_LEFT[by].format(count=count, cost=cost) for by, count in left.items() if count)])
+    cost = f", in {hours_words(hours)} of training, {TRAINING_ALONE}" if hours else ""
+    words = {"cost": cost, "most": most_seeds_needed(asked)}
+    return " ".join([first, *(_LEFT[by].format(count=count, **words) for by, count in left.items() if count)])
 
 
 def _verdict(study: Findings) -> list[str]:
@@ -149,9 +154,10 @@ def _verdict(study: Findings) -> list[str]:
     return [
         *lines,
         "",
-        "A difference whose interval includes zero is called undecided: it may be either way, or nothing. What would "
-        "decide it is extrapolated from the spread observed, as if the difference stayed as it is; take it as an order "
-        "of magnitude.",
+        "A difference whose interval includes zero is called undecided: it may be either way, or nothing; so is one "
+        "from fewer than three seeds or two blocks. What would decide it is extrapolated from the spread observed, as "
+        "if the difference stayed as it is; take it as an order of magnitude. Hours are those of training the arms "
+        f"compared, {TRAINING_ALONE}.",
     ]
 
 
@@ -192,10 +198,13 @@ def _table_notes(study: Findings) -> list[str]:
             f"V100 hours are operations over {stated['tflops']:g} TFLOP/s times a share of {stated['share']:g} that a "
             f"real run reaches{why}; no V100 was timed."
         )
+    memory = "memory is the most of any run"
+    if study.on_cpu:
+        memory += " (on a CPU, the peak of its process: later folds and the probe inherit that of earlier ones)"
     return [
         f"Score: {study.unit}, {better}, of all test blocks pooled over folds, mean over seeds. Difference: above zero "
         "the arm is better than the one named, whatever the score. Costs are those of one model: pre-training and "
-        f"fine-tuning in one fold, {study.seconds}, means over runs; memory is the most of any run. Operations are "
+        f"fine-tuning in one fold, {study.seconds}, means over runs; {memory}. Operations are "
         f"those of the network, as counted, in units of 10^9 (G), 10^12 (T) or 10^15 (P). {v100}"
     ]
 
@@ -208,12 +217,13 @@ def _pictures(study: Findings) -> list[str]:
     return [
         f"![score against cost]({COST_FIGURE})",
         "",
-        "Score against training cost. Every run is a small mark, a fold of one seed; large marks are the means of the "
-        f"table, hollow ones switches and the twin of the control.{notes}",
+        "Score against training cost. Every run is a small mark, a fold of one seed; rings are the means of the "
+        f"table. Of switches and of the twin of the control, small marks are hollow and rings dashed.{notes}",
         "",
         f"![differences]({DIFFERENCES_FIGURE})",
         "",
-        "Differences with their 95 % intervals; ticks are single seeds. The same numbers are in `differences.csv`, "
+        "Differences with their 95 % intervals; ticks are single seeds. Every panel has an axis of its own; what "
+        "reaches much further than the rest is below, apart. The same numbers are in `differences.csv`, "
         "those of the table in `summary.csv`.",
     ]
 
@@ -242,7 +252,8 @@ def _method(study: Findings) -> list[str]:
         "decided by chance alone if no arm differed from any other.",
         "- **Pre-training saw all ground**, that of the test blocks too, but no labels. The folds share training "
         "ground, so that their scores are not independent of each other; a new area would be a harder test.",
-        "- **Few seeds.** Intervals from few seeds are rough, even widened.",
+        "- **Few seeds.** Intervals from few seeds are rough, even widened; fewer than three seeds decide nothing.",
+        *_epochs(study),
     ]
     if math.isfinite(share):
         lines.append(
@@ -255,16 +266,37 @@ def _method(study: Findings) -> list[str]:
     )
     if study.metric == "roc_auc":
         lines.append("- ROC-AUC ranks windows of all folds together, though each fold has a model of its own.")
-    return lines + [f"- {note}" for note in study.facts.get("notes") or []]
+    notes = study.facts.get("notes") or []
+    return lines + [f"- {note}" for note in ([notes] if isinstance(notes, str) else notes)]
+
+
+def _epochs(study: Findings) -> list[str]:
+    """How long each arm was trained, to repeat any of them; nothing if it is not known."""
+    known = [(study.facts.get("lengths") or {}).get(stage) or {} for stage in ("pretrain", "finetune")]
+    if not any(known):
+        return []
+    lines = []
+    for arm in study.arms:
+        words = [
+            f"{of[arm.name]} of {stage}"
+            for stage, of in zip(("pre-training", "fine-tuning"), known, strict=True)
+            if arm.name in of
+        ]
+        lines += [f"`{arm.name}` {' and '.join(words)}"] if words else []
+    return [
+        f"- **Epochs**, of {PRETRAIN_TILES:,} tiles in pre-training and of {FINETUNE_WINDOWS:,} windows in "
+        f"fine-tuning: {'; '.join(lines)}."
+    ]
 
 
 def _unfinished(study: Findings) -> list[str]:
     planned, done = study.facts.get("planned"), study.facts.get("done")
     done = len(study.runs) if done is None else done
     lines = [] if planned is None else [f"- {done} of {planned} planned runs are done."]
-    spent, budget = study.facts.get("spent_s"), study.facts.get("budget_s")
-    if spent is not None and budget is not None:
-        lines.append(f"- {hours_words(spent / 3600)} of a budget of {hours_words(budget / 3600)} is spent.")
+    spent = study.facts.get("spent_s")
+    if spent is not None:
+        side = "" if study.facts.get("jobs") == 1 else " (several at a time)"
+        lines.append(f"- Programs ran {hours_words(spent / 3600)} in all{side}.")
     failed = study.facts.get("failed") or {}
     lines += [f"- Failed: {name}: {said}" for name, said in failed.items()]
     run = {group.arm for group in study.groups}

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from study.bootstrap import DRAWS, HIGHER_IS_BETTER, LEVEL, Difference, compare, student
+from study.arms import StudyArm
+from study.bootstrap import DRAWS, HIGHER_IS_BETTER, LEAST_BLOCKS, LEAST_SEEDS, LEVEL, Difference, compare, student
 from study.summary import ArmFacts, Group
 
 Groups = Mapping[tuple[str, str, float], Group]
@@ -77,13 +78,17 @@ class Control:
         arm: its name.
         role: `null` or `leak`.
         passed: None = it could not be judged.
-        text: what was found, a sentence.
+        text: what was found, in a sentence or two.
+        compared: number of comparisons that it was judged by.
+        failed: how many of these came out as they must not.
     """
 
     arm: str
     role: str
     passed: bool | None
     text: str
+    compared: int = 0
+    failed: int = 0
 
 
 def compare_arms(arms: Sequence[ArmFacts], groups: Groups, *, draws: int = DRAWS, seed: int = 0) -> list[Comparison]:
@@ -101,7 +106,11 @@ def compare_arms(arms: Sequence[ArmFacts], groups: Groups, *, draws: int = DRAWS
             chosen = not arm.against and first.mode == "trees"
             second = best_network(arms, groups, first.fraction) if chosen else _opponent(arm.against, first, groups)
             if second is not None and second is not first:
-                found.append(_comparison(arm, first, second, chosen=chosen, draws=draws, seed=seed))
+                offset = _seed_offset(arms, first) - _seed_offset(arms, second)
+                difference = compare(first.seeds, second.seeds, offset=offset, draws=draws, seed=seed)
+                seed_s = sum(group.pretrain_per_seed_s + group.finetune_per_seed_s for group in (first, second))
+                advice = advise(difference, seed_s=seed_s)
+                found.append(Comparison(arm, first, second, difference, advice, chosen))
     return found
 
 
@@ -131,7 +140,7 @@ def advise(difference: Difference, *, seed_s: float) -> Advice | None:
     if difference.word != "undecided":
         return None
     size = abs(difference.estimate)
-    if difference.seeds < 2 or difference.blocks < 2 or math.isnan(difference.low):
+    if not difference.can_decide:
         return Advice("more")
     if size == 0 or (difference.var_blocks == 0 and difference.var_seeds == 0):
         return Advice("nothing")
@@ -164,10 +173,15 @@ def further_hours(comparisons: Sequence[Comparison]) -> float:
     return (sum(pretraining.values()) + finetuning) / 3600
 
 
+def most_seeds_needed(comparisons: Sequence[Comparison]) -> int:
+    """Seeds in all that would decide every comparison that seeds can decide; 0 = none can."""
+    return max((of.advice.seeds for of in comparisons if of.advice is not None and of.advice.by == "seeds"), default=0)
+
+
 def judge_controls(
     arms: Sequence[ArmFacts], groups: Groups, comparisons: Sequence[Comparison], *, draws: int = DRAWS, seed: int = 0
 ) -> list[Control]:
-    """How the controls came out: `null` arms must not differ from their twins, `leak` arms must beat all others."""
+    """How the controls came out: `null` arms should not differ from their twins, `leak` arms must beat all."""
     controls = []
     for arm in arms:
         if arm.role == "null":
@@ -177,10 +191,10 @@ def judge_controls(
     return controls
 
 
-def _comparison(arm: ArmFacts, first: Group, second: Group, *, chosen: bool, draws: int, seed: int) -> Comparison:
-    difference = compare(first.seeds, second.seeds, by_order=arm.role == "null", draws=draws, seed=seed)
-    seed_s = sum(group.pretrain_per_seed_s + group.finetune_per_seed_s for group in (first, second))
-    return Comparison(arm, first, second, difference, advise(difference, seed_s=seed_s), chosen)
+def _seed_offset(arms: Sequence[ArmFacts], group: Group) -> int:
+    """What the study adds to the seeds of a group's arm."""
+    role = next(arm.role for arm in arms if arm.name == group.arm)
+    return StudyArm(group.arm, role=role).seed_offset
 
 
 def _opponent(against: str, first: Group, groups: Groups) -> Group | None:
@@ -195,16 +209,21 @@ def _worth(group: Group) -> float:
 
 
 def _judge_null(arm: ArmFacts, comparisons: Sequence[Comparison]) -> Control:
-    judged = [of for of in comparisons if of.difference.seeds > 1 and not math.isnan(of.difference.low)]
+    judged = [of for of in comparisons if of.difference.can_decide]
     if not judged:
-        return Control(arm.name, "null", None, f"{arm.name} could not be compared with its twin {arm.against} yet.")
+        needs = f"that takes {LEAST_SEEDS} seeds and {LEAST_BLOCKS} blocks"
+        return Control(
+            arm.name, "null", None, f"{arm.name} could not be compared with its twin {arm.against} yet: {needs}."
+        )
     failed = [of for of in judged if of.difference.word != "undecided"]
     most = max(abs(of.difference.estimate) for of in judged)
     text = (
         f"{arm.name} is {arm.against} once more, with other seeds. The two differ by {most:.3g} at most; the interval "
         f"includes zero in {len(judged) - len(failed)} of {len(judged)} comparisons"
     )
-    return Control(arm.name, "null", not failed, text + (": as it must." if not failed else "; it must in all."))
+    chance = ". By chance alone about one in twenty would leave it out."
+    text += ", as it should." if not failed else chance
+    return Control(arm.name, "null", not failed, text, len(judged), len(failed))
 
 
 def _judge_leak(arm: ArmFacts, arms: Sequence[ArmFacts], groups: Groups, *, draws: int, seed: int) -> Control:
@@ -215,7 +234,8 @@ def _judge_leak(arm: ArmFacts, arms: Sequence[ArmFacts], groups: Groups, *, draw
             weaker = first.mode == "probe" and other.mode != "probe"  # a probe need not beat whole networks
             if other.arm in leaks or other.fraction != first.fraction or weaker:
                 continue
-            difference = compare(first.seeds, other.seeds, draws=draws, seed=seed)
+            offset = _seed_offset(arms, first) - _seed_offset(arms, other)
+            difference = compare(first.seeds, other.seeds, offset=offset, draws=draws, seed=seed)
             if difference.estimate > 0:
                 beaten, least = beaten + 1, min(least, difference.estimate)
             elif not math.isnan(difference.estimate):
@@ -224,7 +244,7 @@ def _judge_leak(arm: ArmFacts, arms: Sequence[ArmFacts], groups: Groups, *, draw
         return Control(arm.name, "leak", None, f"{arm.name} could not be compared with any other arm yet.")
     text = f"{arm.name} was given the labels of the test blocks. It beats {beaten} of {beaten + len(lost)} others"
     end = f", by {least:.3g} at least: as it must." if not lost else f", but not {', '.join(lost)}; it must beat all."
-    return Control(arm.name, "leak", not lost, text + end)
+    return Control(arm.name, "leak", not lost, text + end, beaten + len(lost), len(lost))
 
 
 def spread_from_blocks(comparisons: Sequence[Comparison]) -> float:

@@ -13,6 +13,8 @@ METRIC_WORDS = {
     "roc_auc": "ROC-AUC",
     "balanced_accuracy": "balanced accuracy",
 }
+TRAINING_ALONE = "without start-up and scoring"
+"""What hours of training leave out."""
 MODE_WORDS = {"full": "all weights fine-tuned", "probe": "linear probe", "trees": "trees"}
 
 
@@ -77,14 +79,14 @@ def advice_words(advice: Advice | None, comparison: Comparison) -> str:
     if advice is None:
         return ""
     if advice.by == "more":
-        return " Too little was run to say what would decide it: two seeds and two blocks at least."
+        return " Too little was run to say what would decide it: three seeds and two blocks at least."
     if advice.by == "nothing":
         return " No difference was seen, so nothing can be extrapolated."
     if advice.by == "beyond":
         return f" More than {MOST_SEEDS} seeds would be needed to decide it."
     if advice.by == "seeds":
         to_come = f"{hours_words(advice.total_hours)} of training in all, {hours_words(advice.further_hours)} to come"
-        cost = "" if advice.total_hours is None else f": {to_come}"
+        cost = "" if advice.total_hours is None else f": {to_come}, {TRAINING_ALONE}"
         return f" About {advice.seeds} seeds instead of {of.seeds} would decide it{cost}."
     if math.isinf(advice.blocks):
         return f" Further seeds cannot decide it: it takes more than 100 times the {of.blocks} blocks."

@@ -110,8 +110,8 @@ def test_better_in_every_block_is_better_and_the_other_way_round_worse():
 
 
 def test_a_lower_rmse_is_better():
-    one = [errors_run("a", [1.0, 1.1, 0.9, 1.0, 1.05], seed=seed) for seed in range(2)]
-    two = [errors_run("b", [2.0, 2.1, 1.9, 2.2, 2.05], seed=seed) for seed in range(2)]
+    one = [errors_run("a", [1.0, 1.1, 0.9, 1.0, 1.05], seed=seed) for seed in range(3)]
+    two = [errors_run("b", [2.0, 2.1, 1.9, 2.2, 2.05], seed=seed) for seed in range(3)]
     found = compare(by_seed(one), by_seed(two))
     assert found.word == "better" and found.estimate == pytest.approx(
         math.sqrt(np.mean(np.square([2, 2.1, 1.9, 2.2, 2.05]))) - math.sqrt(np.mean(np.square([1, 1.1, 0.9, 1, 1.05])))
@@ -161,14 +161,17 @@ def test_students_t_has_the_degrees_of_freedom_of_the_larger_part():
     assert student(0.0, 0.0, blocks=11, seeds=3) == pytest.approx(1.960, abs=1e-3)
 
 
-def test_seeds_pair_by_value_or_by_order():
+def test_seeds_pair_by_value_a_control_s_by_value_plus_offset():
     one = [errors_run("a", np.full(4, 2.0 + seed), seed=seed) for seed in (0, 1, 2)]
-    two = [errors_run("b", np.full(4, 1.0 + seed), seed=seed) for seed in (1, 2, 3)]
+    two = [errors_run("b", np.full(4, 2.0 + seed), seed=seed) for seed in (1, 2, 3)]
     twin = [errors_run("b", np.full(4, 1.0 + seed), seed=seed + 1000) for seed in (0, 1, 2)]
-    assert compare(by_seed(one), by_seed(two)).per_seed == (-1, -1)  # seeds 1 and 2 of both
-    assert compare(by_seed(one), by_seed(two), by_order=True).per_seed == (0, 0, 0)
-    assert compare(by_seed(one), by_seed(twin)).per_seed == (-1, -1, -1)  # no seed in common: by order
-    assert compare(by_seed(one), by_seed(twin), by_order=True).per_seed == (-1, -1, -1)
+    found = compare(by_seed(one), by_seed(two))
+    assert found.per_seed == (0, 0) and "on 2 of 4 seeds and 4 of 4 blocks" in found.notes[0]  # seeds 1 and 2 of both
+    assert compare(by_seed(twin), by_seed(one), offset=1000).per_seed == (1, 1, 1)
+    found = compare(by_seed(twin[1:]), by_seed(one), offset=1000)  # by order, 1001 would meet 0
+    assert found.per_seed == (1, 1) and "on 2 of 3 seeds" in found.notes[0]
+    by_order = compare(by_seed(one), by_seed(twin))
+    assert by_order.per_seed == (-1, -1, -1) and by_order.notes == ("no seed in common: paired by order",)
 
 
 def test_only_common_blocks_and_seeds_count_and_the_difference_says_so():
@@ -179,7 +182,7 @@ def test_only_common_blocks_and_seeds_count_and_the_difference_says_so():
         two[run] = dataclasses.replace(two[run], blocks=np.array([0, 1, 2, 3, 10, 11]))
     found = compare(by_seed(one), by_seed(two))
     assert (found.seeds, found.blocks, found.estimate) == (2, 4, 1)
-    assert "on 2 of 3 pairs of seeds and 4 of 8 blocks" in found.notes[0]
+    assert "on 2 of 3 seeds and 4 of 8 blocks" in found.notes[0]
     nothing = compare(by_seed(one), by_seed([errors_run("b", [1.0], blocks=[99])]))
     assert math.isnan(nothing.estimate) and nothing.word == "undecided" and "no block, in common" in nothing.notes[0]
 
@@ -197,6 +200,26 @@ def test_a_single_seed_or_block_decides_nothing():
     assert advise(alone, seed_s=1).by == advise(block, seed_s=1).by == "more"
 
 
+def test_two_seeds_decide_nothing():
+    # the same large difference in all blocks: the interval leaves zero out, but that of two seeds does so too often
+    one, two = (
+        [errors_run(name, np.linspace(low, low + 0.1, 8), seed=seed) for seed in range(3)]
+        for name, low in (("a", 1.0), ("b", 5.0))
+    )
+    found = compare(by_seed(one[:2]), by_seed(two[:2]))
+    assert found.low > 0 and found.word == "undecided" and not found.can_decide
+    assert found.notes == ("two seeds: fewer than 3 seeds decide nothing, whatever the interval",)
+    assert advise(found, seed_s=1).by == "more"
+    assert compare(by_seed(one), by_seed(two)).word == "better"
+
+
+def test_three_seeds_on_fewer_blocks_are_kept_before_two_on_more():
+    one = [errors_run("a", np.linspace(1, 2, 12), seed=seed) for seed in range(3)]
+    two = [errors_run("b", np.linspace(3, 4, 12), seed=seed) for seed in range(2)]
+    found = compare(by_seed(one), by_seed([*two, errors_run("b", np.linspace(3, 4, 6), seed=2)]))
+    assert (found.seeds, found.blocks, found.word) == (3, 6, "better")
+
+
 def test_other_truth_is_noted():
     one, two = errors_run("a", [1.0, 1.1]), errors_run("b", [2.0, 2.2])
     other = dataclasses.replace(two, errors=two.errors * 2)
@@ -208,7 +231,7 @@ def test_draws_without_a_score_are_counted():
     truth = (np.array([1]), np.array([0]), np.array([0]))
     runs = [
         Run("a", "full", 1.0, seed, 0, "roc_auc", 0.5, np.arange(3), truth=truth, shares=(np.ones(1),) * 3)
-        for seed in range(2)
+        for seed in range(3)
     ]
     found = compare(by_seed(runs), by_seed(runs), draws=300)
     # two blocks of three are drawn: a deposit and background with probability 2 * 1/3 * 2/3

@@ -5,11 +5,14 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from study.arms import read_arms as read_study_arms
 from study.bootstrap import Difference
+from study.figures import cost_figure, differences_figure
 from study.findings import gather_findings
 from study.report import build_report, report_text
 from study.results import write_results
@@ -65,10 +68,11 @@ def test_if_nothing_is_decided_the_first_line_says_so_and_what_it_would_take(tmp
     text = text_of(tmp_path, one + two, arms=[{"name": "b"}, {"name": "a", "against": "b"}])
     first = text.split("\n")[2]
     assert first == (
-        "**Nothing is decided: none of 1 comparisons has an interval that leaves out zero.** Further seeds would "
-        "decide about 1 of these, in 4.0 h of training."
+        "**Nothing is decided: none of 1 comparisons.** Further seeds would decide about 1 of these, in 4.0 h of "
+        "training, without start-up and scoring: `--seeds 7` is the most that any of them needs, and runs all arms."
     )
-    assert "About 7 seeds instead of 3 would decide it: 7.0 h of training in all, 4.0 h to come." in text
+    said = "7.0 h of training in all, 4.0 h to come, without start-up and scoring."
+    assert f"About 7 seeds instead of 3 would decide it: {said}" in text
 
 
 def test_what_would_decide_on_paper():
@@ -123,14 +127,27 @@ def test_a_control_that_comes_out_as_it_must_gives_no_warning(tmp_path):
     assert {of.arm.name for of in study.asked} == {"single", "multi"}
 
 
+def test_a_null_control_is_paired_by_seed(tmp_path):
+    twin = {"name": "twin", "role": "null", "against": "single"}
+    runs = [run for run in study_runs({**LEVELS, "twin": 0.7}, shift={"twin": 1000}) if run.seed != 1000]
+    study = study_of(tmp_path, runs, arms=[*ARMS, twin])
+    found = next(of for of in study.comparisons if of.arm.name == "twin")
+    single, again = (study.groups[at].seeds for at in (1, 3))
+    expected = [again[seed + 1000].score() - single[seed].score() for seed in (1, 2)]
+    np.testing.assert_allclose(found.difference.per_seed, expected, rtol=1e-12)
+    assert study.controls[0].passed is None and "that takes 3 seeds and 2 blocks" in study.controls[0].text
+
+
 def test_identical_arms_that_differ_give_a_loud_warning(tmp_path):
     twin = {"name": "twin", "role": "null", "against": "single"}
     runs = study_runs({**LEVELS, "twin": 0.9}, shift={"twin": 1000})
     text = text_of(tmp_path, runs, arms=[*ARMS, twin])
     assert text.split("\n")[2].startswith(
-        "> **WARNING: the control 'twin' failed.** Two identical arms came out different"
+        "> **WARNING: the control 'twin' failed.** Two arms that differ in their seeds alone came out different in 1 "
+        "of 1 comparisons. Of 1, about one in twenty does so by chance. If it happens again with other seeds, the "
+        "intervals are too narrow"
     )
-    assert "Trust no verdict below" in text and "- **FAILED**: twin" in text
+    assert "- **FAILED**: twin" in text and "the interval includes zero in 0 of 1 comparisons. By chance alone" in text
 
 
 def test_given_answers_that_do_not_win_give_a_loud_warning(tmp_path):
@@ -178,7 +195,7 @@ def test_trees_meet_the_best_network_of_each_share_of_labels(tmp_path):
 
 def test_the_best_of_rmse_is_the_lowest(tmp_path):
     runs = []
-    for seed in range(2):
+    for seed in range(3):
         runs += [
             errors_run(name, np.linspace(low, low + 1, 6), seed=seed) for name, low in (("high", 2.0), ("low", 1.0))
         ]
@@ -186,6 +203,29 @@ def test_the_best_of_rmse_is_the_lowest(tmp_path):
     study = study_of(tmp_path, runs, arms=[{"name": name} for name in ("trees", "high", "low")], units="nT")
     assert [(of.second.arm, of.difference.word) for of in study.comparisons] == [("low", "worse")]
     assert "RMSE, nT, lower is better" in report_text(study) and study.decimals == 2
+
+
+def test_pairs_that_reach_much_further_have_a_panel_of_their_own(tmp_path):
+    levels = {"scratch": 0.5, "a": 0.505, "b": 0.51, "c": 0.495, "trees": 0.9}
+    arms = [{"name": name, "against": "scratch" if name != "scratch" else ""} for name in levels]
+    study = study_of(tmp_path, study_runs(levels), arms=arms)
+    near, far = differences_figure(study.comparisons, metric="mean IoU").axes
+    assert [of.get_text() for of in near.get_yticklabels()] == [f"{name} against scratch" for name in "abc"]
+    assert [of.get_text() for of in far.get_yticklabels()] == ["trees against scratch"]
+    assert near.get_xlim()[1] < 0.1 < far.get_xlim()[1]
+    alike = [of for of in study.comparisons if of.arm.name != "trees"]
+    assert len(differences_figure(alike, metric="mean IoU").axes) == 1
+    assert len(differences_figure([], metric="mean IoU").axes) == 1
+
+
+def test_runs_are_drawn_over_means_which_are_open(tmp_path):
+    study = study_of(tmp_path, study_runs({"single": 0.7}, **COSTS), arms=[{"name": "single"}])
+    axis = cost_figure(study.arms, study.groups, metric="mean IoU", seconds="s").axes[0]
+    drawn = [of for of in axis.collections if len(of.get_offsets())]
+    runs, mean = sorted(drawn, key=lambda of: -len(of.get_offsets()))
+    assert (len(runs.get_offsets()), len(mean.get_offsets())) == (6, 1)
+    assert runs.get_zorder() > mean.get_zorder() and runs.get_sizes()[0] < mean.get_sizes()[0]
+    assert len(mean.get_facecolors()) == 0
 
 
 def test_scores_that_the_blocks_do_not_give_are_warned_of(tmp_path):
@@ -245,9 +285,10 @@ def test_an_unfinished_study_says_what_is_missing(tmp_path):
         "blocks": 12,
     }
     text = text_of(tmp_path, runs, **facts)
-    assert "- 11 of 18 planned runs are done." in text and "- 10 min of a budget of 2.0 h is spent." in text
+    assert "- 11 of 18 planned runs are done." in text and "- Programs ran 10 min in all (several at a time)." in text
+    assert "- Programs ran 10 min in all.\n" in text_of(tmp_path, runs, **facts, jobs=1) and "2.0 h" not in text
     assert "- Without any run: multi." in text
-    assert "on 2 of 3 pairs of seeds and 12 of 12 blocks" in text
+    assert "on 3 of 3 seeds and 6 of 12 blocks" in text
     probe = text_of(tmp_path, study_runs({"single": 0.5}, mode="probe"), arms=ARMS)
     assert "single could not be compared: scratch has no runs alike" in probe
 
@@ -271,6 +312,7 @@ def test_facts_are_shown(tmp_path):
         "commands": ["python -m scripts.worth_it"],
         "notes": ["Synthetic ground."],
         "failed": {"fit/a-seed0": "out of memory"},
+        "lengths": {"share": 1.0, "seeds": 3, "pretrain": {"a": 60}, "finetune": {"a": 30, "gone": 4}},
     }
     text = text_of(tmp_path, [errors_run("a", [1.0, 2.0])], **facts)
     for shown in (
@@ -281,8 +323,32 @@ def test_facts_are_shown(tmp_path):
         "```\npython -m scripts.worth_it\n```",
         "- Synthetic ground.",
         "- Failed: fit/a-seed0: out of memory",
+        "- **Epochs**, of 1,024 tiles in pre-training and of 256 windows in fine-tuning: `a` 60 of pre-training and "
+        "30 of fine-tuning.\n",
     ):
         assert shown in text
+    assert "- One.\n" in text_of(tmp_path, [errors_run("a", [1.0, 2.0])], notes="One.")
+
+
+def test_memory_on_a_cpu_is_that_of_a_process(tmp_path):
+    runs = [errors_run("a", [1.0, 2.0])]
+    assert "on a CPU, the peak of its process" in text_of(tmp_path, runs)
+    assert "on a CPU, the peak of its process" in text_of(
+        tmp_path, runs, device="some processor", seconds="cpu_seconds"
+    )
+    assert "the peak of its process" not in text_of(tmp_path, runs, device="cuda:0", seconds="seconds")
+
+
+def test_probes_of_the_standard_table_are_compared(tmp_path):
+    arms = read_study_arms(Path(__file__).parents[1] / "study" / "arms.csv")
+    runs = study_runs({arm.name: 0.5 for arm in arms if arm.probe}, mode="probe")
+    facts = [{"name": arm.name, "role": arm.role, "against": arm.against} for arm in arms]
+    study = study_of(tmp_path, runs, arms=facts)
+    assert {(of.first.arm, of.second.arm) for of in study.comparisons} == {
+        ("scale12", "scale1"),
+        ("scale124", "scale12"),
+        ("scale1_as_long", "scale124"),
+    }
 
 
 def test_user_errors(tmp_path):
