@@ -28,6 +28,9 @@ MAX_SAMPLES = 50_000
 # those that it learns from, and would never stop it.
 _ROUNDS = 100
 # Forest: as many trees as scikit-learn takes; of its leaves, none smaller than this, for memory.
+_RIDGE = 1.0
+"""Added to the curvature at each leaf of trees of classes: without it, boosting of many classes can diverge where one is
+nearly certain (on the sample survey mean IoU fell from 0.46 to 0.34, with some draws of the samples and not others)."""
 _TREES, _LEAF = 100, 5
 # Samples of which a leaf of boosting holds one at least, up to scikit-learn's 20: few labels still give some splits.
 _SAMPLES_PER_LEAF = 50
@@ -162,7 +165,7 @@ class Trees:
             }
             if self.classes is None:
                 return HistGradientBoostingRegressor(**options)
-            return HistGradientBoostingClassifier(**options, class_weight=weight)
+            return HistGradientBoostingClassifier(**options, class_weight=weight, l2_regularization=_RIDGE)
         forest: dict[str, Any] = {
             "n_estimators": _TREES,
             "min_samples_leaf": min(_LEAF, leaf),
