@@ -31,7 +31,7 @@ from study.commands import Settings
 from study.conduct import FACTS, RESULTS, Study, StudyFailed, Wishes
 from study.plan import LEAST_SEEDS
 from study.report import build_report
-from study.runner import Pool
+from study.runner import Pool, hold
 from study.summary import read_facts
 from util import options
 from util.device import describe_environment
@@ -170,7 +170,7 @@ def make_pool(args: argparse.Namespace, folder: Path) -> Pool:
     threads = str(max(1, cores // len(slots)))
     # Threads that wait must sleep: spinning, they would count as seconds of the processor.
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
-    return Pool(folder, devices=slots, environment=environment, show=not args.no_progress)
+    return Pool(folder, devices=slots, environment=environment, show=not args.no_progress, lock=hold(folder))
 
 
 def warn_of_few_seeds(seeds: int | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from study.outcomes import DONE
 from study.plan import Task
@@ -21,7 +22,7 @@ from util.log import progress
 
 logger = logging.getLogger(__name__)
 
-LOG = "run.log"
+LOG, LOCK = "run.log", "study.lock"
 PATIENCE_S = 60.0
 """How long a program may take to save what it has when the study is stopped."""
 REDRAW_S = 1.0
@@ -68,6 +69,30 @@ class Outcome:
     stopped: bool = False
 
 
+def hold(folder: Path) -> IO[bytes]:
+    """Takes the folder of a study for this process and the programs that it starts, until the last of them ends.
+
+    Args:
+        folder: of the study.
+
+    Returns:
+        An open file; give it to `Pool`, and keep it open.
+
+    Raises:
+        ValueError: another study, or programs that one left running, work there.
+    """
+    lock = open(folder / LOCK, "ab")  # noqa: SIM115  it outlives this function
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ValueError(
+            f"--output_dir {folder}: another worth_it, or programs that it left behind, are at work there; wait for "
+            "them, stop them, or choose another --output_dir"
+        ) from error
+    return lock
+
+
 class Pool:
     """Runs commands, at most one in each slot.
 
@@ -76,11 +101,20 @@ class Pool:
         devices: --device of each slot.
         environment: variables of the programs.
         show: a bar with the time left.
+        lock: of the folder, from `hold`; programs keep it too.
     """
 
-    def __init__(self, folder: Path, *, devices: Sequence[str], environment: Mapping[str, str], show: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        devices: Sequence[str],
+        environment: Mapping[str, str],
+        show: bool,
+        lock: IO[bytes] | None = None,
+    ) -> None:
         self.folder, self.devices = folder, list(devices)
-        self._environment, self._show = dict(environment), show
+        self._environment, self._show, self._lock = dict(environment), show, lock
         self._running: list[Running] = []
 
     def run(
@@ -164,7 +198,13 @@ class Pool:
         with open(place / LOG, "ab") as log:
             log_begin = os.fstat(log.fileno()).st_size
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+                pass_fds=() if self._lock is None else (self._lock.fileno(),),
             )
         return Running(task, process, slot, time.monotonic(), log_begin)
 

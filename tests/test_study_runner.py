@@ -18,7 +18,7 @@ from study.arms import StudyArm
 from study.outcomes import read_json
 from study.plan import Task
 from study.results import read_results
-from study.runner import LOG, PATIENCE_S, Pool, Running
+from study.runner import LOG, PATIENCE_S, Pool, Running, hold
 from tests import labelled, small_main, surveys
 from util.engine import Stop
 
@@ -162,6 +162,20 @@ def test_a_signal_lets_programs_save_first(tmp_path):
     out = quick.run([task("a"), task("b")], {"a": code}, stop=stop)
     assert out.stopped and out.left == ["a", "b"] and saved.exists()
     assert time.monotonic() - begin < PATIENCE_S / 2 and not (tmp_path / "a/done.json").exists()
+
+
+def test_a_folder_is_held_until_the_last_program_ends(tmp_path):
+    lock = hold(tmp_path)
+    with pytest.raises(ValueError, match="another worth_it, or programs that it left behind, are at work there"):
+        hold(tmp_path)
+    pool = Pool(tmp_path, devices=["cpu"], environment=dict(os.environ), show=False, lock=lock)
+    running = pool._start(task("a"), [sys.executable, "-S", "-c", "import time; time.sleep(60)"], 0)
+    lock.close()  # as when worth_it is killed
+    with pytest.raises(ValueError, match="choose another --output_dir"):
+        hold(tmp_path)
+    running.process.kill()
+    running.process.wait()
+    hold(tmp_path).close()
 
 
 # A whole study
