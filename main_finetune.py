@@ -20,43 +20,29 @@ import numpy as np
 import torch
 
 import models_vit_group_channels as models
-from datasets.augment import turned
-from datasets.finetune_data import FinetuneData, LabelOptions, SplitOptions, open_scene_data, open_targets
-from datasets.finetune_layers import OpenedLayers, hide_labels, labels_path, open_layers, open_scene_layers
-from datasets.loader import prefetch, read_ahead
-from datasets.pixel_features import pixel_features
-from datasets.sample_survey import default_survey
-from datasets.samplers import MicroBatch, plan_epoch, updates_per_epoch
-from datasets.scene_targets import SceneFold
-from datasets.targets import Batch, DenseFold, TrainingFacts
-from datasets.window_targets import WindowFold, WindowTargets
-from util import checkpoint as ckpt
-from util import distributed as dist
-from util import finetune_evaluation as evaluation
-from util import finetune_options as options
-from util import restarts
-from util.allocator import keep_freed_memory
-from util.batch_size import settle_batches
-from util.device import amp_policy, describe_environment, peak_memory_bytes, select_device
-from util.encoder_weights import EncoderWeights, load_encoder, read_encoder_weights
-from util.engine import StepMeter, Stop, seed_step
-from util.finetune_arms import Arm, arms_of, choose_folds, constant_prediction
-from util.finetune_cost import baseline_costs, fit_costs
-from util.finetune_files import EVALUATION, METRICS, FinetuneFiles, flat_numbers
-from util.finetune_fit import (
-    Fit,
-    fit_state,
-    fit_step,
-    make_updater,
-    note_best,
-    require_same_place,
-    take_up,
-    trained_weights,
-)
-from util.finetune_losses import DenseClasses, DenseValues, Objective, WindowClasses
-from util.finetune_outputs import ConstantOutputs, NetworkOutputs, Outputs, TreeOutputs
-from util.finetune_report import Scored, collect, draw_map, draw_scores, table_lines
-from util.finetune_scores import (
+from datasets.finetuning.batch import Batch, TrainingFacts
+from datasets.finetuning.dense_targets import DenseFold
+from datasets.finetuning.finetune_data import FinetuneData, LabelOptions, SplitOptions, open_scene_data, open_targets
+from datasets.finetuning.layers import OpenedLayers, hide_labels, labels_path, open_layers, open_scene_layers
+from datasets.finetuning.pixel_features import pixel_features
+from datasets.finetuning.scene_targets import SceneFold
+from datasets.finetuning.window_targets import WindowFold, WindowTargets
+from datasets.loading.augment import turned
+from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoch
+from datasets.loading.prefetch import prefetch, read_ahead
+from datasets.synthetic.sample_survey import default_survey
+from util.checkpoints import checkpoint_file, resume_state
+from util.checkpoints import run_checkpoints as ckpt
+from util.checkpoints.encoder_weights import EncoderWeights, load_encoder, read_encoder_weights
+from util.checkpoints.same_step import require_same_place
+from util.finetuning import evaluation
+from util.finetuning.compared_methods import Arm, arms_of, choose_folds, constant_prediction
+from util.finetuning.cost import baseline_costs, fit_costs
+from util.finetuning.fit import Fit, fit_state, fit_step, make_updater, note_best, take_up, trained_weights
+from util.finetuning.objectives import DenseClasses, DenseValues, Objective, WindowClasses
+from util.finetuning.predictors import ConstantOutputs, NetworkOutputs, Outputs, TreeOutputs
+from util.finetuning.report import Scored, collect, draw_map, draw_scores, table_lines
+from util.finetuning.scoring import (
     BlockSums,
     Outcome,
     ground_units,
@@ -66,11 +52,21 @@ from util.finetune_scores import (
     score_windows,
     stopping_score,
 )
-from util.log import plain, progress, setup_logging
-from util.lr_sched import Schedule
-from util.memory import base_bytes, forecast
-from util.run_files import Clock, check_writable
-from util.trees import Trees
+from util.finetuning.trees import Trees
+from util.hardware.device import amp_policy, describe_environment, peak_memory_bytes, select_device
+from util.hardware.malloc import keep_freed_memory
+from util.options import finetune as options
+from util.processes import distributed as dist
+from util.processes import torchrun_restarts as restarts
+from util.processes.signals import Stop
+from util.records.clock import Clock
+from util.records.finetune_records import EVALUATION, METRICS, FinetuneFiles, flat_numbers
+from util.records.log import check_writable, plain, progress, setup_logging
+from util.training.batch_size import settle_batches
+from util.training.engine import seed_step
+from util.training.lr_sched import Schedule
+from util.training.memory_forecast import base_bytes, forecast
+from util.training.step_meter import StepMeter
 
 logger = logging.getLogger("main_finetune")
 
@@ -749,7 +745,7 @@ def prepare_evaluation(
         ValueError, OSError: bad input; the checkpoint was fitted on all of these labels.
     """
     options.check_resume(args)
-    state = dist.together(lambda: ckpt.load_checkpoint(args.resume, required=evaluation.FINETUNED_KEYS))
+    state = dist.together(lambda: checkpoint_file.load_checkpoint(args.resume, required=evaluation.FINETUNED_KEYS))
     args = evaluation.with_stored(args, state["options"], get_args_parser())
     options.check(args)
     options.settle(args, state["model_config"], state, again=True)
@@ -763,7 +759,9 @@ def prepare_evaluation(
     data = dist.together(lambda: open_labels_on(args, opened, splitting, class_codes=state["task"]["codes"]))
     tell(opened, data, ranks)
     if where.is_fold and args.dataset_type == "grid":
-        ckpt.check_same_configuration(state["folds"], plain(data.folds.numbers()), "folds (labels or layers changed)")
+        resume_state.check_same_configuration(
+            state["folds"], plain(data.folds.numbers()), "folds (labels or layers changed)"
+        )
     output_dir = Path(args.output_dir)
     files = FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main)
     job = Job(args, ranks, device, opened, data, None, state["held_out"], [], [], {}, files)

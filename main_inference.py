@@ -22,25 +22,29 @@ import torch
 
 import models_mae_group_channels as models
 import models_vit_group_channels as finetune_models
-from datasets.augment import TURNS, turned, turned_back
-from datasets.loader import prefetch
-from datasets.reopen import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
-from util import checkpoint as ckpt
-from util import distributed as dist
-from util import finetuned, inference_options, makers, options, restarts, results
-from util.allocator import keep_freed_memory
-from util.dense_prediction import Forward
-from util.device import amp_policy, describe_environment, select_device
-from util.engine import Stop
-from util.finetune_losses import trained_objective
-from util.geotiff import Parts, limited_cache
-from util.log import progress, setup_logging
-from util.masked_products import Views
-from util.mosaic import Unit, share_of_rank, units_of
-from util.products import Engine, Maker, Meter
-from util.raster_info import RasterInfo
-from util.run_files import check_writable
-from util.subject import Subject, ground_of, layer_values, native_layers
+from datasets.loading.augment import TURNS, turned, turned_back
+from datasets.loading.prefetch import prefetch
+from datasets.survey.inference_survey import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
+from util.checkpoints import checkpoint_file
+from util.finetuning.objectives import trained_objective
+from util.geotiff.parts import Parts, limited_cache
+from util.geotiff.raster_spec import RasterInfo
+from util.hardware.device import amp_policy, describe_environment, select_device
+from util.hardware.malloc import keep_freed_memory
+from util.inference import build_product as makers
+from util.inference import finetuned_task as finetuned
+from util.inference import results
+from util.inference.engine import Engine, Maker, Meter
+from util.inference.inputs import Subject, ground_of, layer_values, native_layers
+from util.inference.masked_views import Views
+from util.mosaics.dense_prediction import Forward
+from util.mosaics.mosaic import Unit, share_of_rank, units_of
+from util.options import common as options
+from util.options import inference as inference_options
+from util.processes import distributed as dist
+from util.processes import torchrun_restarts as restarts
+from util.processes.signals import Stop
+from util.records.log import check_writable, progress, setup_logging
 
 logger = logging.getLogger("main_inference")
 
@@ -123,7 +127,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
 
     # data
-    state = ckpt.load_checkpoint(args.checkpoint, required=NEEDED)
+    state = checkpoint_file.load_checkpoint(args.checkpoint, required=NEEDED)
     survey = dist.together(lambda: open_data(args, state))
     for text in survey.lines():
         logger.info("%s", text)

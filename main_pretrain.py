@@ -24,28 +24,35 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import models_mae_group_channels as models
-from datasets.fitting import save_statistics
-from datasets.grid import Survey, Tiles, open_survey, open_test_survey
-from datasets.loader import prefetch, read_ahead
-from datasets.masks import Masks, dropped_layers, mask_shares
-from datasets.pooled import choose_reader, to_sample
-from datasets.pyramid import Pyramid, Sample
-from datasets.sample_survey import default_survey
-from datasets.samplers import MicroBatch, plan_epoch, updates_per_epoch
-from datasets.scenes import Scenes, open_scenes, open_test_scenes
-from datasets.source import Reader, TileSource
-from util import checkpoint as ckpt
-from util import distributed as dist
-from util import fsdp, options, restarts
-from util.allocator import keep_freed_memory
-from util.batch_size import report_fit, report_measured, settle_batches
-from util.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, select_device, wait_for
-from util.engine import StepMeter, Stop, Updater, WindowOfSteps, make_adamw
-from util.log import progress, setup_logging
-from util.lr_sched import Schedule
-from util.memory import Forecast, base_bytes, forecast, pretraining_step
-from util.run_files import LAST_PICTURE, Clock, LayerFacts, RunFiles, check_writable, reconstruction_rows, score_lines
-from util.skill import HeldOutEvaluator, ScoredBatch, ScoredLayer
+from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoch
+from datasets.loading.prefetch import prefetch, read_ahead
+from datasets.loading.token_masks import Masks, dropped_layers, mask_shares
+from datasets.scenes.scenes import Scenes, open_scenes, open_test_scenes
+from datasets.survey.pyramid import Pyramid, Sample
+from datasets.survey.pyramid_cache import choose_reader, to_sample
+from datasets.survey.statistics import save_statistics
+from datasets.survey.survey import Survey, open_survey, open_test_survey
+from datasets.survey.tile_reader import Tiles
+from datasets.survey.tile_source import Reader, TileSource
+from datasets.synthetic.sample_survey import default_survey
+from util.checkpoints import resume_state
+from util.checkpoints import run_checkpoints as ckpt
+from util.hardware.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, select_device, wait_for
+from util.hardware.malloc import keep_freed_memory
+from util.metrics.skill import HeldOutEvaluator, ScoredBatch, ScoredLayer
+from util.options import common as options
+from util.processes import distributed as dist
+from util.processes import fsdp
+from util.processes import torchrun_restarts as restarts
+from util.processes.signals import Stop
+from util.records.clock import Clock
+from util.records.log import check_writable, progress, setup_logging
+from util.records.pretrain_records import LAST_PICTURE, LayerFacts, RunFiles, reconstruction_rows, score_lines
+from util.training.batch_size import report_fit, report_measured, settle_batches
+from util.training.engine import Updater, make_adamw
+from util.training.lr_sched import Schedule
+from util.training.memory_forecast import Forecast, base_bytes, forecast, pretraining_step
+from util.training.step_meter import StepMeter, WindowOfSteps
 
 logger = logging.getLogger("main_pretrain")
 
@@ -334,10 +341,10 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
     place.step = place.epoch * run.schedule.updates
     if state is not None:
         for what, value in run_facts(run).items():
-            ckpt.check_same_configuration({what: state.get("facts", {}).get(what)}, {what: value}, what)
+            resume_state.check_same_configuration({what: state.get("facts", {}).get(what)}, {what: value}, what)
         fsdp.load_states(run.network, run.updater.optimizer, model=state["model"], optimizer_state=state["optimizer"])
         run.updater.scaler.load_state_dict(state["scaler"])
-        ckpt.restore_rng_state(state["rng"], run.device)
+        resume_state.restore_rng_state(state["rng"], run.device)
         place.epoch, place.update, place.step = state["epoch"], state["update"], state["step"]
         run.clock.take_up(state)
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
@@ -408,7 +415,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "epoch": run.place.epoch,
         "update": run.place.update,
         "step": run.place.step,
-        "rng": ckpt.collect_rng_state(run.device),
+        "rng": resume_state.collect_rng_state(run.device),
         "model_config": run.network.config,
         "layers": [asdict(layer) for layer in run.survey.layers],
         "statistics": [asdict(item) for item in run.survey.statistics],

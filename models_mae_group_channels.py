@@ -36,10 +36,10 @@ from models_vit_group_channels import NORM_LAYER, SENTINEL_GROUPS, GroupChannelE
 from models_vit_group_channels import GroupChannelsVisionTransformer as GroupChannelsVisionTransformer
 from models_vit_group_channels import ModelSize as ModelSize
 from models_vit_group_channels import check_partition as check_partition
-from util.layer_kinds import LayerChannels, check_whole, layer_channels, layer_errors, to_shares
-from util.losses import error_totals, masked_patch_mean, patch_moments, pixel_mean
-from util.patches import patchify, random_masking, token_validity, unpatchify
-from util.scale_heads import (
+from util.model.layer_losses import LayerChannels, check_whole, layer_channels, layer_errors, to_shares
+from util.model.patches import patchify, random_masking, token_validity, unpatchify
+from util.model.reconstruction_losses import error_totals, masked_patch_mean, patch_moments, pixel_mean
+from util.model.scale_heads import (
     SubpixelHead,
     UpsampleBlock,
     at_least_float32,

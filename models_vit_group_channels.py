@@ -24,10 +24,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from util.patches import token_validity
-from util.pos_embed import sincos_1d, sincos_2d
-from util.scale_heads import at_least_float32, full_precision
-from util.task_heads import HEAD_WIDTH, make_task_head
+from util.model.patches import token_validity
+from util.model.pos_embed import sincos_1d, sincos_2d
+from util.model.scale_heads import at_least_float32, full_precision
+from util.model.task_heads import HEAD_WIDTH, make_task_head
 
 SENTINEL_GROUPS = ((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))  # the groups of SatMAE and SatMAE++
 NORM_LAYER = partial(nn.LayerNorm, eps=1e-6)
@@ -389,7 +389,7 @@ class GroupChannelsDensePredictor(EncoderWithHead):
     Args:
         num_outputs: K, the number of classes, or 1 for a property.
         scale: s; outputs have s pixels along each side of a base pixel.
-        head: "linear" or "upsample", see `util/task_heads.py`.
+        head: "linear" or "upsample", see `util/model/task_heads.py`.
         head_width: number of feature maps of the upsampling head at the base scale.
         drop_path: chance that the last block is skipped in training; those before it less often, the first never.
         grad_checkpointing: recompute the blocks in the backward pass, for memory.

@@ -21,10 +21,15 @@ from typing import Any
 import torch
 
 from models_mae_group_channels import MODEL_SIZES, SCALE_HEADS
-from scripts import bench_inference, bench_loader, bench_memory, bench_scale, bench_scaling, bench_step
-from scripts.bench_common import table
-from scripts.bench_step import divide
-from util.options import positive_int
+from scripts.benchmarks import gpu_scaling as bench_scaling
+from scripts.benchmarks import inference as bench_inference
+from scripts.benchmarks import loader as bench_loader
+from scripts.benchmarks import memory as bench_memory
+from scripts.benchmarks import raster_size as bench_scale
+from scripts.benchmarks import step as bench_step
+from scripts.benchmarks.common import table
+from scripts.benchmarks.step import divide
+from util.options.common import positive_int
 
 __all__ = ["divide", "main", "parse_arguments"]
 

@@ -27,11 +27,12 @@ import rasterio
 import torch
 from affine import Affine
 
-from datasets.grid import Survey, TileReader, open_survey
-from datasets.raster import close_datasets
-from datasets.xarray_store import require
-from datasets.xbatcher_tiles import TileBatches, block_dataset
-from scripts.file_server import Served, serve
+from datasets.rasters.open_band import close_datasets
+from datasets.rasters.xarray_store import require
+from datasets.survey.survey import Survey, open_survey
+from datasets.survey.tile_reader import TileReader
+from scripts.benchmarks.http_server import Served, serve
+from scripts.benchmarks.xbatcher_tiles import TileBatches, block_dataset
 
 CRS = "EPSG:28354"
 BLOCK = 256

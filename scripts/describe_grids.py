@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import models_mae_group_channels as models
-from datasets.grid import Survey, open_survey, open_test_survey, smooth_layers
-from datasets.kinds import Encoding
-from datasets.sample_survey import default_survey
-from util import options
-from util.cost import StepCost, step_cost
-from util.log import setup_logging
-from util.memory import count_step, pretraining_step
+from datasets.layers.encoding import Encoding
+from datasets.survey.survey import Survey, open_survey, open_test_survey, smooth_layers
+from datasets.synthetic.sample_survey import default_survey
+from util.options import common as options
+from util.records.log import setup_logging
+from util.training.flops import StepCost, step_cost
+from util.training.memory_forecast import count_step, pretraining_step
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -21,17 +21,17 @@ import torch
 from torch import Tensor
 
 import models_mae_group_channels as models
-from datasets.grid import Survey, open_survey
-from datasets.masks import Masks
-from datasets.reopen import stored_encodings
-from util import checkpoint as ckpt
-from util import options
-from util.device import select_device
-from util.figures import save_figure
-from util.layer_matrix import Look, LookScore, matrix_figure, score_looks
-from util.log import setup_logging
-from util.run_files import check_writable
-from util.skill import ScoredLayer
+from datasets.loading.token_masks import Masks
+from datasets.survey.inference_survey import stored_encodings
+from datasets.survey.survey import Survey, open_survey
+from util.checkpoints import checkpoint_file
+from util.hardware.device import select_device
+from util.metrics.cross_layer_skill import Look, LookScore, score_looks
+from util.metrics.skill import ScoredLayer
+from util.options import common as options
+from util.plots.cross_layer_skill import matrix_figure
+from util.plots.reconstruction import save_figure
+from util.records.log import check_writable, setup_logging
 
 logger = logging.getLogger("layer_report")
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_writable(folder, flag="--output_dir")
         device = select_device(args.device)
-        state = ckpt.load_checkpoint(args.checkpoint, required=NEEDED)
+        state = checkpoint_file.load_checkpoint(args.checkpoint, required=NEEDED)
         network = load_network(args.checkpoint, state).to(device)
         survey = open_data(state, args.train_path)
         scores = score_looks(

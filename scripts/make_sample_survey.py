@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.sample_survey import DEFAULT_DIRECTORY, write_sample_survey
+from datasets.synthetic.sample_survey import DEFAULT_DIRECTORY, write_sample_survey
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,11 +22,12 @@ import rasterio
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator, RBFInterpolator
 
 import main_inference
-from datasets.layers import Layer, read_layers_table, write_layers_table
-from datasets.raster import open_band
-from datasets.reopen import stored_layers
-from util import checkpoint as ckpt
-from util import options
+from datasets.layers.layer import Layer
+from datasets.layers.table import read_layers_table, write_layers_table
+from datasets.rasters.open_band import open_band
+from datasets.survey.inference_survey import stored_layers
+from util.checkpoints import checkpoint_file
+from util.options import common as options
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def write_punched(layer: Layer, folder: Path, holes: Sequence[Hole]) -> Layer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; exit status 2 for bad input."""
     args = get_args_parser().parse_args(argv)
-    state = ckpt.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
+    state = checkpoint_file.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
     layers = read_layers_table(args.train_path) if args.train_path else stored_layers(state["layers"])
     size, scales = state["model_config"]["img_size"], state["options"]["scales"]
     bands = [open_band(layer) for layer in layers]

@@ -24,11 +24,12 @@ from rasterio.transform import Affine
 from scipy import ndimage
 
 import main_inference
-from datasets.layers import Layer, read_layers_table, write_layers_table
-from datasets.raster import RasterBand, open_band
-from datasets.reopen import stored_layers
-from util import checkpoint as ckpt
-from util import options
+from datasets.layers.layer import Layer
+from datasets.layers.table import read_layers_table, write_layers_table
+from datasets.rasters.open_band import RasterBand, open_band
+from datasets.survey.inference_survey import stored_layers
+from util.checkpoints import checkpoint_file
+from util.options import common as options
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def guesses(coarse: np.ndarray, factor: int) -> dict[str, np.ndarray]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; exit status 2 for bad input."""
     args = get_args_parser().parse_args(argv)
-    state = ckpt.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
+    state = checkpoint_file.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
     layers = read_layers_table(args.train_path) if args.train_path else stored_layers(state["layers"])
     chosen = [layer for layer in layers if layer.name == args.layer]
     if not chosen:

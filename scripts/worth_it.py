@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from datasets.finetune_layers import labels_path, layers_that_are
-from datasets.layers import layers_from_directory, read_layers_table
-from datasets.sample_survey import default_survey
+from datasets.finetuning.layers import labels_path, layers_that_are
+from datasets.layers.table import layers_from_directory, read_layers_table
+from datasets.synthetic.sample_survey import default_survey
 from study.arms import check_fractions, read_arms, shared_flags
 from study.commands import Settings
 from study.conduct import FACTS, RESULTS, Study, StudyFailed, Wishes
@@ -33,11 +33,10 @@ from study.plan import LEAST_SEEDS
 from study.report import build_report
 from study.runner import Pool, hold
 from study.summary import read_facts
-from util import options
-from util.device import describe_environment
-from util.engine import Stop
-from util.log import setup_logging
-from util.run_files import check_writable
+from util.hardware.device import describe_environment
+from util.options import common as options
+from util.processes.signals import Stop
+from util.records.log import check_writable, setup_logging
 
 logger = logging.getLogger(__name__)
 

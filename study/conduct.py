@@ -32,7 +32,7 @@ from study.plan import (
 from study.report import build_report
 from study.results import write_results
 from study.runner import Outcome, Pool, TaskRefused
-from util.engine import Stop
+from util.processes.signals import Stop
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import models_mae_group_channels as models
 from study.arms import StudyArm
 from study.plan import PRETRAIN_TILES, Task
 from study.results import Run
-from util import checkpoint as ckpt
-from util.cost import step_cost
+from util.checkpoints import checkpoint_file
+from util.training.flops import step_cost
 
 DONE = "done.json"
 METRICS = {
@@ -68,7 +68,7 @@ def pretrain_facts(folder: Path, task: Task) -> dict[str, Any]:
     """Costs of a pre-training, counted and measured, and the base pixel it chose."""
     place = folder / task.name
     last = [line for line in _log(place) if line.get("kind") == "epoch"][-1]
-    state = ckpt.load_checkpoint(place / "checkpoint-last.pth")
+    state = checkpoint_file.load_checkpoint(place / "checkpoint-last.pth")
     with_model = models.MaskedAutoencoderGroupChannelViT(**state["model_config"])
     tiles = (last["epoch"] + 1) * PRETRAIN_TILES
     ratio = state["options"]["mask_ratio"]

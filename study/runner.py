@@ -17,8 +17,8 @@ from typing import IO, Any
 
 from study.outcomes import DONE
 from study.plan import Task
-from util.engine import Stop
-from util.log import progress
+from util.processes.signals import Stop
+from util.records.log import progress
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datasets.augment import TURNS, turned, turned_back
+from datasets.loading.augment import TURNS, turned, turned_back
 
 SQUARE = torch.tensor([[1, 2], [3, 4]])
 

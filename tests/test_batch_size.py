@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests import labelled, small_main, surveys
-from util import batch_size as batches
-from util import device as devices
-from util.batch_size import divisors, largest_batch, samples_of_each, settle_batches
-from util.distributed import Ranks
-from util.memory import Forecast, StepMemory
+from util.hardware import device as devices
+from util.processes.distributed import Ranks
+from util.training import batch_size as batches
+from util.training.batch_size import divisors, largest_batch, samples_of_each, settle_batches
+from util.training.memory_forecast import Forecast, StepMemory
 
 CPU = torch.device("cpu")
 ALONE = Ranks()

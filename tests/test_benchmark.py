@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import bench_common, bench_step, benchmark
-from scripts.bench_step import OURS, RECIPES, make_batch, make_model, make_step
+from scripts import benchmark
+from scripts.benchmarks import common as bench_common
+from scripts.benchmarks import step as bench_step
+from scripts.benchmarks.step import OURS, RECIPES, make_batch, make_model, make_step
 
 SHAPE = {"img_size": 16, "patch_size": 8, "in_chans": 2, "channel_groups": [[0], [1]]}
 

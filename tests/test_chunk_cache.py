@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import chunk_cache
-from datasets.chunk_cache import ChunkCache
+from datasets.rasters import chunk_cache
+from datasets.rasters.chunk_cache import ChunkCache
 
 ARRAY = np.arange(17 * 23, dtype=np.int32).reshape(17, 23)
 

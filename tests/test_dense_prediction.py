@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.augment import TURNS, turned, turned_back
-from util.dense_prediction import DensePrediction, viewed
-from util.finetune_outputs import TreeOutputs
-from util.finetune_scores import BlockSums, SampledMap, merged, score_ground
-from util.mosaic import units_of
+from datasets.loading.augment import TURNS, turned, turned_back
+from util.finetuning.predictors import TreeOutputs
+from util.finetuning.scoring import BlockSums, SampledMap, merged, score_ground
+from util.mosaics.dense_prediction import DensePrediction, viewed
+from util.mosaics.mosaic import units_of
 
 
 def ground(rows, cols):

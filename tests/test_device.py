@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from util import device as devices
+from util.hardware import device as devices
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 REAL_ARANGE = torch.arange

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from util import distributed as dist
+from util.processes import distributed as dist
 
 CPU = torch.device("cpu")
 LIMIT_S = 60.0

@@ -12,8 +12,8 @@ import torch
 
 import models_vit_group_channels as models
 from tests.test_model import SMALL, make_batch, make_model, wake
-from util.checkpoint import CheckpointError, save_checkpoint
-from util.encoder_weights import EncoderWeights, _config_from_shapes, load_encoder, read_encoder_weights
+from util.checkpoints.checkpoint_file import CheckpointError, save_checkpoint
+from util.checkpoints.encoder_weights import EncoderWeights, _config_from_shapes, load_encoder, read_encoder_weights
 
 REFERENCE = Path(os.environ.get("GRIDMAE_REFERENCE_DIR", "nowhere")) / "parity"
 needs_reference = pytest.mark.skipif(

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from datasets.samplers import plan_epoch
-from util.engine import StepMeter, Stop, Updater, make_adamw
+from datasets.loading.batch_plan import plan_epoch
+from util.processes.signals import Stop
+from util.training.engine import Updater, make_adamw
+from util.training.step_meter import StepMeter
 
 CPU = torch.device("cpu")
 

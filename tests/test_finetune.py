@@ -12,11 +12,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_finetune
-from datasets.fold_ground import CONTROL_WARNING
-from datasets.folds import LEAK_WARNING
+from datasets.folds.folds import CONTROL_WARNING
+from datasets.folds.make_folds import LEAK_WARNING
 from tests import labelled, surveys
 from tests.rasters import write_grid
-from util.finetune_files import FinetuneFiles
+from util.records.finetune_records import FinetuneFiles
 
 ARMS = ("pretrained", "scratch", "probe", "trees", "forest", "constant")
 USERS_KEYS = {"model", "model_config", "layers", "statistics", "options", "base_resolution", "task", "training", "fold"}

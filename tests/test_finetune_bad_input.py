@@ -12,7 +12,7 @@ import torch
 
 import main_finetune
 import models_vit_group_channels as models
-from datasets.band import close_datasets
+from datasets.rasters.handles import close_datasets
 from tests import labelled, surveys
 from tests.rasters import write_grid
 

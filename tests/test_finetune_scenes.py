@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.finetune_data import open_scene_data
-from datasets.finetune_layers import open_scene_layers
+from datasets.finetuning.finetune_data import open_scene_data
+from datasets.finetuning.layers import open_scene_layers
 from tests import labelled, scene_files, small_main
 from tests.scene_files import CATEGORIES
 

@@ -9,9 +9,9 @@ from torch import nn
 from tests import small_main, surveys
 from tests.test_distributed import CPU, run_ranks
 from tests.test_multirank import PAIR, messages, signal_at_step_9
-from util import distributed as dist
-from util import fsdp
-from util.engine import Updater, make_adamw
+from util.processes import distributed as dist
+from util.processes import fsdp
+from util.training.engine import Updater, make_adamw
 
 FSDP = [*PAIR, "--fsdp"]
 

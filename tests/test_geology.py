@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datasets.geology import (
+from datasets.synthetic.geology import (
     COLUMN_STEP_M,
     DYKE,
     GRANITE,

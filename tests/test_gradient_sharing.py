@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models_mae_group_channels import MODEL_SIZES, MaskedAutoencoderGroupChannelViT, build_model
 from tests.small_main import SMALL
 from tests.test_distributed import CPU, run_ranks
-from util import distributed as dist
+from util.processes import distributed as dist
 
 SIZES = {"img_size": 16, "patch_size": 4, "in_chans": 3, "channel_groups": ((0, 1), (2,))}
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [

@@ -21,20 +21,22 @@ import torch
 
 import main_inference
 import models_mae_group_channels as models
-from datasets.band import close_datasets
-from datasets.grid import open_survey
-from datasets.kinds import Encoding
-from datasets.reopen import reopen_survey, stored_layers
-from datasets.statistics import overlap_matrix
+from datasets.layers.encoding import Encoding
+from datasets.rasters.handles import close_datasets
+from datasets.survey.coverage import overlap_matrix
+from datasets.survey.inference_survey import reopen_survey, stored_layers
+from datasets.survey.survey import open_survey
 from scripts import measure_gapfill, measure_superresolution
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, start_of_launch, write_survey
-from util.checkpoint import save_checkpoint
-from util.gap_products import GapMaker, NativeLayer
-from util.layer_kinds import LayerChannels
-from util.masked_products import ReconstructionMaker, Views
-from util.mosaic import units_of
-from util.products import EmbeddingMaker, Engine, LayerValues, Meter
+from util.checkpoints.checkpoint_file import save_checkpoint
+from util.inference.embeddings import EmbeddingMaker
+from util.inference.engine import Engine, LayerValues, Meter
+from util.inference.gap_filling import GapMaker, NativeLayer
+from util.inference.masked_views import Views
+from util.inference.reconstruction import ReconstructionMaker
+from util.model.layer_losses import LayerChannels
+from util.mosaics.mosaic import units_of
 
 CPU = torch.device("cpu")
 SIZE, PATCH = 16, 4
@@ -97,7 +99,7 @@ def reopen(folder, *, base=400.0, scales=(1, 2), **options):
 
 
 def main_layers(folder):
-    from datasets.layers import layers_from_directory
+    from datasets.layers.table import layers_from_directory
 
     return layers_from_directory(folder)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from util import log
+from util.records import log
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def logging_restored():
 
 def speak() -> None:
     """Says one thing on each level, as us and as another package."""
-    for name in ("util.checkpoint", "someone.else"):
+    for name in ("util.checkpoints.run_checkpoints", "someone.else"):
         logging.getLogger(name).info("info of %s", name)
         logging.getLogger(name).warning("warning of %s", name)
 

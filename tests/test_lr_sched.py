@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from util.lr_sched import Schedule, learning_rate
+from util.training.lr_sched import Schedule, learning_rate
 
 RUN: dict[str, Any] = {"peak": 1e-3, "floor": 1e-5, "warmup_steps": 10, "total_steps": 110}
 

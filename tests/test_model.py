@@ -13,7 +13,7 @@ from models_mae_group_channels import (
     build_model,
     check_partition,
 )
-from util.patches import patchify, unpatchify
+from util.model.patches import patchify, unpatchify
 
 SMALL = {
     "img_size": 16,

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models_vit_group_channels as models
 from tests.test_model import SMALL, make_batch, make_model, wake
-from util.encoder_weights import EncoderWeights, load_encoder
+from util.checkpoints.encoder_weights import EncoderWeights, load_encoder
 
 HEADS = pytest.mark.parametrize("head", ["linear", "upsample"])
 KINDS = [

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from util.mosaic import Moments, Mosaic, Unit, raised_cosine, tile_origins, units_of
-from util.views import draws_to_show_all, least_draws, token_pixels, view_noise, visible_counts
+from util.inference.view_masks import draws_to_show_all, least_draws, view_noise, visible_counts
+from util.model.patches import token_pixels
+from util.mosaics.mosaic import Moments, Mosaic, Unit, raised_cosine, tile_origins, units_of
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import main_pretrain
-from datasets.grid import TileReader
+from datasets.survey.tile_reader import TileReader
 from tests import surveys
 from tests.test_resume import LASTING, limit_files
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import models_mae_group_channels as models
-from util import options
+from util.options import common as options
 
 
 def parser():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from util.patches import patchify, random_masking, token_validity, unpatchify
+from util.model.patches import patchify, random_masking, token_validity, unpatchify
 
 
 def test_patchify_runs_row_by_row():

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from datasets import pixel_features as module
-from datasets.kinds import Encoding
-from datasets.layers import Layer
-from datasets.pixel_features import RADII, feature_names, pixel_features
-from datasets.reopen import reopen_survey
+from datasets.finetuning import pixel_features as module
+from datasets.finetuning.pixel_features import RADII, feature_names, pixel_features
+from datasets.layers.encoding import Encoding
+from datasets.layers.layer import Layer
+from datasets.survey.inference_survey import reopen_survey
 from tests.rasters import write_grid
 
 NAN = np.nan

@@ -10,8 +10,8 @@ import rasterio.warp
 import shapely
 from rasterio.crs import CRS
 
-from datasets.labels import TargetGrid
-from datasets.points import open_points
+from datasets.labels.open_labels import TargetGrid
+from datasets.labels.points import open_points
 
 pytestmark = pytest.mark.filterwarnings("ignore:'crs' was not provided:UserWarning")
 

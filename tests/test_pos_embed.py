@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from util.pos_embed import resize_positions, sincos_1d, sincos_2d
+from util.model.pos_embed import resize_positions, sincos_1d, sincos_2d
 
 
 def test_numbers_have_sines_then_cosines():

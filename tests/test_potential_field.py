@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datasets.potential_field import slab_gravity, slab_magnetics
+from datasets.synthetic.potential_field import slab_gravity, slab_magnetics
 
 CELL_M = 100.0
 SIZE = 96

@@ -19,15 +19,15 @@ import shapely
 import torch
 
 import main_inference
-from datasets.label_map import seen_ground
-from datasets.reopen import reopen_survey, stored_layers
+from datasets.labels.label_map import seen_ground
+from datasets.survey.inference_survey import reopen_survey, stored_layers
 from tests import labelled, scene_files
 from tests.labelled import CODES, finetune, write_classes, write_points, write_values
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, train, write_survey
-from util.checkpoint import load_checkpoint, save_checkpoint
-from util.finetuned import Task, provenance, stored_classes
-from util.prediction_products import entropy
+from util.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
+from util.inference.finetuned_task import Task, provenance, stored_classes
+from util.inference.prediction import entropy
 
 FITS = {
     "segmentation": ("classes", "--task", "segmentation"),
@@ -67,7 +67,7 @@ def fits(tmp_path_factory):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Pictures take longer than the rest."""
-    monkeypatch.setattr("util.results.draw_raster", lambda path, *_, **__: path)
+    monkeypatch.setattr("util.inference.results.draw_raster", lambda path, *_, **__: path)
 
 
 def of_fold(run, fold):
@@ -314,7 +314,7 @@ def _predict_and_exit(runs):
         os.environ.pop(name, None)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    with mock.patch("util.results.draw_raster", lambda path, *_, **__: path):
+    with mock.patch("util.inference.results.draw_raster", lambda path, *_, **__: path):
         sys.exit(max(main_inference.main(argv) for argv in runs))
 
 

@@ -18,12 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main_pretrain
 import models_mae_group_channels as models
-from datasets.sample_survey import write_sample_survey
+from datasets.synthetic.sample_survey import write_sample_survey
 from tests import surveys
 from tests.rasters import write_grid
 from tests.small_main import SMALL
-from util import distributed as dist
-from util.checkpoint import CHECKPOINT_KEYS
+from util.checkpoints.checkpoint_file import CHECKPOINT_KEYS
+from util.processes import distributed as dist
 
 SCORED = {"gravity": ["1x", "2x"], "magnetics": ["1x", "2x", "4x"]}
 """At a base pixel of 400 m the 200 m layer has details down to scale 2, the 100 m layer down to 4."""

@@ -179,7 +179,7 @@ def test_images_that_break_during_training_are_named(fmow, tmp_path, capsys, mon
     path = tmp_path / "fmow/train/dam/dam_2/dam_2_1.tif"
     broken = path.read_bytes()[:300]
     # The last that happens between opening the data and training:
-    monkeypatch.setattr("datasets.scenes.Scenes.write_tables", lambda *_: path.write_bytes(broken))
+    monkeypatch.setattr("datasets.scenes.scenes.Scenes.write_tables", lambda *_: path.write_bytes(broken))
     assert train(tmp_path / "fmow" / "train.csv", tmp_path / "output") == 1
     assert f"train.csv, row 15: image {path} cannot be read (" in capsys.readouterr().err
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.pyramid import Pyramid, overlap_weights, pool_overlap
-from datasets.stack import Block, Placement
+from datasets.survey.pyramid import Pyramid, overlap_weights, pool_overlap
+from datasets.survey.stack import Block, Placement
 
 NAN = float("nan")
 

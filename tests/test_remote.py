@@ -9,13 +9,15 @@ import pytest
 import rasterio
 import torch
 
-from datasets import band, retry, xarray_store
-from datasets.chunk_cache import CHUNKS
-from datasets.grid import TileReader, open_survey
-from datasets.layers import Layer, read_layers_table
-from datasets.raster import close_datasets, open_band
-from datasets.xarray_band import layers_of_stores
-from scripts.file_server import serve
+from datasets.layers.layer import Layer
+from datasets.layers.table import read_layers_table
+from datasets.rasters import handles, retry, xarray_store
+from datasets.rasters.chunk_cache import CHUNKS
+from datasets.rasters.open_band import close_datasets, open_band
+from datasets.rasters.xarray_band import layers_of_stores
+from datasets.survey.survey import open_survey
+from datasets.survey.tile_reader import TileReader
+from scripts.benchmarks.http_server import serve
 from tests import small_main
 from tests.arrays import dataset_of, store_of, write_store
 from tests.rasters import write_grid
@@ -166,7 +168,7 @@ def test_local_files_are_tried_once(tmp_path, monkeypatch, caplog):
         calls.append(path)
         raise rasterio.errors.RasterioIOError("broken")
 
-    monkeypatch.setattr(band, "open_dataset", fails)
+    monkeypatch.setattr(handles, "open_dataset", fails)
     with pytest.raises(OSError, match="layer 'a' .*broken"):
         opened.read(0, 0, 2, 2)
     assert len(calls) == 1 and not caplog.records

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import main_pretrain
 from tests import surveys
-from util.checkpoint import save_checkpoint
+from util.checkpoints.checkpoint_file import save_checkpoint
 
 LASTING = ("model", "optimizer", "scaler", "epoch", "update", "step", "model_config", "layers", "statistics")
 """What must be equal, bit for bit, in the last checkpoints of a run that was stopped and of one that was not."""
@@ -428,7 +428,7 @@ def test_a_hostile_checkpoint_is_refused(survey, straight, tmp_path, capsys, mon
     assert surveys.train(survey, tmp_path / "output", "--resume", str(evil)) == 2
     assert "do not end with a checksum" in capsys.readouterr().err
     # The same with a right checksum, as somebody who knows the format would make it.
-    monkeypatch.setattr("util.checkpoint._check_plain", lambda *_: None)
+    monkeypatch.setattr("util.checkpoints.checkpoint_file._check_plain", lambda *_: None)
     save_checkpoint(evil, surveys.checkpoint(straight) | {"step": 99, "model": Hostile(trap)})
     monkeypatch.undo()
     assert surveys.train(survey, tmp_path / "output", "--resume", str(evil)) == 2

@@ -17,8 +17,8 @@ import rasterio
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from datasets import geology, sample_survey
-from datasets.sample_survey import write_sample_survey
+from datasets.synthetic import geology, sample_survey
+from datasets.synthetic.sample_survey import write_sample_survey
 from scripts.make_sample_survey import main
 
 ROWS, COLS = 160, 192

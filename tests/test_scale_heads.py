@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models_mae_group_channels import MODEL_SIZES, build_model
-from util.scale_heads import (
+from util.model.scale_heads import (
     MAX_DETAIL_RANK,
     SubpixelHead,
     UpsampleBlock,

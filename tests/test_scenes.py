@@ -13,13 +13,13 @@ import torch
 from rasterio.errors import NotGeoreferencedWarning
 
 import models_mae_group_channels as models
-from datasets.scene_images import to_size
-from datasets.scene_set import KINDS, open_scene_set
-from datasets.scene_statistics import scene_statistics
-from datasets.scenes import Scenes, hold_out, open_scenes, open_test_scenes
+from datasets.scenes.image_set import KINDS, open_scene_set
+from datasets.scenes.images import to_size
+from datasets.scenes.scenes import Scenes, hold_out, open_scenes, open_test_scenes
+from datasets.scenes.statistics import scene_statistics
 from tests import scene_files
 from tests.scene_files import CATEGORIES, write_image, write_lines
-from util import options
+from util.options import common as options
 
 SIZE = {"input_size": 8, "scales": [1, 2]}
 
@@ -192,8 +192,8 @@ class TestStatistics:
         assert found.median == np.median(values) and found.mean == found.location
 
     def test_of_some_images_and_pixels(self, scenes, monkeypatch):
-        monkeypatch.setattr("datasets.scene_statistics.SAMPLED_IMAGES", 5)
-        monkeypatch.setattr("datasets.scene_statistics.SAMPLED_PIXELS", 100)
+        monkeypatch.setattr("datasets.scenes.statistics.SAMPLED_IMAGES", 5)
+        monkeypatch.setattr("datasets.scenes.statistics.SAMPLED_PIXELS", 100)
         found = scene_statistics(scenes.images, scenes.train, seed=0)
         assert found[0].sampled and found[0].count <= 500
         assert found == scene_statistics(scenes.images, scenes.train, seed=0)

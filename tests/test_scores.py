@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from tests.test_distributed import run_ranks
-from util.distributed import Ranks
-from util.rankings import BINS, bin_of, bin_scores, calibration, success_rate
-from util.scores import (
+from util.metrics.prospectivity_curves import BINS, bin_of, bin_scores, calibration, success_rate
+from util.metrics.scores import (
     HEADLINES,
     ClassificationScores,
     ProspectivityScores,
@@ -23,6 +22,7 @@ from util.scores import (
     confusion_table,
     summarise,
 )
+from util.processes.distributed import Ranks
 
 
 def segmentation(predictions, target, names="abc"):

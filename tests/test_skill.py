@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.kinds import Encoding
-from datasets.transforms import Transform
-from util import skill
-from util.baselines import baseline_images, interpolate_visible, nearest_visible, refine
-from util.layer_kinds import LayerChannels
-from util.skill import REGIONS, HeldOutEvaluator, ScoredBatch, ScoredLayer, Scores, error_sums
+from datasets.layers.encoding import Encoding
+from datasets.layers.transforms import Transform
+from util.metrics import skill
+from util.metrics.interpolation_baselines import baseline_images, interpolate_visible, nearest_visible, refine
+from util.metrics.skill import REGIONS, HeldOutEvaluator, ScoredBatch, ScoredLayer, Scores, error_sums
+from util.model.layer_losses import LayerChannels
 
 NAN = float("nan")
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
-from datasets.chunk_cache import CHUNKS
-from datasets.layers import Layer
-from datasets.raster import Grid, open_band
-from datasets.stack import Placement, Stack, make_blocks, place, reference_grid
+from datasets.layers.layer import Layer
+from datasets.rasters.chunk_cache import CHUNKS
+from datasets.rasters.open_band import Grid, open_band
+from datasets.survey.stack import Placement, Stack, make_blocks, place, reference_grid
 from tests.rasters import ramp, write_grid
 
 MGA54 = CRS.from_epsg(28354)

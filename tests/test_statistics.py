@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import fitting, statistics
-from datasets.fitting import LayerStatistics, layer_statistics, save_statistics
-from datasets.layers import Layer
-from datasets.raster import open_band
-from datasets.stack import Stack, reference_grid
-from datasets.statistics import correlation_length, map_cells, mean_coverage, overlap_matrix
-from datasets.tiles import HeldOut
+from datasets.layers.layer import Layer
+from datasets.rasters.open_band import open_band
+from datasets.survey import coverage as statistics
+from datasets.survey import statistics as fitting
+from datasets.survey.coverage import correlation_length, map_cells, mean_coverage, overlap_matrix
+from datasets.survey.stack import Stack, reference_grid
+from datasets.survey.statistics import LayerStatistics, layer_statistics, save_statistics
+from datasets.survey.tiles import HeldOut
 from tests.rasters import write_grid
 
 NAN = np.nan

@@ -12,7 +12,7 @@ from study.bootstrap import compare, pool, student
 from study.results import Run
 from study.verdict import advise
 from tests.study_runs import classes_run, errors_run
-from util.scores import SegmentationScores
+from util.metrics.scores import SegmentationScores
 
 
 def by_seed(runs):

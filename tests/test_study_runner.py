@@ -20,7 +20,7 @@ from study.plan import Task
 from study.results import read_results
 from study.runner import LOG, PATIENCE_S, Pool, Running, hold
 from tests import labelled, small_main, surveys
-from util.engine import Stop
+from util.processes.signals import Stop
 
 ARM = StudyArm("a")
 SAYS = "import sys, pathlib; pathlib.Path('{0}').open('a').write('{1} '); "

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from util.task_heads import GroupMerge, LinearHead, UpsampleHead, make_task_head, soft_limit
+from util.model.task_heads import GroupMerge, LinearHead, UpsampleHead, make_task_head, soft_limit
 
 
 def make_head(kind, *, scale=1, outputs=3, channels=2):

@@ -7,15 +7,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from datasets.tiles import (
-    Coverage,
-    HeldOut,
-    auto_val_block,
-    index_tiles,
-    integral,
-    origins,
-    window_sums,
-)
+from datasets.ground.summed_area import integral, window_sums
+from datasets.survey.tiles import Coverage, HeldOut, auto_val_block, index_tiles, origins
 
 OPTIONS = {
     "height": 16,

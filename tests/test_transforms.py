@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.transforms import Transform, fit_transform
+from datasets.layers.transforms import Transform, fit_transform
 
 
 def forward(transform, values):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from util.trees import KINDS, Trees
+from util.finetuning.trees import KINDS, Trees
 
 
 def squares(count=600, seed=0):
@@ -101,7 +101,7 @@ def test_many_rows_are_predicted_in_pieces(monkeypatch):
     features, classes = squares()
     trees = Trees("gradient_boosting", classes=2).fit(features, classes)
     whole = trees.predict(features)
-    monkeypatch.setattr("util.trees._CHUNK", 7)
+    monkeypatch.setattr("util.finetuning.trees._CHUNK", 7)
     assert np.array_equal(trees.predict(features), whole)
     assert trees.predict(features[:0]).shape == (0, 2)
 

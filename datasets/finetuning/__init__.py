@@ -1,0 +1,1 @@
+"""Layers, labels and folds as batches of windows with targets."""

@@ -1,0 +1,179 @@
+"""What a tree may know about a pixel: the value of every layer there, and local means and spreads.
+
+A layer is taken in its own pixels. Sums over any rectangle of ground are differences of cumulative sums, which
+between pixel corners are bilinear: read off by interpolation they are exact, weighted by shared area, and nothing
+is resampled. Invalid pixels have no weight. Codes of classes and degrees are no numbers to take means of: what is
+looked at are the shares of each class, and cosine and sine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from datasets.layers.encoding import Encoding
+from datasets.survey.inference_survey import ReopenedSurvey
+
+RADII = (1, 3, 8, 20)
+"""Radii of local means and spreads, base pixels: the neighbours, a patch, and the surroundings of one and of three."""
+
+# Native pixels along the edge of a window that is read at a time: 60 MB with its sums.
+_WINDOW_EDGE = 1400
+# Shared area, native pixels, below which nothing is known.
+_LEAST_AREA = 1e-6
+
+
+def feature_names(survey: ReopenedSurvey, *, radii: Sequence[int] = RADII) -> tuple[str, ...]:
+    """Return the names of the features in the order of their columns: for each layer its value, means, spreads.
+
+    Of classes it is the share of each and its means, of directions cosine and sine and their means. Layers that are
+    hidden or absent have none.
+    """
+    return tuple(
+        f"{survey.layers[channel].name}{plane}{suffix}"
+        for channel in _shown(survey)
+        for plane in _plane_names(survey.encodings[channel])
+        for suffix in ("", *(f" {kind} {radius}" for radius in radii for kind in _kinds(survey.encodings[channel])))
+    )
+
+
+def pixel_features(
+    survey: ReopenedSurvey, pixels: np.ndarray, *, scale: int = 1, radii: Sequence[int] = RADII
+) -> np.ndarray:
+    """Return the features of target pixels, window by window, one layer in memory at a time.
+
+    Args:
+        survey: the layers.
+        pixels: (n, 2) target pixels as (row, col), in any order.
+        scale: target pixels along the edge of a base pixel.
+        radii: of the squares around a pixel's centre, base pixels; radius r covers 2 r + 1 base pixels.
+
+    Returns:
+        (n, F) float32 in physical units or shares, in the order of `feature_names`. The value is the mean over the
+        target pixel, spreads are population standard deviations, all over valid pixels by shared area; NaN = none
+        is valid there.
+
+    Raises:
+        OSError: a layer cannot be read; names layer, file and window.
+    """
+    shown, first = _shown(survey), 0
+    features = np.full((len(pixels), len(feature_names(survey, radii=radii))), np.nan, dtype=np.float32)
+    if not len(pixels):
+        return features
+    centres = (np.asarray(pixels, dtype=np.float64) + 0.5) / scale  # base pixels
+    halves = (0.5 / scale, *(radius + 0.5 for radius in radii))
+    for channel in shown:
+        encoding = survey.encodings[channel]
+        count = len(_plane_names(encoding)) * (1 + len(_kinds(encoding)) * len(radii))
+        edge = _tile_edge(survey, channel, max(halves))
+        for members in _by_tile(centres, edge):
+            features[members, first : first + count] = _layer_features(survey, channel, centres[members], halves)
+        first += count
+    return features
+
+
+def _plane_names(encoding: Encoding) -> tuple[str, ...]:
+    """What is added to a layer's name for each of the planes that it is looked at as."""
+    if encoding.kind == "categorical":
+        return tuple(f" {name}" for name in encoding.names)
+    return (" cosine", " sine") if encoding.kind == "circular" else ("",)
+
+
+def _kinds(encoding: Encoding) -> tuple[str, ...]:
+    """What is known of the surroundings; spreads of shares, cosines and sines follow from their means."""
+    return ("mean", "std") if encoding.kind == "continuous" else ("mean",)
+
+
+def _planes(values: np.ndarray, encoding: Encoding) -> Iterator[np.ndarray]:
+    """The planes that a layer is looked at as, one at a time, NaN where invalid."""
+    if encoding.kind == "categorical":
+        for code in encoding.codes:
+            yield np.where(np.isnan(values), np.nan, values == np.float32(code))
+    elif encoding.kind == "circular":
+        angle = np.radians(values)
+        yield from (np.cos(angle), np.sin(angle))
+    else:
+        yield values
+
+
+def _shown(survey: ReopenedSurvey) -> list[int]:
+    return [channel for channel in range(len(survey.stack)) if channel not in survey.stack.hidden]
+
+
+def _tile_edge(survey: ReopenedSurvey, channel: int, margin: float) -> float:
+    """Edge of the squares of pixels that are looked at together, base pixels."""
+    grid, placement = survey.stack.reference, survey.stack.placements[channel]
+    finest = max(placement.ratio_y / grid.resolution_y, placement.ratio_x / grid.resolution_x) * survey.base_resolution
+    return max(16.0, _WINDOW_EDGE / finest - 2 * margin)
+
+
+def _by_tile(centres: np.ndarray, edge: float) -> list[np.ndarray]:
+    """Numbers of the points in each square of an edge that has any."""
+    tiles = np.floor(centres / edge).astype(np.int64)
+    order = np.lexsort(tiles.T)
+    ends = np.flatnonzero(np.any(np.diff(tiles[order], axis=0) != 0, axis=1)) + 1
+    return np.split(order, ends)
+
+
+def _layer_features(survey: ReopenedSurvey, channel: int, centres: np.ndarray, halves: Sequence[float]) -> np.ndarray:
+    """(n, columns of the layer) features of points, given in base pixels, that lie near each other."""
+    grid, placement = survey.stack.reference, survey.stack.placements[channel]
+    per_base = survey.base_resolution * np.array(
+        [placement.ratio_y / grid.resolution_y, placement.ratio_x / grid.resolution_x]
+    )
+    offset = np.array([placement.offset_y, placement.offset_x])
+    lows = np.stack([np.round((centres - half) * per_base + offset, 6) for half in halves])  # (1 + R, n, 2) native
+    highs = np.stack([np.round((centres + half) * per_base + offset, 6) for half in halves])
+    first = np.floor(lows.min(axis=(0, 1))).astype(int)
+    shape = np.ceil(highs.max(axis=(0, 1))).astype(int) - first
+    values = survey.stack.read(channel, int(first[0]), int(first[1]), int(shape[0]), int(shape[1]))
+    encoding = survey.encodings[channel]
+    planes = _planes(values, encoding)
+    found = [_plane_features(plane, lows - first, highs - first, len(_kinds(encoding)) == 2) for plane in planes]
+    return np.concatenate(found, axis=1)
+
+
+def _plane_features(plane: np.ndarray, lows: np.ndarray, highs: np.ndarray, spreads: bool) -> np.ndarray:
+    """(n, 1 + R or 1 + 2 R): value, means and, if wanted, spreads of rectangles between (1 + R, n, 2) corners."""
+    valid = ~np.isnan(plane)
+    if not valid.any():
+        return np.full((lows.shape[1], 1 + (len(lows) - 1) * (1 + spreads)), np.nan)
+    middle = plane[valid].mean(dtype=np.float64)  # squares of what remains lose no digits
+    sums = _cumulative(np.where(valid, plane - middle, 0.0), valid)
+    columns = []
+    for number, (low, high) in enumerate(zip(lows, highs, strict=True)):
+        area, total, squares = _inside(sums, low, high).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.where(area > _LEAST_AREA, total / area, np.nan)
+            spread = np.sqrt(np.maximum(squares / area - mean**2, 0.0))
+        columns += [mean + middle, spread] if number and spreads else [mean + middle]
+    return np.stack(columns, axis=1)
+
+
+def _cumulative(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """(rows + 1, cols + 1, 3) float64 sums of area, values and squares over all that is above and left of a corner."""
+    sums = np.zeros((values.shape[0] + 1, values.shape[1] + 1, 3))
+    for k, plane in enumerate((valid, values, np.square(values))):
+        np.cumsum(plane, axis=0, dtype=np.float64, out=sums[1:, 1:, k])
+        np.cumsum(sums[1:, 1:, k], axis=1, out=sums[1:, 1:, k])
+    return sums
+
+
+def _inside(sums: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(n, 3) sums over rectangles between (n, 2) corners in pixels."""
+    total = np.zeros((len(low), 3))
+    for row, row_sign in ((high[:, 0], 1), (low[:, 0], -1)):
+        for col, col_sign in ((high[:, 1], 1), (low[:, 1], -1)):
+            total += row_sign * col_sign * _at(sums, row, col)
+    return total
+
+
+def _at(sums: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
+    """(n, 3) sums above and left of points in pixels, by bilinear interpolation between pixel corners."""
+    i = np.minimum(row.astype(np.int64), sums.shape[0] - 2)
+    j = np.minimum(col.astype(np.int64), sums.shape[1] - 2)
+    down, right = (row - i)[:, None], (col - j)[:, None]
+    upper = sums[i, j] * (1 - right) + sums[i, j + 1] * right
+    lower = sums[i + 1, j] * (1 - right) + sums[i + 1, j + 1] * right
+    return upper * (1 - down) + lower * down

@@ -1,0 +1,224 @@
+"""Fine-tuning examples that are windows with one class each: around points, or tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from datasets.finetuning.batch import Batch, TrainingFacts, WindowReader, shuffled
+from datasets.folds.make_folds import Folds
+from datasets.labels.label_map import LabelMap
+from datasets.loading.augment import TURNS
+from datasets.survey.inference_survey import ReopenedSurvey
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Windows that have one class each.
+
+    Attributes:
+        centres: (n, 2) float64 base-scale (row, col) of the windows' centres.
+        classes: (n,) int64 class numbers.
+        background: (n,) bool, True for ground drawn at random, whose class is not known but taken for absent.
+    """
+
+    centres: np.ndarray
+    classes: np.ndarray
+    background: np.ndarray
+
+
+def point_examples(
+    positions: np.ndarray,
+    classes: np.ndarray | None,
+    seen: np.ndarray,
+    *,
+    background_ratio: float,
+    least_distance: float,
+    seed: int,
+) -> tuple[Examples, int]:
+    """Windows around points; for points without a class (presence only), with windows at random ground beside them.
+
+    Args:
+        positions: (n, 2) float base-scale (row, col).
+        classes: (n,) class numbers; None: all are presences (class 1) and ground drawn at random is class 0.
+        seen: (rows, cols) bool, base-scale pixels where some layer is valid.
+        background_ratio: ground drawn for each presence.
+        least_distance: distance of drawn ground from every presence, base-scale pixels.
+        seed: of the draw.
+
+    Returns:
+        The examples, and how many points were left out because no layer is valid there.
+
+    Raises:
+        ValueError: no point is left, or no ground for the background.
+    """
+    inside = np.floor(positions).astype(np.int64)
+    ok = ((inside >= 0) & (inside < np.array(seen.shape))).all(axis=1)
+    ok[ok] = seen[inside[ok, 0], inside[ok, 1]]
+    left_out = int((~ok).sum())
+    if not ok.any():
+        raise ValueError(f"none of the {len(positions)} points lies where a layer has a valid pixel; check coordinates")
+    centres = positions[ok]
+    if classes is not None:
+        return Examples(centres, classes[ok].astype(np.int64), np.zeros(len(centres), dtype=bool)), left_out
+    ground = np.argwhere(seen) + 0.5
+    far = cKDTree(centres).query(ground, distance_upper_bound=max(least_distance, 1e-9))[0] >= least_distance
+    ground = ground[far]
+    wanted = round(background_ratio * len(centres))
+    if not len(ground) or not wanted:
+        raise ValueError(
+            f"no ground is left for the background at least {least_distance:g} base pixels from every one of the "
+            f"{len(centres)} points; lower --background_distance or raise --background_ratio ({background_ratio:g})"
+        )
+    drawn = ground[np.random.default_rng((seed, 13)).choice(len(ground), size=min(wanted, len(ground)), replace=False)]
+    return (
+        Examples(
+            np.concatenate([centres, drawn]),
+            np.repeat(np.array([1, 0]), [len(centres), len(drawn)]),
+            np.repeat(np.array([False, True]), [len(centres), len(drawn)]),
+        ),
+        left_out,
+    )
+
+
+def tile_examples(labels: LabelMap, *, size: int, least_labelled: float) -> Examples:
+    """Tiles side by side, each of the class that most of its labelled pixels have.
+
+    Args:
+        labels: classes on target pixels.
+        size: edge of a tile, base-scale pixels.
+        least_labelled: least share of labelled pixels in a tile.
+
+    Raises:
+        ValueError: no tile has that many.
+    """
+    counts = labels.count(size)
+    full = (size * labels.scale) ** 2
+    kept = counts.sum(axis=2) >= max(least_labelled * full, 1)
+    if not kept.any():
+        raise ValueError(
+            f"labels {labels.source}: no tile of {size} base pixels is labelled over {100 * least_labelled:g} % of its "
+            "ground; lower --min_labelled or choose a smaller --input_size"
+        )
+    cells = np.argwhere(kept)
+    return Examples(
+        centres=(cells + 0.5) * size,
+        classes=counts[kept].argmax(axis=1).astype(np.int64),
+        background=np.zeros(len(cells), dtype=bool),
+    )
+
+
+class WindowTargets:
+    """Windows with one class each.
+
+    Args:
+        survey: where they are cut out of.
+        examples: their places and classes.
+        kinds: number of classes K.
+        folds: which are trained on and which are for testing.
+        jitter: most base-scale pixels by which a training window is shifted.
+    """
+
+    def __init__(self, survey: ReopenedSurvey, examples: Examples, folds: Folds, *, kinds: int, jitter: int) -> None:
+        self.survey, self.examples, self.folds, self.kinds, self.jitter = survey, examples, folds, kinds, jitter
+        self.reader = WindowReader(survey)
+
+    def numbers(self, fold: int, *, validation: bool = False) -> np.ndarray:
+        """Numbers of the examples that are tested in a fold, or validated."""
+        row, col = self.examples.centres.T
+        if validation:
+            return np.flatnonzero(self.folds.validating_at(fold, row, col))
+        return np.flatnonzero(self.folds.fold_at(row, col) == fold)
+
+    def origins(self, numbers: np.ndarray) -> np.ndarray:
+        """(m, 2) int64 base-scale origins of the windows around some examples."""
+        return np.round(self.examples.centres[numbers] - self.survey.input_size / 2).astype(np.int64)
+
+    def read(self, numbers: np.ndarray) -> Batch:
+        """Reads examples as they are tested: neither shifted nor turned."""
+        jobs = np.hstack([numbers[:, None], np.zeros((len(numbers), 3), dtype=np.int64)])
+        return self.read_jobs(jobs)
+
+    def read_jobs(self, jobs: np.ndarray) -> Batch:
+        """Reads examples listed as (number, shift of rows, shift of columns, turn)."""
+        return Batch(
+            tiles=self.reader.read(self.origins(jobs[:, 0]) + jobs[:, 1:3]),
+            target=torch.from_numpy(self.examples.classes[jobs[:, 0]]),
+            turns=torch.from_numpy(jobs[:, 3].astype(np.int64)),
+        )
+
+    def fold(self, fold: int | None) -> WindowFold:
+        """The training windows of a fold; all of them for None.
+
+        Raises:
+            ValueError: nothing, or one class only, is left to train on.
+        """
+        return WindowFold(self, fold)
+
+
+class WindowFold:
+    """The training windows of one fold.
+
+    Args:
+        targets: what they are chosen from.
+        fold: number of the fold, or None to train on every example.
+
+    Attributes:
+        numbers: (n,) numbers of the examples to train on.
+    """
+
+    def __init__(self, targets: WindowTargets, fold: int | None) -> None:
+        self._targets = targets
+        centres = targets.examples.centres
+        if fold is None:
+            chosen = np.ones(len(centres), dtype=bool)
+        else:
+            # Background is no label: a fraction of the labels is one of the known ones.
+            chosen = targets.folds.training_at(fold, centres[:, 0], centres[:, 1])
+            away = targets.folds.training_at(fold, centres[:, 0], centres[:, 1], all_labels=True)
+            chosen = np.where(targets.examples.background, away, chosen)
+        self.numbers = np.flatnonzero(chosen)
+        self._counts = np.bincount(targets.examples.classes[self.numbers], minlength=targets.kinds)
+        if (self._counts > 0).sum() < 2:
+            raise ValueError(
+                f"fold {fold}: {len(self.numbers)} training examples of {(self._counts > 0).sum()} class(es) are left "
+                "outside the test blocks and their buffer; expected two classes; lower --val_buffer, --fold_block or "
+                "--folds, or raise --label_fraction"
+            )
+
+    @property
+    def facts(self) -> TrainingFacts:
+        """What the training examples are like."""
+        return TrainingFacts(len(self.numbers), tuple(self._counts.tolist()), 0.0, 1.0, 1.0)
+
+    def epoch(self, *, seed: int, epoch: int, tiles: int, augment: bool) -> np.ndarray:
+        """Training examples of an epoch in order: (tiles, 4) int64 number, shifts of row and column, turn."""
+        order = shuffled(len(self.numbers), seed=seed, epoch=epoch, count=tiles)
+        rng = np.random.default_rng((seed, epoch, 11))
+        moves = np.zeros((tiles, 3), dtype=np.int64)
+        if augment:
+            jitter = self._targets.jitter
+            moves[:, :2] = rng.integers(-jitter, jitter + 1, size=(tiles, 2))
+            moves[:, 2] = rng.integers(0, TURNS, size=tiles)
+        return np.hstack([self.numbers[order][:, None], moves])
+
+    def read(self, jobs: np.ndarray) -> Batch:
+        """Reads examples listed as by `epoch`."""
+        return self._targets.read_jobs(jobs)
+
+    def sampled_pixels(self, most: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Centres of the training windows, for models that learn from pixels.
+
+        Args:
+            most: how many at most, drawn at random.
+            seed: of the draw.
+
+        Returns:
+            (n, 2) int64 base-scale (row, col), and their (n,) classes.
+        """
+        chosen = np.sort(np.random.default_rng((seed, 12)).permutation(self.numbers)[:most])
+        examples = self._targets.examples
+        return examples.centres[chosen].astype(np.int64), examples.classes[chosen]

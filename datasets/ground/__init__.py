@@ -1,0 +1,1 @@
+"""Grids, planets, wrap-around, warping and areas of interest."""

@@ -1,0 +1,171 @@
+"""Area of interest: polygons outside which no pixel is valid."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import shapely
+from affine import Affine
+from pyproj.exceptions import ProjError
+from rasterio.crs import CRS
+from rasterio.features import geometry_mask
+from shapely import affinity
+
+from datasets.ground.planet import Globe, globe_of
+
+logger = logging.getLogger(__name__)
+
+# A straight edge in one CRS is curved in another: before reprojection edges are cut to this share of the
+# polygons' extent.
+_EDGE_SHARE = 0.005
+
+
+@dataclass(frozen=True)
+class Aoi:
+    """Polygons in one CRS, picklable.
+
+    Attributes:
+        path: file they came from.
+        crs: CRS of the polygons' coordinates.
+        polygons: shapely polygons and multipolygons, none empty.
+        turn: length of a full circle of longitude, CRS units: polygons lie at x, and whole turns away; 0 = only at x.
+    """
+
+    path: str
+    crs: CRS
+    polygons: tuple[shapely.Geometry, ...]
+    turn: float = 0.0
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top) of all polygons, in CRS units."""
+        left, bottom, right, top = shapely.total_bounds(np.array(self.polygons, dtype=object))
+        return float(left), float(bottom), float(right), float(top)
+
+    def near(self, left: float, bottom: float, right: float, top: float) -> list[shapely.Geometry]:
+        """Polygons whose bounds meet a rectangle, each moved by as many turns as it takes."""
+        lows_x, lows_y, highs_x, highs_y = shapely.bounds(np.array(self.polygons, dtype=object)).T
+        found = []
+        for k in np.flatnonzero((lows_y <= top) & (highs_y >= bottom)):
+            first = math.ceil((left - highs_x[k]) / self.turn) if self.turn else 0
+            last = math.floor((right - lows_x[k]) / self.turn) if self.turn else 0
+            for turns in range(first, last + 1):
+                shift = turns * self.turn
+                if lows_x[k] + shift <= right and highs_x[k] + shift >= left:
+                    found.append(affinity.translate(self.polygons[k], shift) if turns else self.polygons[k])
+        return found
+
+    def inside(self, transform: Affine, rows: int, cols: int) -> np.ndarray:
+        """Return which pixels have their centre inside a polygon.
+
+        Args:
+            transform: affine transform of the window's upper left corner.
+            rows: rows of the window.
+            cols: columns of the window.
+
+        Returns:
+            (rows, cols) bool, True = inside.
+        """
+        left, top = transform.c, transform.f
+        right, bottom = left + cols * transform.a, top + rows * transform.e
+        near = self.near(min(left, right), min(bottom, top), max(left, right), max(bottom, top))
+        if not near:
+            return np.zeros((rows, cols), dtype=bool)
+        return geometry_mask(near, out_shape=(rows, cols), transform=transform, all_touched=False, invert=True)
+
+
+def load_aoi(path: str | Path, crs: CRS) -> Aoi:
+    """Read the polygons of a vector file into ``crs``.
+
+    Args:
+        path: any vector file that GDAL reads (GeoPackage, Shapefile, GeoJSON, ...); of several tables the
+            first is used.
+        crs: CRS to bring the polygons to, that of the reference grid.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read, has no CRS, holds no polygon, or cannot be brought to ``crs``.
+    """
+    if not str(path).startswith("/vsi") and not Path(path).exists():
+        raise FileNotFoundError(f"area of interest {path}: no such file; --aoi takes a vector file with polygons")
+    try:
+        frame = geopandas.read_file(path)
+    except Exception as error:  # the drivers raise a different type each
+        raise ValueError(f"area of interest {path}: cannot be read as a vector file ({error})") from error
+    geometries = getattr(frame, "geometry", None) if isinstance(frame, geopandas.GeoDataFrame) else None
+    if geometries is None:
+        raise ValueError(f"area of interest {path}: a table without geometry, expected polygons")
+    kept = geometries[geometries.notna() & geometries.geom_type.isin(["Polygon", "MultiPolygon"])]
+    kept = kept[~kept.is_empty]
+    if not len(kept):
+        kinds = ", ".join(sorted(set(geometries.geom_type.dropna()))) or "nothing"
+        raise ValueError(f"area of interest {path}: no polygons (it holds {kinds}); draw the area as polygons")
+    if len(kept) < len(geometries):
+        logger.warning(
+            "area of interest %s: %d of %d shapes are not polygons, not used",
+            path,
+            len(geometries) - len(kept),
+            len(geometries),
+        )
+    if kept.crs is None:
+        raise ValueError(f"area of interest {path}: has no CRS, expected one; set it (for example with ogr2ogr -a_srs)")
+    globe = globe_of(crs)
+    return Aoi(str(path), crs, _to_crs(kept, crs, path), 0.0 if globe is None else globe.turn)
+
+
+def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[shapely.Geometry, ...]:
+    target = crs.to_wkt()
+    shapes = shapes.make_valid()
+    if shapes.crs != target:
+        left, bottom, right, top = shapes.total_bounds
+        try:
+            shapes = shapes.segmentize(max(right - left, top - bottom) * _EDGE_SHARE).to_crs(target)
+        except ProjError as error:
+            raise ValueError(
+                f"area of interest {path}: cannot be brought from {str(shapes.crs)[:60]} to {crs.to_string()[:60]} "
+                f"({error}); give polygons of the same planet, with its CRS (GeoJSON is always of Earth)"
+            ) from error
+        globe = globe_of(crs)
+        if globe is not None:
+            shapes = shapes.apply(lambda shape: _unwrapped(shape, globe))
+    polygons = [part for part in shapes.make_valid() if part is not None and not part.is_empty and part.area > 0]
+    if not polygons or not np.isfinite(shapely.total_bounds(np.array(polygons, dtype=object))).all():
+        raise ValueError(
+            f"area of interest {path}: its polygons have no area in {crs.to_string()[:60]}; check its CRS "
+            f"({shapes.crs})"
+        )
+    return tuple(polygons)
+
+
+def _unwrapped(shape: shapely.Geometry, globe: Globe) -> shapely.Geometry:
+    """Polygons whose vertices were brought to longitudes one by one: rings across the date line made whole again.
+
+    Neighbouring vertices are taken to lie less than half a turn apart. A ring around a pole ends a turn from where it
+    began: it is led along the pole.
+    """
+    if not isinstance(shape, shapely.Polygon | shapely.MultiPolygon):
+        return shape
+    parts = []
+    for polygon in getattr(shape, "geoms", [shape]):
+        part = _unwrapped_ring(polygon.exterior, globe)
+        for interior in polygon.interiors:
+            hole = _unwrapped_ring(interior, globe)
+            turns = round((hole.centroid.x - part.centroid.x) / globe.turn)
+            for k in (-1 - turns, -turns, 1 - turns):
+                part = part.difference(affinity.translate(hole, k * globe.turn))
+        parts.append(part)
+    return shapely.union_all(parts)
+
+
+def _unwrapped_ring(ring: shapely.LinearRing, globe: Globe) -> shapely.Geometry:
+    x, y = np.asarray(ring.coords)[:, :2].T
+    x = np.unwrap(x, period=globe.turn)
+    if abs(x[-1] - x[0]) > globe.turn / 2:
+        pole = globe.equator + math.copysign(90.0, float(globe.latitude(y).mean())) / globe.degrees
+        x, y = np.append(x, [x[-1], x[0]]), np.append(y, [pole, pole])
+    return shapely.make_valid(shapely.Polygon(np.stack([x, y], axis=1)))

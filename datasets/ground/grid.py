@@ -1,0 +1,80 @@
+"""The pixel grid of a raster: CRS, affine transform and shape, and when two CRSs agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from affine import Affine
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.warp import transform as transform_points
+
+# What rasterio raises when GDAL fails: some of GDAL's own errors pass through it unchanged.
+GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
+
+
+# A dataset whose places in two CRS differ by less than this share of a pixel is in both.
+_CRS_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Pixels on the ground, north up: row 0 is the northern edge.
+
+    Attributes:
+        crs: coordinate reference system.
+        left: western edge, CRS units.
+        top: northern edge, CRS units.
+        resolution_x: width of a pixel, CRS units, > 0.
+        resolution_y: height of a pixel, CRS units, > 0.
+        rows: number of rows.
+        cols: number of columns.
+    """
+
+    crs: CRS
+    left: float
+    top: float
+    resolution_x: float
+    resolution_y: float
+    rows: int
+    cols: int
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top), CRS units."""
+        right = self.left + self.cols * self.resolution_x
+        return self.left, self.top - self.rows * self.resolution_y, right, self.top
+
+    @property
+    def transform(self) -> Affine:
+        """Affine transform from (column, row) to (x, y)."""
+        return self.window_transform(0, 0)
+
+    def window_transform(self, row: int, col: int) -> Affine:
+        """Affine transform of a window that starts at (row, col)."""
+        x, y = self.left + col * self.resolution_x, self.top - row * self.resolution_y
+        return Affine(self.resolution_x, 0.0, x, 0.0, -self.resolution_y, y)
+
+
+def crs_agree(grid: Grid, crs: CRS) -> bool:
+    """Return whether a grid lies at the same place when its coordinates are taken to be in ``crs``.
+
+    The same CRS is often spelled differently by different formats; what counts is that no point of the grid's
+    outline moves by more than a hundredth of a pixel.
+    """
+    if grid.crs == crs:
+        return True
+    if grid.crs.is_geographic != crs.is_geographic:
+        return False
+    left, bottom, right, top = grid.bounds
+    xs = [left, (left + right) / 2, right] * 3
+    ys = [bottom] * 3 + [(bottom + top) / 2] * 3 + [top] * 3
+    try:
+        there_x, there_y = transform_points(grid.crs, crs, xs, ys)
+    except GDAL_ERRORS:
+        return False
+    moved_x = np.abs(np.subtract(there_x, xs)) / grid.resolution_x
+    moved_y = np.abs(np.subtract(there_y, ys)) / grid.resolution_y
+    return bool(np.all(np.maximum(moved_x, moved_y) < _CRS_SHARE))

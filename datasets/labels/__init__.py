@@ -1,0 +1,1 @@
+"""Labels as rasters, vectors or tables, on the target grid."""

@@ -1,0 +1,240 @@
+"""Rasters as labels: brought to target pixels as they are read, by rules that keep classes classes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from rasterio.warp import Resampling
+from rasterio.warp import transform as transform_points
+
+from datasets.ground.grid import Grid, crs_agree
+from datasets.ground.planet import turns_of
+from datasets.ground.warp import WARP_BLOCK, footprint, warp_window
+from datasets.layers.class_table import MAX_CLASSES, Code, check_class_count, sorted_codes
+from datasets.layers.layer import Layer
+from datasets.rasters.band import Source
+from datasets.rasters.nodata import Census, listed, stored_values
+from datasets.rasters.open_band import layer_crs, open_band
+
+logger = logging.getLogger(__name__)
+
+# Labels are finer than target pixels where a target pixel's edge is longer than theirs by more than this.
+_ALIKE = 1.01
+# Longest edge of the window of a file that is read for one block: 16 MB of float32.
+_SOURCE_EDGE = 2048
+# Number of no class.
+_UNLABELLED = 255
+assert MAX_CLASSES <= _UNLABELLED
+
+
+@dataclass(frozen=True, eq=False)
+class LabelRaster:
+    """A band of labels, read on target pixels. Picklable, holds no handle.
+
+    Attributes:
+        source: the file's own pixels.
+        grid: the target pixels.
+        resampling: how target pixels follow from those of the file.
+        edge: edge of the blocks that are brought over at a time, target pixels.
+        codes: class codes in order of size, as stored; None: measurements.
+        numbers: class number of each of `codes`.
+        turns: by how much the file is moved, units of its CRS: whole turns of a body, to where the grid lies.
+    """
+
+    source: Source = field(repr=False)
+    grid: Grid
+    resampling: Resampling
+    edge: int
+    codes: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+    turns: tuple[float, ...] = (0.0,)
+
+    @property
+    def frames(self) -> list[Source]:
+        """The file where it lies, and a turn away where the grid is there too."""
+        return [turned_source(self.source, turn) for turn in self.turns]
+
+    def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Read a window inside the grid as float32: class numbers or physical values, NaN = unlabelled.
+
+        Raises:
+            OSError: the window cannot be read; names file and window.
+        """
+        values = np.full((rows, cols), np.nan, dtype=np.float32)
+        for frame in self.frames:
+            part = self._read_from(frame, (row, col, rows, cols))
+            values = np.where(np.isnan(values), part, values)
+        return values
+
+    def _read_from(self, frame: Source, window: tuple[int, int, int, int]) -> np.ndarray:
+        how: dict[str, Any] = {"resampling": self.resampling, "edge": self.edge}
+        if self.codes is None:
+            return warp_window(self.source.read, frame, self.grid, window, **how)
+        # Of larger types GDAL takes very long to find the commonest number.
+        how |= {"dtype": np.uint8, "invalid": _UNLABELLED}
+        numbers = warp_window(self._read_numbers, frame, self.grid, window, **how)
+        return np.where(numbers == _UNLABELLED, np.float32(np.nan), numbers.astype(np.float32))
+
+    def _read_numbers(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        assert self.codes is not None and self.numbers is not None
+        raw, invalid = self.source.read_stored(row, col, rows, cols)
+        place = np.minimum(np.searchsorted(self.codes, raw), len(self.codes) - 1)
+        numbers = self.numbers[place]
+        numbers[self.codes[place] != raw] = _UNLABELLED
+        if invalid is not None:
+            numbers[invalid] = _UNLABELLED
+        return numbers
+
+    def numbered(self, codes: tuple[Code, ...]) -> LabelRaster:
+        """The same labels with classes numbered as in `codes`; pixels of other codes are unlabelled."""
+        whole = [(code, number) for number, code in enumerate(codes) if isinstance(code, int)]
+        ordered = sorted(whole) or [(0, _UNLABELLED)]
+        return replace(
+            self,
+            codes=np.array([code for code, _ in ordered], dtype=np.float64),  # also what no integer type holds
+            numbers=np.array([number for _, number in ordered], dtype=np.uint8),
+        )
+
+    def stored(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """All pixels of the file that target pixels are made of, in pieces, some twice: stored numbers, invalid."""
+        # Without projection a larger block's footprint is as exact as that of the blocks that are read.
+        step = self.edge * (8 if self.grid.crs == self.source.crs and self.edge == WARP_BLOCK else 1)
+        for row in range(0, self.grid.rows, step):
+            for col in range(0, self.grid.cols, step):
+                shape = min(step, self.grid.rows - row), min(step, self.grid.cols - col)
+                for frame in self.frames:
+                    window = footprint(frame, self.grid, (row, col, *shape))
+                    if window is not None:
+                        yield self.source.read_stored(*window)
+
+
+def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: float | None) -> LabelRaster:
+    """Open a raster of labels on target pixels; classes are numbered by `LabelRaster.numbered` afterwards.
+
+    Args:
+        path: any raster that GDAL reads.
+        kind: `classes`: nearest pixel, or the commonest class where the file is finer than target pixels;
+            `values`: bilinear, or the average.
+        grid: target pixels.
+        band: band of the file, from 1.
+        nodata: stored value that means unlabelled, besides the file's own.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be opened, has no CRS, or does not overlap the grid.
+    """
+    layer = Layer("labels", path, band=band, nodata=nodata, kind_stated=True)
+    opened = open_band(layer, reproject_to=layer_crs(layer))  # turned grids are welcome, the CRS is the file's own
+    for note in opened.notes:
+        logger.warning("%s: %s", layer.where, note)
+    source = opened.source
+    if crs_agree(grid, source.crs):
+        source = replace(source, crs=grid.crs)
+    ratio = _finer(source, grid)
+    smooth, many = (
+        (Resampling.nearest, Resampling.mode) if kind == "classes" else (Resampling.bilinear, Resampling.average)
+    )
+    whole = (0, 0, grid.rows, grid.cols)
+    turns = tuple(turn for turn in turns_of(source.crs) if footprint(turned_source(source, turn), grid, whole))
+    labels = LabelRaster(
+        source=source,
+        grid=grid,
+        resampling=many if ratio > _ALIKE else smooth,
+        edge=max(1, min(WARP_BLOCK, int(_SOURCE_EDGE / ratio))),
+        turns=turns,
+    )
+    if not turns:
+        raise ValueError(
+            f"{layer.where}: does not overlap the survey: it covers {_extent(source)} in "
+            f"{source.crs.to_string()[:60]}, expected ground in {_numbers(grid.bounds)} in "
+            f"{grid.crs.to_string()[:60]}; check its CRS and coordinates"
+        )
+    return labels
+
+
+def turned_source(source: Source, turn: float) -> Source:
+    """The same pixels, moved in x by a number of units of their CRS."""
+    a, b, c, d, e, f = tuple(source.transform)[:6]
+    return replace(source, transform=Affine(a, b, c + turn, d, e, f))
+
+
+def without_dummies(labels: LabelRaster, codes: Sequence[Code] | None = None) -> LabelRaster:
+    """Return the labels with dummies that nobody declared as nodata, by the rule for layers (`Census`), and say so.
+
+    Args:
+        labels: the labels.
+        codes: the codes that occur, if they are known; else all pixels are looked at.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    census = Census(labels.source.dtype)
+    if codes is None:
+        for raw, invalid in labels.stored():
+            census.add(raw, invalid)
+    else:
+        census.add(np.array(codes, dtype=labels.source.dtype), None)
+    dummies, _ = census.settle_dummies()
+    if not dummies:
+        return labels
+    logger.warning(
+        "%s: %s is not declared as nodata but stands far from all other values: taken for unlabelled; set nodata in "
+        "the file, or by --label_nodata, to settle it",
+        labels.source.layer.where,
+        listed(dummies),
+    )
+    nodata = (*labels.source.nodata, *stored_values(dummies, labels.source.dtype))
+    return replace(labels, source=replace(labels.source, nodata=nodata))
+
+
+def find_codes(labels: LabelRaster) -> tuple[Code, ...]:
+    """Return the codes that occur under the grid, sorted; streaming.
+
+    Raises:
+        ValueError: numbers that are not whole, or more than `MAX_CLASSES` different ones.
+        OSError: the file cannot be read.
+    """
+    where, found = labels.source.layer.where, set[int]()
+    for raw, invalid in labels.stored():
+        distinct = np.unique(raw if invalid is None else raw[~invalid])
+        broken = distinct[distinct != np.rint(distinct)] if distinct.dtype.kind == "f" else distinct[:0]
+        if broken.size:
+            raise ValueError(
+                f"{where}: holds {broken[0]:.9g}, which is no class code, expected whole numbers; if these are "
+                "measurements, use --task regression"
+            )
+        found.update(int(code) for code in distinct[: MAX_CLASSES + 1])
+        check_class_count(sorted_codes(found), where)
+    return sorted_codes(found)
+
+
+def _finer(source: Source, grid: Grid) -> float:
+    """Pixels of the file along the edge of a target pixel, at the middle of the grid."""
+    rows, cols = grid.rows / 2 + np.array([0.0, 0.0, 1.0]), grid.cols / 2 + np.array([0.0, 1.0, 0.0])
+    x, y = transform_points(
+        grid.crs, source.crs, grid.left + cols * grid.resolution_x, grid.top - rows * grid.resolution_y
+    )
+    inverse = ~source.transform
+    at_col = inverse.a * np.array(x) + inverse.b * np.array(y)
+    at_row = inverse.d * np.array(x) + inverse.e * np.array(y)
+    right, down = np.array([at_col[1:] - at_col[0], at_row[1:] - at_row[0]]).T
+    area = abs(right[0] * down[1] - right[1] * down[0])
+    return math.sqrt(area) if math.isfinite(area) and area > 0 else 1.0
+
+
+def _extent(source: Source) -> str:
+    cols, rows = np.array([0, source.cols, 0, source.cols]), np.array([0, 0, source.rows, source.rows])
+    a, b, c, d, e, f = tuple(source.transform)[:6]
+    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    return _numbers((x.min(), y.min(), x.max(), y.max()))
+
+
+def _numbers(bounds: tuple[float, float, float, float]) -> str:
+    left, bottom, right, top = bounds
+    return f"x {left:.10g}..{right:.10g}, y {bottom:.10g}..{top:.10g}"

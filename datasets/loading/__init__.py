@@ -1,0 +1,1 @@
+"""Order of tiles, token masks, augmentation and prefetching."""

@@ -1,0 +1,1 @@
+"""One raster band: opening, reading windows, nodata, legends; GDAL and xarray sources."""

@@ -1,0 +1,207 @@
+"""Which stored numbers are data: nodata values, undeclared dummies, and statistics over what remains.
+
+Everything here is pure NumPy on arrays of the file's own type: a nodata value is compared before any scaling
+or narrowing, because -99999.9 stored as float32 is no longer -99999.9, and int16 codes lose their meaning
+once scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from datasets.rasters.moments import Moments
+
+# No geophysical quantity reaches 1e30 in any unit in use, and every "huge" dummy (1e30, -1e32, 1.70141e38,
+# -3.4e38) does.
+HUGE = 1e30
+
+# Values that software writes for "no data" without declaring it: decimal habits, limits of the integer types,
+# Surfer/Geosoft.
+KNOWN_DUMMIES = (
+    *(sign * float("9" * digits) for digits in range(3, 8) for sign in (-1, 1)),
+    *(sign * power for power in (1e10, 1e20) for sign in (-1, 1)),
+    *(-32768.0, -32767.0, 32767.0, 65535.0, -2147483648.0, -2147483647.0, 2147483647.0, 4294967295.0),
+)
+
+# Whole numbers are met by chance in integer data: a known dummy within the range of the others is worth a
+# note only where it is this many times as frequent as the average number there.
+_SPIKE = 10.0
+
+# At most this many distinct whole numbers in a layer look like classes rather than measurements.
+FEW_DISTINCT = 16
+
+
+def in_dtype(value: float, dtype: str) -> float | int | None:
+    """Return ``value`` as a pixel of type ``dtype`` would hold it, or None if such a pixel cannot hold it.
+
+    Args:
+        value: nodata value as declared by the file or given by the user, in stored (unscaled) units.
+        dtype: NumPy name of the file's type.
+    """
+    kind = np.dtype(dtype)
+    if kind.kind in "iu":
+        if not np.isfinite(value) or value != int(value):
+            return None
+        limits = np.iinfo(kind)
+        # 64-bit nodata passes through a double, which rounds the largest values just past the type's range.
+        return int(value) if limits.min <= int(value) <= limits.max else None
+    with np.errstate(over="ignore"):
+        return float(kind.type(value))
+
+
+def stored_values(values: Sequence[float], dtype: str) -> tuple[float, ...]:
+    """Return every stored number that means one of ``values`` in a file of type ``dtype``, without repeats.
+
+    In a float64 file a dummy may have passed through float32 on its way, so both roundings count. Values that
+    are not finite or beyond `HUGE` are left out: they are invalid anyway.
+    """
+    found: list[float] = []
+    for value in values:
+        candidates = [in_dtype(value, dtype)]
+        if np.dtype(dtype) == np.float64:
+            candidates.append(in_dtype(value, "float32"))
+        for candidate in candidates:
+            if candidate is not None and abs(candidate) < HUGE and candidate not in found:
+                found.append(candidate)
+    return tuple(found)
+
+
+def listed(values: Sequence[float]) -> str:
+    """Return numbers as a message shows them."""
+    return ", ".join(f"{value:.9g}" for value in values)
+
+
+def invalid_pixels(raw: np.ndarray, values: Sequence[float]) -> np.ndarray | None:
+    """Return where ``raw`` holds no data: not finite, at least `HUGE` in size, or equal to one of ``values``.
+
+    Args:
+        raw: pixels in the file's own type, any shape.
+        values: stored numbers that mean nodata (see `stored_values`).
+
+    Returns:
+        Boolean array like ``raw``, True = invalid; None when no pixel is.
+    """
+    if not raw.size:
+        return None
+    with np.errstate(invalid="ignore"):
+        low, high = raw.min(), raw.max()  # NaN if any pixel is; two quick passes that settle it for most windows
+    invalid: np.ndarray | None = None
+    if raw.dtype.kind == "f" and not (low > -HUGE and high < HUGE):
+        with np.errstate(invalid="ignore"):
+            invalid = ~(np.abs(raw) < raw.dtype.type(HUGE))  # NaN compares False, hence the negation
+    for value in values:
+        if invalid is None and not low <= value <= high:
+            continue
+        same = raw == raw.dtype.type(value)
+        if invalid is None:
+            invalid = same if same.any() else None
+        else:
+            np.logical_or(invalid, same, out=invalid)
+    return invalid
+
+
+def to_physical(raw: np.ndarray, invalid: np.ndarray | None, *, scale: float, offset: float) -> np.ndarray:
+    """Return ``raw * scale + offset`` as float32 with NaN where invalid or beyond float32's range.
+
+    The product is formed in float64. An array that is float32 and unscaled already is changed in place.
+    """
+    if scale != 1.0 or offset != 0.0:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = (raw.astype(np.float64) * scale + offset).astype(np.float32)
+        values[~np.isfinite(values)] = np.nan
+    else:
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(raw, dtype=np.float32)
+    if invalid is not None:
+        values[invalid] = np.nan
+    return values
+
+
+@dataclass
+class Census:
+    """What a pass over a layer's stored numbers has seen: statistics, possible dummies, distinct values.
+
+    Attributes:
+        dtype: the file's type, in which dummies are compared.
+        data: moments of the valid numbers that are no known dummy, stored units.
+        dummies: how often each known dummy occurs.
+        pixels: pixels looked at, valid or not.
+        distinct: the distinct whole numbers seen, or None once they are too many or not whole.
+        recognise: False where numbers are class codes, of which none is taken for a dummy.
+    """
+
+    dtype: str
+    data: Moments = field(default_factory=Moments)
+    dummies: dict[float, int] = field(default_factory=dict)
+    pixels: int = 0
+    distinct: set[float] | None = field(default_factory=set)
+    recognise: bool = True
+
+    def __post_init__(self) -> None:
+        """Keep only the dummies that this type can hold."""
+        self._known = stored_values(KNOWN_DUMMIES if self.recognise else (), self.dtype)
+
+    def add(self, raw: np.ndarray, invalid: np.ndarray | None) -> None:
+        """Count one chunk of stored pixels; ``invalid`` marks those already known to hold no data."""
+        self.pixels += raw.size
+        kept = raw.ravel() if invalid is None else raw[~invalid]
+        if not kept.size:
+            return
+        low, high = kept.min(), kept.max()
+        for value in self._known:
+            if low <= value <= high:
+                same = kept == kept.dtype.type(value)
+                found = int(np.count_nonzero(same))
+                if found:
+                    self.dummies[value] = self.dummies.get(value, 0) + found
+                    kept = kept[~same]
+        self._count_distinct(kept)
+        self.data.add(kept.astype(np.float64))
+
+    def _count_distinct(self, kept: np.ndarray) -> None:
+        for part in (
+            kept[:4096],
+            kept,
+        ):  # a short look settles it for nearly every layer, without sorting the chunk
+            if self.distinct is not None:
+                self.distinct.update(np.unique(part).tolist())
+                if len(self.distinct) > FEW_DISTINCT or any(value != int(value) for value in self.distinct):
+                    self.distinct = None
+
+    def _met_by_chance(self, value: float, count: int) -> bool:
+        data = self.data
+        whole = np.dtype(self.dtype).kind in "iu"
+        steps = data.maximum - data.minimum + 1
+        return whole and data.minimum < value < data.maximum and count <= _SPIKE * data.count / steps
+
+    def settle_dummies(self) -> tuple[tuple[float, ...], tuple[tuple[float, int], ...]]:
+        """Decide which known dummies present are nodata, and count the others back in as data.
+
+        A known dummy is nodata when it is isolated: farther from the nearest other valid value than the whole
+        range of the others. Nearest first, so that a dummy taken for data widens the range for the next.
+
+        Returns:
+            The values that are nodata, and (value, count) of those that were taken for data and need a look.
+        """
+        isolated: list[float] = []
+        doubtful: list[tuple[float, int]] = []
+
+        def distance(value: float) -> float:
+            return max(self.data.minimum - value, value - self.data.maximum, 0.0)
+
+        remaining = dict(self.dummies)
+        while remaining:
+            value = min(remaining, key=lambda each: (distance(each), each)) if self.data.count else min(remaining)
+            count = remaining.pop(value)
+            if self.data.count and distance(value) > self.data.maximum - self.data.minimum:
+                isolated.append(value)
+            else:
+                if not self._met_by_chance(value, count):
+                    doubtful.append((value, count))
+                self.data.merge(Moments(count, value, 0.0, value, value))
+                if self.distinct is not None:
+                    self.distinct.add(value)
+        return tuple(isolated), tuple(doubtful)

@@ -1,0 +1,405 @@
+"""Rasters as layers: opening a band and checking that it can be used.
+
+Reading by window is in `datasets/rasters/band.py`, the pass over all pixels in `datasets/rasters/scan.py`, polygons in
+`datasets/ground/area_of_interest.py`, nodata rules in `datasets/rasters/nodata.py`; their public names are offered
+here too.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import calculate_default_transform
+
+from datasets.ground.area_of_interest import Aoi, load_aoi
+from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
+from datasets.layers.encoding import check_layer_kind
+from datasets.layers.layer import Layer
+from datasets.layers.paths import is_plain_path, parse_array_path
+from datasets.rasters.band import RasterBand, Source
+from datasets.rasters.handles import close_datasets
+from datasets.rasters.nodata import HUGE, in_dtype, listed, stored_values
+from datasets.rasters.scan import SCAN_PIXELS, BandSummary, scan, with_dummies
+from datasets.rasters.xarray_band import open_source
+
+__all__ = [
+    "SCAN_PIXELS",
+    "Aoi",
+    "BandSummary",
+    "Grid",
+    "RasterBand",
+    "close_datasets",
+    "crs_agree",
+    "layer_crs",
+    "load_aoi",
+    "open_band",
+    "scan",
+    "with_dummies",
+]
+
+# Rotation or shear that displaces no pixel by more than this share of a pixel is rounding.
+_SHEAR = 1e-3
+# Blocks of a TIFF whose presence is checked; of larger files every n-th.
+_BLOCKS_LOOKED_AT = 100_000
+# Uncompressed formats, whose size follows from the header: GDAL may read zeros where the file is too short.
+_RAW_DRIVERS = frozenset("BT EHdr ENVI ERS GTX ISCE netCDF PAux ROI_PAC RRASTER RST".split())
+_COMPRESSED = (b"\x1f\x8b", b"\x89HDF")
+
+
+def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: Aoi | None = None) -> RasterBand:
+    """Open a layer's file, check that it can be used, and close it again.
+
+    Args:
+        layer: which band of which file.
+        reproject_to: CRS in which the band is wanted: if its own differs, or its grid is rotated, it is
+            warped as it is read (bilinear). None: as it is.
+        aoi: polygons outside which pixels are invalid, in the CRS of the resulting grid.
+
+    Returns:
+        The band; south-up files are presented north up.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be opened, or is of a kind that cannot be used; the message says why and what to
+            do.
+    """
+    if parse_array_path(layer.path) is not None:
+        return _open_array(layer, reproject_to, aoi)
+    with rasterio.Env(), _opened(layer) as dataset:  # the Env brings what GDAL remarks to the log
+        _check_band(layer, dataset)
+        _check_size(layer, dataset)
+        layer, signs = _recognise_classes(layer, dataset)
+        crs = _checked_crs(layer, dataset)
+        stated, rule, notes = _nodata(layer, dataset)
+        nodata = stored_values(stated, dataset.dtypes[layer.band - 1])
+        source = _make_source(layer, dataset, crs=crs, nodata=nodata)
+        grid, warped = _grid_of(source, reproject_to, lambda crs: _warped_grid(layer, dataset, crs))
+        notes += signs + _missing_blocks(layer, dataset)
+    return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
+
+
+def _open_array(layer: Layer, reproject_to: CRS | None, aoi: Aoi | None) -> RasterBand:
+    """The same for a variable that xarray opens."""
+    source, stated, rule, notes = open_source(layer)
+    check_layer_kind(source.layer)
+    source = replace(source, nodata=stored_values(stated, source.dtype))
+    grid, warped = _grid_of(source, reproject_to, lambda crs: _proposed_grid(source, crs))
+    return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
+
+
+def _grid_of(source: Source, reproject_to: CRS | None, propose: Callable[[CRS], Grid]) -> tuple[Grid, bool]:
+    """The grid that a band is seen on, and whether its values are interpolated there.
+
+    Raises:
+        ValueError: the file's grid is rotated, and it is not to be warped.
+    """
+    grid, layer = _native_grid(source), source.layer
+    if grid is None and reproject_to is None:
+        raise ValueError(
+            f"{layer.where}: its grid is rotated or sheared (transform "
+            f"{listed(tuple(source.transform)[:6])}), expected rows that run east-west; add --reproject "
+            "to turn it while reading, or run gdalwarp on it first"
+        )
+    if grid is not None and reproject_to is not None and crs_agree(grid, reproject_to):
+        grid = replace(grid, crs=reproject_to)
+    warped = grid is None or (reproject_to is not None and grid.crs != reproject_to)
+    if grid is None or (reproject_to is not None and warped):
+        assert reproject_to is not None
+        grid = propose(reproject_to)
+    return grid, warped
+
+
+def _band_of(
+    source: Source,
+    grid: Grid,
+    *,
+    warped: bool,
+    aoi: Aoi | None,
+    stated: Sequence[float],
+    rule: list[str],
+    notes: list[str],
+) -> RasterBand:
+    rule += ["mask band"] * source.has_mask + ["alpha band"] * bool(source.alpha)
+    if np.dtype(source.dtype).kind == "f":
+        rule += ["not finite", f"|value| >= {HUGE:g}"]
+    return RasterBand(
+        layer=source.layer,
+        grid=grid,
+        dtype=source.dtype,
+        nodata=source.nodata,
+        nodata_rule="; ".join(rule) or "every pixel is valid",
+        scale=source.scale,
+        offset=source.offset,
+        notes=notes,
+        source=source,
+        warped=warped,
+        aoi=aoi,
+        stated=tuple(stated),
+    )
+
+
+def layer_crs(layer: Layer) -> CRS:
+    """Return the CRS of a layer's file, also where its grid is rotated.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be opened, or has no CRS or no geotransform.
+    """
+    if parse_array_path(layer.path) is not None:
+        return open_source(layer)[0].crs
+    with _opened(layer) as dataset:
+        return _checked_crs(layer, dataset)
+
+
+def _opened(layer: Layer) -> rasterio.DatasetReader:
+    if is_plain_path(layer.path) and not Path(layer.path).exists():
+        raise FileNotFoundError(f"{layer.where}: no such file; check the path (current folder: {Path.cwd()})")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(layer.path)
+    except GDAL_ERRORS as error:
+        raise ValueError(
+            f"{layer.where}: cannot be opened as a raster ({error}); it may be damaged, incomplete or of a "
+            "format unknown to GDAL: restore it from a good copy, or leave it out"
+        ) from error
+
+
+def _check_band(layer: Layer, dataset: rasterio.DatasetReader) -> None:
+    if not 1 <= layer.band <= dataset.count:
+        held = f"{dataset.count} band(s)"
+        if dataset.subdatasets:
+            held += f" of its own, but the subdatasets {', '.join(dataset.subdatasets)}"
+        raise ValueError(f"{layer.where}: there is no band {layer.band}, the file has {held}; correct 'band' or 'path'")
+    dtype = dataset.dtypes[layer.band - 1]
+    if "complex" in dtype:
+        raise ValueError(
+            f"{layer.where}: complex numbers ({dtype}), expected real ones; write their amplitude or phase "
+            "to a file of its own"
+        )
+    if dataset.width < 1 or dataset.height < 1:
+        raise ValueError(
+            f"{layer.where}: {dataset.height} rows x {dataset.width} columns, expected at least one pixel; leave it out"
+        )
+    if dataset.colorinterp[layer.band - 1] == ColorInterp.alpha:
+        raise ValueError(f"{layer.where}: an alpha band, which is a mask, expected measurements; choose another band")
+    scale, offset = dataset.scales[layer.band - 1], dataset.offsets[layer.band - 1]
+    if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
+        raise ValueError(
+            f"{layer.where}: scale {scale:g} and offset {offset:g}, expected finite numbers and a scale "
+            "other than 0; correct its metadata (gdal_edit.py -scale -offset)"
+        )
+
+
+def _check_size(layer: Layer, dataset: rasterio.DatasetReader) -> None:
+    """Refuse a raw file shorter than its pixels: GDAL may take what is missing for zeros."""
+    files = [Path(name) for name in dataset.files if Path(name).is_file()]
+    if dataset.driver not in _RAW_DRIVERS or not files:
+        return
+    data = max(files, key=lambda file: file.stat().st_size)
+    size = data.stat().st_size
+    expected = dataset.width * dataset.height * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+    with open(data, "rb") as stream:
+        compressed = stream.read(4).startswith(_COMPRESSED)
+    packed = "NBITS" in dataset.tags(layer.band, ns="IMAGE_STRUCTURE")
+    foreign = dataset.driver == "ERS" and data.suffix != ""  # the header may name an ECW or TIFF file
+    if size >= expected or compressed or packed or foreign:
+        return
+    raise ValueError(
+        f"{layer.where}: incomplete: {data} has {size} bytes, expected at least {expected} for "
+        f"{dataset.height} rows x {dataset.width} columns; restore it from a good copy"
+    )
+
+
+def _recognise_classes(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[Layer, list[str]]:
+    """The layer, of kind categorical if nobody has stated a kind and the file says that it holds classes; and a note.
+
+    Raises:
+        ValueError: class codes with a scale or offset, or of a kind that does not fit what the table says of the layer.
+    """
+    sign = "" if layer.kind_stated or layer.kind != "continuous" else _sign_of_classes(layer, dataset)
+    if sign:
+        layer = replace(layer, kind="categorical")
+    check_layer_kind(layer)
+    scale, offset = dataset.scales[layer.band - 1], dataset.offsets[layer.band - 1]
+    if layer.kind == "categorical" and (scale, offset) != (1.0, 0.0):
+        raise ValueError(
+            f"{layer.where}: scale {scale:g} and offset {offset:g}, expected none on class codes (kind categorical); "
+            "remove them, or set kind=continuous in layers.csv if these are measurements"
+        )
+    if not sign:
+        return layer, []
+    return layer, [
+        f"the band has {sign}: taken for a layer of kind categorical; set kind=continuous in layers.csv if its numbers "
+        "are measurements"
+    ]
+
+
+def _sign_of_classes(layer: Layer, dataset: rasterio.DatasetReader) -> str:
+    """What of a file says that its numbers are classes, or nothing."""
+    try:
+        dataset.colormap(layer.band)
+        return "a colour table"
+    except ValueError:  # rasterio's way to say that there is none
+        if dataset.tags(layer.band).get("LAYER_TYPE", "") == "thematic":
+            return "the layer type 'thematic'"
+        whole = np.dtype(dataset.dtypes[layer.band - 1]).kind in "iu"
+        return "category names" if whole and _has_category_names(dataset, layer.band) else ""
+
+
+def _has_category_names(dataset: rasterio.DatasetReader, band: int) -> bool:
+    """Whether GDAL knows names for the band's values: rasterio does not say, a VRT of the dataset does."""
+    name = f"/vsimem/{uuid.uuid4().hex}.vrt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            rasterio.shutil.copy(dataset, name, driver="VRT")
+            with rasterio.open(name) as vrt:
+                text = vrt.tags(ns="xml:VRT")["xml:VRT"]
+            rasterio.shutil.delete(name)
+        except (*GDAL_ERRORS, KeyError):
+            return False
+    found = ElementTree.fromstring(text).findall(f"VRTRasterBand[@band='{band}']/CategoryNames/Category")
+    return any((category.text or "").strip() for category in found)
+
+
+def _checked_crs(layer: Layer, dataset: rasterio.DatasetReader) -> CRS:
+    if dataset.transform.is_identity:
+        remedy = "set it (gdal_edit.py -a_ullr or rio edit-info --transform), or leave the file out"
+        if dataset.gcps[0] or dataset.rpcs:
+            remedy = "it has control points: run gdalwarp on it"
+        raise ValueError(f"{layer.where}: has no geotransform, expected pixels with a place on the ground; {remedy}")
+    if not dataset.crs:
+        raise ValueError(
+            f"{layer.where}: has no CRS, expected a coordinate reference system; set the one it was made in "
+            "(gdal_edit.py -a_srs EPSG:... FILE, or rio edit-info --crs EPSG:... FILE)"
+        )
+    return dataset.crs
+
+
+def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[list[float], list[str], list[str]]:
+    """The values that are stated to mean no data, the same in words, and notes."""
+    dtype = dataset.dtypes[layer.band - 1]
+    declared = dataset.nodatavals[layer.band - 1]
+    values: list[float] = []
+    rule: list[str] = []
+    notes: list[str] = []
+    if declared is not None and in_dtype(declared, dtype) is None:
+        notes.append(f"declares nodata {declared:.9g}, which no pixel of type {dtype} can hold: it matches nothing")
+    elif declared is not None:
+        values.append(declared)
+        rule.append(f"declared {declared:.9g}")
+    if layer.nodata is not None:
+        if in_dtype(layer.nodata, dtype) is None:
+            raise ValueError(
+                f"{layer.where}: given nodata {layer.nodata:.9g}, expected a value that a pixel of type "
+                f"{dtype} can hold (stored value, before scale and offset); correct or remove it"
+            )
+        values.append(layer.nodata)
+        rule.append(f"given {layer.nodata:.9g}")
+    return values, rule, notes
+
+
+def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nodata: tuple[float, ...]) -> Source:
+    index = layer.band - 1
+    flags = set(dataset.mask_flag_enums[index])
+    colours = dataset.colorinterp
+    return Source(
+        layer=layer,
+        crs=crs,
+        transform=dataset.transform,
+        rows=dataset.height,
+        cols=dataset.width,
+        dtype=dataset.dtypes[index],
+        scale=dataset.scales[index],
+        offset=dataset.offsets[index],
+        nodata=nodata,
+        # An alpha band is read as such: GDAL forgets it where nodata is declared as well.
+        has_mask=not (flags == {MaskFlags.nodata} or flags & {MaskFlags.all_valid, MaskFlags.alpha}),
+        alpha=colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else 0,
+        block=dataset.block_shapes[index],
+    )
+
+
+def _missing_blocks(layer: Layer, dataset: rasterio.DatasetReader) -> list[str]:
+    """A note if a TIFF lacks blocks: sparse, or its writer was stopped; GDAL fills them in silently."""
+    if dataset.driver != "GTiff":
+        return []
+    block_rows, block_cols = dataset.block_shapes[layer.band - 1]
+    across, down = math.ceil(dataset.width / block_cols), math.ceil(dataset.height / block_rows)
+    step = math.ceil(across * down / _BLOCKS_LOOKED_AT)
+    looked_at = range(0, across * down, step)
+    missing = sum(
+        dataset.get_tag_item(f"BLOCK_OFFSET_{k % across}_{k // across}", "TIFF", bidx=layer.band) is None
+        for k in looked_at
+    )
+    if not missing:
+        return []
+    filled = dataset.nodatavals[layer.band - 1]
+    return [
+        f"{missing} of {len(looked_at)} blocks looked at are not in the file and read as {filled or 0:.9g}: "
+        "it is sparse, or its writing was cut short"
+    ]
+
+
+def _native_grid(source: Source) -> Grid | None:
+    """The file's own grid, north up; None if its rows do not run east-west."""
+    transform = source.transform
+    shift_x, shift_y = abs(transform.b) * source.rows, abs(transform.d) * source.cols
+    if transform.a == 0 or transform.e == 0:
+        return None
+    if shift_x > _SHEAR * abs(transform.a) or shift_y > _SHEAR * abs(transform.e):
+        return None
+    return Grid(
+        crs=source.crs,
+        left=min(transform.c, transform.c + source.cols * transform.a),
+        top=max(transform.f, transform.f + source.rows * transform.e),
+        resolution_x=abs(transform.a),
+        resolution_y=abs(transform.e),
+        rows=source.rows,
+        cols=source.cols,
+    )
+
+
+def _warped_grid(layer: Layer, dataset: rasterio.DatasetReader, crs: CRS) -> Grid:
+    """The grid that GDAL proposes for a dataset in another CRS: about as many pixels, square, north up."""
+    try:
+        with WarpedVRT(dataset, crs=crs) as vrt:
+            transform, rows, cols = vrt.transform, vrt.height, vrt.width
+    except GDAL_ERRORS as error:
+        raise ValueError(
+            f"{layer.where}: cannot be brought from {dataset.crs.to_string()[:60]} to {crs.to_string()[:60]} "
+            f"({error}); check that its CRS is right, or reproject it first"
+        ) from error
+    return Grid(crs, transform.c, transform.f, transform.a, -transform.e, rows, cols)
+
+
+def _proposed_grid(source: Source, crs: CRS) -> Grid:
+    """The same for a source without a file that GDAL opens."""
+    a, b, c, d, e, f = tuple(source.transform)[:6]
+    corners = [(col, row) for col in (0, source.cols) for row in (0, source.rows)]
+    xs, ys = [a * col + b * row + c for col, row in corners], [d * col + e * row + f for col, row in corners]
+    left, bottom, right, top = min(xs), min(ys), max(xs), max(ys)
+    try:
+        transform, cols, rows = calculate_default_transform(
+            source.crs, crs, source.cols, source.rows, left=left, bottom=bottom, right=right, top=top
+        )
+    except GDAL_ERRORS as error:
+        raise ValueError(
+            f"{source.layer.where}: cannot be brought from {source.crs.to_string()[:60]} to {crs.to_string()[:60]} "
+            f"({error}); check that its CRS is right, or reproject it first"
+        ) from error
+    return Grid(crs, transform.c, transform.f, transform.a, -transform.e, rows, cols)

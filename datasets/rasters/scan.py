@@ -1,0 +1,197 @@
+"""The one pass over a layer's pixels that finds what its header does not say: statistics, hidden dummies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from datasets.ground.warp import WARP_BLOCK
+from datasets.layers.layer import Layer
+from datasets.rasters.band import RasterBand
+from datasets.rasters.moments import Moments
+from datasets.rasters.nodata import Census, listed, stored_values
+
+# Larger layers are scanned in part: every n-th chunk, n the smallest that keeps to this many pixels.
+SCAN_PIXELS = 2**27
+# Pixels decoded at a time while scanning: some 50 MB with everything that is derived from them.
+_CHUNK_PIXELS = 2**21
+
+
+@dataclass(frozen=True)
+class BandSummary:
+    """What a pass over a layer's pixels found, physical units, valid pixels only.
+
+    Attributes:
+        valid_fraction: share of valid pixels among those looked at.
+        minimum: smallest value.
+        maximum: largest value.
+        mean: mean.
+        std: population standard deviation.
+        pixels_read: pixels looked at, valid or not.
+        sampled: True if that is not all of them.
+        dummies: undeclared nodata values recognised, stored units; pass them to `with_dummies`.
+        suspicious: what a person should look at.
+    """
+
+    valid_fraction: float
+    minimum: float
+    maximum: float
+    mean: float
+    std: float
+    pixels_read: int
+    sampled: bool
+    dummies: tuple[float, ...]
+    suspicious: tuple[str, ...]
+
+
+def with_dummies(band: RasterBand, dummies: Sequence[float]) -> RasterBand:
+    """Return the band with further stored values that mean no data, as `scan` found them."""
+    added = tuple(value for value in stored_values(dummies, band.dtype) if value not in band.nodata)
+    if not added:
+        return band
+    nodata = (*band.nodata, *added)
+    rule = f"{band.nodata_rule}; recognised {listed(added)}"
+    return replace(band, nodata=nodata, nodata_rule=rule, source=replace(band.source, nodata=nodata))
+
+
+def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
+    """Pass over a layer's pixels once, in chunks that follow the file's blocks, and say what is in it.
+
+    A layer of more than `SCAN_PIXELS` pixels is sampled: of its chunks, numbered by row i and column j, those
+    with (i + j) divisible by n are read, at full resolution; if that shows no two values, all are. A warped
+    band is judged on the file's own pixels for dummies, then on the warped ones.
+
+    Args:
+        band: the layer.
+        allow_constant: one value in all valid pixels is something to look at, not an error.
+
+    Raises:
+        ValueError: it cannot be read to the end, has no valid pixel, or only one value.
+    """
+    thin = math.ceil(band.grid.rows * band.grid.cols / SCAN_PIXELS)
+    if band.layer.transform == "log":  # one value that has no logarithm is too many
+        thin = 1
+    try:
+        found = _look(band, thin)
+        if thin > 1 and not found.moments.minimum < found.moments.maximum:
+            found = _look(band, 1)
+    except OSError as error:
+        raise ValueError(str(error)) from error
+    constant = _check_content(band, found, allow_constant=allow_constant)
+    moments = found.moments
+    return BandSummary(
+        valid_fraction=moments.count / found.pixels,
+        minimum=moments.minimum,
+        maximum=moments.maximum,
+        mean=moments.mean,
+        std=moments.std,
+        pixels_read=found.pixels,
+        sampled=found.pixels < band.grid.rows * band.grid.cols,
+        dummies=found.dummies,
+        suspicious=constant or tuple(_suspicions(band.layer, found)),
+    )
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """What a pass found: moments in physical units, pixels looked at, dummies, doubtful, distinct values."""
+
+    moments: Moments
+    pixels: int
+    dummies: tuple[float, ...]
+    doubtful: tuple[tuple[float, int], ...]
+    distinct: int | None
+
+
+def _look(band: RasterBand, thin: int) -> _Findings:
+    census = Census(band.dtype, recognise=band.layer.kind != "categorical")
+    source = band.source
+    for window in _chunks(source.rows, source.cols, block=source.block, thin=thin):
+        raw, invalid = source.read_stored(*window)
+        if band.aoi is not None and not band.warped:
+            row, col, rows, cols = band.to_source(*window)
+            inside = band.flip(band.aoi.inside(band.grid.window_transform(row, col), rows, cols))
+            invalid = ~inside if invalid is None else invalid | ~inside
+        census.add(raw, invalid)
+    dummies, doubtful = census.settle_dummies()
+    distinct = None if census.distinct is None else len(census.distinct)
+    if not band.warped:
+        return _Findings(_physical(census.data, band), census.pixels, dummies, doubtful, distinct)
+    moments, pixels = Moments(), 0
+    band = with_dummies(band, dummies)
+    for window in _chunks(band.grid.rows, band.grid.cols, block=(WARP_BLOCK, WARP_BLOCK), thin=thin):
+        values = band.read(*window)
+        moments.add(values[~np.isnan(values)].astype(np.float64))
+        pixels += values.size
+    return _Findings(moments, pixels, dummies, doubtful, distinct)
+
+
+def _chunks(rows: int, cols: int, *, block: tuple[int, int], thin: int) -> Iterator[tuple[int, int, int, int]]:
+    """Windows (row, col, rows, cols) over a raster that follow its blocks, about one in ``thin`` of them."""
+    block_rows, block_cols = min(block[0], rows), min(block[1], cols)
+    chunk_cols = min(cols, max(_CHUNK_PIXELS // block_rows // block_cols, 1) * block_cols)
+    chunk_rows = max(_CHUNK_PIXELS // chunk_cols // block_rows, 1) * block_rows
+    if chunk_rows * chunk_cols > 2 * _CHUNK_PIXELS:  # blocks larger than a chunk are cut
+        chunk_cols = min(chunk_cols, _CHUNK_PIXELS)
+        chunk_rows = max(_CHUNK_PIXELS // chunk_cols, 1)
+    for i, row in enumerate(range(0, rows, chunk_rows)):
+        for j, col in enumerate(range(0, cols, chunk_cols)):
+            if (i + j) % thin == 0:
+                yield row, col, min(chunk_rows, rows - row), min(chunk_cols, cols - col)
+
+
+def _physical(stored: Moments, band: RasterBand) -> Moments:
+    if not stored.count:
+        return stored
+    ends = sorted((stored.minimum * band.scale + band.offset, stored.maximum * band.scale + band.offset))
+    mean = stored.mean * band.scale + band.offset
+    return Moments(stored.count, mean, stored.squares * band.scale**2, ends[0], ends[1])
+
+
+def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) -> tuple[str, ...]:
+    """Refuse what holds no information; returns what should be said of a constant that is allowed."""
+    where, rule = band.layer.where, with_dummies(band, found.dummies).nodata_rule
+    inside = " inside the area of interest" if band.aoi is not None else ""
+    if not found.moments.count:
+        raise ValueError(
+            f"{where}: all nodata: none of {found.pixels} pixels{inside} is valid (invalid: {rule}), "
+            "expected data; correct the nodata value, or leave the layer out"
+        )
+    if band.layer.transform == "log" and found.moments.minimum <= 0:
+        raise ValueError(
+            f"{where}: smallest value {found.moments.minimum:.9g}, expected values above 0 for transform log; choose "
+            "transform asinh, or declare such values as nodata"
+        )
+    if np.float32(found.moments.minimum) != np.float32(found.moments.maximum):
+        return ()
+    what = f"constant: every valid pixel{inside} is {found.moments.minimum:.9g} (invalid: {rule})"
+    if not allow_constant:
+        raise ValueError(f"{where}: {what}, expected values that differ; leave the layer out")
+    return (what,)
+
+
+def _suspicions(layer: Layer, found: _Findings) -> Iterator[str]:
+    moments = found.moments
+    if layer.kind == "categorical":
+        return
+    for value, count in found.doubtful:
+        yield (
+            f"{count} pixels hold {value:.9g}, often a dummy, but other values are near it: taken for data; "
+            "set nodata in layers.csv if it means no data"
+        )
+    if found.distinct is not None:
+        yield (
+            f"looks like classes: only {found.distinct} distinct whole numbers; set kind=categorical in layers.csv if "
+            "they are not measurements"
+        )
+    if layer.kind == "circular" and -3.2 < moments.minimum and moments.maximum < 6.4:
+        yield f"from {moments.minimum:.3g} to {moments.maximum:.3g}, which looks like radians: expected degrees"
+    step = float(np.spacing(np.float32(max(abs(moments.minimum), abs(moments.maximum)))))
+    if step > 0.01 * moments.std:
+        yield (
+            f"values near {moments.maximum:.9g} are {step:.3g} apart in float32, against a standard "
+            f"deviation of {moments.std:.3g}: subtract a constant"
+        )

@@ -1,0 +1,1 @@
+"""Image data sets in place of a survey: tables, images, statistics."""

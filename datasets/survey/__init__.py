@@ -1,0 +1,1 @@
+"""From layers to a survey: reference grid, tiles, statistics, scale pyramid."""

@@ -1,0 +1,468 @@
+"""Layers for a model that is trained already: its channels, groups and statistics, on rasters old or new.
+
+Base-scale pixels are those of training, laid over the new ground from its north-western corner. Nothing is decoded
+ahead: a window of ground is read once, and tiles are cut out of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from affine import Affine
+
+from datasets.ground.planet import globe_of
+from datasets.ground.wraparound import columns_of_turn, goes_round, ground_m
+from datasets.layers.encoding import Encoding, encoding_of, linear_encodings
+from datasets.layers.layer import Layer
+from datasets.rasters.open_band import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band
+from datasets.rasters.wrapped_band import RoundBand, round_notes
+from datasets.survey.layer_classes import layer_classes
+from datasets.survey.open_layers import choose_layers, scan_bands
+from datasets.survey.pyramid import Pyramid, Sample
+from datasets.survey.scales_and_groups import score_scales
+from datasets.survey.stack import Block, Stack, make_blocks, reference_grid
+from datasets.survey.tile_reader import TileReader
+
+logger = logging.getLogger(__name__)
+
+STRANGE = 5.0
+"""Spreads between the means of a layer here and in training beyond which a user is told."""
+
+
+@dataclass(frozen=True)
+class ReopenedSurvey:
+    """Ground to apply a model to.
+
+    Attributes:
+        stack: the layers in the model's channel order; absent ones are hidden.
+        blocks: layers that travel together.
+        pyramid: pooling with the statistics of training.
+        base_resolution: ground edge of a base-scale pixel, CRS units.
+        input_size: base-scale pixels along a tile's edge.
+        known: for each scale, the layers whose own pixels are fine enough to be compared with at it.
+        summaries: per layer, what scanning it found; None for absent ones.
+        missing: names of the absent layers.
+        aoi: polygons that limit what is written.
+        warnings: what a user should know.
+        encodings: per layer, how values become channels.
+    """
+
+    stack: Stack
+    blocks: tuple[Block, ...]
+    pyramid: Pyramid
+    base_resolution: float
+    input_size: int
+    known: dict[int, tuple[int, ...]]
+    summaries: tuple[BandSummary | None, ...]
+    missing: tuple[str, ...]
+    aoi: Aoi | None
+    warnings: tuple[str, ...]
+    encodings: tuple[Encoding, ...]
+    _zoomed: dict[int, ReopenedSurvey] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers in channel order."""
+        return [band.layer for band in self.stack.bands]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols) of base-scale pixels that cover the reference grid; the last may stick out."""
+        grid, base = self.stack.reference, self.base_resolution
+        return (
+            math.ceil(grid.rows * grid.resolution_y / base - 1e-6),
+            math.ceil(grid.cols * grid.resolution_x / base - 1e-6),
+        )
+
+    @property
+    def turn(self) -> int:
+        """Base-scale columns after which the ground repeats; 0 if it does not, or they are not a whole number."""
+        grid = self.stack.reference
+        columns = columns_of_turn(grid) * grid.resolution_x / self.base_resolution if goes_round(grid) else 0.0
+        return round(columns) if abs(columns - round(columns)) < 1e-6 * columns else 0
+
+    @property
+    def map_scale(self) -> dict[str, Any]:
+        """`length_unit` of maps, `unit_length`: how many of these a CRS unit of x has, and `where` that holds."""
+        grid = self.stack.reference
+        globe = globe_of(grid.crs)
+        if globe is None:
+            unit = grid.crs.linear_units
+            return {"length_unit": "m" if unit.startswith("met") else unit}
+        latitude = float(globe.latitude(grid.top - grid.rows / 2 * grid.resolution_y))
+        length = ground_m(grid, grid.rows / 2)[0]
+        return {"length_unit": "m", "unit_length": length, "where": f"at latitude {latitude:.3g}"}
+
+    @property
+    def hidden(self) -> frozenset[int]:
+        """Channels shown as no-data, absent ones among them."""
+        return self.stack.hidden
+
+    def ground(self) -> dict[str, Any]:
+        """Where it lies: `crs` as WKT, and `bounds` as [left, bottom, right, top] in its units."""
+        grid, (rows, cols) = self.stack.reference, self.shape
+        right, bottom = grid.left + cols * self.base_resolution, grid.top - rows * self.base_resolution
+        return {"crs": grid.crs.to_wkt(), "bounds": [grid.left, bottom, right, grid.top]}
+
+    def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
+        """Reads a window of base-scale pixels of every layer; round a body, where the columns go on.
+
+        Raises:
+            OSError: naming layer, file and window that could not be read.
+        """
+        grid = self.stack.reference
+        step_y, step_x = self.base_resolution / grid.resolution_y, self.base_resolution / grid.resolution_x
+        arrays = []
+        for channel, placement in enumerate(self.stack.placements):
+            row, col = math.floor(placement.native_row(top * step_y)), math.floor(placement.native_col(left * step_x))
+            last_row = math.ceil(placement.native_row(bottom * step_y)) + 1
+            last_col = math.ceil(placement.native_col(right * step_x)) + 1
+            shape = (last_row - row, last_col - col)
+            hidden = channel in self.stack.hidden
+            pixels = np.empty((0, 0), np.float32) if hidden else self.stack.read(channel, row, col, *shape)
+            arrays.append((row, col, pixels))
+        return GroundWindow(self, arrays)
+
+    def zoomed(self, zoom: int) -> ReopenedSurvey:
+        """The same layers, base-scale pixels `zoom` times finer: a tile covers so much less ground."""
+        if zoom not in self._zoomed:
+            base, scales = self.base_resolution / zoom, self.pyramid.scales
+            known = _known(self.stack.bands, scales=scales, base=base, hidden=self.stack.hidden)
+            blocks, pyramid = _pyramid(
+                self.stack,
+                base=base,
+                input_size=self.input_size,
+                scales=scales,
+                known=known,
+                encodings=self.encodings,
+            )
+            self._zoomed[zoom] = replace(
+                self, base_resolution=base, blocks=blocks, pyramid=pyramid, known=known, _zoomed={}
+            )
+        return self._zoomed[zoom]
+
+    def inside(self, transform: Affine, rows: int, cols: int) -> np.ndarray:
+        """(rows, cols) bool, True where results are wanted: everywhere, or inside the area of interest."""
+        return np.ones((rows, cols), dtype=bool) if self.aoi is None else self.aoi.inside(transform, rows, cols)
+
+    def is_wanted(self, top: int, left: int, bottom: int, right: int) -> bool:
+        """Whether results are wanted somewhere in a rectangle of base-scale pixels, as far as bounds tell."""
+        if self.aoi is None:
+            return True
+        grid, base = self.stack.reference, self.base_resolution
+        west, east = grid.left + left * base, grid.left + right * base
+        return bool(self.aoi.near(west, grid.top - bottom * base, east, grid.top - top * base))
+
+    def lines(self) -> list[str]:
+        """What will be read, as lines to log."""
+        lines = [
+            f"layer {channel} {band.layer.name}: "
+            + (
+                "absent"
+                if summary is None
+                else f"{band.grid.cols} x {band.grid.rows} pixels of {band.grid.resolution_x:g}, "
+                f"{100 * summary.valid_fraction:.0f} % valid"
+            )
+            for channel, (band, summary) in enumerate(zip(self.stack.bands, self.summaries, strict=True))
+        ]
+        rows, cols = self.shape
+        return [*lines, f"{cols} x {rows} base pixels of {self.base_resolution:g}"]
+
+
+class GroundWindow:
+    """Native pixels of every layer in one window of ground, out of which tiles are cut.
+
+    Args:
+        survey: where they come from.
+        arrays: per channel (first native row, first native column, pixels).
+    """
+
+    def __init__(self, survey: ReopenedSurvey, arrays: list[tuple[int, int, np.ndarray]]) -> None:
+        self._survey = survey
+        self._arrays = arrays
+
+    def read(self, channel: int, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Native pixels of one layer as `Stack.read` gives them; NaN outside the window."""
+        first_row, first_col, pixels = self._arrays[channel]
+        window = np.full((rows, cols), np.nan, dtype=np.float32)
+        top, left = max(row, first_row), max(col, first_col)
+        bottom, right = min(row + rows, first_row + pixels.shape[0]), min(col + cols, first_col + pixels.shape[1])
+        if bottom > top and right > left:
+            part = pixels[top - first_row : bottom - first_row, left - first_col : right - first_col]
+            window[top - row : bottom - row, left - col : right - col] = part
+        return window
+
+    def without(self, channel: int, native: tuple[int, int, int, int], gap: np.ndarray) -> GroundWindow:
+        """The same ground with some pixels of one layer made invalid.
+
+        Args:
+            channel: number of the layer.
+            native: (row, col, rows, cols) of a window of its pixels.
+            gap: (rows, cols) bool, True = made invalid.
+        """
+        row, col, rows, cols = native
+        first_row, first_col, pixels = self._arrays[channel]
+        pixels = pixels.copy()
+        part = pixels[row - first_row : row - first_row + rows, col - first_col : col - first_col + cols]
+        part[gap] = np.nan
+        arrays = list(self._arrays)
+        arrays[channel] = (first_row, first_col, pixels)
+        return GroundWindow(self._survey, arrays)
+
+    def zoomed(self, zoom: int) -> GroundWindow:
+        """The same pixels under base-scale pixels `zoom` times finer."""
+        return GroundWindow(self._survey.zoomed(zoom), self._arrays)
+
+    def sample(self, origins: np.ndarray, device: torch.device) -> Sample:
+        """Tiles at (N, 2) base-scale (row, col) origins, ready for the model."""
+        survey, grid = self._survey, self._survey.stack.reference
+        step = np.array([survey.base_resolution / grid.resolution_y, survey.base_resolution / grid.resolution_x])
+        # Made anew each time: kept, it and the window would hold each other, and their pixels, until collected.
+        reader = TileReader(self, survey.blocks)
+        return survey.pyramid(*reader.read(origins * step).to(device).parts)
+
+
+def stored_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
+    """Layers as a checkpoint lists them."""
+    names = {field.name for field in fields(Layer)}
+    return [Layer(**{key: value for key, value in row.items() if key in names}) for row in rows]
+
+
+def stored_encodings(state: Mapping[str, Any]) -> tuple[Encoding, ...]:
+    """How values become channels, as a checkpoint says; those of older ones follow from the statistics."""
+    if "encodings" in state:
+        return tuple(encoding_of(plain) for plain in state["encodings"])
+    statistics = state["statistics"]
+    return linear_encodings([item["location"] for item in statistics], [item["spread"] for item in statistics])
+
+
+def reopen_survey(
+    trained: Sequence[Layer],
+    *,
+    data_dir: str | None = None,
+    layers_table: str | None = None,
+    location: Sequence[float],
+    spread: Sequence[float],
+    input_size: int,
+    scales: Sequence[int],
+    base_resolution: float | None,
+    finest_scale: int,
+    encodings: Sequence[Encoding] | None = None,
+    hidden: Sequence[int] = (),
+    extent: str = "union",
+    reproject: bool = False,
+    aoi: str | None = None,
+    allow_missing: bool = False,
+) -> ReopenedSurvey:
+    """Opens the layers that a model was trained on, where they lay then or by name among others.
+
+    Args:
+        trained: the model's layers in channel order.
+        data_dir: directory of rasters in which to find them by name.
+        layers_table: table of layers in which to find them by name; with neither, their own paths are used.
+        location: per layer, subtracted from physical values.
+        spread: per layer, divided by.
+        input_size: base-scale pixels along a tile's edge.
+        scales: scales of the model, 1 first.
+        base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
+        finest_scale: largest scale that training was asked for.
+        encodings: per layer, how values become channels; in the place of location and spread.
+        hidden: layers that training presented as wholly invalid; they need not be there.
+        extent: `union` or `intersection` of the layers' extents.
+        reproject: warp layers to the first layer's CRS.
+        aoi: polygons file that limits what is written.
+        allow_missing: go on without layers that are not there.
+
+    Returns:
+        The survey.
+
+    Raises:
+        ValueError: a layer is missing, or cannot be used; all are missing.
+        FileNotFoundError: for files that are not there.
+    """
+    found, extra = _find_layers(trained, data_dir, layers_table)
+    needed = [c for c in range(len(found)) if c not in hidden]
+    missing = _missing(
+        [trained[c] for c in needed],
+        [found[c] for c in needed],
+        allowed=allow_missing,
+        where=data_dir or layers_table,
+        extra=extra,
+    )
+    encodings = linear_encodings(location, spread) if encodings is None else tuple(encodings)
+    stack, summaries, notes = _open_stack(trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject)
+    if extra:
+        notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
+    notes += _strangers(trained, summaries, encodings)
+    reference = stack.reference
+    base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
+    known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
+    blocks, pyramid = _pyramid(stack, base=base, input_size=input_size, scales=scales, known=known, encodings=encodings)
+    survey = ReopenedSurvey(
+        stack=stack,
+        blocks=blocks,
+        pyramid=pyramid,
+        base_resolution=float(base),
+        input_size=input_size,
+        known=known,
+        summaries=summaries,
+        missing=missing,
+        aoi=None if aoi is None else load_aoi(aoi, reference.crs),
+        warnings=tuple(notes),
+        encodings=encodings,
+    )
+    if goes_round(reference) and not survey.turn:
+        note = (
+            f"a base pixel of {base:g} does not divide a turn: results begin and end at {reference.left:g}, with a seam"
+        )
+        survey = replace(survey, warnings=(*survey.warnings, note))
+    return survey
+
+
+def _pyramid(
+    stack: Stack,
+    *,
+    base: float,
+    input_size: int,
+    scales: Sequence[int],
+    known: Mapping[int, Sequence[int]],
+    encodings: Sequence[Encoding],
+) -> tuple[tuple[Block, ...], Pyramid]:
+    """How tiles are cut out of the layers, and pooled, at base-scale pixels of some size."""
+    reference = stack.reference
+    rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
+    blocks = make_blocks(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
+    pyramid = Pyramid(
+        blocks=blocks,
+        channels=len(stack),
+        tile_rows=rows,
+        tile_cols=cols,
+        input_size=input_size,
+        scales=scales,
+        scored=known,
+        encodings=encodings,
+    )
+    return blocks, pyramid
+
+
+def _open_stack(
+    trained: Sequence[Layer],
+    found: Sequence[Layer | None],
+    encodings: Sequence[Encoding],
+    *,
+    hidden: Sequence[int],
+    extent: str,
+    reproject: bool,
+) -> tuple[Stack, tuple[BandSummary | None, ...], list[str]]:
+    """The layers found on their reference grid, absent ones hidden; what scanning each found; and notes."""
+    present = [c for c, layer in enumerate(found) if layer is not None]
+    opened = [layer for layer in found if layer is not None]
+    target = layer_crs(opened[0]) if reproject else None
+    bands = [open_band(layer, reproject_to=target) for layer in opened]
+    reference = reference_grid(bands, extent=extent)
+    bands, summaries, notes = scan_bands(bands, aoi=None, allow_constant=True)
+    notes += round_notes(bands, reference)
+    layer_classes(bands, [encodings[c] for c in present])
+    at = dict(zip(present, bands, strict=True))
+    # An absent layer borrows the pixels of another, and shows none of them.
+    every = [at.get(c) or replace(bands[0], layer=layer) for c, layer in enumerate(trained)]
+    absent = [c for c, layer in enumerate(found) if layer is None]
+    by_channel = dict(zip(present, summaries, strict=True))
+    stack = Stack(every, reference, hidden=[*absent, *hidden])
+    return stack, tuple(by_channel.get(c) for c in range(len(trained))), notes
+
+
+def _missing(
+    trained: Sequence[Layer],
+    found: Sequence[Layer | None],
+    *,
+    allowed: bool,
+    where: str | None,
+    extra: Sequence[str],
+) -> tuple[str, ...]:
+    """Names of the layers that were not found; refused unless allowed, and if that is all of them."""
+    missing = tuple(layer.name for layer, one in zip(trained, found, strict=True) if one is None)
+    if missing and (not allowed or len(missing) == len(found)):
+        raise ValueError(
+            f"{where} lacks the layers {', '.join(repr(name) for name in missing)} of the checkpoint; it has "
+            f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "
+            "layers.csv), or run without them: --missing_layers allow"
+        )
+    return missing
+
+
+def _strangers(
+    trained: Sequence[Layer], summaries: Sequence[BandSummary | None], encodings: Sequence[Encoding]
+) -> list[str]:
+    """What to say of layers of measurements whose values are not at all those of training."""
+    return [
+        f"layer '{layer.name}': values here are about {summary.mean:.6g}, in training they were "
+        f"{encoding.locations[0]:.6g} with a spread of {encoding.spreads[0]:.3g}: the model has not seen such values; "
+        "are the units the same?"
+        for layer, summary, encoding in zip(trained, summaries, encodings, strict=True)
+        if summary is not None
+        and encoding.is_linear
+        and abs(summary.mean - encoding.locations[0]) > STRANGE * max(encoding.spreads[0], summary.std)
+    ]
+
+
+def _find_layers(
+    trained: Sequence[Layer], data_dir: str | None, layers_table: str | None
+) -> tuple[list[Layer | None], list[str]]:
+    """The layers of a model among those given, None where there is none; and the names of the others."""
+    if data_dir is None and layers_table is None:
+        return list(trained), []
+    by_name = {layer.name: layer for layer in choose_layers(data_dir, layers_table, ())}
+    names = {layer.name for layer in trained}
+    found = [_as_trained(by_name[layer.name], layer) if layer.name in by_name else None for layer in trained]
+    return found, [name for name in by_name if name not in names]
+
+
+def _as_trained(layer: Layer, trained: Layer) -> Layer:
+    """A layer found by name, to be read as that of training.
+
+    Raises:
+        ValueError: the table states another kind for it.
+    """
+    if layer.kind_stated and layer.kind != trained.kind:
+        raise ValueError(
+            f"{layer.where}: kind is {layer.kind}, expected {trained.kind} as in training; correct the table, or give "
+            "another layer this name"
+        )
+    return replace(
+        layer,
+        units=layer.units or trained.units,
+        classes=None,
+        kind=trained.kind,
+        kind_stated=True,
+        transform=trained.transform,
+        loss=trained.loss,
+    )
+
+
+def _tile_step(base: float, reference: Grid) -> float:
+    """What tile origins are multiples of, reference pixels; a half, which aligns with nothing, if rows and columns
+    differ and are not whole.
+    """
+    step_y, step_x = base / reference.resolution_y, base / reference.resolution_x
+    if step_y == step_x:
+        return step_y
+    return 1.0 if all(abs(step - round(step)) < 1e-9 for step in (step_y, step_x)) else 0.5
+
+
+def _known(
+    bands: Sequence[RasterBand | RoundBand],
+    *,
+    scales: Sequence[int],
+    base: float,
+    hidden: Sequence[int] | frozenset[int],
+) -> dict[int, tuple[int, ...]]:
+    """Channels whose pixels are no coarser than those of each scale."""
+    _, known, _ = score_scales(bands, scales=scales, base_resolution=base, hidden=tuple(hidden))
+    return {scale: known.get(scale, ()) for scale in scales}

@@ -1,0 +1,74 @@
+"""Chooses, checks and scans the layers of a survey before it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from datasets.layers.layer import Layer
+from datasets.layers.table import layers_from_directory, read_layers_table
+from datasets.rasters.nodata import listed
+from datasets.rasters.open_band import BandSummary, RasterBand, load_aoi, scan, with_dummies
+from datasets.rasters.xarray_band import layers_of_stores
+
+
+def choose_layers(
+    data_dir: str | None,
+    layers_table: str | None,
+    dropped_bands: Sequence[int],
+    *,
+    data_path: Sequence[str] | None = None,
+    layer_dim: str | None = None,
+    crs: str | None = None,
+) -> list[Layer]:
+    """The layers of a directory, a table or stores that xarray opens, without those dropped by number.
+
+    Raises:
+        ValueError, FileNotFoundError: none or several are given, they hold nothing, or nothing is left.
+    """
+    if sum(given is not None for given in (data_dir, layers_table, data_path)) != 1:
+        raise ValueError(
+            "give one of --data_dir (a directory of rasters) and --train_path (a table of layers), or with "
+            "--dataset_type xarray --data_path (stores)"
+        )
+    if data_path is not None:
+        layers = layers_of_stores(data_path, layer_dim=layer_dim, crs=crs)
+    else:
+        layers = layers_from_directory(data_dir) if data_dir is not None else read_layers_table(str(layers_table))
+    check_numbers(dropped_bands, len(layers), "--dropped_bands")
+    kept = [layer for number, layer in enumerate(layers) if number not in set(dropped_bands)]
+    if not kept:
+        raise ValueError(f"--dropped_bands leaves none of the {len(layers)} layers; keep at least one")
+    return kept
+
+
+def check_numbers(numbers: Sequence[int], count: int, flag: str) -> None:
+    """Refuses numbers of layers that are not there, naming the flag."""
+    wrong = [n for n in numbers if not 0 <= n < count]
+    if wrong:
+        raise ValueError(f"{flag} names layer {wrong[0]}, expected 0..{count - 1} (there are {count} layers)")
+
+
+def scan_bands(
+    bands: Sequence[RasterBand], *, aoi: str | None, allow_constant: bool = False
+) -> tuple[list[RasterBand], tuple[BandSummary, ...], list[str]]:
+    """Scans every layer; dummies that scanning recognises become invalid, and are named in the notes.
+
+    A layer with one value alone is refused, unless `allow_constant`: then a note says so.
+    """
+    bands = list(bands)
+    if aoi is not None:
+        polygons = load_aoi(aoi, bands[0].grid.crs)
+        bands = [replace(band, aoi=polygons) for band in bands]
+    summaries, notes = [], []
+    for number, band in enumerate(bands):
+        summary = scan(band, allow_constant=allow_constant)
+        if summary.dummies:
+            bands[number] = with_dummies(band, summary.dummies)
+            notes.append(
+                f"layer '{band.layer.name}': {listed(summary.dummies)} is not declared as nodata but stands far from "
+                "all other values: taken for no-data; set nodata in layers.csv, or in the file, to settle it"
+            )
+        notes += [f"layer '{band.layer.name}': {text}" for text in (*band.notes, *summary.suspicious)]
+        summaries.append(summary)
+    return bands, tuple(summaries), notes

@@ -1,0 +1,1 @@
+"""The synthetic sample survey and its forward model."""

@@ -1,0 +1,203 @@
+"""Fingerprint of what the three programs compute, to show that a refactor changed no number.
+
+Trains, fine-tunes and maps a small synthetic survey on one CPU thread, and writes every loss, score and a checksum of
+every output array to a JSON file. Run it on two commits and compare:
+
+    python -m scripts.fingerprint before.json                      # on the first commit
+    python -m scripts.fingerprint after.json --compare before.json # on the second
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rasterio
+
+TIMES = ("seconds", "per_s", "wait", "memory", "cpu", "time")
+"""Keys of the log that hold one of these measure the machine, not the computation."""
+NETWORK = "--model mae_vit_tiny_patch16 --input_size 24 --patch_size 8 --batch_size 8 --seed 1".split()
+QUIET = "--device cpu --num_workers 1 --no_progress".split()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; exit status 1 if `--compare` finds a difference."""
+    parser = argparse.ArgumentParser("fingerprint", description=__doc__.split("\n\n")[0])
+    parser.add_argument("output", type=Path, help="JSON file to write")
+    parser.add_argument("--compare", type=Path, help="JSON file of an earlier run; every difference is printed")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = fingerprint(Path(folder))
+    args.output.write_text(json.dumps(numbers, indent=1, sort_keys=True))
+    if args.compare is None:
+        return 0
+    earlier = json.loads(args.compare.read_text())
+    changed = [key for key in sorted(earlier.keys() | numbers.keys()) if earlier.get(key) != numbers.get(key)]
+    for key in changed:
+        print(f"{key}: {earlier.get(key)} before, {numbers.get(key)} now")
+    print(f"{len(numbers)} numbers, {len(changed)} differ")
+    return 1 if changed else 0
+
+
+def fingerprint(folder: Path) -> dict[str, Any]:
+    """Runs all programs on a small survey.
+
+    Returns:
+        Every number by a name such as `pretrain/log/3/train_loss`, and the SHA-256 of every band by its file.
+    """
+    survey = folder / "survey"
+    run(
+        "scripts.make_sample_survey",
+        "--output_dir",
+        survey,
+        "--rows",
+        "512",
+        "--cols",
+        "512",
+        "--seed",
+        "3",
+        "--overwrite",
+    )
+    found = {path.stem: path for path in survey.rglob("*.tif")}
+    rows = [
+        f"{found[name]},{name},{units},{how}\n"
+        for name, units, how in (("gravity", "mGal", ""), ("magnetics", "nT", "asinh"))
+    ]
+    table, lithology = folder / "layers.csv", found["lithology"]
+    table.write_text("path,name,units,transform\n" + "".join(rows))
+    kinds = folder / "kinds.csv"
+    kinds.write_text("path,name,kind\n" + f"{found['gravity']},gravity,continuous\n{lithology},lithology,categorical\n")
+
+    training = [
+        *NETWORK,
+        *QUIET,
+        "--epochs",
+        "4",
+        "--warmup_epochs",
+        "1",
+        "--tiles_per_epoch",
+        "40",
+        "--log_every",
+        "1",
+    ]
+    run("main_pretrain", "--train_path", table, "--output_dir", folder / "pretrain", *training)
+    run("main_pretrain", "--train_path", kinds, "--output_dir", folder / "kinds", *training, "--layer_dropout", "0.3")
+    checkpoint = folder / "pretrain" / "checkpoint-last.pth"
+    tuning: list[object] = [
+        *QUIET,
+        "--epochs",
+        "3",
+        "--tiles_per_epoch",
+        "16",
+        "--batch_size",
+        "8",
+        "--folds",
+        "2",
+        "--seed",
+        "1",
+    ]
+    tuning += ["--train_path", table, "--tree_samples", "500"]
+    labels = {"segmentation": lithology, "regression": found["gravity"]}
+    for task, path in labels.items():
+        output = folder / task
+        run(
+            "main_finetune",
+            "--finetune",
+            checkpoint,
+            "--task",
+            task,
+            "--labels",
+            path,
+            "--output_dir",
+            output,
+            *tuning,
+            "--baselines",
+        )
+    run(
+        "main_finetune",
+        "--task",
+        "segmentation",
+        "--labels",
+        lithology,
+        "--output_dir",
+        folder / "scratch",
+        *tuning,
+        "--input_size",
+        "24",
+    )
+    for product in ("embeddings", "reconstruction", "gapfill", "superresolution"):
+        extra = ["--clusters", "3"] if product == "embeddings" else []
+        run(
+            "main_inference",
+            "--checkpoint",
+            checkpoint,
+            "--output",
+            product,
+            "--output_dir",
+            folder / product,
+            *extra,
+            *QUIET,
+        )
+    tuned = folder / "segmentation" / "checkpoint-last.pth"
+    if tuned.exists():
+        run(
+            "main_inference",
+            "--checkpoint",
+            tuned,
+            "--output",
+            "prediction",
+            "--output_dir",
+            folder / "prediction",
+            *QUIET,
+        )
+    return collect(folder)
+
+
+def run(module: str, *arguments: Any) -> None:
+    """Runs one program on one thread, and raises its error output if it fails."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\nended with status {done.returncode}:\n{done.stderr[-4000:]}")
+
+
+def collect(folder: Path) -> dict[str, Any]:
+    """Every number of logs and scores below a folder, and checksums of every band of its rasters."""
+    numbers: dict[str, Any] = {}
+    for path in sorted(folder.rglob("log.txt")):
+        for count, line in enumerate(path.read_text().splitlines()):
+            add(numbers, f"{path.relative_to(folder)}/{count}", json.loads(line))
+    for path in sorted(folder.rglob("metrics.json")):
+        add(numbers, str(path.relative_to(folder)), json.loads(path.read_text()))
+    for path in sorted(folder.rglob("*.tif")):
+        with rasterio.open(path) as dataset:
+            for band in dataset.indexes:
+                name = f"{path.relative_to(folder)}/{band}"
+                numbers[name] = hashlib.sha256(dataset.read(band).tobytes()).hexdigest()
+    return numbers
+
+
+def add(numbers: dict[str, Any], name: str, value: Any) -> None:
+    """Adds all numbers inside a JSON value, but those that measure time or memory."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not any(part in key for part in TIMES) and key not in ("options", "environment"):
+                add(numbers, f"{name}/{key}", item)
+    elif isinstance(value, list):
+        for count, item in enumerate(value):
+            add(numbers, f"{name}/{count}", item)
+    elif isinstance(value, (int, float)):
+        numbers[name] = value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

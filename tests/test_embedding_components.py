@@ -1,0 +1,53 @@
+"""Embeddings as colours and classes."""
+
+import numpy as np
+import pytest
+
+from util.inference.embedding_components import class_colours, classify, fit_clusters, fit_components, to_bytes
+
+
+class TestComponents:
+    def test_two_directions(self):
+        """Points along (3, 4), five times as wide as along (-4, 3): both are found, the wider first."""
+        rng = np.random.default_rng(0)
+        along, across = rng.normal(size=(2, 4000))
+        found = fit_components(np.outer(5 * along, [0.6, 0.8]) + np.outer(across, [-0.8, 0.6]) + [10, -10], 2)
+        np.testing.assert_allclose(found.axes[:, 0], [0.6, 0.8], atol=0.02)
+        np.testing.assert_allclose(found.share, [25 / 26, 1 / 26], atol=0.01)
+        projected = found.project(np.array([[10.0], [-10.0]])[..., None] + np.array([[0.6], [0.8]])[..., None])
+        np.testing.assert_allclose(projected[:, 0, 0], [1, 0], atol=0.2)
+
+    def test_absent_bands_count_as_the_mean_and_absent_places_stay_absent(self):
+        found = fit_components(np.random.default_rng(0).normal(size=(50, 3)), 2)
+        values = np.array([[np.nan, np.nan], [found.mean[1], np.nan], [found.mean[2], np.nan]])[..., None]
+        projected = found.project(values)
+        np.testing.assert_allclose(projected[:, 0], 0, atol=1e-12)
+        assert np.isnan(projected[:, 1]).all()
+
+    def test_too_few(self):
+        with pytest.raises(ValueError, match="principal components of 1 complete places: expected at least 2"):
+            fit_components(np.zeros((1, 3)), 2)
+
+
+def test_bytes():
+    values = np.array([[[-5.0, 0.0, 5.0, 10.0, 99.0, np.nan]]])
+    assert to_bytes(values, np.array([0.0]), np.array([10.0])).tolist() == [[[1, 1, 128, 255, 255, 0]]]
+
+
+class TestClusters:
+    def test_two_heaps(self):
+        rng = np.random.default_rng(0)
+        sample = np.concatenate([rng.normal(size=(30, 2)), rng.normal(size=(70, 2)) + 50])
+        centres = fit_clusters(sample, 2, seed=0)
+        np.testing.assert_allclose(centres, [[50, 50], [0, 0]], atol=1)  # the larger first
+        values = np.array([[49.0, 1.0, np.nan], [51.0, 2.0, 3.0]])[..., None]
+        assert classify(values, centres)[0, :, 0].tolist() == [1, 2, 0]
+
+    def test_too_few(self):
+        with pytest.raises(ValueError, match="--clusters 5: only 3 places have an embedding"):
+            fit_clusters(np.zeros((3, 2)), 5, seed=0)
+
+
+@pytest.mark.parametrize("count", [2, 10, 20, 40, 255])
+def test_colours_differ(count):
+    assert len(set(class_colours(count))) == count

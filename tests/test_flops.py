@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from models_mae_group_channels import build_model
+from scripts import benchmark
+from util.training.flops import head_share, step_cost
+
+
+def tiny(**changes):
+    arguments = {"img_size": 32, "in_chans": 2, "channel_groups": ((0,), (1,)), "depth": 1, **changes}
+    with torch.device("meta"):
+        return build_model("tiny", **arguments)
+
+
+def test_forward_flops_are_those_on_paper():
+    # 32 pixels, patch 8: 2 x 16 tokens, of which 8 are visible; one encoder block, two decoder blocks.
+    def block(length, width):
+        return length * 12 * width**2 + 2 * length**2 * width
+
+    embed, predict = 2 * 16 * 64 * 192, 2 * 16 * 64 * 128
+    expected = embed + block(9, 192) + 9 * 192 * 128 + 2 * block(33, 128) + predict
+    cost = step_cost(tiny(scales=(1,)), batch_size=3)
+    assert cost.forward_flops == 3 * 2 * expected
+    assert cost.head_forward_flops == 0 and cost.head_share == 0
+
+
+def test_heads_are_what_finer_scales_add():
+    model = tiny(scale_heads="shared")
+    cost = step_cost(model, batch_size=2)
+    width, pixels = 8, 32 * 32
+    per_block = width * width * (4 * 4 + 4 * 2 * 9) + 4 * 9 * width * 2  # an input pixel gives four of the output
+    expected = 2 * width + per_block + 4 * per_block
+    assert cost.head_forward_flops == 2 * 2 * pixels * expected
+    assert cost.head_share == pytest.approx(head_share(model))
+    assert cost.step_flops > 2.5 * cost.forward_flops
+
+
+@pytest.mark.parametrize("name", ["tiny", "base"])
+@pytest.mark.parametrize("layers", [2, 8, 20, 100])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_light_heads_stay_within_their_share(name, layers, groups):
+    channel_groups = benchmark.divide(layers, groups)
+    with torch.device("meta"):
+        model = build_model(name, in_chans=layers, channel_groups=channel_groups, depth=6 if name == "tiny" else 12)
+        light = type(model)(**{**model.config, "scale_heads": "subpixel"})
+    assert 0 < head_share(light) <= 0.15
+
+
+def test_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="batch_size 0: expected at least 1"):
+        step_cost(tiny(), batch_size=0)

@@ -1,0 +1,63 @@
+"""Maps with colour bars and scale bars."""
+
+import numpy as np
+import pytest
+
+from util.plots.maps import Panel, bar_label, bar_length, map_figure
+
+CLASSES = {1: ("basalt", (200, 30, 30)), 2: ("granite", (30, 30, 200))}
+
+
+@pytest.mark.parametrize(("width", "expected"), [(100, 20), (1000, 200), (66_667, 20_000), (16.7, 5), (0.04, 0.01)])
+def test_scale_bars_are_round_and_at_most_three_tenths(width, expected):
+    assert bar_length(width) == pytest.approx(expected)
+
+
+def test_labels():
+    assert (
+        bar_label(500, "m") == "500 m"
+        and bar_label(20_000, "m") == "20 km"
+        and bar_label(0.5, "degree") == "0.5 degree"
+    )
+
+
+def test_panels():
+    image = np.random.default_rng(0).normal(size=(20, 30))
+    panels = [
+        Panel("a", image, "nT"),
+        Panel("b", np.abs(image), style="spread"),
+        Panel("c", image, style="difference"),
+        Panel("d", np.zeros((3, 20, 30)), style="colours"),
+        Panel("e", np.ones((20, 30)), classes=CLASSES),
+        Panel("f", np.full((20, 30), np.nan), limits=(0.0, 4.0)),
+    ]
+    figure = map_figure(panels, pixel_size=100.0, length_unit="m", title="all")
+    axes = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in axes] == list("abcdef")
+    low, high = axes[2].images[0].get_clim()
+    assert low == -high < 0 and axes[1].images[0].get_clim()[0] == 0 and axes[5].images[0].get_clim() == (0.0, 4.0)
+    assert axes[0].images[0].get_extent() == [0, 3000, 0, 2000]
+    assert {text.get_text() for axis in axes for text in axis.texts} == {"500 m"}
+    names = [label.get_text() for axis in figure.axes for label in axis.get_yticklabels()]
+    assert "basalt" in names and "granite" in names
+
+
+def test_names_stand_in_the_middle_of_their_colours():
+    """Also where codes lie apart."""
+    codes = {3: ("basalt", (200, 30, 30)), 7: ("granite", (30, 30, 200)), 12: ("schist", (30, 200, 30))}
+    figure = map_figure([Panel("a", np.full((4, 4), 7.0), classes=codes)], pixel_size=1.0, length_unit="m")
+    assert figure.axes[1].get_yticks().tolist() == [4.5, 9.0, 12.0]
+
+
+def test_many_panels_stand_in_rows_of_four():
+    panels = [Panel(str(number), np.ones((4, 4))) for number in range(6)]
+    figure = map_figure(panels, pixel_size=1.0, length_unit="m")
+    width, height = figure.get_size_inches()
+    titled = [axis for axis in figure.axes if axis.get_title()]
+    assert len(titled) == 6 and len({round(axis.get_subplotspec().rowspan.start) for axis in titled}) == 2
+    assert width == 4 * 4.9 and height == pytest.approx(2 * 4.9)
+
+
+def test_nothing_to_draw():
+    with pytest.raises(ValueError, match="nothing to draw: expected at least one panel"):
+        map_figure([], pixel_size=1.0, length_unit="m")

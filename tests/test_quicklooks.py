@@ -1,0 +1,65 @@
+"""Pictures of results: which panels there are, in which colours."""
+
+import math
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from tests.test_cog_writer import classes, info, noise, write
+from util.inference import quicklooks as looks
+from util.inference.quicklooks import _shown, draw_raster, panels_of
+
+NAMES = ("magnetics reconstruction", "magnetics spread", "magnetics error")
+
+
+def test_a_reconstruction_is_shown_beside_what_was_observed():
+    pixels = np.stack([np.full((4, 5), 2.0), np.ones((4, 5)), np.arange(20.0).reshape(4, 5)])
+    panels = panels_of(info(4, 5, names=NAMES, units=("nT",) * 3), pixels)
+    assert [panel.title for panel in panels] == ["magnetics observed", *NAMES]
+    assert [panel.style for panel in panels] == ["field", "field", "spread", "difference"]
+    np.testing.assert_array_equal(panels[0].image, 2 + pixels[2])
+    assert panels[0].limits == panels[1].limits and panels[0].unit == "nT"
+
+
+def test_what_was_measured_is_left_out_of_the_uncertainty():
+    pixels = np.array([[[5.0, 6.0]], [[0.0, 2.0]]])
+    panels = panels_of(info(1, 2, names=("a filled", "a uncertainty"), units=("m", "m")), pixels)
+    assert [panel.style for panel in panels] == ["field", "spread"]
+    assert np.isnan(panels[1].image[0, 0]) and panels[1].image[0, 1] == 2
+
+
+def test_fields_of_one_unit_share_their_colours():
+    pixels = np.stack([np.linspace(0, 1, 50), np.linspace(0, 9, 50), np.linspace(0, 99, 50)])[:, None]
+    panels = panels_of(info(1, 50, names=("a inferred", "a interpolated", "b"), units=("m", "m", "s")), pixels)
+    assert panels[0].limits == panels[1].limits != panels[2].limits
+
+
+def test_shares_are_drawn_from_none_to_all_and_the_largest_ones_only(tmp_path):
+    names = tuple(f"class error {k}" for k in range(14)) + ("last error",)
+    raster = info(6, 8, names=names, units=("",) * 15, limits=(0.0, 1.0))
+    pixels = np.full((15, 6, 8), 0.01, np.float32)
+    pixels[[1, 5]] = 0.0
+    pixels[14] = 0.8
+    panels = panels_of(raster, pixels)
+    assert {panel.style for panel in panels} == {"field"} and {panel.limits for panel in panels} == {(0.0, 1.0)}
+    shown, bands = _shown(write(tmp_path, raster, pixels), raster)
+    assert len(bands) == 12 and 15 in bands and not {2, 6} & set(bands) and shown.names[-1] == "last error"
+
+
+def test_a_picture_says_how_good_a_prediction_is(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(looks, "map_figure", lambda *_, title, **__: seen.append(title) or Figure())
+    tags = {"score": "mean_iou 0.5 +- 0.1 on held-out blocks, 5 fold(s)", "warning": "scores are inflated", "task": "x"}
+    raster = info(4, 5, names=("entropy",), units=("",), limits=(0.0, 1.0), tags=tags)
+    draw_raster(write(tmp_path, raster, noise(raster)), raster, length_unit="m")
+    assert seen == [f"r\n{tags['score']}\n{tags['warning']}"]
+
+
+@pytest.mark.parametrize("raster", [info(40, 60), classes(40, 60)])
+def test_a_picture_lies_beside_the_raster(tmp_path, raster):
+    pixels = noise(raster) if raster.classes is None else np.ones((1, 40, 60), np.uint8)
+    path = draw_raster(write(tmp_path, raster, pixels), raster, length_unit="m")
+    assert path == tmp_path / "r.png" and matplotlib.image.imread(path).std() > 0.05
+    assert math.isnan(info().nodata)

@@ -1,0 +1,235 @@
+"""A global grid through training and inference: nothing begins or ends at the date line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+import main_inference
+import models_mae_group_channels as models
+from datasets.layers.encoding import Encoding
+from datasets.layers.table import layers_from_directory
+from datasets.survey.inference_survey import reopen_survey
+from tests import labelled
+from tests.rasters import write_grid
+from tests.spheres import global_grid, write_global
+from tests.surveys import train
+from util.inference.embeddings import EmbeddingMaker
+from util.inference.engine import Engine, Ground, LayerValues, Meter
+from util.inference.gap_calibration import Filling
+from util.inference.gap_filling import GapMaker, NativeLayer
+from util.inference.masked_views import Views
+from util.inference.reconstruction import ReconstructionMaker
+from util.mosaics.mosaic import Unit, units_of
+
+CPU = torch.device("cpu")
+SIZE, PATCH = 16, 4
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return models.MaskedAutoencoderGroupChannelViT(
+        img_size=SIZE,
+        patch_size=PATCH,
+        in_chans=1,
+        channel_groups=((0,),),
+        scales=(1,),
+        scored={1: (0,)},
+        embed_dim=32,
+        depth=1,
+        num_heads=2,
+        channel_embed=8,
+        decoder_embed_dim=32,
+        decoder_depth=1,
+        decoder_num_heads=2,
+        decoder_channel_embed=8,
+    ).eval()
+
+
+def reopened(folder, values, resolution, **options):
+    folder.mkdir()
+    write_grid(folder / "a.tif", values, resolution=resolution, left=-180.0, top=90.0, crs="EPSG:4326", **options)
+    return reopen_survey(
+        layers_from_directory(folder),
+        location=[0.0],
+        spread=[2.0],
+        input_size=SIZE,
+        scales=(1,),
+        base_resolution=resolution,
+        finest_scale=1,
+    )
+
+
+def engine(model, survey):
+    autocast = {"autocast": lambda: torch.autocast("cpu", enabled=False)}
+    return Engine(model=model, device=CPU, batch_size=64, overlap=0.5, meter=Meter(CPU), turn=survey.turn, **autocast)
+
+
+def ground(survey):
+    grid, (rows, cols) = survey.stack.reference, survey.shape
+    return Ground(grid.crs.to_wkt(), grid.left, grid.top, survey.base_resolution, rows, cols)
+
+
+def make(maker, survey, unit):
+    around = unit.grown(maker.reach)
+    return maker.make(unit, survey.read(around.top, around.left, around.bottom, around.right))
+
+
+def run(maker, survey, edge=48):
+    """(B, rows, cols) of a maker's only raster."""
+    (info,) = maker.rasters.values()
+    found = np.full((len(info.names), info.rows, info.cols), np.nan, np.float32)
+    for unit in units_of(*maker.extent(), edge=edge):
+        for _, pixels, row, col in make(maker, survey, unit).values():
+            found[:, row : row + pixels.shape[1], col : col + pixels.shape[2]] = pixels
+    return found
+
+
+def reconstruction(model, survey):
+    layers = [LayerValues("a", "", "a", Encoding())]
+    views = Views(0.75, 2, 0)
+    return ReconstructionMaker(
+        engine(model, survey), ground(survey), layers=layers, wanted={1: [0]}, views=views, tags={}
+    )
+
+
+class TestSeam:
+    @pytest.mark.parametrize("stride", [4, 2])
+    def test_embeddings_turn_with_the_globe(self, tmp_path, network, stride):
+        """Numbers moved by 24 columns of 144 under the same coordinates: the embeddings move along, line or not."""
+        values = global_grid(2.5)
+        maps = []
+        for name, moved in (("a", values), ("b", np.roll(values, 24, axis=1))):
+            survey = reopened(tmp_path / name, moved, 2.5)
+            maker = EmbeddingMaker(
+                engine(network, survey), ground(survey), pool="mean", stride=stride, dtype="float32", tags={}
+            )
+            maps.append(run(maker, survey))
+        assert maps[0].shape[2] == 144 // stride and np.isfinite(maps[0]).all()
+        np.testing.assert_allclose(np.roll(maps[0], 24 // stride, axis=2), maps[1], atol=1e-4)
+
+    @pytest.mark.parametrize("resolution", [2.5, 2.0, 7.5])  # 144 columns; 180, no multiple of a tile's step; 48: few
+    def test_ground_beyond_the_last_column_is_the_first(self, tmp_path, network, resolution):
+        """The square east of the last one is the westernmost, to the bit: the same tiles behind the same masks."""
+        survey = reopened(tmp_path / "a", global_grid(resolution), resolution)
+        maker, turn = reconstruction(network, survey), survey.turn
+        assert turn == round(360 / resolution)
+        first = make(maker, survey, Unit(0, 0, 8, 0, 20, 20))
+        beyond = make(maker, survey, Unit(0, 9, 8, turn, 20, turn + 20))
+        assert np.isfinite(first["reconstruction_a_1x"][1]).all()
+        np.testing.assert_array_equal(first["reconstruction_a_1x"][1], beyond["reconstruction_a_1x"][1])
+
+    def test_a_gap_across_the_line_is_filled_as_elsewhere(self, tmp_path, network):
+        values = global_grid(2.5)
+        values[30:33, :2] = values[30:33, -2:] = np.nan
+        filled = []
+        for name, moved in (("a", values), ("b", np.roll(values, 48, axis=1))):
+            survey = reopened(tmp_path / name, moved, 2.5)
+            place = survey.stack.bands[0].grid
+            layer = NativeLayer(
+                channel=0,
+                values=LayerValues("a", "", "a", Encoding()),
+                scale=1,
+                left=place.left,
+                top=place.top,
+                resolution_x=2.5,
+                resolution_y=2.5,
+                rows=72,
+                cols=144,
+                ratio_yx=(1.0, 1.0),
+                offset_yx=(0.0, 0.0),
+            )
+            maker = GapMaker(
+                engine(network, survey), ground(survey), layers=[layer], views=Views(0.75, 2, 0), max_gap=20.0, tags={}
+            )
+            maker.fillings = {0: Filling(0.0, (1.0, 9.0), (0.1, 0.9))}  # the spline alone: masks differ with the place
+            filled.append(run(maker, survey))
+        assert np.isfinite(filled[0]).all()
+        np.testing.assert_allclose(np.roll(filled[0], 48, axis=2), filled[1], atol=1e-4)
+
+    def test_a_turn_of_no_whole_number_of_base_pixels_ends(self, tmp_path, network):
+        survey = reopened(tmp_path / "a", global_grid(2.5), 2.5)
+        assert survey.turn == 144 and survey.shape == (72, 144)
+        other = reopen_survey(
+            layers_from_directory(tmp_path / "a"),
+            location=[0.0],
+            spread=[2.0],
+            input_size=SIZE,
+            scales=(1,),
+            base_resolution=12.5,
+            finest_scale=1,
+        )
+        assert other.turn == 0 and other.shape == (15, 29)
+        assert any("12.5 does not divide" in text for text in other.warnings)
+        assert np.isfinite(run(reconstruction(network, other), other)[0]).all()
+
+
+FLAGS = "--scales 1 2 --val_fraction 0.1 --val_buffer 0 --epochs 1".split()
+
+
+def test_files_that_begin_elsewhere_give_the_same_run_and_results(tmp_path, capsys):
+    """From -180 and from 0 degrees: losses and weights, and what is made of them, to the bit."""
+    outputs = []
+    for name, left in (("a", -180.0), ("b", 0.0)):
+        (tmp_path / name).mkdir()
+        write_global(tmp_path / name / "g.tif", 4.0, left=left, noise=0.2)
+        assert train(tmp_path / name, tmp_path / f"run_{name}", *FLAGS) == 0
+        state = torch.load(tmp_path / f"run_{name}" / "checkpoint-last.pth", weights_only=True)
+        outputs.append((state["model"], tmp_path / f"made_{name}"))
+        arguments = f"--output reconstruction --device cpu --no_progress --output_dir {tmp_path}/made_{name}".split()
+        assert main_inference.main([*arguments, "--checkpoint", f"{tmp_path}/run_{name}/checkpoint-last.pth"]) == 0
+    assert all(torch.equal(outputs[0][0][key], outputs[1][0][key]) for key in outputs[0][0])
+    rasters = []
+    for _, folder in outputs:
+        with rasterio.open(folder / "reconstruction_g_2x.tif") as file:
+            assert (file.bounds.left, file.bounds.right) == (-180.0, 180.0)
+            rasters.append(file.read())
+    np.testing.assert_array_equal(*rasters)
+    log = capsys.readouterr().err
+    assert "the grid goes round: tiles cross -180" in log and "km wide and" in log
+
+
+@pytest.mark.slow
+def test_error_across_the_line_is_no_worse_than_elsewhere(tmp_path):
+    """A trained model on harmonics of degree 16: root mean square errors in strips of 24 degrees, the line in one."""
+    folder = tmp_path / "survey"
+    folder.mkdir()
+    write_global(folder / "g.tif", 1.0, noise=0.05, degree=16, terms=60)
+    flags = "--epochs 30 --scales 1 2 --base_resolution 2 --val_fraction 0.1".split()
+    assert train(folder, tmp_path / "run", *flags) == 0
+    arguments = f"--output reconstruction --device cpu --no_progress --output_dir {tmp_path}/made".split()
+    assert main_inference.main([*arguments, "--checkpoint", f"{tmp_path}/run/checkpoint-last.pth"]) == 0
+    with rasterio.open(tmp_path / "made" / "reconstruction_g_2x.tif") as file:
+        error = file.read(3)[10:-10].astype(np.float64)  # 80 degrees south to north, 1 degree a pixel
+    strips = np.sqrt(np.square(np.roll(error, 12, axis=1)).reshape(160, 15, 24).mean(axis=(0, 2)))
+    line, others = strips[0], strips[1:]
+    print(f"across the date line {line:.4f}, elsewhere {others.mean():.4f} ({others.min():.4f} to {others.max():.4f})")
+    assert line <= others.max()
+    narrow = np.sqrt(np.square(np.roll(error, 4, axis=1)).reshape(160, 45, 8).mean(axis=(0, 2)))
+    assert narrow[0] <= np.quantile(narrow[1:], 0.95)
+
+
+def test_fine_tuning_does_not_see_where_labels_begin(tmp_path):
+    """The same labels from -180 and from 0 degrees on give the same folds, scores and map."""
+    (tmp_path / "layers").mkdir()
+    write_global(tmp_path / "layers" / "a.tif", 5.0)
+    codes = (global_grid(5.0, seed=7) > 0).astype(np.uint8) + 1
+    flags = "--input_size 8 --patch_size 4 --base_resolution 5 --scales 1 --batch_size 4 --epochs 1 --tiles_per_epoch 8"
+    more = ["--folds", "2", "--baselines", "trees", "--num_workers", "0", "--device", "cpu", "--no_progress"]
+    scores, maps = [], []
+    for left in (-180.0, 0.0):
+        rolled = np.roll(codes, -round((left + 180) / 5), axis=1)
+        labels = write_grid(tmp_path / f"{left:g}.tif", rolled, resolution=5.0, left=left, top=90.0, crs="EPSG:4326")
+        out = tmp_path / f"run{left:g}"
+        chosen = ["--data_dir", str(tmp_path / "layers"), "--labels", str(labels), "--output_dir", str(out)]
+        assert labelled.run([*chosen, *flags.split(), *more]) == 0
+        scores.append(labelled.read_strict(out / "metrics.json")["arms"])
+        predict = ["--checkpoint", str(out / "checkpoint-last.pth"), "--output", "prediction", "--device", "cpu"]
+        assert main_inference.main([*predict, "--output_dir", str(out), "--no_progress"]) == 0
+        with rasterio.open(out / "prediction_classes.tif") as file:
+            maps.append(file.read(1))
+    assert [arm["summary"] for arm in scores[0].values()] == [arm["summary"] for arm in scores[1].values()]
+    np.testing.assert_array_equal(*maps)

@@ -1,0 +1,1 @@
+"""Fine-tuning: compared methods, fits, objectives, predictors, scores, reports."""

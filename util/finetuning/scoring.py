@@ -1,0 +1,240 @@
+"""Scores of one fit on its test ground, and a coarse map of what it predicted there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from util.finetuning.predictors import Outputs
+from util.metrics.scores import (
+    HEADLINES,
+    ClassificationScores,
+    ProspectivityScores,
+    RegressionScores,
+    SegmentationScores,
+)
+from util.mosaics.mosaic import Unit, units_of
+from util.processes import distributed as dist
+
+MAP_PIXELS = 1200
+"""Most pixels along the longer edge of the maps that are kept for pictures."""
+SCORED_TILES = 4
+"""Windows along the edge of the squares of ground that are predicted at a time."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a fit was scored.
+
+    Attributes:
+        scores: plain numbers, nested.
+        arrays: for pictures and for later statistics.
+    """
+
+    scores: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class SampledMap:
+    """Every n-th pixel of a raster too large for a picture.
+
+    Args:
+        shape: (rows, cols) of the raster.
+        most: most pixels along an edge.
+
+    Attributes:
+        step: n.
+        values: (rows / n, cols / n) float32, NaN = not painted.
+    """
+
+    def __init__(self, shape: tuple[int, int], *, most: int = MAP_PIXELS) -> None:
+        self.step = max(1, math.ceil(max(shape) / most))
+        self._first = self.step // 2
+        self.values = np.full([len(range(self._first, size, self.step)) for size in shape], np.nan, dtype=np.float32)
+
+    def paint(self, row: int, col: int, values: np.ndarray) -> None:
+        """Takes what it shows of a window, NaN = leave as it is.
+
+        Args:
+            row: first row of the window.
+            col: first column.
+            values: (rows, cols).
+        """
+        rows, to_rows = self._picked(row, values.shape[0], self.values.shape[0])
+        cols, to_cols = self._picked(col, values.shape[1], self.values.shape[1])
+        part = values[np.ix_(rows, cols)]
+        place = self.values[to_rows, to_cols]
+        self.values[to_rows, to_cols] = np.where(np.isnan(part), place, part)
+
+    def _picked(self, first: int, count: int, limit: int) -> tuple[np.ndarray, slice]:
+        start = max(0, math.ceil((first - self._first) / self.step))
+        stop = max(start, min(limit, math.ceil((first + count - self._first) / self.step)))
+        return np.arange(start, stop) * self.step + self._first - first, slice(start, stop)
+
+
+def score_ground(
+    outputs: Outputs,
+    scores: Any,
+    *,
+    units: Sequence[Unit],
+    scale: int,
+    truth_of: Callable[[tuple[int, int, int, int]], tuple[np.ndarray, np.ndarray]],
+    shape: tuple[int, int],
+    blocks_of: Callable[..., np.ndarray],
+    sums: BlockSums,
+) -> Outcome:
+    """Predicts test ground unit by unit, each process its share, and scores it where it is labelled.
+
+    Args:
+        outputs: what predicts.
+        scores: collects.
+        units: this process's share of the ground.
+        scale: target pixels along the edge of a base-scale pixel.
+        truth_of: gives labels (h, w) of a window (row, col, rows, cols) of target pixels, and which are tested.
+        shape: (rows, cols) of all target pixels.
+        blocks_of: gives the number of the block (h, w) of each pixel of a window.
+        sums: collects by block.
+
+    Returns:
+        Scores over all processes; `map`, a `SampledMap` of the class of the largest share, or the value; `blocks`.
+
+    Raises:
+        ValueError: a tested pixel got no prediction.
+    """
+    picture = SampledMap(shape)
+    for unit in units:
+        window = target_window(unit, scale)
+        truth, tested = truth_of(window)
+        if not tested.any():
+            continue
+        found = outputs.of_ground(unit, tested)[:, tested]
+        missing = int((~np.isfinite(found).all(axis=0)).sum())
+        if missing:
+            raise ValueError(
+                f"no finite prediction at {missing} tested pixels of base rows {unit.top} to {unit.bottom}, columns "
+                f"{unit.left} to {unit.right}; lower --lr, and look at the layers there"
+            )
+        predictions = found.argmax(axis=0) if len(found) > 1 else found[0]
+        scores.update(torch.from_numpy(predictions.copy()), torch.from_numpy(truth[tested]))
+        sums.add(np.maximum(blocks_of(*window, scale=scale)[tested], 0), predictions, truth[tested])
+        shown = np.full(tested.shape, np.nan, dtype=np.float32)
+        shown[tested] = predictions
+        picture.paint(window[0], window[1], shown)
+    blocks = np.sum(dist.gather_objects(sums.values), axis=0)
+    return Outcome(scores.compute(), {"map": merged(dist.gather_objects(picture.values)), "blocks": blocks})
+
+
+def score_windows(
+    outputs: Outputs,
+    scores: Any,
+    *,
+    numbers: np.ndarray,
+    classes: np.ndarray,
+    presence_only: bool,
+    blocks: np.ndarray | None = None,
+) -> Outcome:
+    """Scores windows with one class each, each process its share.
+
+    Args:
+        outputs: what predicts.
+        scores: collects.
+        numbers: this process's share of the tested windows.
+        classes: class of every window.
+        presence_only: whether class 1 alone is ranked.
+        blocks: number of the block of every window; None where windows lie on no common ground.
+
+    Returns:
+        Scores over all processes; `numbers` of the windows, their true `classes`, their `shares` and `blocks`.
+    """
+    shares = outputs.of_windows(numbers)
+    scores.update(torch.from_numpy(shares[:, 1] if presence_only else shares), torch.from_numpy(classes[numbers]))
+    parts = dist.gather_objects((numbers, shares))
+    arrays = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(("numbers", "shares"))}
+    arrays["classes"] = classes[arrays["numbers"]]
+    if blocks is not None:
+        arrays["blocks"] = blocks[arrays["numbers"]]
+    return Outcome(scores.compute(), arrays)
+
+
+def ground_units(shape: tuple[int, int], size: int) -> list[Unit]:
+    """Squares of ground to predict at a time, of some windows' width.
+
+    Args:
+        shape: (rows, cols) of the ground, base-scale pixels.
+        size: edge of a window, base-scale pixels.
+    """
+    return units_of(*shape, edge=SCORED_TILES * size)
+
+
+def target_window(unit: Unit, scale: int) -> tuple[int, int, int, int]:
+    """(row, col, rows, cols) of a unit in target pixels."""
+    rows, cols = unit.bottom - unit.top, unit.right - unit.left
+    return unit.top * scale, unit.left * scale, rows * scale, cols * scale
+
+
+class BlockSums:
+    """What every block of test ground adds to the scores, for statistics over blocks instead of pixels.
+
+    Args:
+        blocks: number of blocks.
+        outputs: number of classes; 1 for values.
+
+    Attributes:
+        values: (blocks, K, K) int64 counts, truth in rows; or (blocks, 5) float64: number, sums of squared and of
+            absolute errors, of the truth and of its squares.
+    """
+
+    def __init__(self, blocks: int, outputs: int) -> None:
+        self._outputs = outputs
+        shape = (blocks, outputs, outputs) if outputs > 1 else (blocks, 5)
+        self.values = np.zeros(shape, dtype=np.int64 if outputs > 1 else np.float64)
+
+    def add(self, blocks: np.ndarray, predictions: np.ndarray, truth: np.ndarray) -> None:
+        """Adds pixels: (n,) numbers of their blocks, predicted classes or values, and true ones."""
+        if self._outputs > 1:
+            place = (blocks.astype(np.int64) * self._outputs + truth) * self._outputs + predictions
+            self.values += np.bincount(place, minlength=self.values.size).reshape(self.values.shape)
+            return
+        error, exact = predictions.astype(np.float64) - truth, truth.astype(np.float64)
+        for column, terms in enumerate((np.ones_like(exact), error**2, np.abs(error), exact, exact**2)):
+            self.values[:, column] += np.bincount(blocks, weights=terms, minlength=len(self.values))
+
+
+def merged(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """One map out of the parts that several processes painted, NaN = not painted."""
+    whole = parts[0].copy()
+    for part in parts[1:]:
+        whole = np.where(np.isnan(part), whole, part)
+    return whole
+
+
+def new_scores(kind: str, names: Sequence[str], device: torch.device) -> Any:
+    """What collects scores of a kind: `segmentation`, `regression`, `classification` or `prospectivity`."""
+    if kind == "segmentation":
+        return SegmentationScores(names, device=device)
+    if kind == "classification":
+        return ClassificationScores(names, device=device)
+    return RegressionScores(device=device) if kind == "regression" else ProspectivityScores(device=device)
+
+
+def headline(kind: str, scores: Mapping[str, Any], units: str = "") -> str:
+    """The scores of a fold or checkpoint in one line."""
+    shown = {
+        "segmentation": ("mean_iou", "mean_f1", "balanced_accuracy", "accuracy"),
+        "regression": ("rmse", "mae", "r2"),
+        "classification": ("top1", "balanced_accuracy", "mean_f1"),
+        "prospectivity": ("roc_auc", "average_precision", "brier", "success_area"),
+    }[kind]
+    parts = [f"{name} {'-' if scores[name] is None else format(scores[name], '.4g')}" for name in shown]
+    return ", ".join(parts) + (f" ({units})" if units and kind == "regression" else "") + f", {scores['count']} scored"
+
+
+def stopping_score(kind: str, scores: Mapping[str, Any]) -> float:
+    """The number that early stopping watches, more is better; minus infinity where it is not defined."""
+    value = scores[HEADLINES[kind]]
+    return float("-inf") if value is None else float(value)

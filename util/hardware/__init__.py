@@ -1,0 +1,1 @@
+"""Devices, precision, memory of tensors and the C allocator."""

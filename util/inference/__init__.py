@@ -1,0 +1,1 @@
+"""Whole rasters out: embeddings, reconstruction, gap filling, superresolution, prediction."""

@@ -1,0 +1,187 @@
+"""From options' values to makers: which layers at which scales, what is refused, and what is learned before the loop.
+
+One function for each kind of result. Each takes the `Subject`, what the model is applied to, and the values of the
+options that concern it, and returns a maker that the programs' loop can work with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from util.inference.embeddings import EmbeddingMaker, position_means
+from util.inference.engine import Maker
+from util.inference.finetuned_task import Task
+from util.inference.gap_filling import GapMaker
+from util.inference.inputs import Subject
+from util.inference.masked_views import Views
+from util.inference.prediction import PixelMaker, WindowMaker
+from util.inference.reconstruction import ReconstructionMaker
+from util.inference.superresolution import FinerMaker, finer_step
+from util.mosaics.dense_prediction import Forward
+from util.processes import distributed as dist
+
+logger = logging.getLogger(__name__)
+
+ARTIFICIAL_GAPS = 24
+"""Gaps made in each layer to learn how to fill real ones; enough for errors at eight distances."""
+GAP_TRIES = 1000
+POSITION_TILES = 512
+"""Tiles over which features are averaged at each place within a tile."""
+FINER_TILES = 24
+"""Tiles on which the share of the model's detail is found."""
+
+
+def embeddings(subject: Subject, *, pool: str, stride: int | None, dtype: str, clusters: int, positions: str) -> Maker:
+    """Embeddings at patch stride (None) or finer.
+
+    Raises:
+        ValueError: number of classes or stride out of range; no valid pixel.
+    """
+    if clusters > 255 or clusters == 1:
+        raise ValueError(f"--clusters {clusters}: expected 2 to 255, or 0 for none")
+    engine = subject.engine
+    stride = stride or engine.model.patch_size
+    maker = EmbeddingMaker(engine, subject.ground, pool=pool, stride=stride, dtype=dtype, tags=subject.tags)
+    if positions == "remove":
+        maker.position_means = position_means(engine, subject.tiles(POSITION_TILES), subject.single_tiles())
+    return maker
+
+
+def reconstruction(subject: Subject, *, views: Views) -> Maker:
+    """Every layer at every scale at which it was learned and has pixels here.
+
+    Raises:
+        ValueError: there is none; predictions have no units; too few views.
+    """
+    subject.refuse_normalised("reconstruction")
+    scored = subject.engine.model.scored_layers
+    wanted = {s: [c for c in layers if c in subject.known[s]] for s, layers in scored.items()}
+    if not any(wanted.values()):
+        raise ValueError("no layer is as fine as a scale at which the model predicts it; nothing can be reconstructed")
+    return ReconstructionMaker(
+        subject.engine, subject.ground, layers=subject.layers, wanted=wanted, views=views, tags=subject.tags
+    )
+
+
+def gapfill(subject: Subject, *, views: Views, max_gap: float | None) -> Maker:
+    """Layers on their own grids, gaps up to `max_gap` (CRS units; None: half a tile) filled.
+
+    Raises:
+        ValueError: no layer can be filled; the gap is wider than a tile; predictions have no units.
+    """
+    subject.refuse_normalised("gapfill")
+    engine, ground = subject.engine, subject.ground
+    scored = subject.continuous("filled: a spline needs measurements; see --output reconstruction")
+    finest = {
+        c: max(s for s in scored if c in scored[s] and c in subject.known[s])
+        for c in scored[1]
+        if c in subject.known[1]
+    }
+    measured = [c for c, layer in enumerate(subject.layers) if layer.encoding.kind == "continuous"]
+    left_out = [subject.layers[c].name for c in measured if c not in finest]
+    if not finest:
+        raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")
+    if left_out:
+        logger.warning("not filled, because the model does not predict them here: %s", ", ".join(left_out))
+    present = ((subject.natives[c], scale) for c, scale in finest.items())
+    layers = [replace(native, scale=scale) for native, scale in present if native is not None]
+    max_gap = max_gap or engine.model.img_size * ground.base / 2
+    maker = GapMaker(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=subject.tags)
+    logger.info("filling artificial gaps to see how well it goes")
+    maker.fillings = dist.on_main(
+        lambda: maker.calibrate(subject.read, subject.tiles(GAP_TRIES), count=ARTIFICIAL_GAPS)
+    )
+    for layer in layers:
+        filling, name = maker.fillings[layer.channel], f"gapfill_{layer.values.file}"
+        facts = {
+            "method": "thin-plate spline and model detail",
+            "share_of_model_detail": f"{filling.share:.3f}",
+            "uncertainty_follows": f"distance to valid pixels, roughness around to the power of {filling.power:g}",
+        }
+        maker.rasters[name] = replace(maker.rasters[name], tags={**maker.rasters[name].tags, **facts})
+        logger.info(
+            "layer '%s': %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s, edge to middle, "
+            "times the roughness around to the power of %g",
+            layer.values.name,
+            100 * filling.share,
+            filling.errors[0],
+            filling.errors[-1],
+            layer.values.unit,
+            filling.power,
+        )
+    return maker
+
+
+def superresolution(subject: Subject, *, views: Views) -> Maker:
+    """Layers at the finer scales that the model learned them at, or that their neighbours have.
+
+    Raises:
+        ValueError: there is none; predictions have no units.
+    """
+    subject.refuse_normalised("superresolution")
+    scored = subject.continuous("refined: only interpolation between measurements can be")
+    known = subject.known
+    steps, beyond = [], []
+    for channel in (c for c in known[1] if c in scored[1]):
+        for scale in (s for s in scored if channel not in known[s] and (known[s] or channel in scored[s])):
+            step = finer_step(channel, scale, known=known, scored=scored)
+            if step is None:
+                beyond.append(f"'{subject.layers[channel].name}' at {subject.ground.base / scale:g}")
+            else:
+                steps.append(step)
+    if not steps:
+        raise ValueError(
+            "--output superresolution: no layer here is coarser than a neighbour or than in training, or the model "
+            f"cannot refine it ({_learned(subject, scored)}, CRS units). Give a layer that is coarser than another, "
+            "and that the model was trained to predict at a scale finer than the base pixels"
+        )
+    if beyond:
+        logger.warning(
+            "not predicted, since the model was not trained to refine these layers: %s (%s, CRS units)",
+            ", ".join(beyond),
+            _learned(subject, scored),
+        )
+    maker = FinerMaker(
+        subject.engine, subject.ground, layers=subject.layers, steps=steps, views=views, tags=subject.tags
+    )
+    maker.shares = dist.on_main(lambda: maker.calibrate(subject.read, subject.tiles(FINER_TILES)))
+    for (c, s), share in maker.shares.items():
+        info = maker.rasters[maker.name(c, s)]
+        maker.rasters[maker.name(c, s)] = replace(info, tags={**info.tags, "share_of_model_detail": f"{share:.3f}"})
+        name = subject.layers[c].name
+        logger.info("layer '%s' at %dx: %.0f %% of the model's detail is added to interpolation", name, s, 100 * share)
+    return maker
+
+
+def prediction(subject: Subject, *, task: Task, views: Sequence[Forward], stride: int | None) -> Maker:
+    """What a fine-tuned network predicts: of pixels, or of windows around cells of a lattice.
+
+    Args:
+        subject: what it is applied to.
+        task: what it predicts.
+        views: ways to look at a tile.
+        stride: edge of a cell, base-scale pixels (None: a patch); for windows only.
+
+    Raises:
+        ValueError: the stride does nothing, or is larger than a window.
+    """
+    engine, ground, tags = subject.engine, subject.ground, {**subject.tags, "views": str(len(views))}
+    if not task.is_dense:
+        step = stride or engine.model.patch_size
+        return WindowMaker(engine, ground, task=task, views=views, stride=step, tags=tags)
+    if stride is not None:
+        raise ValueError(
+            f"--stride {stride} does nothing for --output prediction of {task.kind}: every pixel is predicted, at "
+            f"{ground.base / task.scale:g} CRS units"
+        )
+    return PixelMaker(engine, ground, task=task, views=views, tags=tags)
+
+
+def _learned(subject: Subject, scored: Mapping[int, Sequence[int]]) -> str:
+    """Down to which pixels the model was trained to predict each layer, in words."""
+    finest = {c: max(s for s in scored if c in scored[s]) for c in scored[1]}
+    return "it learned " + "; ".join(
+        f"'{subject.layers[c].name}' down to {subject.ground.base / s:g}" for c, s in finest.items()
+    )

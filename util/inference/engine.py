@@ -1,0 +1,254 @@
+"""What a trained model makes of one unit of ground: what all kinds of results share, and embeddings.
+
+A maker says which rasters it writes and computes one unit of them at a time from tiles that it asks for. It knows
+nothing of files: tiles come from a callable, pixels go out as arrays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.geotiff.raster_spec import RasterInfo
+from util.hardware.device import peak_memory_bytes
+from util.mosaics.mosaic import Unit, tile_origins
+
+Arrays = dict[str, tuple[RasterInfo, np.ndarray, int, int]]
+"""Name of a raster -> (raster, (B, rows, cols) pixels, first row, first column)."""
+
+SampleOf = Callable[[np.ndarray], Any]
+"""(N, 2) base-scale origins -> imgs, valid, imgs_up, valid_up of these tiles, on the device."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Base-scale pixels on the ground.
+
+    Attributes:
+        crs: coordinate reference system, as WKT.
+        left: western edge, CRS units.
+        top: northern edge, CRS units.
+        base: edge of a base-scale pixel, CRS units.
+        rows: base-scale rows.
+        cols: base-scale columns.
+    """
+
+    crs: str
+    left: float
+    top: float
+    base: float
+    rows: int
+    cols: int
+
+    def zoomed(self, zoom: int) -> Ground:
+        """The same ground in base-scale pixels that are `zoom` times finer."""
+        return replace(self, base=self.base / zoom, rows=self.rows * zoom, cols=self.cols * zoom)
+
+
+class Decoder(Protocol):
+    """Model units back to values, as `datasets.kinds.Encoding` does it."""
+
+    @property
+    def kind(self) -> str:
+        """`continuous`, `circular` or `categorical`."""
+
+    @property
+    def is_linear(self) -> bool:
+        """True if model units are physical units but for a shift and a factor."""
+
+    @property
+    def locations(self) -> tuple[float, ...]:
+        """Per channel, physical units where a model unit is 0, if linear."""
+
+    @property
+    def spreads(self) -> tuple[float, ...]:
+        """Per channel, physical units per model unit, if linear."""
+
+    def decode(self, images: Tensor) -> Tensor:
+        """Model units (..., k, h, w) -> values (..., h, w)."""
+
+
+@dataclass(frozen=True)
+class LayerValues:
+    """A layer's name and unit, a name for files, and how its channels become values."""
+
+    name: str
+    unit: str
+    file: str
+    encoding: Decoder
+
+    def physical(self, image: np.ndarray) -> np.ndarray:
+        """One channel (h, w) of a continuous layer in physical units, from model units."""
+        encoding = self.encoding
+        if encoding.is_linear:
+            return image * encoding.spreads[0] + encoding.locations[0]
+        return encoding.decode(torch.from_numpy(image)[None]).numpy()
+
+    def bands(self, mean: np.ndarray, spread: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """What is written of a layer that was predicted several times.
+
+        Args:
+            mean: (k, h, w) mean prediction of its channels, model units; NaN where there is none.
+            spread: (k, h, w) standard deviation of the predictions.
+            seen: (k, h, w) observed channels, NaN where invalid.
+
+        Returns:
+            (3, h, w): prediction, spread and observed minus predicted, physical units (degrees); spread is half of
+            what lies between mean - spread and mean + spread where values are transformed, and follows from the
+            length of the mean vector where they are directions. Of classes: the likeliest one's code, its probability,
+            and the share of the ground that is of another one. NaN where nothing was observed.
+        """
+        encoding, known = self.encoding, np.isfinite(seen[0])
+        if encoding.kind == "continuous" and encoding.is_linear:
+            factor = encoding.spreads[0]
+            found = [self.physical(mean[0]), spread[0] * factor, (seen[0] - mean[0]) * factor]
+        elif encoding.kind == "continuous":
+            value, low, high = (self.physical(x) for x in (mean[0], mean[0] - spread[0], mean[0] + spread[0]))
+            found = [value, (high - low) / 2, self.physical(seen[0]) - value]
+        elif encoding.kind == "circular":
+            value, truth = (encoding.decode(torch.from_numpy(x)).numpy() for x in (mean, seen))
+            vector = [mean[k] * encoding.spreads[k] + encoding.locations[k] for k in range(2)]
+            length = np.hypot(*vector).clip(1e-6, 1.0)
+            found = [value, np.rad2deg(np.sqrt(-2 * np.log(length))), (truth - value + 180) % 360 - 180]
+        else:
+            chosen = np.nan_to_num(mean).argmax(axis=0)[None]
+            share, right = (np.take_along_axis(x, chosen, axis=0)[0] for x in (mean, seen))
+            found = [encoding.decode(torch.from_numpy(mean)).numpy(), share / mean.sum(axis=0), 1 - right]
+        return np.where(known, np.stack(found), np.nan).astype(np.float32)
+
+
+@dataclass
+class Meter:
+    """Tiles seen and time spent in the network, of all the time."""
+
+    device: torch.device
+    tiles: int = 0
+    network_s: float = 0.0
+    start: float = field(default_factory=time.perf_counter)
+
+    def restart(self) -> None:
+        """Forgets what was counted."""
+        self.tiles, self.network_s, self.start = 0, 0.0, time.perf_counter()
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.start
+
+    def summary(self) -> str:
+        """How fast it went, and how much memory it took, as text to log."""
+        elapsed = max(self.elapsed(), 1e-9)
+        return (
+            f"{self.tiles} tile views in {elapsed:.1f} s, {self.tiles / elapsed:.1f} a second; "
+            f"{100 * (1 - self.network_s / elapsed):.0f} % of the time outside the network; "
+            f"peak memory {peak_memory_bytes(self.device) / 2**20:.0f} MiB"
+        )
+
+    @contextmanager
+    def network(self, tiles: int) -> Iterator[None]:
+        """Counts the time inside as the network's."""
+        begin = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.network_s += time.perf_counter() - begin
+        self.tiles += tiles
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The network, and how to run it.
+
+    Attributes:
+        model: the trained network.
+        device: where it lives.
+        autocast: makes a mixed-precision context.
+        batch_size: most tiles in a batch.
+        overlap: share of a tile that the next one repeats.
+        meter: counts tiles and time.
+        turn: base-scale columns after which the ground repeats, round a body; 0 = never.
+    """
+
+    model: Any
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager]
+    batch_size: int
+    overlap: float
+    meter: Meter
+    turn: int = 0
+
+    @property
+    def tile_stride(self) -> int:
+        """Distance between tiles, base-scale pixels: whole patches."""
+        patch, size = self.model.patch_size, self.model.img_size
+        return min(size, max(patch, round(size * (1 - self.overlap) / patch) * patch))
+
+    def batches(self, origins: np.ndarray, sample_of: SampleOf) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
+        """Yields tiles that hold a valid pixel, batch by batch: origins, and [imgs, valid, *imgs_up, *valid_up]."""
+        for k in range(0, len(origins), self.batch_size):
+            part = origins[k : k + self.batch_size]
+            imgs, valid, imgs_up, valid_up = sample_of(part)
+            useful = valid.flatten(1).any(dim=1)
+            if useful.any():
+                kept = [tensor[useful] for tensor in (imgs, valid, *imgs_up, *valid_up)]
+                yield part[useful.cpu().numpy()], kept
+
+    def lattice(self, ground: Ground, *, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Origins of tiles in rows and in columns that cover the ground from `first` on; columns of one turn."""
+        arguments = {"tile": self.model.img_size, "stride": self.tile_stride, "align": self.model.patch_size}
+        rows = tile_origins(ground.rows, **arguments, first=first)
+        if self.turn:
+            return rows, np.arange(first, first + self.turn, self.tile_stride, dtype=np.int64)
+        return rows, tile_origins(ground.cols, **arguments, first=first)
+
+    def cols_between(self, cols: np.ndarray, left: int, right: int) -> np.ndarray:
+        """Columns of tiles that reach into [left, right), increasing; round a body, each as often as it comes by."""
+        size = self.model.img_size
+        if self.turn:
+            turns = np.arange((left - size - cols.max()) // self.turn, (right - cols.min()) // self.turn + 1)
+            cols = np.sort((cols + turns[:, None] * self.turn).ravel())
+        return cols[(cols < right) & (cols + size > left)]
+
+    def places(self, origins: np.ndarray) -> np.ndarray:
+        """(N, 2) origins that name the same tiles wherever they were met: columns within one turn."""
+        return np.stack([origins[:, 0], origins[:, 1] % self.turn], axis=1) if self.turn else origins
+
+    def tiles_of(self, unit: Unit, ground: Ground) -> np.ndarray:
+        """(n, 2) origins of the tiles that share ground with a unit, row by row."""
+        rows, cols = self.lattice(ground)
+        size = self.model.img_size
+        rows = rows[(rows < unit.bottom) & (rows + size > unit.top)]
+        return _product(rows, self.cols_between(cols, unit.left, unit.right))
+
+
+def _product(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+class Maker(Protocol):
+    """What the programs' loop works with."""
+
+    rasters: dict[str, RasterInfo]
+    reach: int  # base-scale pixels around a unit that must be read
+
+    def extent(self) -> tuple[int, int]:
+        """Base-scale (rows, cols) to be divided into units."""
+
+    def make(self, unit: Unit, window: Window) -> Arrays:
+        """The pixels of one unit."""
+
+
+class Window(Protocol):
+    """Ground that was read: a unit and what lies around it."""
+
+    def sample(self, origins: np.ndarray, device: torch.device) -> Any:
+        """Tiles at (N, 2) base-scale origins."""
+
+    def read(self, channel: int, row: int, col: int, rows: int, cols: int) -> np.ndarray:
+        """Native pixels of one layer, NaN outside."""

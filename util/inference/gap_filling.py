@@ -1,0 +1,284 @@
+"""Layers on their own grids with narrow gaps filled, by a spline and what the model adds to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from util.geotiff.raster_spec import RasterInfo
+from util.inference.engine import Arrays, Engine, Ground, LayerValues, Window
+from util.inference.gap_calibration import Filling, TriedGap, fit_filling, roughness
+from util.inference.gap_spline import RING, fillable, gap_details, resample_linear
+from util.inference.masked_views import Views, mosaic_views
+from util.mosaics.mosaic import Unit
+
+
+@dataclass(frozen=True)
+class NativeLayer:
+    """A layer's own grid, and where it lies among base-scale pixels: native = offset + ratio * base, per axis.
+
+    Attributes:
+        channel: number of the layer, which is continuous.
+        values: name, unit and statistics.
+        left: western edge, CRS units.
+        top: northern edge, CRS units.
+        resolution_x: width of a pixel, CRS units.
+        resolution_y: height of a pixel, CRS units.
+        rows: number of rows.
+        cols: number of columns.
+        ratio_yx: native pixels per base-scale pixel.
+        offset_yx: native coordinate of the first base-scale pixel's edge.
+        scale: the finest scale at which the model predicts it.
+    """
+
+    channel: int
+    values: LayerValues
+    left: float
+    top: float
+    resolution_x: float
+    resolution_y: float
+    rows: int
+    cols: int
+    ratio_yx: tuple[float, float]
+    offset_yx: tuple[float, float]
+    scale: int = 1
+
+    def window(self, unit: Unit) -> tuple[int, int, int, int]:
+        """(row, col, rows, cols) of the pixels whose centres lie in a unit; they may lie outside of the layer."""
+        first = [
+            math.ceil(round(offset + ratio * edge - 0.5, 6))
+            for offset, ratio, edge in zip(self.offset_yx, self.ratio_yx, (unit.top, unit.left), strict=True)
+        ]
+        last = [
+            math.ceil(round(offset + ratio * edge - 0.5, 6))
+            for offset, ratio, edge in zip(self.offset_yx, self.ratio_yx, (unit.bottom, unit.right), strict=True)
+        ]
+        return first[0], first[1], last[0] - first[0], last[1] - first[1]
+
+    def base_place(self, first: int, count: int, axis: int) -> np.ndarray:
+        """(count,) base-scale coordinates of the centres of pixels along an axis (0 = rows)."""
+        return (np.arange(first, first + count) + 0.5 - self.offset_yx[axis]) / self.ratio_yx[axis]
+
+
+class GapMaker:
+    """Layers on their own grids with narrow gaps filled; valid pixels stay as they are.
+
+    Args:
+        engine: the network.
+        ground: the base-scale pixels.
+        layers: the layers to fill.
+        views: how tiles are shown.
+        max_gap: widest gap that is filled, CRS units.
+        tags: facts to write along.
+
+    Attributes:
+        fillings: how each channel's gaps are filled; from `calibrate`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ground: Ground,
+        *,
+        layers: Sequence[NativeLayer],
+        views: Views,
+        max_gap: float,
+        tags: Mapping[str, str],
+    ) -> None:
+        views.check()
+        tile = engine.model.img_size * ground.base
+        if max_gap > tile:
+            raise ValueError(
+                f"--max_gap {max_gap:g} is wider than a tile, {tile:g}: the model cannot see across; expected at most "
+                "that"
+            )
+        self.engine, self.ground, self.layers, self.views, self.max_gap = engine, ground, layers, views, max_gap
+        self.margin = math.ceil(max_gap / ground.base) + RING + 1
+        self.reach = self.margin + engine.model.img_size
+        self.fillings: dict[int, Filling] = {}
+        self.rasters = {
+            f"gapfill_{layer.values.file}": RasterInfo(
+                crs=ground.crs,
+                left=layer.left,
+                top=layer.top,
+                resolution_x=layer.resolution_x,
+                resolution_y=layer.resolution_y,
+                rows=layer.rows,
+                cols=layer.cols,
+                dtype="float32",
+                nodata=math.nan,
+                names=(f"{layer.values.name} filled", f"{layer.values.name} uncertainty"),
+                units=(layer.values.unit,) * 2,
+                tags={
+                    **tags,
+                    "layer": layer.values.name,
+                    "max_gap": f"{max_gap:g}",
+                    "predicted_at": f"{layer.scale}x",
+                    "uncertainty": "error expected from artificial gaps; 0 = measured, as it was; > 0 = filled",
+                },
+            )
+            for layer in layers
+        }
+
+    def extent(self) -> tuple[int, int]:
+        """Base-scale (rows, cols) to be divided into units."""
+        return self.ground.rows, self.ground.cols
+
+    @torch.inference_mode()
+    def make(self, unit: Unit, window: Window) -> Arrays:
+        """The unit's layers with their gaps filled, and the uncertainty of what was filled."""
+        grown = unit.grown(self.margin)
+        values, fills, marks = [], [], np.zeros((grown.bottom - grown.top, grown.right - grown.left), dtype=bool)
+        for layer in self.layers:
+            native = layer.window(grown)
+            values.append(window.read(layer.channel, *native))
+            fill = fillable(
+                np.isfinite(values[-1]),
+                width_y=self.max_gap / layer.resolution_y,
+                width_x=self.max_gap / layer.resolution_x,
+            )
+            fills.append(fill)
+            rows, cols = np.nonzero(fill)
+            marks[
+                np.floor(layer.base_place(native[0], native[2], 0)[rows]).astype(int) - grown.top,
+                np.floor(layer.base_place(native[1], native[3], 1)[cols]).astype(int) - grown.left,
+            ] = True
+        predicted = self._predict(grown, marks, window) if marks.any() else {}
+        arrays: Arrays = {}
+        for layer, value, fill in zip(self.layers, values, fills, strict=True):
+            name = f"gapfill_{layer.values.file}"
+            native = layer.window(grown)
+            bands = self._fill(layer, value, fill, predicted, grown)
+            core = layer.window(unit)
+            top, left = max(core[0], 0), max(core[1], 0)
+            bottom, right = min(core[0] + core[2], layer.rows), min(core[1] + core[3], layer.cols)
+            if bottom > top and right > left:
+                part = bands[:, top - native[0] : bottom - native[0], left - native[1] : right - native[1]]
+                arrays[name] = (self.rasters[name], part, top, left)
+        return arrays
+
+    def _predict(self, grown: Unit, marks: np.ndarray, window: Window) -> dict[tuple[int, int], Any]:
+        """Means and spreads by (scale, channel) in model units, from the tiles that a gap lies in."""
+        size = self.engine.model.img_size
+        near = ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
+        table = np.pad(near.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+        tiles = self.engine.tiles_of(grown, self.ground)
+        top, left = np.maximum(tiles - [grown.top, grown.left], 0).T
+        bottom = np.minimum(tiles[:, 0] + size - grown.top, near.shape[0])
+        right = np.minimum(tiles[:, 1] + size - grown.left, near.shape[1])
+        touched = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left] > 0
+        wanted: dict[int, list[int]] = {}
+        for layer in self.layers:
+            wanted.setdefault(layer.scale, []).append(layer.channel)
+        channels = {s: [self.engine.model.layers[c].first for c in numbers] for s, numbers in wanted.items()}
+        mosaics, _ = mosaic_views(
+            self.engine,
+            self.views,
+            grown,
+            tiles[touched],
+            lambda o: window.sample(o, self.engine.device),
+            channels,
+        )
+        found: dict[tuple[int, int], Any] = {}
+        for s, numbers in wanted.items():
+            mean, spread = mosaics[s].mean, mosaics[s].spread
+            found |= {(s, c): (mean[k], spread[k]) for k, c in enumerate(numbers)}
+        return found
+
+    def _details(
+        self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Unit
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Spline and model detail in gaps, physical units, on the layer's own pixels."""
+        row, col, rows, cols = layer.window(grown)
+        places_y = (layer.base_place(row, rows, 0) - grown.top) * layer.scale - 0.5
+        places_x = (layer.base_place(col, cols, 1) - grown.left) * layer.scale - 0.5
+        mean = resample_linear(predicted[layer.scale, layer.channel][0], places_y, places_x)
+        return gap_details(value, layer.values.physical(mean), fill)
+
+    def _fill(
+        self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Unit
+    ) -> np.ndarray:
+        """(2, rows, cols): values with gaps filled, and the uncertainty."""
+        known = np.isfinite(value)
+        filled, uncertainty = value.copy(), np.where(known, 0.0, np.nan).astype(np.float32)
+        if fill.any() and predicted:
+            filling = self.fillings[layer.channel]
+            spline, detail = self._details(layer, value, fill, predicted, grown)
+            done = np.isfinite(spline)
+            filled[done] = (spline + filling.share * detail)[done]
+            uncertainty[done] = filling.uncertainty(known, self._roughness(layer, value))[done]
+        return np.stack([filled, uncertainty])
+
+    def _roughness(self, layer: NativeLayer, value: np.ndarray) -> np.ndarray:
+        """How rough the layer is around its gaps; looks across the widest of them."""
+        reach_y, reach_x = (self.max_gap / 2 / size + RING for size in (layer.resolution_y, layer.resolution_x))
+        return roughness(value, reach_y=reach_y, reach_x=reach_x)
+
+    @torch.inference_mode()
+    def calibrate(self, windows: Callable[[Unit], Any], tiles: np.ndarray, *, count: int) -> dict[int, Filling]:
+        """Fills artificial gaps in each layer, others left as they are, to learn how to fill real ones.
+
+        Squares of three sizes up to `max_gap` are taken out of the middle of tiles.
+
+        Args:
+            windows: reads the ground of a unit.
+            tiles: (n, 2) origins of tiles to choose from, in the order of choice.
+            count: gaps for each layer, at most.
+
+        Returns:
+            By channel, what `fillings` is to be set to.
+
+        Raises:
+            ValueError: no gap could be made in a layer.
+        """
+        size = self.engine.model.img_size
+        found = {}
+        for layer in self.layers:
+            collected: list[TriedGap] = []
+            for top, left in tiles.tolist():
+                unit = Unit(0, 0, top, left, top + size, left + size)
+                window = windows(unit.grown(self.reach))
+                native = layer.window(unit)
+                edge = self.max_gap * (0.3, 0.6, 0.9)[len(collected) % 3]
+                gap = _middle(native, edge / layer.resolution_y, edge / layer.resolution_x)
+                truth = window.read(layer.channel, *native)
+                around = ndimage.binary_dilation(gap, structure=np.ones((3, 3)), iterations=RING)
+                if not np.isfinite(truth[around]).all():
+                    continue
+                collected.append(self._try_gap(layer, unit, window.without(layer.channel, native, gap), truth, gap))
+                if len(collected) == count:
+                    break
+            try:
+                found[layer.channel] = fit_filling(collected)
+            except ValueError as error:
+                raise ValueError(f"layer '{layer.values.name}': {error}; lower --max_gap") from error
+        return found
+
+    def _try_gap(self, layer: NativeLayer, unit: Unit, window: Any, truth: np.ndarray, gap: np.ndarray) -> TriedGap:
+        """What is said of one artificial gap, and the truth."""
+        native = layer.window(unit)
+        marks = np.zeros((unit.bottom - unit.top, unit.right - unit.left), dtype=bool)
+        rows, cols = np.nonzero(gap)
+        marks[
+            np.floor(layer.base_place(native[0], native[2], 0)[rows]).astype(int) - unit.top,
+            np.floor(layer.base_place(native[1], native[3], 1)[cols]).astype(int) - unit.left,
+        ] = True
+        predicted = self._predict(unit, marks, window)
+        value = np.where(gap, np.nan, truth)
+        spline, detail = self._details(layer, value, gap, predicted, unit)
+        return TriedGap(spline, detail, truth, gap, self._roughness(layer, value))
+
+
+def _middle(native: tuple[int, int, int, int], height: float, width: float) -> np.ndarray:
+    """(rows, cols) bool, True in a rectangle in the middle of a window."""
+    gap = np.zeros(native[2:], dtype=bool)
+    rows, cols = max(1, round(height)), max(1, round(width))
+    top, left = (native[2] - rows) // 2, (native[3] - cols) // 2
+    gap[max(top, 0) : top + rows, max(left, 0) : left + cols] = True
+    return gap

@@ -1,0 +1,258 @@
+"""Maps of what a fine-tuned network predicts: classes with their shares and entropy, or values with their spread."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.geotiff.raster_spec import RasterInfo
+from util.inference.engine import Arrays, Engine, Ground, Window
+from util.inference.finetuned_task import Task, stored_classes
+from util.mosaics.dense_prediction import DensePrediction, Forward, viewed
+from util.mosaics.mosaic import Unit
+
+
+def entropy(shares: np.ndarray) -> np.ndarray:
+    """Entropy of class shares, of that of equal shares: 0 = certain, 1 = all K classes alike.
+
+    Args:
+        shares: (K, ...) from 0 to 1, summing to 1 along the first axis; NaN = unknown.
+
+    Returns:
+        (...) float32.
+    """
+    terms = shares * np.log(np.clip(shares, np.finfo(np.float32).tiny, None))
+    return np.clip(-terms.sum(axis=0) / math.log(len(shares)), 0.0, 1.0).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Which rasters there are
+# ------------------------------------------------------------------------------------------------------------
+
+
+class Results(Protocol):
+    """The rasters of one kind of task."""
+
+    rasters: dict[str, RasterInfo]
+
+    def arrays(self, mean: np.ndarray, spread: np.ndarray | None, row: int, col: int) -> Arrays:
+        """The pixels of a part, out of (K, rows, cols) outputs (NaN = none) and their spread, from (row, col) on."""
+
+
+class ClassResults:
+    """Classes under the codes of the labels, their shares, and the entropy of the shares."""
+
+    def __init__(self, sheet: RasterInfo, task: Task) -> None:
+        stored = stored_classes(task)
+        self._codes = np.array(stored.codes, dtype=stored.dtype)
+        tags = dict(sheet.tags)
+        if stored.renumbered:
+            numbered = zip(stored.codes, task.codes, strict=True)
+            tags |= {f"label_code_of_{number}": str(code) for number, code in numbered}
+        classes = replace(
+            sheet,
+            dtype=stored.dtype,
+            nodata=stored.nodata,
+            names=("class",),
+            units=("",),
+            classes=stored.classes,
+            tags=tags,
+        )
+        self.rasters = {
+            "prediction_classes": classes,
+            "prediction_probabilities": _shares(sheet, task.names),
+            "prediction_entropy": _shares(sheet, ("entropy",)),
+        }
+
+    def arrays(self, mean: np.ndarray, spread: np.ndarray | None, row: int, col: int) -> Arrays:
+        """Where shares are known, the code of the largest; the first of equals, as in scoring."""
+        info = self.rasters["prediction_classes"]
+        known = np.isfinite(mean).all(axis=0)
+        codes = np.where(known, self._codes[np.where(known, mean, 0.0).argmax(axis=0)], info.nodata)
+        found = (codes.astype(info.dtype)[None], mean, entropy(mean)[None])
+        return {name: (self.rasters[name], part, row, col) for name, part in zip(self.rasters, found, strict=True)}
+
+
+class PresenceResults:
+    """The probability of presence, and the entropy of presence and absence."""
+
+    def __init__(self, sheet: RasterInfo) -> None:
+        self.rasters = {"prediction_probability": _shares(sheet, ("probability", "entropy"))}
+
+    def arrays(self, mean: np.ndarray, spread: np.ndarray | None, row: int, col: int) -> Arrays:
+        """Absence and presence -> presence and entropy."""
+        name = "prediction_probability"
+        return {name: (self.rasters[name], np.stack([mean[1], entropy(mean)]), row, col)}
+
+
+class ValueResults:
+    """Values, and their standard deviation over overlapping tiles and views."""
+
+    def __init__(self, sheet: RasterInfo, task: Task) -> None:
+        names = ("prediction", "prediction spread")
+        self.rasters = {"prediction_values": replace(sheet, names=names, units=(task.units,) * 2)}
+
+    def arrays(self, mean: np.ndarray, spread: np.ndarray | None, row: int, col: int) -> Arrays:
+        """Value and spread."""
+        assert spread is not None
+        name = "prediction_values"
+        return {name: (self.rasters[name], np.concatenate([mean, spread]), row, col)}
+
+
+def _shares(sheet: RasterInfo, names: Sequence[str]) -> RasterInfo:
+    return replace(sheet, names=tuple(names), units=("",) * len(names), limits=(0.0, 1.0))
+
+
+def _results(ground: Ground, task: Task, tags: Mapping[str, str], *, pixel: float, shape: tuple[int, int]) -> Results:
+    """The rasters of a task in pixels of an edge in base-scale pixels."""
+    sheet = RasterInfo(
+        crs=ground.crs,
+        left=ground.left,
+        top=ground.top,
+        resolution_x=pixel * ground.base,
+        resolution_y=pixel * ground.base,
+        rows=shape[0],
+        cols=shape[1],
+        dtype="float32",
+        nodata=math.nan,
+        names=("",),
+        units=("",),
+        tags=tags,
+    )
+    if task.kind == "regression":
+        return ValueResults(sheet, task)
+    return PresenceResults(sheet) if task.kind == "prospectivity" else ClassResults(sheet, task)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Makers
+# ------------------------------------------------------------------------------------------------------------
+
+
+def _timed(engine: Engine, views: Sequence[Forward]) -> list[Forward]:
+    """The same views, their time counted, in the engine's precision."""
+
+    def timed(view: Forward) -> Forward:
+        def forward(imgs: Tensor, valid: Tensor) -> Tensor:
+            with engine.meter.network(len(imgs)), engine.autocast():
+                return view(imgs, valid)
+
+        return forward
+
+    return [timed(view) for view in views]
+
+
+class PixelMaker:
+    """What a network for pixels predicts, blended over overlapping tiles as main_finetune scores it.
+
+    Args:
+        engine: the network.
+        ground: the base-scale pixels.
+        task: what it predicts.
+        views: ways to look at a tile, whose outputs are averaged: class shares, or values in physical units.
+        tags: facts to write along.
+    """
+
+    def __init__(
+        self, engine: Engine, ground: Ground, *, task: Task, views: Sequence[Forward], tags: Mapping[str, str]
+    ) -> None:
+        self.ground, self.task, self.reach = ground, task, engine.model.img_size
+        s = task.scale
+        self._results = _results(ground, task, tags, pixel=1 / s, shape=(ground.rows * s, ground.cols * s))
+        self.rasters = self._results.rasters
+        self._device = engine.device
+        self._prediction = DensePrediction(
+            _timed(engine, views),
+            bands=task.outputs,
+            size=engine.model.img_size,
+            patch=engine.model.patch_size,
+            overlap=engine.overlap,
+            scale=s,
+            batch_size=engine.batch_size,
+            device=engine.device,
+        )
+
+    def extent(self) -> tuple[int, int]:
+        """Base-scale (rows, cols) to be divided into units."""
+        return self.ground.rows, self.ground.cols
+
+    def make(self, unit: Unit, window: Window) -> Arrays:
+        """The unit's predictions."""
+        wants_spread = self.task.kind == "regression"
+        mosaic = self._prediction.mosaic(
+            unit, self.extent(), lambda origins: window.sample(origins, self._device), spread=wants_spread
+        )
+        s = self.task.scale
+        return self._results.arrays(mosaic.mean, mosaic.spread if wants_spread else None, unit.top * s, unit.left * s)
+
+
+class WindowMaker:
+    """What a network for windows predicts on a lattice: each cell is the prediction of the window around it.
+
+    A cell in which no layer has a valid pixel is nodata, as no example of training lies there.
+
+    Args:
+        engine: the network.
+        ground: the base-scale pixels.
+        task: what it predicts.
+        views: ways to look at a window, whose class shares are averaged.
+        stride: edge of a cell, base-scale pixels.
+        tags: facts to write along.
+
+    Raises:
+        ValueError: a cell is larger than a window.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ground: Ground,
+        *,
+        task: Task,
+        views: Sequence[Forward],
+        stride: int,
+        tags: Mapping[str, str],
+    ) -> None:
+        size = engine.model.img_size
+        if not 1 <= stride <= size:
+            raise ValueError(f"--stride {stride}: expected 1 to {size} base pixels, the window that is classified")
+        self.engine, self.task, self.stride, self.reach = engine, task, stride, size
+        self._views = _timed(engine, views)
+        self._cells = (math.ceil(ground.rows / stride), math.ceil(ground.cols / stride))
+        self._lead = -math.floor((stride - size) / 2 + 0.5)  # base pixels from a window's edge to its cell
+        facts = {**tags, "stride_base_pixels": str(stride), "window_base_pixels": str(size)}
+        self._results = _results(ground, task, facts, pixel=stride, shape=self._cells)
+        self.rasters = self._results.rasters
+
+    def extent(self) -> tuple[int, int]:
+        """Base-scale (rows, cols) to be divided into units: whole cells."""
+        return self._cells[0] * self.stride, self._cells[1] * self.stride
+
+    @torch.inference_mode()
+    def make(self, unit: Unit, window: Window) -> Arrays:
+        """The predictions of the cells that begin in the unit."""
+        d, device = self.stride, self.engine.device
+        rows, cols = (
+            np.arange(math.ceil(first / d), math.ceil(end / d))
+            for first, end in ((unit.top, unit.bottom), (unit.left, unit.right))
+        )
+        if not len(rows) or not len(cols):
+            return {}
+        cells = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+        found = np.full((len(cells), self.task.outputs), np.nan, dtype=np.float32)
+        inside = slice(self._lead, self._lead + d)
+        for first in range(0, len(cells), self.engine.batch_size):
+            part = slice(first, first + self.engine.batch_size)
+            sample = window.sample(cells[part] * d - self._lead, device)
+            seen = sample.valid[:, :, inside, inside].flatten(1).any(dim=1)
+            if seen.any():
+                shares, _ = viewed(self._views, sample.imgs[seen], sample.valid[seen])
+                found[part][seen.cpu().numpy()] = shares.cpu().numpy()
+        mean = found.T.reshape(-1, len(rows), len(cols))
+        return self._results.arrays(mean, None, int(rows[0]), int(cols[0]))

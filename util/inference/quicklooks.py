@@ -1,0 +1,165 @@
+"""Results made to be looked at: embeddings as colours and classes, and a picture beside every raster."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from util.geotiff.cog_writer import read_reduced
+from util.geotiff.parts import Part, Parts, read_part
+from util.geotiff.raster_spec import RasterInfo
+from util.inference.embedding_components import (
+    CLUSTER_COMPONENTS,
+    class_colours,
+    classify,
+    fit_clusters,
+    fit_components,
+    to_bytes,
+)
+from util.plots.maps import Panel, map_figure
+from util.plots.reconstruction import robust_limits, save_figure
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_PLACES = 50_000
+"""Places at which components and clusters are fitted."""
+
+PICTURE_PIXELS = 900
+ROUGH_PIXELS = 64
+TITLE_WIDTH = 60
+"""Letters above a single map."""
+MOST_SHARES = 12
+"""Classes whose shares a picture shows."""
+
+_STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
+
+
+def look_into_embeddings(
+    info: RasterInfo, parts: Sequence[Part], into: Parts, *, clusters: int, seed: int
+) -> dict[str, RasterInfo]:
+    """Makes colours out of principal components and, if asked, classes.
+
+    Args:
+        info: the embeddings.
+        parts: their parts.
+        into: gets the parts of what is made.
+        clusters: number of classes, 0 = none.
+        seed: of the clusters.
+
+    Returns:
+        The rasters made, by name.
+
+    Raises:
+        ValueError: too few places have an embedding.
+    """
+    if not parts:
+        raise ValueError("no place has an embedding: no layer has a valid pixel here; check the layers and --aoi")
+    vectors = _sample(info, parts)
+    components = fit_components(vectors, CLUSTER_COMPONENTS if clusters else 3)
+    places = components.project(vectors.T)
+    low, high = np.percentile(places[:3], (2, 98), axis=1)
+    share = ", ".join(f"{100 * x:.1f} %" for x in components.share[:3])
+    logger.info("three components explain %s of the variance", share)
+    picture = replace(
+        info,
+        dtype="uint8",
+        nodata=0,
+        names=("component_1", "component_2", "component_3"),
+        units=("",) * 3,
+        tags={**info.tags, "variance_explained": share, "scaled": "2 to 98 % of each component as 1 to 255"},
+        is_picture=True,
+    )
+    rasters = {"embeddings_pca": picture}
+    if clusters:
+        centres = fit_clusters(places.T, clusters, seed=seed)
+        classes = {k: (f"class {k}", colour) for k, colour in enumerate(class_colours(len(centres)), start=1)}
+        classed = replace(info, dtype="uint8", nodata=0, names=("class",), units=("",), classes=classes)
+        rasters["embeddings_clusters"] = classed
+    into.open({"of": "embeddings"}, resume=False)
+    for number, (path, row, col, _, _) in enumerate(parts):
+        projected = components.project(read_part(path))
+        arrays = {"embeddings_pca": (picture, to_bytes(projected[:3], low, high), row, col)}
+        if clusters:
+            arrays["embeddings_clusters"] = (classed, classify(projected, centres), row, col)
+        into.write(number, 0, arrays)
+    return rasters
+
+
+def _sample(info: RasterInfo, parts: Sequence[Part]) -> np.ndarray:
+    """(n, B) complete vectors, as many from each part."""
+    sample = []
+    for path, *_ in parts:
+        flat = read_part(path).reshape(len(info.names), -1).T
+        flat = flat[np.isfinite(flat).all(axis=1)]
+        most = -(-SAMPLE_PLACES // len(parts))
+        sample.append(flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)])
+    return np.concatenate(sample)
+
+
+def draw_raster(path: Path, info: RasterInfo, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
+    """Draws a raster as PNG beside it; returns the picture's path.
+
+    Args:
+        path: the raster.
+        info: what it is.
+        length_unit: of lengths on its ground.
+        unit_length: that many of them in a CRS unit of x.
+        where: where on the map that holds, if not everywhere.
+    """
+    info, bands = _shown(path, info)
+    pixels, width = read_reduced(path, bands=bands, most=PICTURE_PIXELS)
+    if info.is_picture:
+        panels = [Panel("three principal components", pixels, style="colours")]
+    elif info.classes is not None:
+        occurring = set(np.unique(pixels[0][np.isfinite(pixels[0])]).astype(int).tolist())
+        classes = {code: look for code, look in info.classes.items() if code in occurring} or dict(info.classes)
+        panels = [Panel(f"{len(classes)} of {len(info.classes)} classes", pixels[0], classes=classes)]
+    else:
+        panels = panels_of(info, pixels)
+    title = "\n".join([path.stem, *_remarks(info, width=TITLE_WIDTH * min(len(panels), 2))])
+    size = width * unit_length
+    figure = map_figure(panels, pixel_size=size, length_unit=length_unit, title=title, where=where)
+    save_figure(path.with_suffix(".png"), figure)
+    return path.with_suffix(".png")
+
+
+def _remarks(info: RasterInfo, *, width: int) -> list[str]:
+    """What must not be lost when a picture is passed on: how good a prediction is, and that a score is inflated."""
+    return [line for key in ("score", "warning") for line in textwrap.wrap(info.tags.get(key, ""), width)]
+
+
+def _shown(path: Path, info: RasterInfo) -> tuple[RasterInfo, list[int]]:
+    """What a picture has room for: of many shares the bands with the largest, in their order, from 1."""
+    bands = list(range(1, len(info.names) + 1))
+    if info.limits is None or len(bands) <= MOST_SHARES:
+        return info, bands
+    rough = read_reduced(path, bands=bands, most=ROUGH_PIXELS)[0]
+    largest = np.sort(np.argsort(-np.nanmean(rough, axis=(1, 2)))[:MOST_SHARES])
+    names, units = ([texts[k] for k in largest] for texts in (info.names, info.units))
+    return replace(info, names=tuple(names), units=tuple(units)), [bands[k] for k in largest]
+
+
+def panels_of(info: RasterInfo, pixels: np.ndarray) -> list[Panel]:
+    """A panel for each band; fields of one unit in the same colours, with what was observed where that is told."""
+    if info.limits is not None:
+        bounded = zip(info.names, info.units, pixels, strict=True)
+        return [Panel(name, image, unit, limits=info.limits) for name, unit, image in bounded]
+    kinds = [name.rsplit(" ", 1)[-1] for name in info.names]
+    bands = list(zip(kinds, info.names, info.units, pixels, strict=True))
+    if "reconstruction" in kinds and "error" in kinds:
+        observed = pixels[kinds.index("reconstruction")] + pixels[kinds.index("error")]
+        name = info.names[0].removesuffix("reconstruction") + "observed"
+        bands.insert(0, ("observed", name, info.units[0], observed))
+    panels = []
+    for kind, name, unit, image in bands:
+        if kind == "uncertainty":  # zero where measured: what was filled stands out
+            image = np.where(image == 0, np.nan, image)
+        alike = [other for k, _, u, other in bands if k not in _STYLES and u == unit]
+        limits = robust_limits(alike) if alike else None
+        panels.append(Panel(name, image, unit, _STYLES.get(kind, "field"), limits=limits))
+    return panels

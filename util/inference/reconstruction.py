@@ -1,0 +1,101 @@
+"""Reconstructions of whole rasters, with error and spread over masked views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from util.geotiff.raster_spec import RasterInfo
+from util.inference.engine import Arrays, Engine, Ground, LayerValues, Window
+from util.inference.masked_views import Views, mosaic_views
+from util.mosaics.mosaic import Unit
+
+
+class ReconstructionMaker:
+    """Layers rebuilt from masked views of them, with the spread over views and tiles and the error.
+
+    Args:
+        engine: the network.
+        ground: the base-scale pixels.
+        layers: all layers, in channel order.
+        wanted: for each scale, the numbers of the layers to write.
+        views: how tiles are shown.
+        tags: facts to write along.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ground: Ground,
+        *,
+        layers: Sequence[LayerValues],
+        wanted: Mapping[int, Sequence[int]],
+        views: Views,
+        tags: Mapping[str, str],
+    ) -> None:
+        views.check()
+        self.engine, self.ground, self.layers, self.views = engine, ground, layers, views
+        self.wanted = {s: tuple(channels) for s, channels in wanted.items() if channels}
+        self.reach = engine.model.img_size
+        self.rasters, self._names = {}, {}
+        for s, channels in self.wanted.items():
+            for c in channels:
+                file = f"reconstruction_{layers[c].file}_{s}x"
+                self._names[s, c] = file
+                self.rasters[file] = self._raster(s, layers[c], tags)
+
+    def _raster(self, scale: int, layer: LayerValues, tags: Mapping[str, str]) -> RasterInfo:
+        ground, resolution = self.ground, self.ground.base / scale
+        kind = layer.encoding.kind
+        names = ("class", "probability", "error") if kind == "categorical" else ("reconstruction", "spread", "error")
+        unit = {"continuous": layer.unit, "circular": "degrees", "categorical": ""}[kind]
+        error = (
+            "share of the ground that is of another class" if kind == "categorical" else "observed minus reconstruction"
+        )
+        return RasterInfo(
+            crs=ground.crs,
+            left=ground.left,
+            top=ground.top,
+            resolution_x=resolution,
+            resolution_y=resolution,
+            rows=ground.rows * scale,
+            cols=ground.cols * scale,
+            dtype="float32",
+            nodata=math.nan,
+            names=tuple(f"{layer.name} {name}" for name in names),
+            units=(unit,) * len(names),
+            tags={**tags, "layer": layer.name, "kind": kind, "scale": f"{scale}x", "error": error},
+        )
+
+    def extent(self) -> tuple[int, int]:
+        """Base-scale (rows, cols) to be divided into units."""
+        return self.ground.rows, self.ground.cols
+
+    @torch.inference_mode()
+    def make(self, unit: Unit, window: Window) -> Arrays:
+        """The unit's predictions, their spread over views and tiles and, of reconstructions, observed minus them."""
+        tiles = self.engine.tiles_of(unit, self.ground)
+        of_layer = self.engine.model.layers
+        channels = {s: [k for c in numbers for k in of_layer[c].channels] for s, numbers in self.wanted.items()}
+        predicted, observed = mosaic_views(
+            self.engine,
+            self.views,
+            unit,
+            tiles,
+            lambda o: window.sample(o, self.engine.device),
+            channels,
+            observe=channels,
+        )
+        arrays: Arrays = {}
+        for s, numbers in self.wanted.items():
+            mean, spread, seen = predicted[s].mean, predicted[s].spread, observed[s].mean
+            first = 0
+            for c in numbers:
+                part = slice(first, first + of_layer[c].count)
+                first = part.stop
+                bands = self.layers[c].bands(mean[part], spread[part], seen[part])
+                name = self._names[s, c]
+                arrays[name] = (self.rasters[name], bands, unit.top * s, unit.left * s)
+        return arrays

@@ -1,0 +1,273 @@
+"""Layers at scales finer than their own pixels: interpolation, and as much of the model's detail as holds elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from scipy import ndimage
+from scipy.interpolate import make_interp_spline
+
+from util.geotiff.raster_spec import RasterInfo
+from util.inference.engine import Arrays, Engine, Ground, LayerValues, Window
+from util.inference.masked_views import Views, mosaic_views
+from util.model.scale_heads import cell_average_taps
+from util.mosaics.mosaic import Unit
+
+Pair = tuple[int, int]
+"""(scale, number of a layer)."""
+
+MARGIN = 16
+"""Base-scale pixels around a unit that interpolation sees: what lies further away counts for less than 1e-8."""
+
+
+class ZoomableWindow(Protocol):
+    """Ground that was read and can be looked at with finer base pixels."""
+
+    def zoomed(self, zoom: int) -> Window:
+        """The same ground with base-scale pixels `zoom` times finer."""
+
+
+def refine_known(image: np.ndarray, factor: int) -> np.ndarray:
+    """Interpolation of (h, w) cell means with gaps to (factor * h, factor * w), NaN where they are not known.
+
+    Along each axis a cubic spline runs through the sums up to the edges of the cells; its differences are the means
+    over their parts. So the result is smooth across cells, and the parts of a cell average back to it.
+    """
+    known = np.isfinite(image)
+    if not known.any():
+        return np.full((image.shape[0] * factor, image.shape[1] * factor), np.nan, dtype=np.float32)
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    fine = image[tuple(nearest)].astype(np.float64)
+    for _ in range(2):  # rows, then columns
+        count = len(fine)
+        sums = np.concatenate([np.zeros((1, fine.shape[1])), np.cumsum(fine, axis=0)])
+        curve = make_interp_spline(np.arange(count + 1.0), sums, k=min(3, count))
+        fine = factor * np.diff(curve(np.arange(count * factor + 1) / factor), axis=0).T
+    return np.where(known.repeat(factor, axis=0).repeat(factor, axis=1), fine, np.nan).astype(np.float32)
+
+
+def pool_known(image: np.ndarray, factor: int) -> np.ndarray:
+    """Means of squares of (h, w) values, NaN where any is unknown."""
+    return image.reshape(image.shape[0] // factor, factor, image.shape[1] // factor, factor).mean(axis=(1, 3))
+
+
+def detail_of(image: np.ndarray, factor: int) -> np.ndarray:
+    """What a predicted (h, w) image holds beyond the parabolas that the model's light heads begin with.
+
+    Those run through the means over squares of `factor` pixels along each axis; NaN where such a mean is unknown.
+    """
+    coarse = pool_known(image, factor)
+    known = np.isfinite(coarse)
+    if not known.any():
+        return np.full_like(image, np.nan)
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    taps = cell_average_taps(factor).numpy()
+    fine = coarse[tuple(nearest)]
+    for _ in range(2):  # rows, then columns
+        padded = np.pad(fine, ((1, 1), (0, 0)), mode="edge")
+        parts = [t[0] * padded[:-2] + t[1] * padded[1:-1] + t[2] * padded[2:] for t in taps]
+        fine = np.stack(parts, axis=1).reshape(-1, fine.shape[1]).T
+    return np.where(known.repeat(factor, axis=0).repeat(factor, axis=1), image - fine, np.nan)
+
+
+@dataclass(frozen=True)
+class FinerStep:
+    """A coarse layer to be predicted at a finer scale.
+
+    Attributes:
+        channel: number of the layer.
+        scale: of the result; the layer is not known at it.
+        known: finest scale at which it is known here, a divisor of `scale`.
+        zoom: the network is run on base pixels so many times finer, so that a scale that it was trained to predict the
+            layer at becomes `scale`; 1 where it was trained at `scale` itself. Divides `known` and `scale`.
+    """
+
+    channel: int
+    scale: int
+    known: int
+    zoom: int = 1
+
+    @property
+    def factor(self) -> int:
+        """Pixels of the result along a pixel of what is known."""
+        return self.scale // self.known
+
+
+def finer_step(
+    channel: int, scale: int, *, known: Mapping[int, Sequence[int]], scored: Mapping[int, Sequence[int]]
+) -> FinerStep | None:
+    """How a layer can be predicted at a scale, with the least zoom; None if it cannot.
+
+    Args:
+        channel: number of the layer.
+        scale: of the result, finer than the layer.
+        known: for each scale, the layers that are as fine.
+        scored: for each scale, the layers that the model was trained to predict at it.
+    """
+    finest = max((s for s in known if channel in known[s] and scale % s == 0), default=0)
+    for zoom in range(1, finest + 1):
+        at = scale // zoom
+        if scale % zoom == 0 and finest % zoom == 0 and channel in scored.get(at, ()) and at > finest // zoom:
+            return FinerStep(channel, scale, finest, zoom)
+    return None
+
+
+class FinerMaker:
+    """Coarse layers at finer scales: interpolation plus a share of the detail that the model predicts.
+
+    Args:
+        engine: the network.
+        ground: the base-scale pixels.
+        layers: all layers, in channel order.
+        steps: what to predict, each layer and scale once; layers are continuous.
+        views: how tiles are shown.
+        tags: facts to write along.
+
+    Attributes:
+        shares: share of the detail for each channel and scale; from `calibrate`.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ground: Ground,
+        *,
+        layers: Sequence[LayerValues],
+        steps: Sequence[FinerStep],
+        views: Views,
+        tags: Mapping[str, str],
+    ) -> None:
+        self.engine, self.ground, self.layers, self.steps, self.views = engine, ground, layers, steps, views
+        self.reach = engine.model.img_size + MARGIN
+        self.shares: dict[tuple[int, int], float] = {}
+        self.rasters = {
+            self.name(step.channel, step.scale): RasterInfo(
+                crs=ground.crs,
+                left=ground.left,
+                top=ground.top,
+                resolution_x=ground.base / step.scale,
+                resolution_y=ground.base / step.scale,
+                rows=ground.rows * step.scale,
+                cols=ground.cols * step.scale,
+                dtype="float32",
+                nodata=math.nan,
+                names=tuple(f"{layers[step.channel].name} {what}" for what in ("inferred", "interpolated")),
+                units=(layers[step.channel].unit,) * 2,
+                tags={**tags, **self._facts(step)},
+            )
+            for step in steps
+        }
+
+    def _facts(self, step: FinerStep) -> dict[str, str]:
+        base = self.ground.base
+        return {
+            "layer": self.layers[step.channel].name,
+            "scale": f"{step.scale}x",
+            "inferred": f"yes: pixels of {base / step.scale:g}, finer than the layer's own; known at {step.known}x "
+            f"({base / step.known:g})",
+            "trained_scale": f"{step.scale // step.zoom}x",
+            "method": "spline that keeps the mean of each known pixel, and model detail"
+            + (
+                f"; the model is run with base pixels of {base / step.zoom:g}, and was trained with {base:g}"
+                if step.zoom > 1
+                else ""
+            ),
+        }
+
+    def name(self, channel: int, scale: int) -> str:
+        """Name of a raster."""
+        return f"superresolution_{self.layers[channel].file}_{scale}x"
+
+    def extent(self) -> tuple[int, int]:
+        """Base-scale (rows, cols) to be divided into units."""
+        return self.ground.rows, self.ground.cols
+
+    def _look(
+        self, unit: Unit, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
+    ) -> tuple[dict[Pair, np.ndarray], dict[Pair, np.ndarray]]:
+        """Predicted and observed images by (scale, layer), model units, NaN where unknown."""
+        wanted, seen = ({s: [c for t, c in pairs if t == s] for s, _ in pairs} for pairs in (predict, observe))
+        layers = self.engine.model.layers
+        mosaics = mosaic_views(
+            self.engine,
+            self.views,
+            unit,
+            tiles,
+            lambda o: window.sample(o, self.engine.device),
+            {s: [layers[c].first for c in cs] for s, cs in wanted.items()},
+            observe={s: [layers[c].first for c in cs] for s, cs in seen.items()},
+        )
+        images = ({s: mosaic.mean for s, mosaic in found.items()} for found in mosaics)
+        return tuple(  # type: ignore[return-value]
+            {(s, c): found[s][k] for s, cs in asked.items() for k, c in enumerate(cs)}
+            for found, asked in zip(images, (wanted, seen), strict=True)
+        )
+
+    @torch.inference_mode()
+    def make(self, unit: Unit, window: ZoomableWindow) -> Arrays:
+        """The unit's finer grids; the network is run for those to which it adds something."""
+        grown = unit.grown(MARGIN)
+        known = sorted({(step.known, step.channel) for step in self.steps})
+        tiles = self.engine.tiles_of(grown, self.ground)
+        _, observed = self._look(grown, window.zoomed(1), tiles, predict=(), observe=known)
+        details = self._details(grown, window)
+        arrays: Arrays = {}
+        for step in self.steps:
+            s, c = step.scale, step.channel
+            interpolated = refine_known(observed[step.known, c], step.factor)
+            inferred = interpolated + self.shares[c, s] * np.nan_to_num(details.get(step, 0.0))
+            core = slice(MARGIN * s, -MARGIN * s)
+            bands = np.stack([inferred, interpolated])[:, core, core]
+            bands = np.stack([self.layers[c].physical(band) for band in bands])
+            name = self.name(c, s)
+            arrays[name] = (self.rasters[name], bands.astype(np.float32), unit.top * s, unit.left * s)
+        return arrays
+
+    def _details(self, unit: Unit, window: ZoomableWindow) -> dict[FinerStep, np.ndarray]:
+        """The model's detail of the steps to which it adds something, model units, NaN where unknown."""
+        useful = [step for step in self.steps if self.shares[step.channel, step.scale] > 0]
+        found = {}
+        for zoom in sorted({step.zoom for step in useful}):
+            fine, steps = unit.zoomed(zoom), [step for step in useful if step.zoom == zoom]
+            pairs = sorted((step.scale // zoom, step.channel) for step in steps)
+            tiles = self.engine.tiles_of(fine, self.ground.zoomed(zoom))
+            predicted, _ = self._look(fine, window.zoomed(zoom), tiles, predict=pairs, observe=())
+            for step in steps:
+                found[step] = detail_of(predicted[step.scale // zoom, step.channel], step.factor)
+        return found
+
+    @torch.inference_mode()
+    def calibrate(self, windows: Callable[[Unit], Any], tiles: np.ndarray) -> dict[tuple[int, int], float]:
+        """Finds how much of the model's detail holds, by the same step up to the finest scale that is known.
+
+        Args:
+            windows: reads the ground of a unit.
+            tiles: (n, 2) origins of tiles to look at.
+
+        Returns:
+            By (channel, scale) the least-squares share, held within 0..1; 0 where the layer is known at the base scale
+            alone, at which the model predicts nothing that it sees.
+        """
+        size = self.engine.model.img_size
+        checked = [step for step in self.steps if step.known > 1 and step.known % step.factor == 0]
+        pairs = sorted({(step.known, step.channel) for step in checked})
+        sums = {step: np.zeros(2) for step in checked}
+        for top, left in tiles.tolist() if checked else []:
+            unit = Unit(0, 0, top, left, top + size, left + size)
+            predicted, observed = self._look(
+                unit, windows(unit.grown(size)), np.array([[top, left]]), predict=pairs, observe=pairs
+            )
+            for step in checked:
+                key = step.known, step.channel
+                detail = detail_of(predicted[key], step.factor)
+                missed = observed[key] - refine_known(pool_known(observed[key], step.factor), step.factor)
+                both = np.isfinite(detail) & np.isfinite(missed)
+                sums[step] += (detail * missed)[both].sum(), np.square(detail[both]).sum()
+        found = {(step.channel, step.scale): 0.0 for step in self.steps}
+        measured = {step: float(np.clip(a / max(b, 1e-30), 0.0, 1.0)) for step, (a, b) in sums.items()}
+        return found | {(step.channel, step.scale): share for step, share in measured.items()}

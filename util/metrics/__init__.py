@@ -1,0 +1,1 @@
+"""Skill, interpolation baselines, scores of predictions."""

@@ -1,0 +1,328 @@
+"""Honest skill: the model's error against two predictions that cost nothing: the mean and interpolation.
+
+All three see the same pixels and are scored on the same ones: at the base scale the valid pixels of hidden tokens, at
+finer scales every valid pixel. Two errors are kept of each layer:
+
+| kind | `error`, from which skill follows | `report`, in units that mean something |
+|---|---|---|
+| continuous | squared, model units | squared, physical units |
+| circular | squared angle, degrees | the same |
+| categorical | cross-entropy with the class shares | share of the ground that is not of the likeliest class |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from util.metrics.interpolation_baselines import baseline_images
+from util.model.layer_losses import LEAST_SHARE, LayerChannels
+
+REGIONS = ("scored", "hidden", "visible")
+"""`scored` is what the headline uses; finer scales are also told apart by whether the token was hidden."""
+
+
+MIXTURES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+"""Shares of the class frequencies that the nearest visible shares are mixed with, so that what is not near is not
+impossible; that which turns out best is used, which is more than fair to it."""
+
+
+@dataclass(frozen=True)
+class ScoredLayer:
+    """A layer as it is scored.
+
+    Attributes:
+        channels: what the model knows of it.
+        decode: (N, k, h, w) model units -> (N, h, w) physical units or degrees.
+        spread: physical units per model unit, None where model units are not proportional to them.
+        mean: per channel, the best constant in model units.
+    """
+
+    channels: LayerChannels
+    decode: Callable[[torch.Tensor], torch.Tensor]
+    spread: float | None
+    mean: tuple[float, ...]
+
+    def errors(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`error` and `report` of each pixel, (N, h, w) each.
+
+        Args:
+            image: (N, C, h, w) prediction, model units.
+            target: likewise the truth; finite.
+        """
+        image, target = self.channels.of(image).float(), self.channels.of(target)
+        if self.channels.kind == "categorical":
+            entropy = -(target * (image + LEAST_SHARE).log()).sum(dim=1)
+            right = target.gather(1, image.argmax(dim=1, keepdim=True)).squeeze(1)
+            return entropy, target.sum(dim=1) - right
+        if self.channels.kind == "circular":
+            degrees = (self.decode(image) - self.decode(target) + 180) % 360 - 180
+            return degrees.square(), degrees.square()
+        error = (image - target).squeeze(1).square()
+        if self.spread is not None:
+            return error, error * self.spread**2
+        return error, (self.decode(image) - self.decode(target)).square()
+
+
+def error_sums(
+    images: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    valid: Sequence[torch.Tensor],
+    hidden: torch.Tensor,
+    layers: Sequence[ScoredLayer],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of errors by region, scale and layer.
+
+    Args:
+        images: predictions, per scale (N, C, sH, sW), the base scale first.
+        targets: truth, likewise.
+        valid: likewise bool; False where not scored.
+        hidden: (N, C, H, W) bool, True inside hidden tokens.
+        layers: the layers.
+
+    Returns:
+        sums (2, 3, S, Y) of `error` and `report`, and counts (3, S, Y), float64 on the CPU, regions in the order of
+        `REGIONS`. Visible base-scale pixels were given to the model, so the base scale has no `visible` region.
+    """
+    sums = torch.zeros(2, 3, len(images), len(layers), dtype=torch.float64, device=hidden.device)
+    counts = torch.zeros(sums.shape[1:], dtype=torch.float64, device=hidden.device)
+    for level, (image, target, every) in enumerate(zip(images, targets, valid, strict=True)):
+        scale = target.shape[-1] // hidden.shape[-1]
+        for number, layer in enumerate(layers):
+            ok, out = every[:, layer.channels.first], hidden[:, layer.channels.first]
+            if not ok.any():
+                continue
+            inside = out.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+            errors = layer.errors(torch.where(ok.unsqueeze(1), image, 0.0), torch.where(ok.unsqueeze(1), target, 0.0))
+            masks = [ok & inside if level == 0 else ok, ok & inside, ok & ~inside if level else ok & False]
+            for region, mask in enumerate(masks):
+                for k, error in enumerate(errors):
+                    sums[k, region, level, number] = torch.where(mask, error, 0.0).sum(dtype=torch.float64)
+                counts[region, level, number] = mask.sum()
+    return sums.cpu(), counts.cpu()
+
+
+def free_sums(
+    batch: ScoredBatch,
+    targets: Sequence[torch.Tensor],
+    valid: Sequence[torch.Tensor],
+    hidden: torch.Tensor,
+    *,
+    layers: Sequence[ScoredLayer],
+    scales: Sequence[int],
+) -> torch.Tensor:
+    """Sums of errors of the free predictions on a batch.
+
+    Args:
+        batch: what the model was shown.
+        targets: truth, per scale, as in `error_sums`.
+        valid: likewise.
+        hidden: likewise.
+        layers: the layers.
+        scales: scales, 1 first.
+
+    Returns:
+        (1 + M, 2, 3, S, Y) float64: the constant, then the filled images mixed with it as in `MIXTURES` where layers
+        are categorical.
+    """
+    means = [mean for layer in layers for mean in layer.mean]
+    channels = [layer.channels for layer in layers]
+    flat, filled = baseline_images(batch.imgs, batch.valid, hidden, means=means, scales=scales, layers=channels)
+    on_cpu = [t.cpu() for t in targets], [v.cpu() for v in valid], hidden.cpu()
+    found = [error_sums(flat, *on_cpu, layers)[0], error_sums(filled, *on_cpu, layers)[0]]
+    classes = [layer if layer.channels.kind == "categorical" else None for layer in layers]
+    if not any(classes):
+        return torch.stack(found + found[1:] * (len(MIXTURES) - 1))
+    for share in MIXTURES[1:]:
+        mixed = [(1 - share) * near + share * even for near, even in zip(filled, flat, strict=True)]
+        sums = found[1].clone()
+        for number, layer in enumerate(classes):
+            if layer is not None:
+                part, _ = error_sums(mixed, *on_cpu, [layer])
+                sums[..., number] = part[..., 0]
+        found.append(sums)
+    return torch.stack(found)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Held-out scores.
+
+    Attributes:
+        loss: total loss.
+        base_loss: base-scale term.
+        scale_loss: finer-scale term.
+        model: mean `error` of the model, (3, S, Y) float64, regions in the order of `REGIONS`.
+        mean: likewise of the constant.
+        interpolation: likewise of interpolation, or of the nearest visible classes.
+        reports: mean `report` of these three, (3, S, Y) float64 each.
+        counts: (3, S, Y) float64, number of pixels behind each error.
+        views: number of masked tiles scored.
+    """
+
+    loss: float
+    base_loss: float
+    scale_loss: float
+    model: torch.Tensor
+    mean: torch.Tensor
+    interpolation: torch.Tensor
+    reports: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    counts: torch.Tensor
+    views: int
+
+    @property
+    def best(self) -> torch.Tensor:
+        """Mean error of the better free prediction, (3, S, Y) float64.
+
+        Over all scored pixels it is put together from the better one on hidden and the better one on visible
+        ground, so that a prediction good on one of them does not pass for good on both.
+        """
+        best = torch.minimum(self.mean, self.interpolation)
+        parts = torch.where(self.counts[1:] > 0, best[1:] * self.counts[1:], 0.0).sum(0)
+        return torch.cat([(parts / self.counts[0]).unsqueeze(0), best[1:]])
+
+    @property
+    def skill(self) -> torch.Tensor:
+        """1 - error / best, by region, scale and layer, (3, S, Y) float64; NaN where there is no pixel."""
+        return 1.0 - self.model / self.best
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """A held-out batch as the evaluator needs it.
+
+    Attributes:
+        imgs: (N, C, H, W) base-scale values, model units.
+        valid: likewise bool.
+        imgs_up: finer targets.
+        valid_up: likewise bool.
+        noise: (N, tokens) float32, decides the mask.
+    """
+
+    imgs: torch.Tensor
+    valid: torch.Tensor
+    imgs_up: list[torch.Tensor]
+    valid_up: list[torch.Tensor]
+    noise: torch.Tensor
+
+
+class HeldOutEvaluator:
+    """Scores a model on the same held-out tiles, under the same masks, each time it is called.
+
+    The free predictions do not change, so their errors are computed once.
+
+    Args:
+        fetch: tile numbers -> batch on the device.
+        batches: this rank's tile numbers, batch by batch.
+        scales: scales, 1 first.
+        scored_at_base: (Y,) bool, layers scored at the base scale.
+        layers: the layers.
+        groups: channel groups.
+        patch_size: patch edge.
+        base_in_units: False when base-scale predictions are normalised per patch and cannot be compared.
+        sum_over_ranks: adds a tensor over ranks.
+    """
+
+    def __init__(
+        self,
+        *,
+        fetch: Callable[[np.ndarray], ScoredBatch],
+        batches: Sequence[np.ndarray],
+        scales: Sequence[int],
+        scored_at_base: Sequence[bool],
+        layers: Sequence[ScoredLayer],
+        groups: Sequence[Sequence[int]],
+        patch_size: int,
+        base_in_units: bool,
+        sum_over_ranks: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        self.batches = list(batches)
+        self.fetch = fetch
+        self._scales = tuple(scales)
+        self._scored_at_base = torch.tensor(
+            [scored for scored, layer in zip(scored_at_base, layers, strict=True) for _ in layer.channels.channels]
+        )
+        self._layers = tuple(layers)
+        self._groups = groups
+        self._patch_size = patch_size
+        self._base_in_units = base_in_units
+        self._sum_over_ranks = sum_over_ranks
+        self._free: torch.Tensor | None = None
+
+    def __call__(
+        self,
+        predict: Callable[[ScoredBatch], Any],
+        *,
+        loss_weights: tuple[float, float],
+        show: Callable = iter,
+    ) -> Scores:
+        """Scores a model.
+
+        Args:
+            predict: batch -> the model's `Reconstruction`, without gradients.
+            loss_weights: of the base-scale and the finer-scale term.
+            show: wraps the list of batches, for a progress bar.
+
+        Returns:
+            The scores over all ranks.
+        """
+        shape = (3, len(self._scales), len(self._layers))
+        sums, counts = torch.zeros((2, *shape), dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        losses = torch.zeros(3, dtype=torch.float64)
+        free: list[torch.Tensor] = []
+        for numbers in show(self.batches):
+            batch = self.fetch(numbers)
+            out = predict(batch)
+            hidden = self.hidden_pixels(out.mask, batch.imgs.shape)
+            targets, valid = [batch.imgs, *batch.imgs_up], self._scored_pixels(batch)
+            images = [out.images[s] for s in self._scales]
+            part, part_counts = error_sums(images, targets, valid, hidden, self._layers)
+            sums += part
+            counts += part_counts
+            losses += torch.stack([out.loss, out.ms_loss, torch.ones_like(out.loss)]).double().cpu() * len(numbers)
+            if self._free is None:
+                free.append(free_sums(batch, targets, valid, hidden, layers=self._layers, scales=self._scales))
+        if self._free is None:
+            empty = torch.zeros(1 + len(MIXTURES), 2, *shape, dtype=torch.float64)
+            self._free = _best_mixture(self._sum_over_ranks(torch.stack(free).sum(0) if free else empty))
+        sums, counts, losses = (self._sum_over_ranks(x) for x in (sums, counts, losses))
+        model = sums / counts
+        if not self._base_in_units:
+            kinds = [layer.channels.kind == "continuous" for layer in self._layers]
+            model[:, :, 0, kinds] = float("nan")
+        base, finer = (losses[:2] / losses[2]).tolist()
+        constant, filled = (sums / counts for sums in self._free)
+        return Scores(
+            loss=loss_weights[0] * base + loss_weights[1] * finer,
+            base_loss=base,
+            scale_loss=finer,
+            model=model[0],
+            mean=constant[0],
+            interpolation=filled[0],
+            reports=(model[1], constant[1], filled[1]),
+            counts=counts,
+            views=int(losses[2]),
+        )
+
+    def hidden_pixels(self, mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """Token mask (N, G, L), 1 = removed -> (N, C, H, W) bool, True inside removed tokens of the channel's group."""
+        side = shape[-1] // self._patch_size
+        tokens = mask.reshape(mask.shape[0], mask.shape[1], side, side) > 0.5
+        pixels = tokens.repeat_interleave(self._patch_size, -1).repeat_interleave(self._patch_size, -2)
+        group_of = [next(g for g, group in enumerate(self._groups) if c in group) for c in range(shape[1])]
+        return pixels[:, group_of]
+
+    def _scored_pixels(self, batch: ScoredBatch) -> list[torch.Tensor]:
+        scored = self._scored_at_base.to(batch.valid.device)[:, None, None]
+        return [batch.valid & scored, *batch.valid_up]
+
+
+def _best_mixture(sums: torch.Tensor) -> torch.Tensor:
+    """(1 + M, 2, 3, S, Y) of `free_sums` -> (2, 2, 3, S, Y): the constant, and the mixture of the smallest `error`."""
+    best = sums[1:, 0].argmin(dim=0)  # (3, S, Y)
+    chosen = sums[1:].gather(0, best.expand(1, 2, *best.shape))[0]
+    return torch.stack([sums[0], chosen])

@@ -1,0 +1,1 @@
+"""Parts of the model: patches, position embedding, heads, losses."""

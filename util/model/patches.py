@@ -1,0 +1,113 @@
+"""Pure functions between images, patches and tokens: cutting, joining, validity, and the choice of visible
+tokens.
+
+Shape letters: N batch, C channels, H W pixels, G groups, L patches per group, p patch edge, K places drawn
+from.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches, keeping the channels apart.
+
+    Args:
+        images: (N, C, H, W), any dtype.
+        patch_size: p, the patch edge in pixels.
+
+    Returns:
+        (N, C, L, p*p); patches and the pixels inside them run row by row.
+
+    Raises:
+        ValueError: H or W is not a multiple of the patch edge.
+    """
+    n, c, height, width = images.shape
+    p = patch_size
+    if height % p or width % p:
+        raise ValueError(
+            f"image of {height} x {width} pixels: expected multiples of patch_size {p}; change one of them"
+        )
+    patches = images.reshape(n, c, height // p, p, width // p, p)
+    return patches.transpose(3, 4).reshape(n, c, -1, p * p)
+
+
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
+    """Join the patches of square images; the inverse of `patchify`.
+
+    Args:
+        patches: (N, C, L, p*p), L a square number.
+        patch_size: p, the patch edge in pixels.
+
+    Returns:
+        (N, C, H, H) with H = sqrt(L) * p.
+
+    Raises:
+        ValueError: L is not a square number, or the last axis is not p*p.
+    """
+    n, c, count, pixels = patches.shape
+    p, edge = patch_size, round(count**0.5)
+    if edge * edge != count or pixels != p * p:
+        raise ValueError(f"patches of shape {tuple(patches.shape)}: expected (N, C, L, {p * p}) with L a square number")
+    images = patches.reshape(n, c, edge, edge, p, p)
+    return images.transpose(3, 4).reshape(n, c, edge * p, edge * p)
+
+
+def token_validity(valid: Tensor, patch_size: int, *, group_order: Tensor, group_sizes: Sequence[int]) -> Tensor:
+    """Say which tokens carry information: those with a valid pixel in any channel of their group.
+
+    Args:
+        valid: (N, C, H, W) bool, True = usable.
+        patch_size: p, the patch edge in pixels.
+        group_order: (C,) int64, the channels in the order of the concatenated groups.
+        group_sizes: channels of each group.
+
+    Returns:
+        (N, G, L) bool.
+    """
+    patch_valid = patchify(valid, patch_size).any(dim=-1)  # (N, C, L)
+    parts = patch_valid.index_select(1, group_order).split(list(group_sizes), dim=1)
+    return torch.stack([part.any(dim=1) for part in parts], dim=1)
+
+
+def random_masking(noise: Tensor, *, keep: int, token_valid: Tensor, spatial: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the visible tokens of each sample: valid ones first, and among equals the smallest noise.
+
+    A token without valid pixels is therefore visible only where the valid ones run out. The number of visible
+    tokens is the same in every sample, whatever is valid, so that shapes depend on the options alone.
+
+    Args:
+        noise: (N, G*L) in group-major order, or (N, L) if `spatial`.
+        keep: number of places to keep out of the K = noise.shape[1] places of a sample.
+        token_valid: (N, G, L) bool, True = the token has a valid pixel.
+        spatial: keep or remove a location in all groups at once; it counts as valid if any group is valid
+            there.
+
+    Returns:
+        ids_keep: (N, visible) int64, visible tokens as indices into G*L.
+        ids_restore: (N, G*L) int64, the place of each token in [visible tokens, removed tokens].
+        mask: (N, G, L) float32, 1 = removed.
+    """
+    n, groups, locations = token_valid.shape
+    place_valid = token_valid.any(dim=1) if spatial else token_valid.flatten(1)  # (N, K)
+    order = noise.argsort(dim=1, stable=True)
+    invalid = (~place_valid).gather(1, order).to(torch.int32)
+    order = order.gather(1, invalid.argsort(dim=1, stable=True))
+    if spatial:
+        # Visible locations of group 0, then of group 1, ...; the order of tokens changes no result.
+        shift = (torch.arange(groups, device=order.device) * locations).view(1, groups, 1)
+        shifted = order.unsqueeze(1) + shift  # (N, G, L)
+        order = torch.cat([shifted[:, :, :keep].flatten(1), shifted[:, :, keep:].flatten(1)], dim=1)
+        keep = keep * groups
+    ids_restore = order.argsort(dim=1)
+    mask = (ids_restore >= keep).to(torch.float32).view(n, groups, locations)
+    return order[:, :keep], ids_restore, mask
+
+
+def token_pixels(tokens: Tensor, *, scale: int, patch_size: int) -> Tensor:
+    """(N, C, L) bool per token -> (N, C, sH, sW) bool per pixel at a scale."""
+    side = round(tokens.shape[-1] ** 0.5)
+    image = tokens.unflatten(-1, (side, side))
+    return image.repeat_interleave(patch_size * scale, -1).repeat_interleave(patch_size * scale, -2)

@@ -1,0 +1,1 @@
+"""Blending of overlapping tiles into one image."""

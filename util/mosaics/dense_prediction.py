@@ -1,0 +1,116 @@
+"""Per-pixel outputs of a fine-tuned network for a rectangle of ground: overlapping tiles, blended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util.mosaics.mosaic import Moments, Mosaic, Unit, raised_cosine, tile_origins
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""(N, C, H, W) values and validity -> (N, K, sH, sW): class shares, or values."""
+
+SampleOf = Callable[[np.ndarray], Any]
+"""(N, 2) base-scale origins -> an object with `imgs` and `valid`, on the device."""
+
+
+@dataclass(frozen=True)
+class DensePrediction:
+    """How tiles become a map.
+
+    Attributes:
+        views: the network, with what turns its outputs into shares or values; more than one to look at each tile in
+            several ways, whose mean counts.
+        bands: number of outputs K.
+        size: tile edge, base-scale pixels.
+        patch: patch edge, base-scale pixels: tiles start on patches of the whole ground.
+        overlap: share of a tile that the next one repeats.
+        scale: target pixels along the edge of a base-scale pixel.
+        batch_size: most tiles in a forward pass.
+        device: where it runs.
+    """
+
+    views: Sequence[Forward]
+    bands: int
+    size: int
+    patch: int
+    overlap: float
+    scale: int
+    batch_size: int
+    device: torch.device
+
+    @property
+    def stride(self) -> int:
+        """Distance between tiles, base-scale pixels: whole patches."""
+        return min(self.size, max(self.patch, round(self.size * (1 - self.overlap) / self.patch) * self.patch))
+
+    def origins(self, unit: Unit, shape: tuple[int, int]) -> np.ndarray:
+        """(n, 2) origins of the tiles that share ground with a unit, out of those that cover base-scale `shape`."""
+        lattices = [tile_origins(length, tile=self.size, stride=self.stride, align=self.patch) for length in shape]
+        rows = lattices[0][(lattices[0] < unit.bottom) & (lattices[0] + self.size > unit.top)]
+        cols = lattices[1][(lattices[1] < unit.right) & (lattices[1] + self.size > unit.left)]
+        return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+
+    def of(self, unit: Unit, shape: tuple[int, int], sample_of: SampleOf) -> np.ndarray:
+        """Predicts a unit; arguments as of `mosaic`.
+
+        Returns:
+            (K, rows * s, cols * s) float32, NaN where no layer has a valid pixel.
+        """
+        return self.mosaic(unit, shape, sample_of).mean
+
+    @torch.inference_mode()
+    def mosaic(self, unit: Unit, shape: tuple[int, int], sample_of: SampleOf, *, spread: bool = False) -> Mosaic:
+        """Predicts a unit.
+
+        Args:
+            unit: the rectangle, base-scale pixels.
+            shape: (rows, cols) of the whole ground, base-scale pixels: tiles lie the same whatever the unit.
+            sample_of: gives tiles.
+            spread: keep what the spread over tiles and views needs.
+
+        Returns:
+            The blended outputs, nothing where no layer has a valid pixel.
+        """
+        s = self.scale
+        shape_out = ((unit.bottom - unit.top) * s, (unit.right - unit.left) * s)
+        mosaic = Mosaic(self.bands, *shape_out, device=self.device, spread=spread)
+        taper = raised_cosine(self.size * s).to(self.device)
+        taper = taper[:, None] * taper
+        origins = self.origins(unit, shape)
+        for first in range(0, len(origins), self.batch_size):
+            part = origins[first : first + self.batch_size]
+            sample = sample_of(part)
+            seen = sample.valid.any(dim=1)  # (N, H, W)
+            useful = seen.flatten(1).any(dim=1)
+            if not useful.any():
+                continue
+            outputs, squares = viewed(self.views, sample.imgs[useful], sample.valid[useful])
+            weights = seen[useful].repeat_interleave(s, dim=1).repeat_interleave(s, dim=2) * taper
+            for n, (row, col) in enumerate(part[useful.cpu().numpy()]):
+                place = {"row": (int(row) - unit.top) * s, "col": (int(col) - unit.left) * s}
+                mosaic.add(
+                    outputs[n], weights[n], **place, squares=None if squares is None else squares[n] * weights[n]
+                )
+        return mosaic
+
+
+def viewed(views: Sequence[Forward], imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Looks at tiles in several ways.
+
+    Returns:
+        Mean over the views and, of more than one, the mean squared difference from it; float32, as one view's output.
+    """
+    first = views[0](imgs, valid).float()
+    if len(views) == 1:
+        return first, None
+    moments, each = Moments(tuple(first.shape), first.device), torch.ones_like(first)
+    moments.add(first, each)
+    for view in views[1:]:
+        moments.add(view(imgs, valid).float(), each)
+    return moments.mean, moments.squares / len(views)

@@ -1,0 +1,208 @@
+"""Maps beside each other: truth, prediction, error and folds, of pixels or of points.
+
+Every picture takes a warning, which goes into its title: a picture travels further than the log beside it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from util.plots.maps import Panel, map_figure
+from util.plots.reconstruction import robust_limits
+from util.plots.scores import distinct_colours, put_title
+
+Legend = dict[int, tuple[str, tuple[int, int, int]]]
+
+_RIGHT_OR_WRONG: Legend = {0: ("right", (158, 202, 225)), 1: ("wrong", (203, 24, 29))}
+
+_POINT_GROUND = 200
+"""Pixels along the longer edge of the empty ground on which points are drawn."""
+
+
+def class_maps(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    folds: np.ndarray,
+    *,
+    names: Sequence[str],
+    colours: Sequence[str],
+    pixel_size: float,
+    length_unit: str,
+    title: str = "",
+    warning: str = "",
+) -> Figure:
+    """Draws maps of true classes, predicted classes, where they differ, and folds.
+
+    Args:
+        truth: (rows, cols) class numbers, NaN or negative = unlabelled.
+        prediction: likewise, NaN or negative = not predicted.
+        folds: likewise, fold in which each pixel is tested, NaN or negative = in none.
+        names: of the classes.
+        colours: of the classes, '#rrggbb'.
+        pixel_size: ground width of a pixel, CRS units.
+        length_unit: of the CRS.
+        title: above.
+        warning: likewise, in red.
+
+    Raises:
+        ValueError: maps that differ in shape.
+    """
+    truth, prediction, folds = _same_shape(truth=truth, prediction=prediction, folds=folds)
+    legend = class_legend(names, colours)
+    wrong = np.where(np.isnan(truth) | np.isnan(prediction), np.nan, truth != prediction)
+    share = f": {100 * np.nanmean(wrong):.0f} % of pixels" if np.isfinite(wrong).any() else ""
+    panels = [
+        Panel("truth", truth, classes=legend),
+        Panel("prediction", prediction, classes=legend),
+        Panel(f"wrong{share}", wrong, classes=_RIGHT_OR_WRONG),
+        Panel("folds", folds, classes=fold_legend(folds)),
+    ]
+    figure = map_figure(panels, pixel_size=pixel_size, length_unit=length_unit)
+    put_title(figure, title, warning)
+    return figure
+
+
+def value_maps(
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    folds: np.ndarray,
+    *,
+    unit: str,
+    pixel_size: float,
+    length_unit: str,
+    title: str = "",
+    warning: str = "",
+) -> Figure:
+    """Draws maps of true and predicted values on one colour scale, prediction minus truth, and folds.
+
+    Args:
+        truth: (rows, cols) values, NaN = unknown.
+        prediction: likewise.
+        folds: fold in which each pixel is tested, NaN or negative = in none.
+        unit: of the values.
+        pixel_size: ground width of a pixel, CRS units.
+        length_unit: of the CRS.
+        title: above.
+        warning: likewise, in red.
+
+    Raises:
+        ValueError: maps that differ in shape.
+    """
+    folds = _same_shape(truth=truth, prediction=prediction, folds=folds)[2]
+    panels = [
+        Panel("truth", truth, unit),
+        Panel("prediction", prediction, unit),
+        Panel("error: prediction minus truth", prediction - truth, unit, "difference"),
+        Panel("folds", folds, classes=fold_legend(folds)),
+    ]
+    figure = map_figure(panels, pixel_size=pixel_size, length_unit=length_unit)
+    limits = robust_limits([truth])
+    for axis in _panels(figure)[:2]:
+        axis.images[0].set_clim(*limits)
+    put_title(figure, title, warning)
+    return figure
+
+
+def point_maps(
+    places: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    folds: np.ndarray,
+    *,
+    names: Sequence[str],
+    colours: Sequence[str],
+    shape: tuple[int, int],
+    pixel_size: float,
+    length_unit: str,
+    title: str = "",
+    warning: str = "",
+) -> Figure:
+    """Draws points on the ground by true class, prediction, error and fold.
+
+    Args:
+        places: (n, 2) rows and columns, base pixels.
+        truth: (n,) class numbers.
+        prediction: (n,) class numbers, integers; or floats, scores from 0 to 1 of the class 1 of two.
+        folds: (n,) fold in which each is tested, negative = in none.
+        names: of the classes.
+        colours: of the classes, '#rrggbb'.
+        shape: (rows, cols) of the ground, base pixels.
+        pixel_size: ground width of a base pixel, CRS units.
+        length_unit: of the CRS.
+        title: above.
+        warning: likewise, in red.
+
+    Raises:
+        ValueError: arrays that differ in length.
+    """
+    lengths = {len(values) for values in (places, truth, prediction, folds)}
+    if len(lengths) != 1:
+        raise ValueError(f"points differ in number: {sorted(lengths)}; expected a truth, prediction and fold for each")
+    step = -(-max(shape) // _POINT_GROUND)
+    ground = np.full([-(-size // step) for size in shape], np.nan)
+    legend = class_legend(names, colours)
+    if np.issubdtype(prediction.dtype, np.floating):
+        shown = Panel(f"score of {names[1]}", ground)
+        error, wrong = Panel("error: score minus truth", ground, style="difference"), prediction - truth
+    else:
+        shown = Panel("prediction", ground, classes=legend)
+        wrong = (truth != prediction).astype(np.int64)
+        error = Panel(
+            f"wrong: {100 * wrong.mean() if wrong.size else 0:.0f} % of points", ground, classes=_RIGHT_OR_WRONG
+        )
+    panels = [Panel("truth", ground, classes=legend), shown, error, Panel("folds", ground, classes=fold_legend(folds))]
+    figure = map_figure(panels, pixel_size=pixel_size * step, length_unit=length_unit)
+    x, y = places[:, 1] * pixel_size, (ground.shape[0] * step - places[:, 0]) * pixel_size
+    for axis, values in zip(_panels(figure), (truth, prediction, wrong, folds), strict=True):
+        drawn = values >= 0 if values is folds else np.ones(len(values), dtype=bool)
+        axis.set_facecolor("white")
+        axis.scatter(
+            x[drawn],
+            y[drawn],
+            color=axis.images[0].to_rgba(values[drawn]),
+            s=16,
+            edgecolors="0.2",
+            linewidths=0.3,
+        )
+    put_title(figure, title, warning)
+    return figure
+
+
+def class_legend(names: Sequence[str], colours: Sequence[str]) -> Legend:
+    """Class number -> (name, colour 0..255), from names and '#rrggbb'."""
+    return {
+        number: (textwrap.shorten(name, 28, placeholder="..."), _to_bytes(colour))
+        for number, (name, colour) in enumerate(zip(names, colours, strict=True))
+    }
+
+
+def fold_legend(folds: np.ndarray) -> Legend:
+    """Fold number -> (name, colour), of folds 0 to the largest."""
+    largest = int(np.nanmax(folds)) if np.isfinite(folds).any() else 0
+    colours = distinct_colours(largest + 1)
+    return {fold: (f"fold {fold}", _to_bytes(colour)) for fold, colour in enumerate(colours)}
+
+
+def _to_bytes(colour: str | tuple[float, ...]) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * part) for part in to_rgb(colour))
+    return red, green, blue
+
+
+def _same_shape(**maps: np.ndarray) -> list[np.ndarray]:
+    """The maps as float64, negative = NaN."""
+    shapes = {name: values.shape for name, values in maps.items()}
+    if len(set(shapes.values())) != 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"maps differ in shape: {listed}; expected the same ground at the same pixels")
+    return [np.where(values >= 0, values, np.nan).astype(np.float64) for values in maps.values()]
+
+
+def _panels(figure: Figure) -> list[Axes]:
+    """Axes that hold maps, without colour bars."""
+    return [axis for axis in figure.axes if axis.images]

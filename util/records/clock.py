@@ -1,0 +1,64 @@
+"""Times of a training run: total, waiting for data, tiles per second."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Time spent training and, of that, waiting for data.
+
+    Attributes:
+        tiles: trained on since the last reading.
+        trained_s: seconds spent training, over all readings.
+        trained_cpu_s: CPU seconds that all threads of this process took for it.
+    """
+
+    def __init__(self) -> None:
+        self.tiles = 0
+        self._start, self._cpu_start = time.monotonic(), time.process_time()
+        self._waited = 0.0
+        self.trained_s = self.trained_cpu_s = 0.0
+
+    def timed(self, items: Iterable[T]) -> Iterator[T]:
+        """Yields the items and counts the time until each is there as waiting for data."""
+        source = iter(items)
+        while True:
+            begin = time.monotonic()
+            item = next(source, None)
+            self._waited += time.monotonic() - begin
+            if item is None:
+                return
+            yield item
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside out."""
+        begin, cpu_begin = time.monotonic(), time.process_time()
+        yield
+        self._start += time.monotonic() - begin
+        self._cpu_start += time.process_time() - cpu_begin
+
+    def read(self, world_size: int) -> dict[str, float]:
+        """Tiles per second over all ranks, share of time waiting, CPU seconds trained so far; starts anew."""
+        now, cpu_now = time.monotonic(), time.process_time()
+        elapsed = max(now - self._start, 1e-9)
+        result = {"tiles_per_s": self.tiles * world_size / elapsed, "wait_share": self._waited / elapsed}
+        self.trained_s += elapsed
+        self.trained_cpu_s += cpu_now - self._cpu_start
+        self.tiles, self._waited, self._start, self._cpu_start = 0, 0.0, now, cpu_now
+        return result | {"cpu_seconds": self.trained_cpu_s}
+
+    def state(self) -> dict[str, float]:
+        """What goes on in a run that is taken up."""
+        return {"trained_s": self.trained_s, "trained_cpu_s": self.trained_cpu_s}
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state`, or from a checkpoint that holds it; older ones have no CPU seconds."""
+        self.trained_s = state.get("trained_s", 0.0)
+        self.trained_cpu_s = state.get("trained_cpu_s", 0.0)

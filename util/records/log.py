@@ -1,0 +1,264 @@
+"""What a run says: messages on the terminal, JSON lines in log.txt, TensorBoard events, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+
+T = TypeVar("T")
+
+# The loggers whose INFO messages are ours to show; other packages are heard from WARNING on.
+_OURS = (
+    "__main__",
+    "main_pretrain",
+    "main_finetune",
+    "main_inference",
+    "models_mae_group_channels",
+    "models_vit_group_channels",
+    "datasets",
+    "scripts",
+    "study",
+    "util",
+)
+
+
+class _BarHandler(logging.StreamHandler):
+    """A handler that lifts progress bars out of the way of each message."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the record above any bar on the same terminal."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
+def setup_logging(rank: int = 0) -> None:
+    """Sends log messages to standard error: from INFO on in rank 0, from WARNING on in the others, which give
+    their rank.
+
+    Python's warnings come the same way. Calling it again replaces the earlier set-up.
+    """
+    handler = _BarHandler(sys.stderr)
+    who = "" if rank == 0 else f"[rank {rank}] "
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {who}%(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _BarHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    # GDAL repeats its remarks at every opening of a file; what matters is checked, and told once, by our own reading.
+    logging.getLogger("rasterio").setLevel(logging.ERROR)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logging.captureWarnings(True)
+
+
+def progress(
+    iterable: Iterable[T] | None = None,
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    desc: str = "",
+    unit: str = "it",
+    enabled: bool = True,
+) -> tqdm:
+    """Returns a tqdm bar on standard error that erases itself when done; silent where that is no terminal.
+
+    Args:
+        iterable: what to run through; or None, then call `.update(n)`.
+        total: number of units in all, for the time left.
+        initial: units already done, when resuming.
+        desc: text before the bar.
+        unit: name of one unit, such as "tile".
+        enabled: False never shows it (ranks other than 0, or the user's wish).
+    """
+    return tqdm(
+        iterable,
+        total=total,
+        initial=initial,
+        desc=desc,
+        unit=unit,
+        leave=False,
+        dynamic_ncols=True,
+        file=sys.stderr,
+        disable=None if enabled else True,  # None: off unless a terminal
+    )
+
+
+class JsonLines:
+    """Appends one JSON object a line to a file; numbers that JSON does not have, NaN and inf, become null."""
+
+    def __init__(self, path: str | os.PathLike[str], *, purge_step: int | None = None, enabled: bool = True) -> None:
+        """Opens the file.
+
+        Args:
+            path: the file; made if missing, with its folder. A last line cut short by a kill is removed.
+            purge_step: when resuming, the first step that will be done again: lines with a "step" from there
+                on are removed, as TensorBoard does, so that each step stands once.
+            enabled: False makes `write` do nothing (ranks other than 0).
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._file = None
+        if not enabled:
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _tidy_json_lines(path, purge_step)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes one object (plain values, numpy scalars, tensors of one element, nested) and flushes it."""
+        if self._file is not None:
+            self._file.write(json.dumps(plain(record), allow_nan=False) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _tidy_json_lines(path: Path, purge_step: int | None) -> None:
+    """Removes a torn last line and, if asked, the lines from a step on; the file is replaced whole."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and not _is_from(line, purge_step)]
+    if kept == lines:
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_from(line: str, purge_step: int | None) -> bool:
+    if purge_step is None:
+        return False
+    try:
+        step = json.loads(line).get("step")
+    except (ValueError, AttributeError):
+        return False
+    return isinstance(step, int | float) and step >= purge_step
+
+
+def plain(value: Any) -> Any:
+    """Returns `value` as strict JSON has it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value)
+
+
+class Writer(Protocol):
+    """What TensorBoardLog and NullLog both offer."""
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """Adds a point to the curve `tag`."""
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Adds a picture."""
+
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        """Adds a text, shown as Markdown."""
+
+    def flush(self) -> None:
+        """Puts everything on disk."""
+
+    def close(self) -> None:
+        """Flushes and closes."""
+
+
+class TensorBoardLog:
+    """TensorBoard events in a folder."""
+
+    def __init__(self, log_dir: str | os.PathLike[str], *, purge_step: int | None = None) -> None:
+        """Opens a new event file; `purge_step` hides earlier events from that step on, when resuming."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only rank 0 needs it
+
+        self._writer = SummaryWriter(str(log_dir), purge_step=purge_step)
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """Adds a point to the curve `tag`."""
+        self._writer.add_scalar(tag, float(value), step)
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Adds a picture."""
+        self._writer.add_figure(tag, figure, step, close=False)
+
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        """Adds a text, shown as Markdown."""
+        self._writer.add_text(tag, text, step)
+
+    def flush(self) -> None:
+        """Puts everything on disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self._writer.close()
+
+
+class NullLog:
+    """The same methods, doing nothing: for ranks other than 0 and for runs without a log folder."""
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        """Does nothing."""
+
+    def figure(self, tag: str, figure: Figure, step: int) -> None:
+        """Does nothing."""
+
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def make_writer(
+    log_dir: str | os.PathLike[str] | None, *, purge_step: int | None = None, enabled: bool = True
+) -> Writer:
+    """Returns a TensorBoard log in `log_dir`, or a null one if there is no folder or `enabled` is False."""
+    if log_dir is None or not enabled:
+        return NullLog()
+    return TensorBoardLog(log_dir, purge_step=purge_step)
+
+
+def check_writable(folder: Path, *, flag: str) -> None:
+    """Refuses a directory that cannot be written, by the flag that names it, before anything is computed.
+
+    Raises:
+        ValueError: naming the directory and why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{flag} {folder}: not writable ({error.strerror}); choose another directory") from error

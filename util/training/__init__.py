@@ -1,0 +1,1 @@
+"""One update, schedule, batch size, memory and cost of training."""

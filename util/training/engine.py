@@ -1,0 +1,102 @@
+"""One optimiser step, and what is remembered of it without making the device wait."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from util.processes.fsdp import whole
+
+
+def make_adamw(groups: list[dict], *, lr: float, betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
+    """AdamW in its fused form, which runs as one kernel and skips an update whose gradients are not finite.
+
+    Args:
+        groups: parameter groups with their weight decay.
+        lr: initial rate.
+        betas: as published for MAE.
+    """
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+
+
+def seed_step(seed: int, *, step: int, rank: int) -> None:
+    """Sets the global generators for one update, so that what draws from them does not depend on the updates before.
+
+    Stochastic depth (torch), timm's mixing (numpy) and erasing (Python) take no generator of their own; seeded anew at
+    each update, a run that is resumed draws what it would have drawn.
+
+    Args:
+        seed: seed of the run.
+        step: number of the update.
+        rank: of this process: each drops and mixes for itself.
+    """
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(3)
+    torch.manual_seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    random.seed(int(state[2]))
+
+
+class Updater:
+    """Forward context, backward and optimiser step, with accumulation, mixed precision and clipping.
+
+    Args:
+        model: the network, or its DistributedDataParallel wrapper.
+        optimizer: a fused optimiser.
+        amp_dtype: dtype of autocast, None for full precision.
+        scaler: gradient scaler, disabled unless fp16 is used.
+        device_type: `cpu` or `cuda`.
+        clip_grad: largest gradient norm, None for no limit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        amp_dtype: torch.dtype | None,
+        scaler: torch.amp.GradScaler,
+        device_type: str,
+        clip_grad: float | None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self._amp_dtype = amp_dtype
+        self._device_type = device_type
+        self._clip_grad = float("inf") if clip_grad is None else clip_grad
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def autocast(self) -> torch.autocast:
+        """Mixed-precision context for the forward pass."""
+        return torch.autocast(self._device_type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of a loss."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, lr: float) -> torch.Tensor:
+        """Clips, updates the weights unless a gradient is not finite, and clears the gradients.
+
+        Args:
+            lr: rate of this step.
+
+        Returns:
+            Gradient norm before clipping, a tensor on the device: nothing waits for it.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_grad))
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            # The hook by which GradScaler tells a fused optimiser to leave the weights alone, without a sync.
+            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.detach()

@@ -1,0 +1,112 @@
+"""Running sums of losses and gradient norms on the device, read without synchronising every update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class WindowOfSteps:
+    """What a `StepMeter` saw since it was last read.
+
+    Attributes:
+        updates: number of updates.
+        loss: total loss, mean over updates.
+        base_loss: base-scale term.
+        scale_loss: finer-scale term.
+        grad_norm: mean gradient norm.
+        layer_losses: (S, C) mean error per scale and channel, NaN where nothing was scored.
+        first_bad: index, within the window, of the first update with a non-finite loss; None if there is none.
+        bad_here: True if that update's loss was non-finite on this rank.
+    """
+
+    updates: int
+    loss: float
+    base_loss: float
+    scale_loss: float
+    grad_norm: float
+    layer_losses: torch.Tensor
+    first_bad: int | None
+    bad_here: bool
+
+
+class StepMeter:
+    """Collects losses on the device and hands them over once a window, so that ordinary steps do not wait.
+
+    Args:
+        updates: most updates between two reads.
+        scales: number of scales S.
+        channels: number of layers C.
+        device: where the losses live.
+        check_gradients: count a non-finite gradient norm as a failure too (not under a gradient scaler, which
+            meets such norms while it looks for its scale).
+    """
+
+    def __init__(
+        self, *, updates: int, scales: int, channels: int, device: torch.device, check_gradients: bool
+    ) -> None:
+        self._rows = torch.zeros(updates, 4, device=device)
+        self._sums = torch.zeros(2, scales, channels, device=device)
+        self._check_gradients = check_gradients
+        self.count = 0
+
+    def add(
+        self,
+        *,
+        losses: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        weight: float,
+        error_sums: torch.Tensor,
+        error_counts: torch.Tensor,
+    ) -> None:
+        """Adds a micro-batch: (total, base, finer) losses with their weight, and per-layer error sums and counts."""
+        self._rows[self.count, :3] += torch.stack([x.detach().float() for x in losses]) * weight
+        self._sums += torch.stack([error_sums, error_counts]).float() * (weight > 0)
+
+    def end_update(self, grad_norm: torch.Tensor) -> None:
+        """Closes an update."""
+        self._rows[self.count, 3] = grad_norm
+        self.count += 1
+
+    @property
+    def is_full(self) -> bool:
+        """True when the window must be read before the next update."""
+        return self.count == len(self._rows)
+
+    def read(
+        self,
+        reduce_mean: Callable[[torch.Tensor], torch.Tensor],
+        reduce_sum: Callable[[torch.Tensor], torch.Tensor],
+    ) -> WindowOfSteps:
+        """Reads and clears the window. The only place where the host waits for the device.
+
+        Args:
+            reduce_mean: averages a tensor over ranks.
+            reduce_sum: adds a tensor over ranks.
+
+        Returns:
+            The window, the same on every rank but for `bad_here`.
+        """
+        here = self._rows[: self.count].clone()
+        rows = reduce_mean(here.clone()).cpu()
+        sums = reduce_sum(self._sums.clone()).cpu()
+        columns = rows if self._check_gradients else rows[:, :3]
+        bad = (~torch.isfinite(columns)).any(dim=1)
+        first_bad = int(bad.nonzero()[0]) if bad.any() else None
+        bad_here = first_bad is not None and not bool(torch.isfinite(here[first_bad, :3]).all())
+        updates, means = self.count, rows.mean(dim=0).tolist()
+        self._rows.zero_()
+        self._sums.zero_()
+        self.count = 0
+        return WindowOfSteps(
+            updates=updates,
+            loss=means[0],
+            base_loss=means[1],
+            scale_loss=means[2],
+            grad_norm=means[3],
+            layer_losses=sums[0] / sums[1],
+            first_bad=first_bad,
+            bad_here=bad_here,
+        )
