@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 import models_vit_group_channels as models
-from datasets.finetuning.batch import Batch, TrainingFacts
+from datasets.finetuning.batch import Batch, TargetStatistics
 from datasets.finetuning.dense_targets import DenseFold
 from datasets.finetuning.finetune_data import FinetuneData, LabelOptions, SplitOptions, open_scene_data, open_targets
 from datasets.finetuning.layers import OpenedLayers, hide_labels, labels_path, open_layers, open_scene_layers
 from datasets.finetuning.pixel_features import pixel_features
 from datasets.finetuning.scene_targets import SceneFold
 from datasets.finetuning.window_targets import WindowFold, WindowTargets
-from datasets.loading.augment import turned
+from datasets.loading.augment import rotated
 from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoch
 from datasets.loading.prefetch import prefetch, read_ahead
 from datasets.synthetic.sample_survey import default_survey
@@ -36,16 +36,16 @@ from util.checkpoints import run_checkpoints as ckpt
 from util.checkpoints.encoder_weights import EncoderWeights, load_encoder, read_encoder_weights
 from util.checkpoints.same_step import require_same_place
 from util.finetuning import evaluation
-from util.finetuning.compared_methods import Arm, arms_of, choose_folds, constant_prediction
+from util.finetuning.compared_methods import Method, choose_folds, compared_methods, constant_prediction
 from util.finetuning.cost import baseline_costs, fit_costs
-from util.finetuning.fit import Fit, fit_state, fit_step, make_updater, note_best, take_up, trained_weights
+from util.finetuning.fit import Fit, fit_state, fit_step, make_updater, note_best, resume, trained_weights
 from util.finetuning.objectives import DenseClasses, DenseValues, Objective, WindowClasses
-from util.finetuning.predictors import ConstantOutputs, NetworkOutputs, Outputs, TreeOutputs
+from util.finetuning.predictors import ConstantPredictor, NetworkPredictor, Predictor, TreePredictor
 from util.finetuning.report import Scored, collect, draw_map, draw_scores, table_lines
 from util.finetuning.scoring import (
     BlockSums,
-    Outcome,
-    ground_units,
+    FoldScores,
+    ground_blocks,
     headline,
     new_scores,
     score_ground,
@@ -59,7 +59,7 @@ from util.options import finetune as options
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.signals import Stop
-from util.records.clock import Clock
+from util.records.clock import TrainingTimer
 from util.records.finetune_records import EVALUATION, METRICS, FinetuneFiles, flat_numbers
 from util.records.log import check_writable, plain, progress, setup_logging
 from util.training.batch_size import settle_batches
@@ -90,7 +90,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
-class Job:
+class FinetuneRun:
     """The parts of a run of several fits; `examples` are the training windows of each fold, and of all labels."""
 
     args: argparse.Namespace
@@ -100,7 +100,7 @@ class Job:
     data: FinetuneData
     encoder: EncoderWeights | None
     held_out: list[list[float]] | None
-    arms: list[Arm]
+    arms: list[Method]
     folds: list[int]
     examples: dict[int | None, DenseFold | WindowFold | SceneFold]
     files: FinetuneFiles
@@ -149,7 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ---------------------------------------------------------------------------------------------------- before the loop
 
 
-def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> tuple[Job, Callable[[Stop], None]]:
+def prepare(
+    args: argparse.Namespace, device: torch.device, ranks: dist.Ranks
+) -> tuple[FinetuneRun, Callable[[Stop], None]]:
     """Opens weights, layers and labels, cuts the folds, builds everything once, and opens the records.
 
     Returns:
@@ -160,7 +162,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     """
     options.check_resume(args)
     options.check(args)
-    arms = arms_of(
+    arms = compared_methods(
         has_weights=bool(args.finetune),
         freeze_encoder=args.freeze_encoder,
         baselines=options.baselines_of(args),
@@ -171,7 +173,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         args.resume = "auto"
 
     # weights, layers, labels, folds
-    encoder = dist.together(lambda: read_encoder_weights(args.finetune)) if args.finetune else None
+    encoder = dist.on_all(lambda: read_encoder_weights(args.finetune)) if args.finetune else None
     stored = None
     if encoder is not None:
         options.settle(args, encoder.config, encoder.contents, again=False)
@@ -180,22 +182,22 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         args.train_path = str(dist.on_each_machine(default_survey, ranks) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
     held_out = None if stored is None else stored.get("held_out")
-    opened = dist.together(lambda: open_ground(args, stored, ranks))
+    opened = dist.on_all(lambda: open_ground(args, stored, ranks))
     splitting = options.split_options(args, input_size=opened.survey.input_size, held_out=held_out)
-    data = dist.together(lambda: open_labels_on(args, opened, splitting))
+    data = dist.on_all(lambda: open_labels_on(args, opened, splitting))
     args.tiles_per_epoch = args.tiles_per_epoch or data.epoch_windows
     tell(opened, data, ranks)
 
     # everything is tried before anything is trained
     folds = choose_folds(data.folds.count, args.only_folds)
     fits = [*folds, *([None] if is_last_fit_wanted(args, arms) else [])]
-    examples = dist.together(lambda: {fold: data.targets.fold(fold) for fold in fits})
+    examples = dist.on_all(lambda: {fold: data.targets.fold(fold) for fold in fits})
     files = FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main)
-    job = Job(args, ranks, device, opened, data, encoder, held_out, arms, folds, examples, files)
+    job = FinetuneRun(args, ranks, device, opened, data, encoder, held_out, arms, folds, examples, files)
     memory_before, networks = base_bytes(device), []
     for arm in arms:
         if arm.kind == "network":
-            network, lines = dist.together(partial(build_network, job, arm))
+            network, lines = dist.on_all(partial(build_network, job, arm))
             networks.append((network, arm))
             for text in lines if arm == arms[0] else ():
                 logger.info("%s", text)
@@ -205,7 +207,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     del networks
 
     # records
-    aside = dist.on_main(lambda: files.begin(run_facts(job), resume=bool(args.resume)))
+    aside = dist.on_main_rank(lambda: files.begin(run_facts(job), resume=bool(args.resume)))
     restarts.note_begun(output_dir)
     if aside is not None and ranks.is_main:
         logger.warning("%s held an earlier run: now in %s", output_dir, aside)
@@ -213,7 +215,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     return job, partial(compare, job)
 
 
-def choose_batches(job: Job, network: Any, arm: Arm, memory_before: int) -> None:
+def choose_batches(job: FinetuneRun, network: Any, arm: Method, memory_before: int) -> None:
     """Settles `batch_size` and `accum_iter` by the network that trains most weights.
 
     Raises:
@@ -248,16 +250,16 @@ def choose_batches(job: Job, network: Any, arm: Arm, memory_before: int) -> None
 
 def begin(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> dict[str, Any]:
     """Tries the folders that will be written, and says what it runs on."""
-    dist.on_main(lambda: check_writable(Path(args.output_dir), flag="--output_dir"))
+    dist.on_main_rank(lambda: check_writable(Path(args.output_dir), flag="--output_dir"))
     if args.log_dir:
-        dist.on_main(lambda: check_writable(Path(args.log_dir), flag="--log_dir"))
+        dist.on_main_rank(lambda: check_writable(Path(args.log_dir), flag="--log_dir"))
     amp_dtype, _ = amp_policy(device, args.amp)
     environment = describe_environment(device) | {"processes": ranks.world_size, "precision": str(amp_dtype or "fp32")}
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
     return environment
 
 
-def is_last_fit_wanted(args: argparse.Namespace, arms: Sequence[Arm]) -> bool:
+def is_last_fit_wanted(args: argparse.Namespace, arms: Sequence[Method]) -> bool:
     """Whether the first arm is fitted once more, on all labels: not where a part of them, or a leak, was asked for."""
     return (
         args.dataset_type == "grid"
@@ -314,7 +316,7 @@ def tell(opened: OpenedLayers, data: FinetuneData, ranks: dist.Ranks) -> None:
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
 
-def run_facts(job: Job) -> dict[str, Any]:
+def run_facts(job: FinetuneRun) -> dict[str, Any]:
     """What must be the same for a run to be continued exactly, what a user decides first."""
     decisive = {key: value for key, value in vars(job.args).items() if key not in options.MAY_CHANGE}
     return plain(
@@ -329,7 +331,7 @@ def run_facts(job: Job) -> dict[str, Any]:
     )
 
 
-def effective_batch(job: Job) -> int:
+def effective_batch(job: FinetuneRun) -> int:
     """Windows in an update, over all processes."""
     return job.args.batch_size * job.args.accum_iter * job.ranks.world_size
 
@@ -337,7 +339,7 @@ def effective_batch(job: Job) -> int:
 # ------------------------------------------------------------------------------------------------------- the comparison
 
 
-def compare(job: Job, stop: Stop) -> None:
+def compare(job: FinetuneRun, stop: Stop) -> None:
     """Fits and scores every arm on every fold, reports, and fits the first arm once more, on all labels.
 
     Raises:
@@ -347,31 +349,31 @@ def compare(job: Job, stop: Stop) -> None:
     files = job.files
     for arm in job.arms:
         for fold in job.folds:
-            if dist.on_main(partial(files.outcome, arm.name, fold)) is not None:
+            if dist.on_main_rank(partial(files.outcome, arm.name, fold)) is not None:
                 logger.info("%s fold %d was done before", arm.name, fold)
                 continue
             outcome = solve(job, arm, fold, stop)
             tags = {f"score/{arm.name}/{name}": value for name, value in flat_numbers(outcome.scores["test"])}
             files.log({"kind": "score", "arm": arm.name, "fold": fold, **outcome.scores}, tags=tags, step=fold)
-            dist.on_main(partial(files.keep, arm.name, fold, outcome.scores, outcome.arrays))
+            dist.on_main_rank(partial(files.keep, arm.name, fold, outcome.scores, outcome.arrays))
             logger.info(
                 "%s fold %d: %s", arm.name, fold, headline(job.data.kind, outcome.scores["test"], job.data.units)
             )
             if dist.any_rank(stop.signal is not None):
                 raise Stopped
-    summary = dist.on_main(partial(report, job))
+    summary = dist.on_main_rank(partial(report, job))
     if None in job.examples:
         fit_network(job, job.arms[0], None, stop, scores=summary)
         logger.info("checkpoint   %s (fitted on all labels, for main_inference)", files.output_dir / ckpt.LAST)
 
 
-def solve(job: Job, arm: Arm, fold: int, stop: Stop) -> Outcome:
+def solve(job: FinetuneRun, arm: Method, fold: int, stop: Stop) -> FoldScores:
     """Fits one arm on one fold and scores it on the fold's test ground."""
     begin = time.monotonic()
     facts: dict[str, Any]
     if arm.kind == "network":
         fit = fit_network(job, arm, fold, stop)
-        outputs: Outputs = network_outputs(job, fit.network, fit.objective)
+        outputs: Predictor = network_outputs(job, fit.network, fit.objective)
         facts = fit_costs(fit, device=job.device, input_size=job.opened.survey.input_size)
     else:
         job.files.forget(arm.name, fold, from_epoch=0)
@@ -385,7 +387,9 @@ def solve(job: Job, arm: Arm, fold: int, stop: Stop) -> Outcome:
 # ------------------------------------------------------------------------------------------------------------- one fit
 
 
-def fit_network(job: Job, arm: Arm, fold: int | None, stop: Stop, *, scores: dict[str, Any] | None = None) -> Fit:
+def fit_network(
+    job: FinetuneRun, arm: Method, fold: int | None, stop: Stop, *, scores: dict[str, Any] | None = None
+) -> Fit:
     """Fits a network on a fold's training labels, or goes on with one that was stopped.
 
     Args:
@@ -421,7 +425,7 @@ def fit_network(job: Job, arm: Arm, fold: int | None, stop: Stop, *, scores: dic
     return fit
 
 
-def begin_fit(job: Job, arm: Arm, fold: int | None) -> Fit:
+def begin_fit(job: FinetuneRun, arm: Method, fold: int | None) -> Fit:
     """Builds network, optimiser and schedule of a fit, and takes up where it stopped.
 
     Raises:
@@ -461,7 +465,7 @@ def begin_fit(job: Job, arm: Arm, fold: int | None) -> Fit:
     return fit
 
 
-def build_network(job: Job, arm: Arm) -> tuple[Any, list[str]]:
+def build_network(job: FinetuneRun, arm: Method) -> tuple[Any, list[str]]:
     """The network of an arm as it begins, the same on every fold, and what became of the encoder's weights.
 
     Raises:
@@ -490,7 +494,7 @@ def build_network(job: Job, arm: Arm) -> tuple[Any, list[str]]:
     return network, lines
 
 
-def objective_of(args: argparse.Namespace, task: str, facts: TrainingFacts) -> Objective:
+def objective_of(args: argparse.Namespace, task: str, facts: TargetStatistics) -> Objective:
     """What is learned: classes or values, of pixels or of windows."""
     weighting = {"weighting": args.class_weights, "smoothing": args.smoothing}
     if task == "regression":
@@ -501,24 +505,24 @@ def objective_of(args: argparse.Namespace, task: str, facts: TrainingFacts) -> O
     return WindowClasses(facts.class_counts, **weighting, **mixing)
 
 
-def resume_fit(job: Job, fit: Fit) -> None:
+def resume_fit(job: FinetuneRun, fit: Fit) -> None:
     """Takes up a fit where its newest good checkpoint left it.
 
     Raises:
         ValueError: all are damaged, or processes found different ones.
     """
     folder = job.files.folder(fit.arm.name, fit.fold)
-    found = dist.together(lambda: ckpt.find_resumable(folder) if job.args.resume else None)
+    found = dist.on_all(lambda: ckpt.find_resumable(folder) if job.args.resume else None)
     require_same_place(None if found is None else found.state, f"{fit.name} in {folder}")
     if found is not None:
         for path, reason in found.skipped:
             logger.warning("passed over %s: %s", path, reason)
-        take_up(fit, found.state)
+        resume(fit, found.state)
         logger.info("%s: going on at epoch %d, update %d", fit.name, fit.place.epoch, fit.place.update)
-    dist.on_main(lambda: job.files.forget(fit.arm.name, fit.fold, from_epoch=fit.place.epoch))
+    dist.on_main_rank(lambda: job.files.forget(fit.arm.name, fit.fold, from_epoch=fit.place.epoch))
 
 
-def fit_epoch(job: Job, fit: Fit, stop: Stop) -> dict[str, Any]:
+def fit_epoch(job: FinetuneRun, fit: Fit, stop: Stop) -> dict[str, Any]:
     """Trains the rest of the current epoch.
 
     Returns:
@@ -596,7 +600,7 @@ def fit_epoch(job: Job, fit: Fit, stop: Stop) -> dict[str, Any]:
     return record | {"peak_memory_mb": peak_memory_bytes(device) / 2**20}
 
 
-def read_meter(job: Job, fit: Fit, meter: StepMeter) -> None:
+def read_meter(job: FinetuneRun, fit: Fit, meter: StepMeter) -> None:
     """Takes over what the last updates were like.
 
     Raises:
@@ -614,21 +618,21 @@ def read_meter(job: Job, fit: Fit, meter: StepMeter) -> None:
     place.seen.append([seen.updates, seen.loss, seen.grad_norm])
 
 
-def fetch_batch(job: Job, fit: Fit, jobs: np.ndarray, micro: MicroBatch) -> Batch:
+def fetch_batch(job: FinetuneRun, fit: Fit, jobs: np.ndarray, micro: MicroBatch) -> Batch:
     """Reads a micro-batch; runs in the reading threads."""
     batch = fit.examples.read(jobs[micro.positions])
     return batch.pin() if job.args.pin_mem and job.device.type == "cuda" else batch
 
 
-def on_device(job: Job, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def on_device(job: FinetuneRun, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """A batch as the network takes it: values, validity and target, turned alike."""
     sample = job.opened.survey.pyramid(*batch.tiles.to(job.device).parts)
     target = batch.target.to(job.device, non_blocking=True)
-    imgs, valid = turned(sample.imgs, batch.turns), turned(sample.valid, batch.turns)
-    return imgs, valid, turned(target, batch.turns) if target.ndim > 1 else target
+    imgs, valid = rotated(sample.imgs, batch.turns), rotated(sample.valid, batch.turns)
+    return imgs, valid, rotated(target, batch.turns) if target.ndim > 1 else target
 
 
-def validate(job: Job, fit: Fit) -> float:
+def validate(job: FinetuneRun, fit: Fit) -> float:
     """Scores the fold's validation ground, and keeps the weights if they are the best so far."""
     assert fit.fold is not None
     outputs = network_outputs(job, fit.network, fit.objective)
@@ -637,7 +641,7 @@ def validate(job: Job, fit: Fit) -> float:
     return value
 
 
-def save(job: Job, fit: Fit, scores: dict[str, Any] | None) -> None:
+def save(job: FinetuneRun, fit: Fit, scores: dict[str, Any] | None) -> None:
     """Writes the fit's checkpoint from the main process; all processes fail together if it cannot be written."""
     survey = job.opened.survey
     state = fit_state(fit, job.device) | {
@@ -658,13 +662,13 @@ def save(job: Job, fit: Fit, scores: dict[str, Any] | None) -> None:
         "scores": scores,
     }
     folder = job.files.folder(fit.arm.name, fit.fold)
-    dist.on_main(lambda: ckpt.save_run_checkpoint(folder, state, epoch_file=False))
+    dist.on_main_rank(lambda: ckpt.save_run_checkpoint(folder, state, epoch_file=False))
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
 
 
-def score(job: Job, outputs: Outputs, fold: int, *, validation: bool = False) -> Outcome:
+def score(job: FinetuneRun, outputs: Predictor, fold: int, *, validation: bool = False) -> FoldScores:
     """Scores a fold's test ground, or its validation ground, over all processes."""
     data, ranks = job.data, job.ranks
     scores = new_scores(data.kind, data.names, job.device)
@@ -682,7 +686,7 @@ def score(job: Job, outputs: Outputs, fold: int, *, validation: bool = False) ->
     return score_ground(
         outputs,
         scores,
-        units=ground_units(survey.shape, survey.input_size)[ranks.rank :: ranks.world_size],
+        units=ground_blocks(survey.shape, survey.input_size)[ranks.rank :: ranks.world_size],
         scale=data.scale,
         truth_of=partial(data.ground.truth, fold=fold, validation=validation),
         shape=data.ground.labels.values.shape,
@@ -691,10 +695,10 @@ def score(job: Job, outputs: Outputs, fold: int, *, validation: bool = False) ->
     )
 
 
-def network_outputs(job: Job, network: Any, objective: Objective) -> NetworkOutputs:
+def network_outputs(job: FinetuneRun, network: Any, objective: Objective) -> NetworkPredictor:
     """A network's class shares or values, as `score` takes them."""
     args, windows = job.args, job.data.windows
-    return NetworkOutputs(
+    return NetworkPredictor(
         network,
         objective,
         survey=job.opened.survey,
@@ -708,11 +712,11 @@ def network_outputs(job: Job, network: Any, objective: Objective) -> NetworkOutp
     )
 
 
-def fit_baseline(job: Job, arm: Arm, fold: int) -> tuple[Outputs, dict[str, Any]]:
+def fit_baseline(job: FinetuneRun, arm: Method, fold: int) -> tuple[Predictor, dict[str, Any]]:
     """Fits what is no network on a fold's training labels; returns what it predicts, and facts for the record."""
     args, data, examples = job.args, job.data, job.examples[fold]
     if arm.kind == "constant":
-        return ConstantOutputs(constant_prediction(examples.facts.class_counts, examples.facts.mean)), {}
+        return ConstantPredictor(constant_prediction(examples.facts.class_counts, examples.facts.mean)), {}
     assert not isinstance(examples, SceneFold), "trees look at pixels of ground"
     features = partial(pixel_features, job.opened.grids, scale=data.scale)
     trees = Trees(
@@ -722,12 +726,12 @@ def fit_baseline(job: Job, arm: Arm, fold: int) -> tuple[Outputs, dict[str, Any]
         balanced=args.class_weights == "balanced",
     )
     pixels, targets = examples.sampled_pixels(args.tree_samples, seed=args.seed)
-    clock = Clock()
+    clock = TrainingTimer()
     trees.fit(features(pixels), targets)
     costs = baseline_costs(clock, device=job.device)
     points = data.targets if isinstance(data.targets, WindowTargets) else None
     centres = None if points is None else points.examples.centres.astype(np.int64)
-    return TreeOutputs(trees, features, scale=data.scale, pixels=centres), costs | {"tree_samples": trees.samples}
+    return TreePredictor(trees, features, scale=data.scale, pixels=centres), costs | {"tree_samples": trees.samples}
 
 
 # ----------------------------------------------------------------------------------------------------- scoring alone
@@ -735,7 +739,7 @@ def fit_baseline(job: Job, arm: Arm, fold: int) -> tuple[Outputs, dict[str, Any]
 
 def prepare_evaluation(
     args: argparse.Namespace, device: torch.device, ranks: dist.Ranks
-) -> tuple[Job, Callable[[Stop], None]]:
+) -> tuple[FinetuneRun, Callable[[Stop], None]]:
     """Opens a fine-tuned checkpoint and the ground to score it on: its fold's test ground, or all of other labels.
 
     Returns:
@@ -745,18 +749,18 @@ def prepare_evaluation(
         ValueError, OSError: bad input; the checkpoint was fitted on all of these labels.
     """
     options.check_resume(args)
-    state = dist.together(lambda: checkpoint_file.load_checkpoint(args.resume, required=evaluation.FINETUNED_KEYS))
+    state = dist.on_all(lambda: checkpoint_file.load_checkpoint(args.resume, required=evaluation.FINETUNED_KEYS))
     args = evaluation.with_stored(args, state["options"], get_args_parser())
     options.check(args)
     options.settle(args, state["model_config"], state, again=True)
     begin(args, device, ranks)
-    opened = dist.together(lambda: open_ground(args, state, ranks))
+    opened = dist.on_all(lambda: open_ground(args, state, ranks))
     where = evaluation.IMAGES
     if args.dataset_type == "grid":
         where = evaluation.where_to_score(args, state, opened.survey.ground())
     splitting = options.split_options(args, input_size=opened.survey.input_size, held_out=state["held_out"])
     splitting |= {} if where.is_fold else {"split": "all"}
-    data = dist.together(lambda: open_labels_on(args, opened, splitting, class_codes=state["task"]["codes"]))
+    data = dist.on_all(lambda: open_labels_on(args, opened, splitting, class_codes=state["task"]["codes"]))
     tell(opened, data, ranks)
     if where.is_fold and args.dataset_type == "grid":
         resume_state.check_same_configuration(
@@ -764,15 +768,15 @@ def prepare_evaluation(
         )
     output_dir = Path(args.output_dir)
     files = FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main)
-    job = Job(args, ranks, device, opened, data, None, state["held_out"], [], [], {}, files)
+    job = FinetuneRun(args, ranks, device, opened, data, None, state["held_out"], [], [], {}, files)
     return job, partial(evaluate, job, state, where)
 
 
-def evaluate(job: Job, state: dict[str, Any], where: evaluation.Where, _: Stop) -> None:
+def evaluate(job: FinetuneRun, state: dict[str, Any], where: evaluation.Where, _: Stop) -> None:
     """Scores a fine-tuned checkpoint."""
     network = models.build_finetune_model(state["model_config"]).to(job.device)
     network.load_state_dict(state["model"])
-    objective = objective_of(job.args, job.data.task, TrainingFacts(**state["training"]))
+    objective = objective_of(job.args, job.data.task, TargetStatistics(**state["training"]))
     outcome = score(job, network_outputs(job, network, objective), state["fold"] if where.is_fold else 0)
     logger.info("%s: %s", where.what, headline(job.data.kind, outcome.scores, job.data.units))
     warnings = [text for text in (where.warning, job.data.folds.leak) if text]
@@ -788,7 +792,7 @@ def evaluate(job: Job, state: dict[str, Any], where: evaluation.Where, _: Stop) 
 # ----------------------------------------------------------------------------------------------------------------- end
 
 
-def report(job: Job) -> dict[str, Any]:
+def report(job: FinetuneRun) -> dict[str, Any]:
     """Says what all arms were scored, and writes metrics.json and pictures; in the main process.
 
     Returns:

@@ -22,23 +22,23 @@ import torch
 
 import models_mae_group_channels as models
 import models_vit_group_channels as finetune_models
-from datasets.loading.augment import TURNS, turned, turned_back
+from datasets.loading.augment import TURNS, rotated, rotated_back
 from datasets.loading.prefetch import prefetch
-from datasets.survey.inference_survey import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
+from datasets.survey.inference_survey import InferenceSurvey, open_inference_survey, stored_encodings, stored_layers
 from util.checkpoints import checkpoint_file
 from util.finetuning.objectives import trained_objective
 from util.geotiff.parts import Parts, limited_cache
-from util.geotiff.raster_spec import RasterInfo
+from util.geotiff.raster_spec import RasterSpec
 from util.hardware.device import amp_policy, describe_environment, select_device
 from util.hardware.malloc import keep_freed_memory
 from util.inference import build_product as makers
 from util.inference import finetuned_task as finetuned
 from util.inference import results
-from util.inference.engine import Engine, Maker, Meter
-from util.inference.inputs import Subject, ground_of, layer_values, native_layers
-from util.inference.masked_views import Views
+from util.inference.engine import Engine, Meter, Product
+from util.inference.inputs import InferenceInputs, ground_of, layer_values, native_layers
+from util.inference.masked_views import MaskedViews
 from util.mosaics.dense_prediction import Forward
-from util.mosaics.mosaic import Unit, share_of_rank, units_of
+from util.mosaics.mosaic import Block, blocks_of, blocks_of_rank
 from util.options import common as options
 from util.options import inference as inference_options
 from util.processes import distributed as dist
@@ -63,15 +63,15 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 @dataclass(frozen=True)
-class Job:
+class InferenceRun:
     """The parts of a run that its loop works with."""
 
     args: argparse.Namespace
     ranks: dist.Ranks
-    survey: ReopenedSurvey
+    survey: InferenceSurvey
     engine: Engine
-    maker: Maker
-    units: list[Unit]
+    maker: Product
+    units: list[Block]
     parts: Parts
 
 
@@ -99,9 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return end(error, ranks=ranks, status=1)
         try:
             with Stop("stopping after this square; Ctrl-C again to stop at once") as stop:
-                if not dist.together(partial(compute, job, stop)):
+                if not dist.on_all(partial(compute, job, stop)):
                     return 1
-            dist.on_main(partial(finish, job))
+            dist.on_main_rank(partial(finish, job))
         except (OSError, ValueError, dist.PeerLost, KeyboardInterrupt) as error:
             return end(error, ranks=ranks, status=1)
         finally:
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ---------------------------------------------------------------------------------------------------- before the loop
 
 
-def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> Job:
+def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> InferenceRun:
     """Opens checkpoint and rasters, and decides what will be made.
 
     Raises:
@@ -120,7 +120,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     """
     inference_options.check(args)
     output_dir = Path(args.output_dir)
-    dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
+    dist.on_main_rank(lambda: check_writable(output_dir, flag="--output_dir"))
     if restarts.begun_before(output_dir):
         args.resume = args.overwrite = True  # what lies there now is this run's own, or was to be replaced
     environment = describe_environment(device) | {"processes": ranks.world_size}
@@ -128,7 +128,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
     # data
     state = checkpoint_file.load_checkpoint(args.checkpoint, required=NEEDED)
-    survey = dist.together(lambda: open_data(args, state))
+    survey = dist.on_all(lambda: open_data(args, state))
     for text in survey.lines():
         logger.info("%s", text)
     if ranks.is_main:
@@ -150,7 +150,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     # what to make
     if args.block_size % engine.model.patch_size:
         raise ValueError(f"--block_size {args.block_size}: expected a multiple of the patch, {engine.model.patch_size}")
-    subject = Subject(
+    subject = InferenceInputs(
         engine=engine,
         ground=ground_of(survey),
         layers=layer_values(survey),
@@ -159,19 +159,19 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         read=partial(read_unit, survey),
         tags=tags_of(args, survey, state),
     )
-    maker = dist.together(lambda: MAKERS[args.output](args, subject, state))
-    units = [unit for unit in units_of(*maker.extent(), edge=args.block_size) if survey.is_wanted(*unit.edges)]
+    maker = dist.on_all(lambda: MAKERS[args.output](args, subject, state))
+    units = [unit for unit in blocks_of(*maker.extent(), edge=args.block_size) if survey.is_wanted(*unit.edges)]
     if not units:
         raise ValueError(f"--aoi {args.aoi}: its polygons do not touch the layers' ground; check its coordinates")
-    job = Job(args, ranks, survey, engine, maker, units, Parts(output_dir / f".{args.output}.parts"))
+    job = InferenceRun(args, ranks, survey, engine, maker, units, Parts(output_dir / f".{args.output}.parts"))
     facts = {**subject.tags, **inference_options.decisive(args), "ground": list(survey.shape)}
     facts["files"] = [[layer.name, layer.path, layer.band] for layer in survey.layers]
-    dist.on_main(lambda: begin_or_resume(job, facts))
+    dist.on_main_rank(lambda: begin_or_resume(job, facts))
     restarts.note_begun(output_dir)
     return job
 
 
-def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey:
+def open_data(args: argparse.Namespace, state: dict[str, Any]) -> InferenceSurvey:
     """The layers of the checkpoint, on the ground that the options name."""
     if args.data_dir is not None and args.train_path is not None:
         raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
@@ -190,7 +190,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
             f"--checkpoint {args.checkpoint}: written by a version that did not note the base resolution; give that of "
             "training, --base_resolution"
         )
-    return reopen_survey(
+    return open_inference_survey(
         stored_layers(state["layers"]),
         data_dir=args.data_dir,
         layers_table=args.train_path,
@@ -209,7 +209,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> ReopenedSurvey
     )
 
 
-def read_unit(survey: ReopenedSurvey, unit: Unit) -> Any:
+def read_unit(survey: InferenceSurvey, unit: Block) -> Any:
     """The ground of a unit."""
     return survey.read(*unit.edges)
 
@@ -248,7 +248,7 @@ def load_network(path: str, state: dict[str, Any], *, output: str) -> torch.nn.M
     return network.eval()
 
 
-def tags_of(args: argparse.Namespace, survey: ReopenedSurvey, state: dict[str, Any]) -> dict[str, str]:
+def tags_of(args: argparse.Namespace, survey: InferenceSurvey, state: dict[str, Any]) -> dict[str, str]:
     """What every result says of where it comes from."""
     digest = hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in state["model"].values())).hexdigest()[:16]
     tags = {
@@ -266,13 +266,13 @@ def tags_of(args: argparse.Namespace, survey: ReopenedSurvey, state: dict[str, A
     return tags
 
 
-def views_of(args: argparse.Namespace, state: dict[str, Any], *, count: str = "hidden") -> Views:
+def views_of(args: argparse.Namespace, state: dict[str, Any], *, count: str = "hidden") -> MaskedViews:
     """How tiles are shown: as in training, unless asked otherwise."""
     ratio = state["options"].get("mask_ratio", 0.75) if args.mask_ratio is None else args.mask_ratio
-    return Views(mask_ratio=ratio, draws=args.draws, seed=args.seed, count=count)
+    return MaskedViews(mask_ratio=ratio, draws=args.draws, seed=args.seed, count=count)
 
 
-def prediction(args: argparse.Namespace, subject: Subject, state: dict[str, Any]) -> Maker:
+def prediction(args: argparse.Namespace, subject: InferenceInputs, state: dict[str, Any]) -> Product:
     """What a fine-tuned network predicts, as `makers.prediction` has it."""
     task = finetuned.task_of(state)
     objective = trained_objective(task.kind, state["training"])
@@ -287,15 +287,15 @@ def prediction(args: argparse.Namespace, subject: Subject, state: dict[str, Any]
     def view(turn: int) -> Forward:
         def forward(imgs: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
             turns = torch.full((len(imgs),), turn)
-            outputs = objective.predict(subject.engine.model, turned(imgs, turns), turned(valid, turns))
-            return turned_back(outputs, turns) if task.is_dense else outputs
+            outputs = objective.predict(subject.engine.model, rotated(imgs, turns), rotated(valid, turns))
+            return rotated_back(outputs, turns) if task.is_dense else outputs
 
         return forward
 
     return makers.prediction(subject, task=task, views=[view(turn) for turn in range(views)], stride=args.stride)
 
 
-MAKERS: dict[str, Callable[[argparse.Namespace, Subject, dict[str, Any]], Maker]] = {
+MAKERS: dict[str, Callable[[argparse.Namespace, InferenceInputs, dict[str, Any]], Product]] = {
     "embeddings": lambda args, subject, state: makers.embeddings(
         subject,
         pool=args.pool,
@@ -314,10 +314,10 @@ MAKERS: dict[str, Callable[[argparse.Namespace, Subject, dict[str, Any]], Maker]
 """What to make, by `--output`: options, what the model is applied to and the checkpoint -> a maker."""
 
 
-def begin_or_resume(job: Job, facts: dict[str, Any]) -> None:
+def begin_or_resume(job: InferenceRun, facts: dict[str, Any]) -> None:
     """Refuses to replace results unasked, and makes room for parts."""
     args = job.args
-    names = results.look_names(job.maker.rasters, clusters=args.clusters)
+    names = results.quicklook_names(job.maker.rasters, clusters=args.clusters)
     results.begin_or_resume(
         Path(args.output_dir), job.parts, names=names, job=facts, overwrite=args.overwrite, resume=args.resume
     )
@@ -329,7 +329,7 @@ def begin_or_resume(job: Job, facts: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------------------ the loop
 
 
-def compute(job: Job, stop: Stop) -> bool:
+def compute(job: InferenceRun, stop: Stop) -> bool:
     """Makes this rank's squares, those of some rows of squares.
 
     Returns:
@@ -341,11 +341,11 @@ def compute(job: Job, stop: Stop) -> bool:
     args, ranks, survey, maker, meter = job.args, job.ranks, job.survey, job.maker, job.engine.meter
     mine = [
         unit
-        for unit in share_of_rank(job.units, rank=ranks.rank, count=ranks.world_size)
+        for unit in blocks_of_rank(job.units, rank=ranks.rank, count=ranks.world_size)
         if not job.parts.is_done(unit.row, unit.col)
     ]
 
-    def read(unit: Unit) -> Any:
+    def read(unit: Block) -> Any:
         return read_unit(survey, unit.grown(maker.reach))
 
     bar = progress(total=len(mine), desc=args.output, unit="square", enabled=ranks.is_main and not args.no_progress)
@@ -367,7 +367,7 @@ def compute(job: Job, stop: Stop) -> bool:
     return True
 
 
-def masked(pixels: np.ndarray, info: RasterInfo, row: int, col: int, survey: ReopenedSurvey) -> np.ndarray:
+def masked(pixels: np.ndarray, info: RasterSpec, row: int, col: int, survey: InferenceSurvey) -> np.ndarray:
     """The same pixels, nodata outside the area of interest."""
     if survey.aoi is None:
         return pixels
@@ -378,7 +378,7 @@ def masked(pixels: np.ndarray, info: RasterInfo, row: int, col: int, survey: Reo
 # ------------------------------------------------------------------------------------------------------------- the end
 
 
-def finish(job: Job) -> None:
+def finish(job: InferenceRun) -> None:
     """Joins the parts into files under their final names, and draws them; in the main process."""
     results.finish(
         Path(job.args.output_dir),

@@ -26,7 +26,7 @@ from timm.optim import param_groups_weight_decay
 import models_mae_group_channels as models
 from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoch
 from datasets.loading.prefetch import prefetch, read_ahead
-from datasets.loading.token_masks import Masks, dropped_layers, mask_shares
+from datasets.loading.token_masks import Masks, dropped_layers, mask_fractions
 from datasets.scenes.scenes import Scenes, open_scenes, open_test_scenes
 from datasets.survey.pyramid import Pyramid, Sample
 from datasets.survey.pyramid_cache import choose_reader, to_sample
@@ -45,9 +45,9 @@ from util.processes import distributed as dist
 from util.processes import fsdp
 from util.processes import torchrun_restarts as restarts
 from util.processes.signals import Stop
-from util.records.clock import Clock
+from util.records.clock import TrainingTimer
 from util.records.log import check_writable, progress, setup_logging
-from util.records.pretrain_records import LAST_PICTURE, LayerFacts, RunFiles, reconstruction_rows, score_lines
+from util.records.pretrain_records import LAST_PICTURE, LayerReportInfo, RunFiles, reconstruction_rows, score_lines
 from util.training.batch_size import report_fit, report_measured, settle_batches
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
@@ -95,7 +95,7 @@ Fetched = tuple[Tiles | Sample, torch.Tensor, torch.Tensor | None]
 
 
 @dataclass
-class Place:
+class Progress:
     """Where a run stands: next epoch, next update within it, optimiser steps done."""
 
     epoch: int = 0
@@ -128,9 +128,9 @@ class Run:
     updater: Updater
     schedule: Schedule
     files: RunFiles
-    layers: list[LayerFacts]
-    clock: Clock
-    place: Place
+    layers: list[LayerReportInfo]
+    clock: TrainingTimer
+    place: Progress
     memory: Callable[..., Forecast]
 
 
@@ -161,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Stop() as stop:
             if args.dry_run:
-                rehearse(run)
+                dry_run(run)
             else:
                 train(run, stop)
     except (RunFailed, OSError, dist.PeerLost, KeyboardInterrupt) as error:
@@ -184,12 +184,12 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     if not args.base_loss_weight + args.scale_loss_weight:
         raise ValueError("--base_loss_weight 0 and --scale_loss_weight 0 leave nothing to learn; raise one of them")
     if args.fsdp:
-        dist.together(lambda: fsdp.refuse_unfit(world_size=ranks.world_size, compiled=args.compile, device=device))
+        dist.on_all(lambda: fsdp.refuse_unfit(world_size=ranks.world_size, compiled=args.compile, device=device))
     amp_dtype, needs_scaler = amp_policy(device, args.amp)
     output_dir = Path(args.output_dir)
-    dist.on_main(lambda: check_writable(output_dir, flag="--output_dir"))
+    dist.on_main_rank(lambda: check_writable(output_dir, flag="--output_dir"))
     if args.log_dir:
-        dist.on_main(lambda: check_writable(Path(args.log_dir), flag="--log_dir"))
+        dist.on_main_rank(lambda: check_writable(Path(args.log_dir), flag="--log_dir"))
     if not args.dry_run:
         args.resume = restarts.resume_from(args.resume, output_dir)
     environment = describe_environment(device) | {
@@ -204,11 +204,11 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     if args.dataset_type == "grid" and not (args.data_dir or args.train_path or args.data_path):
         args.train_path = str(dist.on_each_machine(default_survey, ranks) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
-    survey = dist.together(lambda: open_data(args, ranks))
-    scored = dist.together(lambda: scored_tiles(args, survey))
+    survey = dist.on_all(lambda: open_data(args, ranks))
+    scored = dist.on_all(lambda: scored_tiles(args, survey))
     for text in survey.lines():
         logger.info("%s", text)
-    reader = dist.together(lambda: choose_reader(survey, device, cache=args.cache, local_ranks=ranks.local_world_size))
+    reader = dist.on_all(lambda: choose_reader(survey, device, cache=args.cache, local_ranks=ranks.local_world_size))
     for text in dict.fromkeys(text for source in (survey, scored.survey) for text in source.notes(args.patch_size)):
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
@@ -217,7 +217,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     torch.manual_seed(args.seed)
     network = models.build_model(args.model, **options.model_options(args), **survey.channel_options()).to(device)
     masks = Masks(
-        shares=mask_shares(args.mask_shape or [("random", None)]),
+        shares=mask_fractions(args.mask_shape or [("random", None)]),
         groups=network.num_groups,
         side=args.input_size // args.patch_size,
         spatial=args.spatial_mask,
@@ -262,7 +262,9 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         clip_grad=args.clip_grad,
     )
     layers = [
-        LayerFacts(layer.name, "degrees" if encoding.kind == "circular" else layer.units, channels, encoding.decode)
+        LayerReportInfo(
+            layer.name, "degrees" if encoding.kind == "circular" else layer.units, channels, encoding.decode
+        )
         for layer, encoding, channels in zip(survey.layers, survey.encodings, network.layers, strict=True)
     ]
     files = RunFiles(
@@ -287,8 +289,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         schedule=schedule,
         files=files,
         layers=layers,
-        clock=Clock(),
-        place=Place(args.start_epoch),
+        clock=TrainingTimer(),
+        place=Progress(args.start_epoch),
         memory=memory,
     )
     logger.info(
@@ -335,7 +337,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         ValueError: the checkpoint is of another configuration, or none can be used.
     """
     args, files, place = run.args, run.files, run.place
-    state = dist.together(lambda: ckpt.find_checkpoint(args.resume, files.output_dir))
+    state = dist.on_all(lambda: ckpt.find_checkpoint(args.resume, files.output_dir))
     require_same_checkpoint(state, args.resume)
     elsewhere = args.resume not in ("", "auto") and Path(args.resume).resolve().parent != files.output_dir.resolve()
     place.step = place.epoch * run.schedule.updates
@@ -358,7 +360,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         save_statistics(files.output_dir / "statistics.json", list(run.survey.statistics))
     files.describe({"options": vars(args), "environment": environment})
     if state is not None and not place.update and is_kept(args, place.epoch):
-        dist.on_main(lambda: files.keep_missing(epoch=place.epoch, step=place.step))
+        dist.on_main_rank(lambda: files.keep_missing(epoch=place.epoch, step=place.step))
 
 
 def require_same_checkpoint(state: dict[str, Any] | None, resume: str) -> None:
@@ -600,7 +602,7 @@ def fetch_tiles(reader: Reader, origins: np.ndarray, micro: MicroBatch, *, run: 
     return tiles, noise, dropped
 
 
-def rehearse(run: Run) -> None:
+def dry_run(run: Run) -> None:
     """Does the first update of the first epoch twice, the first time to warm up, and says what an epoch would cost.
 
     Before it the peak memory is predicted, and as many batches read as wait while a run trains. Nothing is written.
@@ -688,7 +690,7 @@ def refuse_non_finite(window: WindowOfSteps, seen_tiles: Sequence[list[np.ndarra
 def save(run: Run, *, keep: bool) -> None:
     """Writes a checkpoint from the main process; all ranks fail together if it cannot be written."""
     state = checkpoint_state(run)
-    dist.on_main(lambda: run.files.save(state, keep=keep))
+    dist.on_main_rank(lambda: run.files.save(state, keep=keep))
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring

@@ -27,7 +27,7 @@ import rasterio
 import torch
 from affine import Affine
 
-from datasets.rasters.open_band import close_datasets
+from datasets.rasters.handles import close_datasets
 from datasets.rasters.xarray_store import require
 from datasets.survey.survey import Survey, open_survey
 from datasets.survey.tile_reader import TileReader

@@ -26,7 +26,7 @@ from datasets.survey.inference_survey import stored_encodings
 from datasets.survey.survey import Survey, open_survey
 from util.checkpoints import checkpoint_file
 from util.hardware.device import select_device
-from util.metrics.cross_layer_skill import Look, LookScore, score_looks
+from util.metrics.cross_layer_skill import CrossLayerScore, ShownGroups, cross_layer_scores
 from util.metrics.skill import ScoredLayer
 from util.options import common as options
 from util.plots.cross_layer_skill import matrix_figure
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         state = checkpoint_file.load_checkpoint(args.checkpoint, required=NEEDED)
         network = load_network(args.checkpoint, state).to(device)
         survey = open_data(state, args.train_path)
-        scores = score_looks(
+        scores = cross_layer_scores(
             network,
             batches(survey, network, device, most=args.val_tiles, batch_size=args.batch_size, options=state["options"]),
             layers=[
@@ -153,12 +153,14 @@ def batches(
         yield sample.imgs, sample.valid, torch.from_numpy(noise).to(device).unflatten(1, (network.num_groups, -1))
 
 
-def shown_text(look: Look, names: Sequence[str]) -> str:
+def shown_text(look: ShownGroups, names: Sequence[str]) -> str:
     """What a look shows, in words."""
     return " and ".join([f"part of {names[look.target]}"] * look.own + [names[g] for g in look.others])
 
 
-def write_table(path: Path, survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, Look], LookScore]) -> None:
+def write_table(
+    path: Path, survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, ShownGroups], CrossLayerScore]
+) -> None:
     """Writes all numbers, a row for each layer and look."""
     with open(path, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
@@ -170,13 +172,13 @@ def write_table(path: Path, survey: Survey, names: Sequence[str], scores: Mappin
             writer.writerow([*row, "accuracy" if classes else "rmse", *(f"{v:.6g}" for v in values), score.pixels])
 
 
-def skill_of(scores: Mapping[tuple[int, Look], LookScore], layer: int, look: Look) -> float:
+def skill_of(scores: Mapping[tuple[int, ShownGroups], CrossLayerScore], layer: int, look: ShownGroups) -> float:
     """The skill under a look; NaN where there is none."""
     return scores[layer, look].skill if (layer, look) in scores else math.nan
 
 
 def matrices(
-    survey: Survey, scores: Mapping[tuple[int, Look], LookScore]
+    survey: Survey, scores: Mapping[tuple[int, ShownGroups], CrossLayerScore]
 ) -> tuple[list[int], list[list[float]], list[list[float]]]:
     """The scored layers; their skill from each group alone; and what skill is lost without it."""
     group_of = {c: g for g, group in enumerate(survey.groups) for c in group}
@@ -185,23 +187,25 @@ def matrices(
     for c in layers:
         target, count = group_of[c], len(survey.groups)
         rest = tuple(g for g in range(count) if g != target)
-        everything = skill_of(scores, c, Look(target, True, rest))
+        everything = skill_of(scores, c, ShownGroups(target, True, rest))
         alone.append(
-            [skill_of(scores, c, Look(target, g == target, () if g == target else (g,))) for g in range(count)]
+            [skill_of(scores, c, ShownGroups(target, g == target, () if g == target else (g,))) for g in range(count)]
         )
-        without = (Look(target, g != target, tuple(h for h in rest if h != g)) for g in range(count))
+        without = (ShownGroups(target, g != target, tuple(h for h in rest if h != g)) for g in range(count))
         lost.append([everything - skill_of(scores, c, look) for look in without])
     return layers, alone, lost
 
 
-def draw(path: Path, survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, Look], LookScore]) -> None:
+def draw(
+    path: Path, survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, ShownGroups], CrossLayerScore]
+) -> None:
     """Draws both matrices."""
     layers, alone, lost = matrices(survey, scores)
     titles = (("predicted from this group alone", alone), ("lost when this group is hidden", lost))
     save_figure(path, matrix_figure(titles, rows=[survey.layers[c].name for c in layers], columns=names))
 
 
-def lines(survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, Look], LookScore]) -> list[str]:
+def lines(survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, ShownGroups], CrossLayerScore]) -> list[str]:
     """The first matrix as text, and what all others together say."""
     layers, alone, _ = matrices(survey, scores)
     rows = []
@@ -209,8 +213,8 @@ def lines(survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, Look]
         target = next(g for g, group in enumerate(survey.groups) if c in group)
         rest = tuple(g for g in range(len(names)) if g != target)
         each = ", ".join(f"{'itself' if g == target else names[g]} {skill:+.3f}" for g, skill in enumerate(skills))
-        together = skill_of(scores, c, Look(target, False, rest))
-        everything = skill_of(scores, c, Look(target, True, rest))
+        together = skill_of(scores, c, ShownGroups(target, False, rest))
+        everything = skill_of(scores, c, ShownGroups(target, True, rest))
         rows.append(
             f"{survey.layers[c].name:<20} skill from {each}; all others {together:+.3f}, with itself {everything:+.3f}"
         )

@@ -26,7 +26,8 @@ from scipy import ndimage
 import main_inference
 from datasets.layers.layer import Layer
 from datasets.layers.table import read_layers_table, write_layers_table
-from datasets.rasters.open_band import RasterBand, open_band
+from datasets.rasters.band import RasterBand
+from datasets.rasters.open_band import open_band
 from datasets.survey.inference_survey import stored_layers
 from util.checkpoints import checkpoint_file
 from util.options import common as options

@@ -191,7 +191,8 @@ def test_upward_imports_are_noticed_in_every_room():
 
 
 def test_the_rules_would_notice():
-    source = "import os\nfrom os import environ\ndef f():\n    import torch.distributed as d\n    from util.records import log\n"
+    inside = "    import torch.distributed as d\n    from util.records import log\n"
+    source = "import os\nfrom os import environ\ndef f():\n" + inside
     assert imports_of(source) == {"os", "os.environ", "torch.distributed", "util.records.log"}
     assert uses_environ(source) and uses_environ("import os\nos.getenv('A')") and not uses_environ("import os\nos.sep")
     assert not may_import("datasets/survey/survey.py", "util.records.log") and may_import(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datasets.loading.augment import TURNS, turned, turned_back
+from datasets.loading.augment import TURNS, rotated, rotated_back
 
 SQUARE = torch.tensor([[1, 2], [3, 4]])
 
@@ -20,7 +20,7 @@ def test_the_eight_ways_typed_out():
         [[3, 4], [1, 2]],
         [[4, 2], [3, 1]],
     ]
-    assert turned(images, torch.arange(TURNS))[:, 0].tolist() == expected
+    assert rotated(images, torch.arange(TURNS))[:, 0].tolist() == expected
 
 
 def test_images_validity_and_targets_turn_alike():
@@ -28,24 +28,26 @@ def test_images_validity_and_targets_turn_alike():
     target = torch.randint(0, 9, (20, 6, 6), generator=rng)
     images = target[:, None].float().expand(-1, 3, -1, -1)
     turns = torch.randint(0, TURNS, (20,), generator=rng)
-    assert torch.equal(turned(images, turns)[:, 2].long(), turned(target, turns))
-    assert torch.equal(turned(target > 4, turns), turned(target, turns) > 4)
+    assert torch.equal(rotated(images, turns)[:, 2].long(), rotated(target, turns))
+    assert torch.equal(rotated(target > 4, turns), rotated(target, turns) > 4)
 
 
 def test_the_input_is_left_alone():
     images = torch.arange(8.0).reshape(2, 1, 2, 2)
     before = images.clone()
-    turned(images, torch.tensor([3, 5]))
+    rotated(images, torch.tensor([3, 5]))
     assert torch.equal(images, before)
 
 
 def test_what_is_no_square_is_refused():
     with pytest.raises(ValueError, match="2 x 3 pixels: expected square"):
-        turned(torch.zeros(1, 2, 3), torch.tensor([1]))
+        rotated(torch.zeros(1, 2, 3), torch.tensor([1]))
 
 
 def test_turning_back():
     images = torch.randn(TURNS, 2, 5, 5, generator=torch.Generator().manual_seed(0))
     turns = torch.arange(TURNS)
-    assert torch.equal(turned_back(turned(images, turns), turns), images)
-    assert len({tuple(image.flatten().tolist()) for image in turned(images[:1].expand(TURNS, 2, 5, 5), turns)}) == TURNS
+    assert torch.equal(rotated_back(rotated(images, turns), turns), images)
+    assert (
+        len({tuple(image.flatten().tolist()) for image in rotated(images[:1].expand(TURNS, 2, 5, 5), turns)}) == TURNS
+    )

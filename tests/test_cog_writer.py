@@ -13,7 +13,7 @@ from rasterio.errors import RasterioIOError
 from util.geotiff import cog_writer as geotiff
 from util.geotiff.cog_writer import join, read_reduced
 from util.geotiff.parts import Parts
-from util.geotiff.raster_spec import RasterInfo, check_nodata
+from util.geotiff.raster_spec import RasterSpec, check_nodata
 
 needs_rio_cogeo = pytest.mark.skipif(
     importlib.util.find_spec("rio_cogeo") is None, reason="rio-cogeo is not installed (requirements-dev.txt)"
@@ -37,7 +37,7 @@ def info(rows=300, cols=700, **changes):
         "units": ("nT", ""),
         "tags": {"checkpoint": 'a <b> & "c"', "layers": "gravity, magnetics"},
     }
-    return RasterInfo(**(facts | changes))
+    return RasterSpec(**(facts | changes))
 
 
 def classes(rows=300, cols=700):

@@ -12,7 +12,13 @@ from datasets.layers.encoding import Encoding
 from scripts import layer_report
 from tests.surveys import train, write_survey
 from util.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
-from util.metrics.cross_layer_skill import Look, LookScore, look_noise, looks_at, score_looks
+from util.metrics.cross_layer_skill import (
+    CrossLayerScore,
+    ShownGroups,
+    cross_layer_scores,
+    shown_groups_for,
+    shown_groups_noise,
+)
 from util.metrics.skill import ScoredLayer
 from util.model.layer_losses import LayerChannels
 from util.plots.cross_layer_skill import matrix_figure
@@ -42,7 +48,7 @@ def scores(mask_ratio=0.75, valid=None):
     chance = torch.rand(4, 3, 16, generator=torch.Generator().manual_seed(0))
     encoding = Encoding(spreads=(2.0,))
     layers = [ScoredLayer(LayerChannels(c), encoding.decode, 2.0, (0.0,)) for c in range(3)]
-    return score_looks(
+    return cross_layer_scores(
         CopyOther(),
         [(imgs[:3], valid[:3], chance[:3]), (imgs[3:], valid[3:], chance[3:])],
         layers=layers,
@@ -53,7 +59,7 @@ def scores(mask_ratio=0.75, valid=None):
 
 
 def test_looks_of_three_groups():
-    found = looks_at(1, 3)
+    found = shown_groups_for(1, 3)
     assert len(found) == len(set(found)) == 7
     assert {(look.own, look.others) for look in found} == {
         *((True, ()), (True, (0,)), (True, (2,)), (True, (0, 2)), (False, (0,)), (False, (2,)), (False, (0, 2)))
@@ -64,7 +70,7 @@ def test_what_a_look_shows():
     valid = torch.ones(2, 3, 16, dtype=torch.bool)
     valid[1, 0, :4] = valid[1, 1, :8] = False
     chance = torch.rand(2, 3, 16)
-    noise, counts = look_noise(Look(1, True, (0,)), valid, chance, mask_ratio=0.75)
+    noise, counts = shown_groups_noise(ShownGroups(1, True, (0,)), valid, chance, mask_ratio=0.75)
     assert counts.tolist() == [16 + 4, 12 + 2]
     shown = torch.zeros(2, 48).scatter(1, noise.argsort(dim=1)[:, :14], 1.0)[1].bool().view(3, 16)
     assert shown[0].tolist() == valid[1, 0].tolist() and shown[1].sum() == 2 and not (shown & ~valid[1]).any()
@@ -73,13 +79,13 @@ def test_what_a_look_shows():
 
 def test_a_layer_is_known_from_what_shows_it():
     found = scores()
-    assert found[1, Look(1, False, (0,))].skill == 1 and found[1, Look(1, False, (0, 2))].skill == 1
-    assert found[1, Look(1, False, (2,))].skill == 0 and found[0, Look(0, False, (1,))].skill == 0
-    assert found[1, Look(1, True, (0, 2))].skill == 1 and found[1, Look(1, True, ())].skill == 0
+    assert found[1, ShownGroups(1, False, (0,))].skill == 1 and found[1, ShownGroups(1, False, (0, 2))].skill == 1
+    assert found[1, ShownGroups(1, False, (2,))].skill == 0 and found[0, ShownGroups(0, False, (1,))].skill == 0
+    assert found[1, ShownGroups(1, True, (0, 2))].skill == 1 and found[1, ShownGroups(1, True, ())].skill == 0
     assert not any(layer == 2 for layer, _ in found)  # not scored
-    assert found[1, Look(1, False, (0,))].pixels == 4 * 64
-    assert found[1, Look(1, True, (0,))].pixels == 4 * 64 * 3 // 4
-    score = found[1, Look(1, False, (2,))]
+    assert found[1, ShownGroups(1, False, (0,))].pixels == 4 * 64
+    assert found[1, ShownGroups(1, True, (0,))].pixels == 4 * 64 * 3 // 4
+    score = found[1, ShownGroups(1, False, (2,))]
     assert score.constant_report == pytest.approx(4 * score.constant)
 
 
@@ -88,8 +94,8 @@ def test_tiles_with_little_to_show_are_scored_with_the_others():
     valid[0, 0, :4] = False
     valid[1, 0] = False
     found = scores(valid=valid)
-    assert found[1, Look(1, False, (0,))].pixels == 3 * 64  # of the second tile nothing is shown
-    assert 0.7 < found[1, Look(1, False, (0,))].skill < 1
+    assert found[1, ShownGroups(1, False, (0,))].pixels == 3 * 64  # of the second tile nothing is shown
+    assert 0.7 < found[1, ShownGroups(1, False, (0,))].skill < 1
 
 
 def test_figure():
@@ -97,7 +103,7 @@ def test_figure():
     figure = matrix_figure((("a", values), ("b", values)), rows=["x", "y"], columns=["p", "q"])
     texts = [text.get_text() for axis in figure.axes[:2] for text in axis.texts]
     assert texts == ["1.00", "0.25", "-0.50"] * 2
-    assert LookScore(0.5, 2.0, 0, 0, 1).skill == 0.75
+    assert CrossLayerScore(0.5, 2.0, 0, 0, 1).skill == 0.75
 
 
 @pytest.fixture(scope="module")

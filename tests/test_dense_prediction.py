@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.loading.augment import TURNS, turned, turned_back
-from util.finetuning.predictors import TreeOutputs
+from datasets.loading.augment import TURNS, rotated, rotated_back
+from util.finetuning.predictors import TreePredictor
 from util.finetuning.scoring import BlockSums, SampledMap, merged, score_ground
 from util.mosaics.dense_prediction import DensePrediction, viewed
-from util.mosaics.mosaic import units_of
+from util.mosaics.mosaic import blocks_of
 
 
 def ground(rows, cols):
@@ -45,7 +45,7 @@ def prediction(scale, **changes):
 def test_blending_a_plane_gives_the_plane(scale, shape):
     plane = ground(*shape)
     expected = plane.repeat(scale, axis=0).repeat(scale, axis=1)
-    for unit in units_of(*shape, edge=10):
+    for unit in blocks_of(*shape, edge=10):
         found = prediction(scale).of(unit, shape, sampler(plane, 8))
         part = expected[unit.top * scale : unit.bottom * scale, unit.left * scale : unit.right * scale]
         np.testing.assert_allclose(found[0], part, rtol=1e-6, atol=1e-6)  # NaN at the same places
@@ -53,10 +53,10 @@ def test_blending_a_plane_gives_the_plane(scale, shape):
 
 def test_units_and_batches_change_nothing():
     plane = ground(19, 26)
-    whole = prediction(1).of(units_of(19, 26, edge=64)[0], (19, 26), sampler(plane, 8))
+    whole = prediction(1).of(blocks_of(19, 26, edge=64)[0], (19, 26), sampler(plane, 8))
     for edge, batch in ((6, 1), (11, 64)):
         parts = np.full_like(whole, np.nan)
-        for unit in units_of(19, 26, edge=edge):
+        for unit in blocks_of(19, 26, edge=edge):
             part = prediction(1, batch_size=batch).of(unit, (19, 26), sampler(plane, 8))
             parts[:, unit.top : unit.bottom, unit.left : unit.right] = part
         np.testing.assert_array_equal(parts, whole)
@@ -71,7 +71,7 @@ def test_scores_take_what_is_tested():
     outcome = score_ground(
         SimpleNamespace(of_ground=lambda unit, where: shares),
         SimpleNamespace(update=lambda p, t: seen.append((p.tolist(), t.tolist())), compute=lambda: {"count": 4}),
-        units=units_of(2, 3, edge=9),
+        units=blocks_of(2, 3, edge=9),
         scale=1,
         truth_of=lambda window: (truth, tested),
         shape=(2, 3),
@@ -88,7 +88,7 @@ def test_a_tested_pixel_without_prediction_is_an_error():
         score_ground(
             SimpleNamespace(of_ground=lambda unit, where: np.array([[[1.0, 2.0], [np.nan, 3.0]]])),
             SimpleNamespace(),
-            units=units_of(2, 2, edge=4),
+            units=blocks_of(2, 2, edge=4),
             scale=1,
             truth_of=lambda window: (np.zeros((2, 2)), np.ones((2, 2), bool)),
             shape=(2, 2),
@@ -122,8 +122,8 @@ def test_parts_of_several_processes_merge():
 def test_trees_predict_tested_pixels_alone():
     """Features are the pixel's own row and column, of target pixels of the whole ground."""
     trees = SimpleNamespace(predict=lambda features: features.astype(np.float32))
-    outputs = TreeOutputs(trees, lambda pixels: pixels, scale=2, pixels=np.array([[5, 6], [7, 8]]))
-    image = outputs.of_ground(units_of(8, 8, edge=4)[3], np.array([[False, True], [True, False]]))
+    outputs = TreePredictor(trees, lambda pixels: pixels, scale=2, pixels=np.array([[5, 6], [7, 8]]))
+    image = outputs.of_ground(blocks_of(8, 8, edge=4)[3], np.array([[False, True], [True, False]]))
     np.testing.assert_array_equal(image, [[[np.nan, 8], [9, np.nan]], [[np.nan, 9], [8, np.nan]]])
     assert outputs.of_windows(np.array([1])).tolist() == [[7, 8]]
 
@@ -135,7 +135,7 @@ def test_views_average_what_depends_on_direction():
     def view(turn):
         def forward(imgs, valid):
             turns = torch.full((len(imgs),), turn)
-            return turned_back(turned(imgs, turns) + ramp, turns)
+            return rotated_back(rotated(imgs, turns) + ramp, turns)
 
         return forward
 
@@ -150,6 +150,6 @@ def test_views_average_what_depends_on_direction():
     side_by_side = {"bands": 1, "size": 4, "patch": 4, "overlap": 0.0, "scale": 1, "batch_size": 2}
     whole = DensePrediction(views, device=torch.device("cpu"), **side_by_side)
     zero = SimpleNamespace(imgs=torch.zeros(2, 1, 4, 4), valid=torch.ones(2, 1, 4, 4, dtype=torch.bool))
-    mosaic = whole.mosaic(units_of(4, 8, edge=8)[0], (4, 8), lambda origins: zero, spread=True)
+    mosaic = whole.mosaic(blocks_of(4, 8, edge=8)[0], (4, 8), lambda origins: zero, spread=True)
     np.testing.assert_allclose(mosaic.mean, 1.5, atol=1e-6)
     np.testing.assert_allclose(mosaic.spread[0], np.tile(np.sqrt((row**2 + col**2) / 2), 2), atol=1e-5)

@@ -68,7 +68,7 @@ def _use_everything(ranks: dist.Ranks) -> dict[str, Any]:
         "any": [dist.any_rank(ranks.rank == 1), dist.any_rank(False), dist.any_rank(True)],
         "gathered": dist.gather_objects({"rank": ranks.rank}),
         "broadcast": dist.broadcast_object(f"from {ranks.rank}"),
-        "on_main": dist.on_main(lambda: f"computed by {ranks.rank}"),
+        "on_main": dist.on_main_rank(lambda: f"computed by {ranks.rank}"),
         "on_each_machine": dist.on_each_machine(lambda: ranks.rank, ranks),
         "sum": dist.sum_over_ranks(torch.tensor([1, 10]) * (ranks.rank + 1)).tolist(),
         "mean": dist.mean_over_ranks(torch.tensor([1.0, 10.0]) * (ranks.rank + 1)).tolist(),
@@ -99,7 +99,7 @@ def test_a_single_process_needs_no_group():
     dist.barrier()
     assert dist.any_rank(True) is True and dist.any_rank(False) is False
     assert dist.any_rank_each(False, True) == (False, True)
-    assert dist.gather_objects("a") == ["a"] and dist.broadcast_object("a") == "a" and dist.on_main(lambda: 3) == 3
+    assert dist.gather_objects("a") == ["a"] and dist.broadcast_object("a") == "a" and dist.on_main_rank(lambda: 3) == 3
     assert dist.sum_over_ranks(values) is values and dist.mean_over_ranks(values) is values
     model = nn.Linear(1, 1)
     assert dist.wrap(model, CPU) is model and dist.unwrap(model) is model
@@ -162,7 +162,7 @@ def _fail_on_main(ranks: dist.Ranks) -> str:
         raise Peculiar("layer 'gravity' is constant")
 
     try:
-        dist.on_main(refuse)
+        dist.on_main_rank(refuse)
     except ValueError as error:
         return f"{type(error).__name__}: {error}, {dist.any_rank(False)}"
     return "nothing raised"

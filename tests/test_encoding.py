@@ -6,22 +6,23 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.layers.encoding import Encoding, channel_ranges, encoding_of, linear_encodings
+from datasets.layers.encoding import Encoding, channel_ranges, encoding_from_dict, linear_encodings
 from datasets.layers.layer import Layer
 from datasets.layers.table import layers_from_directory, read_layers_table, write_layers_table
 from datasets.layers.transforms import Transform
-from datasets.rasters.open_band import close_datasets, layer_crs, open_band
-from datasets.survey.inference_survey import reopen_survey
+from datasets.rasters.handles import close_datasets
+from datasets.rasters.open_band import layer_crs, open_band
+from datasets.survey.inference_survey import open_inference_survey
 from datasets.survey.layer_classes import find_classes
 from datasets.survey.stack import Stack, reference_grid
-from datasets.survey.statistics import fit_layer
+from datasets.survey.statistics import fit_statistics
 from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
-from datasets.survey.tiles import HeldOut
+from datasets.survey.tiles import HoldoutBlocks
 from tests.rasters import ramp, write_grid
 
 NAN = float("nan")
-NOTHING_HELD_OUT = HeldOut(chosen=np.zeros((1, 1), dtype=bool), height=4, width=4, buffer=0)
+NOTHING_HELD_OUT = HoldoutBlocks(chosen=np.zeros((1, 1), dtype=bool), height=4, width=4, buffer=0)
 CLASSES = Encoding(
     "categorical",
     locations=(),
@@ -98,7 +99,7 @@ def fit(path, kind, **options):
     band = open_band(Layer("a", str(path), kind=kind, **options))
     stack = Stack([band], reference_grid([band]))
     classes = find_classes(band)[0] if kind == "categorical" else None
-    return fit_layer(stack, 0, NOTHING_HELD_OUT, classes)
+    return fit_statistics(stack, 0, NOTHING_HELD_OUT, classes)
 
 
 def whole(path):
@@ -176,9 +177,9 @@ class TestCategorical:
         path = write_grid(tmp_path / "a.tif", np.repeat([[3] * 8, [7] * 8], 4, axis=0).astype("uint8"))
         band = open_band(Layer("a", str(path), kind="categorical"))
         stack = Stack([band], reference_grid([band]))
-        held = HeldOut(chosen=np.array([[False], [True]]), height=4, width=8, buffer=0)
+        held = HoldoutBlocks(chosen=np.array([[False], [True]]), height=4, width=8, buffer=0)
         with pytest.raises(ValueError, match="3 alone on training ground, expected at least two classes; change"):
-            fit_layer(stack, 0, held, find_classes(band)[0])
+            fit_statistics(stack, 0, held, find_classes(band)[0])
 
     def test_warped_classes_are_those_of_the_nearest_pixel(self, tmp_path):
         codes = np.random.default_rng(0).choice([3, 205], size=(60, 60)).astype("uint8")
@@ -192,7 +193,7 @@ class TestCategorical:
 def test_encodings_travel_as_plain_data():
     for encoding in (CLASSES, Encoding("circular", locations=(0.1, 0.2)), Encoding(transform=Transform("asinh", 1, 2))):
         plain = encoding.plain()
-        assert encoding_of(plain) == encoding
+        assert encoding_from_dict(plain) == encoding
         assert not any(isinstance(value, tuple) for value in [*plain.values(), *plain["transform"].values()])
 
 
@@ -320,7 +321,7 @@ class TestSurvey:
 
 class TestReopened:
     def reopen(self, survey, folder, **options):
-        return reopen_survey(
+        return open_inference_survey(
             survey.layers,
             location=(),
             spread=(),
@@ -358,7 +359,7 @@ class TestReopened:
         survey = open_mixed(mixed)
         (mixed / "layers.csv").write_text("path,kind\nmagnetics.tif,\nazimuth.tif,continuous\nlithology.tif,\n")
         with pytest.raises(ValueError, match="layer 'azimuth' .*kind is continuous, expected circular as in training"):
-            reopen_survey(
+            open_inference_survey(
                 survey.layers,
                 location=(),
                 spread=(),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from util.inference.gap_calibration import Filling, TriedGap, fit_filling, roughness
+from util.inference.gap_calibration import GapModel, TrialGap, fit_gap_model, roughness
 
 FLAT = np.ones((4, 4))
 ALL = np.ones((4, 4), dtype=bool)
@@ -19,13 +19,13 @@ def tried(count, *, rough=lambda k: 1.0, noise=lambda k: 0.0):
     for k in range(count):
         spline, detail, error = rng.normal(size=(3, 30, 30))
         truth = spline + 0.4 * detail + 0.1 * distance * noise(k) * error
-        yield TriedGap(spline, detail, truth, gap, np.full((30, 30), rough(k)))
+        yield TrialGap(spline, detail, truth, gap, np.full((30, 30), rough(k)))
 
 
 class TestFit:
     def test_share_and_errors(self):
         found = list(tried(60, noise=lambda k: 1.0))
-        filling, gap = fit_filling(found), found[0].gap
+        filling, gap = fit_gap_model(found), found[0].gap
         assert abs(filling.share - 0.4) < 0.02 and (np.diff(filling.errors) >= 0).all()
         np.testing.assert_allclose(filling.errors, 0.1 * np.array(filling.distances), rtol=0.1)
         sigma = filling.uncertainty(~gap, np.ones((30, 30)))
@@ -35,7 +35,7 @@ class TestFit:
     def test_errors_that_follow_the_roughness(self, power):
         """Errors of ground that is k times as rough are k^power times as large, which is found out."""
         found = tried(24, rough=lambda k: 2.0 ** (k % 5), noise=lambda k: (2.0 ** (k % 5)) ** power)
-        filling = fit_filling(list(found))
+        filling = fit_gap_model(list(found))
         assert filling.power == power and filling.typical == 4 and filling.least == 1
         rough, distance = np.array([2.0, 8.0]), np.full(2, 5.0)
         np.testing.assert_allclose(filling.expected(distance, rough), 0.1 * 5 * rough**power, rtol=0.15)
@@ -43,28 +43,28 @@ class TestFit:
         assert filling.factor(np.array([np.nan])) == 1
 
     def test_few_gaps_say_nothing_of_roughness(self):
-        assert fit_filling(list(tried(5, rough=lambda k: 2.0**k, noise=lambda k: 2.0**k))).power == 0
+        assert fit_gap_model(list(tried(5, rough=lambda k: 2.0**k, noise=lambda k: 2.0**k))).power == 0
 
     def test_a_layer_without_any_variation(self):
         zero = np.zeros((4, 4))
-        filling = fit_filling([TriedGap(zero, zero, zero, ALL, zero)] * 8)
+        filling = fit_gap_model([TrialGap(zero, zero, zero, ALL, zero)] * 8)
         assert filling.share == 0 and (filling.uncertainty(~ALL, zero) == 0).all()
 
     def test_detail_that_only_harms_is_left_out(self):
         zero = np.zeros((4, 4))
-        assert fit_filling([TriedGap(zero, FLAT, -FLAT, ALL, FLAT)]).share == 0
-        assert fit_filling([TriedGap(zero, FLAT, 5 * FLAT, ALL, FLAT)]).share == 1
+        assert fit_gap_model([TrialGap(zero, FLAT, -FLAT, ALL, FLAT)]).share == 0
+        assert fit_gap_model([TrialGap(zero, FLAT, 5 * FLAT, ALL, FLAT)]).share == 1
 
     def test_a_rough_gap_does_not_decide_alone(self):
         """Twenty smooth gaps where the detail is right, and a wild one where it is not at all."""
         rng = np.random.default_rng(0)
         zero, fine, wild = np.zeros((4, 4)), rng.normal(size=(20, 4, 4)), 1000 * rng.normal(size=(4, 4))
-        found = [TriedGap(zero, detail, detail, ALL, FLAT) for detail in fine]
-        assert fit_filling([*found, TriedGap(zero, -wild, wild, ALL, FLAT)]).share > 0.9
+        found = [TrialGap(zero, detail, detail, ALL, FLAT) for detail in fine]
+        assert fit_gap_model([*found, TrialGap(zero, -wild, wild, ALL, FLAT)]).share > 0.9
 
     def test_nothing_to_learn_from(self):
         with pytest.raises(ValueError, match="no artificial gap could be made"):
-            fit_filling([])
+            fit_gap_model([])
 
 
 class TestRoughness:
@@ -92,5 +92,5 @@ class TestRoughness:
         assert np.isnan(roughness(np.full((6, 6), np.nan, np.float32), reach_y=3, reach_x=3)).all()
 
     def test_an_unknown_roughness_is_the_usual_one(self):
-        filling = Filling(0.0, (1.0,), (3.0,), power=1.0, typical=2.0, least=1.0)
+        filling = GapModel(0.0, (1.0,), (3.0,), power=1.0, typical=2.0, least=1.0)
         np.testing.assert_allclose(filling.expected(np.ones(3), np.array([np.nan, 4.0, 0.5])), [3.0, 6.0, 1.5])

@@ -24,19 +24,19 @@ import models_mae_group_channels as models
 from datasets.layers.encoding import Encoding
 from datasets.rasters.handles import close_datasets
 from datasets.survey.coverage import overlap_matrix
-from datasets.survey.inference_survey import reopen_survey, stored_layers
+from datasets.survey.inference_survey import open_inference_survey, stored_layers
 from datasets.survey.survey import open_survey
 from scripts import measure_gapfill, measure_superresolution
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, start_of_launch, write_survey
 from util.checkpoints.checkpoint_file import save_checkpoint
-from util.inference.embeddings import EmbeddingMaker
+from util.inference.embeddings import EmbeddingProduct
 from util.inference.engine import Engine, LayerValues, Meter
-from util.inference.gap_filling import GapMaker, NativeLayer
-from util.inference.masked_views import Views
-from util.inference.reconstruction import ReconstructionMaker
+from util.inference.gap_filling import GapFillingProduct, NativeLayer
+from util.inference.masked_views import MaskedViews
+from util.inference.reconstruction import ReconstructionProduct
 from util.model.layer_losses import LayerChannels
-from util.mosaics.mosaic import units_of
+from util.mosaics.mosaic import blocks_of
 
 CPU = torch.device("cpu")
 SIZE, PATCH = 16, 4
@@ -86,7 +86,7 @@ def reopen(folder, *, base=400.0, scales=(1, 2), **options):
     """All rasters of a folder, in model units that are physical ones."""
     layers = main_layers(folder)
     count = len(layers)
-    return reopen_survey(
+    return open_inference_survey(
         layers,
         location=[0.0] * count,
         spread=[1.0] * count,
@@ -107,7 +107,7 @@ def main_layers(folder):
 def run(maker, survey, *, edge=24):
     """Makes every unit and puts the parts in place: name -> (B, rows, cols)."""
     found = {name: np.full((len(i.names), i.rows, i.cols), np.nan, np.float32) for name, i in maker.rasters.items()}
-    for unit in units_of(*maker.extent(), edge=edge):
+    for unit in blocks_of(*maker.extent(), edge=edge):
         around = unit.grown(maker.reach)
         window = survey.read(around.top, around.left, around.bottom, around.right)
         for name, (_, pixels, row, col) in maker.make(unit, window).items():
@@ -134,12 +134,12 @@ class TestIdentity:
         """Prime sizes, a tile taller than the survey, and base pixels of 2.67 native ones: tiles -> mosaic."""
         write_grid(tmp_path / "a.tif", plane(rows, cols, resolution), resolution=resolution)
         survey = reopen(tmp_path, scales=(1,))
-        maker = ReconstructionMaker(
+        maker = ReconstructionProduct(
             engine(Copy((1,))),
             main_inference.ground_of(survey),
             layers=values(survey),
             wanted={1: [0]},
-            views=Views(0.75, 2, 0),
+            views=MaskedViews(0.75, 2, 0),
             tags={},
         )
         pixels = run(maker, survey)["reconstruction_a_1x"]
@@ -159,7 +159,7 @@ class TestIdentity:
         write_grid(tmp_path / "a.tif", plane(190, 230, 100.0))
         survey = reopen(tmp_path)
         for stride in (4, 2, 1):
-            maker = EmbeddingMaker(
+            maker = EmbeddingProduct(
                 engine(Copy()), main_inference.ground_of(survey), pool="mean", stride=stride, dtype="float32", tags={}
             )
             info = maker.rasters["embeddings"]
@@ -177,7 +177,7 @@ class TestIdentity:
         image[(y - 100) ** 2 + (x - 90) ** 2 > 85**2] = np.nan
         write_grid(tmp_path / "a.tif", image, nodata=np.nan)
         survey = reopen(tmp_path)
-        maker = EmbeddingMaker(
+        maker = EmbeddingProduct(
             engine(Copy()), main_inference.ground_of(survey), pool="group", stride=4, dtype="float32", tags={}
         )
         pixels = run(maker, survey)["embeddings"][0]
@@ -207,7 +207,9 @@ class TestIdentity:
             ratio_yx=(4.0, 4.0),
             offset_yx=(0.0, 0.0),
         )
-        maker = GapMaker(engine(model), ground, layers=[layer], views=Views(0.75, 2, 0), max_gap=2000.0, tags={})
+        maker = GapFillingProduct(
+            engine(model), ground, layers=[layer], views=MaskedViews(0.75, 2, 0), max_gap=2000.0, tags={}
+        )
         maker.fillings = maker.calibrate(
             lambda u: survey.read(u.top, u.left, u.bottom, u.right), np.array([[4, 0], [4, 24], [28, 0]]), count=3
         )

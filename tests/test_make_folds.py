@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.folds.blocks import auto_block, counts_on, deal, even_lattice, label_order, lattice_of
+from datasets.folds.blocks import assign_blocks, auto_block, block_grid_of, counts_on, even_block_grid, label_ranking
 from datasets.folds.folds import CONTROL_WARNING
 from datasets.folds.make_folds import LEAK_WARNING, count_points, folds_from_rectangles, make_folds
 
@@ -199,7 +199,7 @@ class TestLabelFraction:
         counts = np.zeros((10, 20, 2), dtype=np.int64)
         counts[..., 0] = 5
         counts[:2, :10] = (0, 1)
-        places = label_order(counts, np.random.default_rng(0))
+        places = label_ranking(counts, np.random.default_rng(0))
         assert sorted(places.ravel()) == list(range(200))
         for first in (20, 50, 100):
             assert (places[:2, :10] < first).sum() == pytest.approx(first / 10, abs=1)
@@ -208,7 +208,7 @@ class TestLabelFraction:
         counts = np.zeros((2, 2, 1), dtype=np.int64)
         counts[1, 0] = 3
         last = np.iinfo(np.int32).max
-        np.testing.assert_array_equal(label_order(counts, np.random.default_rng(0)), [[last, last], [0, last]])
+        np.testing.assert_array_equal(label_ranking(counts, np.random.default_rng(0)), [[last, last], [0, last]])
 
 
 class TestDeal:
@@ -227,14 +227,14 @@ class TestDeal:
     def test_labels_are_balanced(self):
         rng = np.random.default_rng(0)
         counts = rng.integers(0, 1000, (60, 3)) + 1
-        dealt = deal(counts, 5, rng)
+        dealt = assign_blocks(counts, 5, rng)
         totals = np.array([counts[dealt == fold].sum(axis=0) for fold in range(5)])
         assert (abs(totals / totals.mean(axis=0) - 1) < 0.15).all()
 
     def test_no_fold_is_empty(self):
         counts = np.array([[1000], [1], [1]])
         for seed in range(20):
-            assert set(deal(counts, 3, np.random.default_rng(seed))) == {0, 1, 2}
+            assert set(assign_blocks(counts, 3, np.random.default_rng(seed))) == {0, 1, 2}
 
     def test_a_rare_class_is_tested_in_every_fold(self):
         """It lies in 4 blocks of 64."""
@@ -257,10 +257,10 @@ class TestDeal:
         assert auto_block(labels, folds=4, **ground) == 1  # half of them without a label
 
     def test_slivers_go_to_their_neighbour(self):
-        lattice = even_lattice((19, 20), 8)
+        lattice = even_block_grid((19, 20), 8)
         assert lattice.row_lines.tolist() == [0, 8, 19]
         assert lattice.col_lines.tolist() == [0, 8, 16, 20]
-        assert even_lattice((5, 8), 8).shape == (1, 1)
+        assert even_block_grid((5, 8), 8).shape == (1, 1)
 
     def test_blocks_are_cut_to_whole_cells(self):
         folds = make(shape=(30, 30), cell=4, tile=5)
@@ -268,7 +268,7 @@ class TestDeal:
 
     def test_counts_of_blocks(self):
         counts = full(19, 20, kinds=2)
-        sums = counts_on(even_lattice((19, 20), 8), counts, 4)
+        sums = counts_on(even_block_grid((19, 20), 8), counts, 4)
         np.testing.assert_array_equal(sums.sum(axis=2), [[64, 64, 32], [96, 96, 48]])
         np.testing.assert_array_equal(sums.sum(axis=(0, 1)), counts.sum(axis=(0, 1)))
 
@@ -308,7 +308,7 @@ class TestFromCheckpoint:
         assert np.argwhere(folds.testing(0, 0, 0, 40, 60)).max(axis=0).tolist() == [15, 15]
 
     def test_rectangles_that_overlap(self):
-        lattice, numbers = lattice_of(np.array([[0, 0, 4, 4], [2, 2, 6, 6]]), (8, 8))
+        lattice, numbers = block_grid_of(np.array([[0, 0, 4, 4], [2, 2, 6, 6]]), (8, 8))
         np.testing.assert_array_equal(lattice.row_lines, [0, 2, 4, 6, 8])
         np.testing.assert_array_equal(numbers, [[0, 0, -1, -1], [0, 1, 1, -1], [-1, 1, 1, -1], [-1] * 4])
 

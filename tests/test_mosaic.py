@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from util.inference.view_masks import draws_to_show_all, least_draws, view_noise, visible_counts
 from util.model.patches import token_pixels
-from util.mosaics.mosaic import Moments, Mosaic, Unit, raised_cosine, tile_origins, units_of
+from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, blocks_of, raised_cosine, tile_origins
 
 CPU = torch.device("cpu")
 
@@ -51,12 +51,12 @@ class TestOrigins:
             tile_origins(100, tile=48, stride=stride, align=8)
 
     def test_units_cover_once(self):
-        units = units_of(100, 70, edge=48)
+        units = blocks_of(100, 70, edge=48)
         seen = np.zeros((100, 70), dtype=int)
         for unit in units:
             seen[unit.top : unit.bottom, unit.left : unit.right] += 1
         assert (seen == 1).all() and [(u.row, u.col) for u in units] == [(r, c) for r in range(3) for c in range(2)]
-        assert units[0].grown(2) == Unit(0, 0, -2, -2, 50, 50)
+        assert units[0].grown(2) == Block(0, 0, -2, -2, 50, 50)
 
 
 class TestBlending:
@@ -117,7 +117,7 @@ class TestMoments:
         tile_weights = [0.2, 1.0, 0.5]
         mosaic = Mosaic(1, 2, 2, device=CPU)
         for tile, factor in enumerate(tile_weights):
-            moments = Moments((1, 2, 2), CPU)
+            moments = WeightedMoments((1, 2, 2), CPU)
             for view in range(4):
                 moments.add(values[tile, view], seen[tile, view])
             mosaic.add(moments.mean, moments.weight * factor, squares=moments.squares * factor, row=0, col=0)

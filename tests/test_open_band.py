@@ -19,20 +19,14 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
+from datasets.ground.grid import Grid, crs_agree
 from datasets.layers.layer import Layer
 from datasets.rasters import handles
 from datasets.rasters import scan as scan_module
 from datasets.rasters.chunk_cache import CHUNKS
-from datasets.rasters.open_band import (
-    Grid,
-    close_datasets,
-    crs_agree,
-    layer_crs,
-    load_aoi,
-    open_band,
-    scan,
-    with_dummies,
-)
+from datasets.rasters.handles import close_datasets
+from datasets.rasters.open_band import layer_crs, load_area_of_interest, open_band, with_undeclared_nodata
+from datasets.rasters.scan import scan
 from tests.rasters import ramp, write_grid
 
 pytestmark = [
@@ -316,7 +310,7 @@ class TestDummies:
         assert summary.dummies == (dummy,) and summary.suspicious == ()
         assert summary.valid_fraction == 27 / 30 and (summary.minimum, summary.maximum) == (0.0, 54.0)
         assert not np.isnan(whole(band)).any()  # nothing changes until it is asked for
-        known = with_dummies(band, summary.dummies)
+        known = with_undeclared_nodata(band, summary.dummies)
         assert np.isnan(whole(known)).sum() == 3 and known.nodata == (dummy,)
         assert known.nodata_rule.endswith(f"recognised {dummy:.9g}")
         assert scan(known).dummies == () and scan(known).mean == summary.mean
@@ -351,7 +345,7 @@ class TestDummies:
         band = opened(write_grid(tmp_path / "a.tif", values, scale=0.01))
         summary = scan(band)
         assert summary.dummies == (-32768.0,) and summary.minimum == pytest.approx(0.01)
-        assert np.isnan(with_dummies(band, summary.dummies).read(0, 0, 1, 1)).all()
+        assert np.isnan(with_undeclared_nodata(band, summary.dummies).read(0, 0, 1, 1)).all()
 
     def test_whole_numbers_meet_a_dummy_by_chance(self, tmp_path):
         heights = np.arange(900, 1100, dtype="int16").reshape(10, 20)
@@ -668,7 +662,7 @@ class TestReprojection:
         path = self.plane(tmp_path, holes=holes, nodata=-99999.0 if kind == "declared" else None, mask=mask)
         band = opened(path, reproject_to=MGA55)
         summary = scan(band)
-        band = with_dummies(band, summary.dummies)
+        band = with_undeclared_nodata(band, summary.dummies)
         values = whole(band)
         expected, row, col = self.expected(band.grid)
         within = (row > 100.1) & (row < 139.9) & (col > 60.1) & (col < 109.9)
@@ -724,7 +718,7 @@ class TestAreaOfInterest:
 
     def test_pixel_centres_decide(self, tmp_path):
         triangle = shapely.Polygon([(500_000, 6_000_000), (500_400, 6_000_000), (500_000, 5_999_600)])
-        aoi = load_aoi(self.polygons(tmp_path / "a.gpkg", [triangle]), MGA54)
+        aoi = load_area_of_interest(self.polygons(tmp_path / "a.gpkg", [triangle]), MGA54)
         band = opened(write_grid(tmp_path / "a.tif", 1 + ramp(4, 4)), aoi=pickle.loads(pickle.dumps(aoi)))
         valid = ~np.isnan(whole(band))
         assert valid[0, :3].all() and valid[1, :2].all() and valid[2, 0]  # clear of the slanted edge
@@ -735,7 +729,9 @@ class TestAreaOfInterest:
 
     @pytest.mark.parametrize("south_up", [False, True])
     def test_scan_counts_inside_only(self, tmp_path, south_up):
-        aoi = load_aoi(self.polygons(tmp_path / "a.gpkg", [shapely.box(500_000, 5_999_800, 500_200, 6_000_000)]), MGA54)
+        aoi = load_area_of_interest(
+            self.polygons(tmp_path / "a.gpkg", [shapely.box(500_000, 5_999_800, 500_200, 6_000_000)]), MGA54
+        )
         band = opened(write_grid(tmp_path / "a.tif", ramp(4, 5), south_up=south_up), aoi=aoi)
         summary = scan(band)
         assert (summary.minimum, summary.maximum, summary.valid_fraction) == (0.0, 11.0, 4 / 20)
@@ -743,20 +739,20 @@ class TestAreaOfInterest:
     def test_warped_band(self, tmp_path):
         path = write_grid(tmp_path / "a.tif", ramp(100, 100))
         box = shapely.box(503_000, 5_993_000, 506_000, 5_997_000)
-        aoi = load_aoi(self.polygons(tmp_path / "a.gpkg", [box]), MGA55)
+        aoi = load_area_of_interest(self.polygons(tmp_path / "a.gpkg", [box]), MGA55)
         summary = scan(opened(path, reproject_to=MGA55, aoi=aoi))
         assert summary.minimum == pytest.approx(10 * 30 + 30, abs=12) and summary.maximum == pytest.approx(759, abs=12)
 
     def test_polygons_of_another_crs_are_brought_over(self, tmp_path):
         box = geopandas.GeoSeries([shapely.box(500_000, 5_999_800, 500_200, 6_000_000)], crs="EPSG:28354")
         path = self.polygons(tmp_path / "a.geojson", list(box.to_crs("EPSG:4326")), crs="EPSG:4326")
-        aoi = load_aoi(path, MGA54)
+        aoi = load_area_of_interest(path, MGA54)
         np.testing.assert_allclose(aoi.bounds, (500_000, 5_999_800, 500_200, 6_000_000), atol=0.5)
 
     def test_holes_and_several_polygons(self, tmp_path):
         ring = shapely.box(500_000, 5_999_500, 500_500, 6_000_000) - shapely.box(500_100, 5_999_600, 500_400, 5_999_900)
         far = shapely.box(900_000, 5_000_000, 900_100, 5_000_100)
-        aoi = load_aoi(self.polygons(tmp_path / "a.gpkg", [ring, far]), MGA54)
+        aoi = load_area_of_interest(self.polygons(tmp_path / "a.gpkg", [ring, far]), MGA54)
         valid = ~np.isnan(whole(opened(write_grid(tmp_path / "a.tif", ramp(5, 5)), aoi=aoi)))
         expected = np.ones((5, 5), bool)
         expected[1:4, 1:4] = False
@@ -765,31 +761,31 @@ class TestAreaOfInterest:
 
     def test_nothing_inside(self, tmp_path):
         far = self.polygons(tmp_path / "a.gpkg", [shapely.box(900_000, 5_000_000, 900_100, 5_000_100)])
-        band = opened(write_grid(tmp_path / "a.tif", ramp(5, 5)), aoi=load_aoi(far, MGA54))
+        band = opened(write_grid(tmp_path / "a.tif", ramp(5, 5)), aoi=load_area_of_interest(far, MGA54))
         with pytest.raises(ValueError, match="none of 25 pixels inside the area of interest is valid"):
             scan(band)
 
     def test_refusals(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="area of interest .*: no such file"):
-            load_aoi(tmp_path / "none.gpkg", MGA54)
+            load_area_of_interest(tmp_path / "none.gpkg", MGA54)
         (tmp_path / "bad.gpkg").write_bytes(b"bad")
         with pytest.raises(ValueError, match="cannot be read as a vector file"):
-            load_aoi(tmp_path / "bad.gpkg", MGA54)
+            load_area_of_interest(tmp_path / "bad.gpkg", MGA54)
         points = self.polygons(tmp_path / "p.gpkg", [shapely.Point(0, 0)])
         with pytest.raises(ValueError, match=r"no polygons \(it holds Point\)"):
-            load_aoi(points, MGA54)
+            load_area_of_interest(points, MGA54)
         bare = self.polygons(tmp_path / "b.shp", [shapely.box(0, 0, 1, 1)], crs=None)
         with pytest.raises(ValueError, match="has no CRS, expected one"):
-            load_aoi(bare, MGA54)
+            load_area_of_interest(bare, MGA54)
         (tmp_path / "t.csv").write_text("a,b\n1,2\n")
         with pytest.raises(ValueError, match="a table without geometry"):
-            load_aoi(tmp_path / "t.csv", MGA54)
+            load_area_of_interest(tmp_path / "t.csv", MGA54)
         line = self.polygons(tmp_path / "l.gpkg", [shapely.Polygon([(0, 0), (1, 1), (2, 2)])])
         with pytest.raises(ValueError, match="have no area"):
-            load_aoi(line, MGA54)
+            load_area_of_interest(line, MGA54)
 
     def test_other_crs_than_the_grid(self, tmp_path):
-        aoi = load_aoi(self.polygons(tmp_path / "a.gpkg", [shapely.box(0, 0, 1, 1)]), MGA55)
+        aoi = load_area_of_interest(self.polygons(tmp_path / "a.gpkg", [shapely.box(0, 0, 1, 1)]), MGA55)
         path = write_grid(tmp_path / "a.tif", ramp(5, 5))
         with pytest.raises(ValueError, match="area of interest in EPSG:28355, expected EPSG:28354"):
             opened(path, aoi=aoi)
@@ -887,7 +883,7 @@ class TestKeptPixels:
         if kind == "east to west":
             with rasterio.open(path, "r+") as file:
                 file.transform = Affine(-100.0, 0.0, 517_000.0, 0.0, -100.0, 6_000_000.0)
-        options: dict[str, Any] = {"polygons": {"aoi": load_aoi(folder / "aoi.gpkg", MGA54)}}
+        options: dict[str, Any] = {"polygons": {"aoi": load_area_of_interest(folder / "aoi.gpkg", MGA54)}}
         options |= {"warped": {"reproject_to": MGA55}, "warped classes": {"reproject_to": MGA55, "kind": "categorical"}}
         return opened(path, **options.get(kind, {}))
 
@@ -919,7 +915,7 @@ class TestKeptPixels:
     def test_other_rules_have_pixels_of_their_own(self, tmp_path):
         band = opened(write_grid(tmp_path / "a.tif", ramp(100, 100), **TILED))
         assert band.read(0, 0, 2, 2).tolist() == [[0, 1], [10, 11]]
-        np.testing.assert_array_equal(with_dummies(band, [11.0]).read(0, 0, 2, 2), [[0, 1], [10, NAN]])
+        np.testing.assert_array_equal(with_undeclared_nodata(band, [11.0]).read(0, 0, 2, 2), [[0, 1], [10, NAN]])
         assert band.read(0, 0, 2, 2).tolist() == [[0, 1], [10, 11]]
 
     def test_closing_forgets(self, tmp_path):

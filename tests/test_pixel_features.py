@@ -7,7 +7,7 @@ from datasets.finetuning import pixel_features as module
 from datasets.finetuning.pixel_features import RADII, feature_names, pixel_features
 from datasets.layers.encoding import Encoding
 from datasets.layers.layer import Layer
-from datasets.survey.inference_survey import reopen_survey
+from datasets.survey.inference_survey import open_inference_survey
 from tests.rasters import write_grid
 
 NAN = np.nan
@@ -27,7 +27,7 @@ def write_layers(tmp_path, *, under=-9999.0, seed=0):
 
 def survey_of(tmp_path, *, base=100.0, **options):
     layers = [Layer(name, str(tmp_path / f"{name}.tif")) for name in ("gravity", "magnetics")]
-    return reopen_survey(
+    return open_inference_survey(
         layers,
         location=[0.0, 0.0],
         spread=[1.0, 1.0],
@@ -138,7 +138,7 @@ def test_classes_and_directions_are_no_numbers_to_take_means_of(tmp_path):
         Layer("rock", str(tmp_path / "gravity.tif"), kind="categorical", kind_stated=True),
         Layer("aspect", str(tmp_path / "magnetics.tif"), kind="circular", kind_stated=True),
     ]
-    survey = reopen_survey(
+    survey = open_inference_survey(
         layers,
         location=(),
         spread=(),

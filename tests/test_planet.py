@@ -14,24 +14,25 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 from rasterio.crs import CRS
 
-from datasets.ground.area_of_interest import load_aoi
-from datasets.ground.planet import globe_of
+from datasets.ground.area_of_interest import load_area_of_interest
+from datasets.ground.grid import Grid
+from datasets.ground.planet import planet_of
 from datasets.ground.wraparound import (
-    columns_of_turn,
-    goes_round,
-    ground_lines,
-    ground_m,
-    pieces,
-    round_ground,
-    round_reference,
+    latitude_weights,
+    pixel_size_lines,
+    pixel_size_m,
+    split_at_seam,
+    wrap_columns,
+    wrapped_reference,
+    wraps,
 )
 from datasets.layers.layer import Layer
-from datasets.rasters.open_band import Grid, open_band
-from datasets.rasters.wrapped_band import RoundBand
+from datasets.rasters.open_band import open_band
+from datasets.rasters.wrapped_band import WrappedBand
 from datasets.survey.stack import Stack, reference_grid
 from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
-from datasets.survey.tiles import Coverage, HeldOut, draw_by_weight, index_tiles
+from datasets.survey.tiles import Coverage, HoldoutBlocks, draw_by_weight, index_tiles
 from tests.rasters import ramp, write_grid
 from tests.spheres import MOON, global_grid, write_global
 
@@ -61,7 +62,7 @@ def tiles_of(survey, *, epoch=0):
 
 class TestGlobe:
     def test_degrees_of_the_earth(self):
-        globe = globe_of(WGS84)
+        globe = planet_of(WGS84)
         assert (globe.turn, globe.west, globe.equator, globe.degrees) == (360.0, -180.0, 0.0, pytest.approx(1.0))
         # Lengths of a degree on the WGS 84 ellipsoid, from the tables (NGA TR8350.2): equator and 60 degrees.
         assert globe.ground_m(0.0) == pytest.approx((111_319.49, 110_574.28), rel=1e-6)
@@ -71,24 +72,24 @@ class TestGlobe:
     @pytest.mark.parametrize("crs, radius", [(MOON, 1_737_400.0), ("IAU_2015:49900", 3_396_190.0)])
     def test_other_bodies(self, crs, radius):
         degree = math.radians(radius)
-        assert globe_of(CRS.from_user_input(crs)).ground_m(60.0) == pytest.approx((degree / 2, degree))
+        assert planet_of(CRS.from_user_input(crs)).ground_m(60.0) == pytest.approx((degree / 2, degree))
 
     @pytest.mark.parametrize("crs", ["IAU_2015:30110", "+proj=eqc +R=1737400 +lon_0=180 +units=m +no_defs"])
     def test_metres_of_a_cylindrical_map(self, crs):
-        globe = globe_of(CRS.from_user_input(crs))
+        globe = planet_of(CRS.from_user_input(crs))
         assert globe.turn == pytest.approx(2 * math.pi * 1_737_400.0) and globe.west == pytest.approx(-globe.turn / 2)
         assert globe.latitude(globe.turn / 8) == pytest.approx(45.0)
         assert globe.ground_m(globe.turn / 6) == pytest.approx((0.5, 1.0))  # at 60 degrees
 
     def test_grads(self):
-        globe = globe_of(CRS.from_epsg(4807))
+        globe = planet_of(CRS.from_epsg(4807))
         assert globe.turn == pytest.approx(400.0) and globe.latitude(50.0) == pytest.approx(45.0)
 
     def test_projected_ground_is_flat(self):
-        assert globe_of(CRS.from_epsg(28354)) is None
+        assert planet_of(CRS.from_epsg(28354)) is None
         flat = replace(WHOLE, crs=CRS.from_epsg(28354))
-        assert columns_of_turn(flat) == 0 and not goes_round(flat) and round_ground(flat) is None
-        assert ground_lines(flat, 5.0, (0, 1)) == [] and ground_m(flat, 3) == (1.0, 1.0)
+        assert wrap_columns(flat) == 0 and not wraps(flat) and latitude_weights(flat) is None
+        assert pixel_size_lines(flat, 5.0, (0, 1)) == [] and pixel_size_m(flat, 3) == (1.0, 1.0)
 
 
 class TestGrid:
@@ -104,27 +105,27 @@ class TestGrid:
     )
     def test_columns_of_turn(self, resolution, cols, turn, whole):
         grid = replace(WHOLE, resolution_x=resolution, cols=cols)
-        assert columns_of_turn(grid) == turn and goes_round(grid) == whole
+        assert wrap_columns(grid) == turn and wraps(grid) == whole
 
     @given(shift=st.integers(-200, 200), resolution=st.sampled_from([5.0, 0.1, 1 / 3, 0.0083333333]))
     def test_where_a_file_begins_is_forgotten(self, shift, resolution):
         grid = replace(WHOLE, resolution_x=resolution, cols=round(360 / resolution), left=-180.0 + shift * resolution)
-        assert round_reference(grid).left == pytest.approx(-180.0, abs=0.01 * resolution)
-        assert round_reference(grid).cols == grid.cols
+        assert wrapped_reference(grid).left == pytest.approx(-180.0, abs=0.01 * resolution)
+        assert wrapped_reference(grid).cols == grid.cols
 
     def test_pixels_centred_on_the_line(self):
-        assert round_reference(replace(WHOLE, left=2.5)).left == pytest.approx(-182.5)
+        assert wrapped_reference(replace(WHOLE, left=2.5)).left == pytest.approx(-182.5)
 
     @given(col=st.integers(-50, 50), cols=st.integers(1, 60), turn=st.integers(1, 20))
     def test_pieces(self, col, cols, turn):
-        found = [c for first, count in pieces(col, cols, turn) for c in range(first, first + count)]
+        found = [c for first, count in split_at_seam(col, cols, turn) for c in range(first, first + count)]
         assert found == [c % turn for c in range(col, col + cols)]
 
     def test_lines_say_ground_sizes_and_the_polar_rule(self):
-        first, second = ground_lines(WHOLE, 5.0, (6, 18))
+        first, second = pixel_size_lines(WHOLE, 5.0, (6, 18))
         assert first.startswith("a base pixel is 279 km wide and 557.1 km high at latitude 60, 556.6 km wide and ")
         assert "cross -180" in second and "poleward of 80 degrees are neither trained on nor scored" in second
-        assert ground_lines(replace(WHOLE, cols=30), 0.001, (18, 18)) == [
+        assert pixel_size_lines(replace(WHOLE, cols=30), 0.001, (18, 18)) == [
             "a base pixel is 111.3 m wide and 110.6 m high at latitude 0; tiles are drawn by their ground's area"
         ]
 
@@ -185,7 +186,7 @@ class TestStack:
 
 class TestTiles:
     def ground(self, rows=36):
-        return round_ground(replace(WHOLE, rows=rows))
+        return latitude_weights(replace(WHOLE, rows=rows))
 
     def index(self, coverage=None, *, shape=(36, 72), ground=None, **options):
         coverage = coverage or Coverage(np.ones((shape[0] // 2, shape[1] // 2), dtype=np.float32), 2)
@@ -204,7 +205,7 @@ class TestTiles:
         """Against counting on the circle: blocks of 8 x 8 in one row of blocks, the last 8 columns in none."""
         blocks = np.zeros((1, 8), dtype=bool)
         blocks[0, list(chosen)] = True
-        held_out = HeldOut(blocks, 8, 8, buffer, turn=72)
+        held_out = HoldoutBlocks(blocks, 8, 8, buffer, turn=72)
         held = {c for b in chosen for c in range(8 * b, 8 * b + 8)}
         near = {(c + d) % 72 for c in held for d in range(-buffer, buffer + 1)}
         cols = np.arange(72)
@@ -251,12 +252,12 @@ class TestTiles:
         moved = np.concatenate([index.train, index.val, index.epoch(seed=0, epoch=0)])
         assert np.abs(90 - (moved[:, 0] + 2) * 5).max() <= 80
         assert (index.train[:, 0] == 0).any()  # 90 to 70 degrees, centred on 80
-        regional = self.index(height=4, width=4, ground=round_ground(replace(WHOLE, cols=60)), shape=(36, 60))
+        regional = self.index(height=4, width=4, ground=latitude_weights(replace(WHOLE, cols=60)), shape=(36, 60))
         assert regional.turn == 0 and (regional.train[:, 0] == 0).any()
 
     def test_nothing_but_poles_is_refused(self):
         with pytest.raises(ValueError, match="all 2 tiles are centred too near a pole.*polar projection"):
-            ground = round_ground(Grid(WGS84, -180.0, 90.0, 45.0, 1.0, 8, 8))
+            ground = latitude_weights(Grid(WGS84, -180.0, 90.0, 45.0, 1.0, 8, 8))
             self.index(shape=(8, 8), ground=ground, coverage=Coverage(np.ones((4, 4), np.float32), 2))
 
     def test_held_out_share_is_of_the_area(self):
@@ -327,7 +328,7 @@ class TestAreaOfInterest:
     """Polygons in any CRS against the pixel centres of the 5-degree grid."""
 
     def inside(self, path, grid=WHOLE):
-        return load_aoi(path, grid.crs).inside(grid.transform, grid.rows, grid.cols)
+        return load_area_of_interest(path, grid.crs).inside(grid.transform, grid.rows, grid.cols)
 
     def write(self, path, shapes, crs):
         geopandas.GeoDataFrame(geometry=shapes, crs=crs).to_file(path)
@@ -366,7 +367,7 @@ class TestAreaOfInterest:
     def test_another_planet_is_refused(self, tmp_path):
         path = self.write(tmp_path / "a.geojson", [shapely.box(0, 0, 10, 10)], "EPSG:4326")
         with pytest.raises(ValueError, match="area of interest .*cannot be brought.*GeoJSON is always of Earth"):
-            load_aoi(path, CRS.from_user_input("IAU_2015:30100"))
+            load_area_of_interest(path, CRS.from_user_input("IAU_2015:30100"))
 
 
 def test_a_round_band_can_be_pickled(tmp_path):
@@ -374,7 +375,7 @@ def test_a_round_band_can_be_pickled(tmp_path):
 
     bands = [band(tmp_path / "a.tif", ramp(36, 72), resolution=5.0, left=0.0)]
     stack = Stack(bands, reference_grid(bands))
-    assert isinstance(stack.bands[0], RoundBand)
+    assert isinstance(stack.bands[0], WrappedBand)
     again = pickle.loads(pickle.dumps(stack.bands[0]))
     np.testing.assert_array_equal(again.read(0, 34, 1, 4), [[70, 71, 0, 1]])
     assert again.layer.name == "a" and again.nodata_rule == bands[0].nodata_rule

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.survey.pyramid import Pyramid, overlap_weights, pool_overlap
-from datasets.survey.stack import Block, Placement
+from datasets.survey.stack import LayerBundle, Placement
 
 NAN = float("nan")
 
 
 def block(channels=(0,), *, rows, cols=None, ratio=1.0, ratio_x=None, aligned=True):
     placement = Placement(ratio_x=ratio if ratio_x is None else ratio_x, ratio_y=ratio, offset_x=0.0, offset_y=0.0)
-    return Block(
+    return LayerBundle(
         channels=channels, rows=rows, cols=rows if cols is None else cols, aligned=aligned, placement=placement
     )
 
@@ -199,7 +199,7 @@ class TestProperties:
         pixel = round(2 / ratio) if ratio != 0.4 else 5  # reference pixels under a base pixel: 2 native ones
         tile, native = 4 * pixel, 40
         placement = Placement(ratio_x=ratio, ratio_y=ratio, offset_x=offset, offset_y=0.0)
-        placed = Block(channels=(0,), rows=native, cols=native, aligned=False, placement=placement)
+        placed = LayerBundle(channels=(0,), rows=native, cols=native, aligned=False, placement=placement)
         first_row, first_col, *phase = placed.window(origin, origin)
         rows, cols = first_row + np.arange(native) + 0.5, first_col + np.arange(native) + 0.5
         plane = slope * rows[:, None] + 3 * cols[None, :]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datasets.survey import pyramid_cache as pooled
-from datasets.survey.pyramid_cache import PooledTiles, choose_reader, pooled_bytes, to_sample, why_not_pooled
+from datasets.survey.pyramid_cache import PyramidCache, choose_reader, pyramid_bytes, to_sample, why_not_cached
 from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
 from tests.rasters import write_grid
@@ -41,7 +41,7 @@ def both(opened, origins=None):
     """(cut from the pooled survey, pooled tile by tile), as lists of tensors."""
     origins = opened.tiles.epoch(seed=3, epoch=1) if origins is None else origins
     samples = (
-        PooledTiles(opened, CPU).read(origins),
+        PyramidCache(opened, CPU).read(origins),
         to_sample(TileReader(opened.stack, opened.blocks).read(origins), opened.pyramid(), CPU),
     )
     return [[s.imgs, s.valid, *s.imgs_up, *s.valid_up] for s in samples]
@@ -89,7 +89,7 @@ def test_layers_of_every_kind_bit_for_bit(tmp_path, options):
     torch.testing.assert_close(soil, torch.ones_like(soil))
     assert ((imgs[:, 6:9] > 0) & (imgs[:, 6:9] < 1)).any()  # shares, not classes
     assert not finest[:, [5, 6, 7, 8]].any() and finest[:, 9].any()  # 200 m are not scored at the finest scale
-    assert pooled_bytes(opened) == PooledTiles(opened, CPU).memory_bytes
+    assert pyramid_bytes(opened) == PyramidCache(opened, CPU).memory_bytes
 
 
 @pytest.mark.parametrize("options", [{"coarse": 250.0}, {"shift": 70.0}])
@@ -113,7 +113,7 @@ def test_the_last_tile_of_a_survey_of_odd_size(tmp_path):
 
 def test_cutting_on_a_device_equals_cutting_on_the_host(tmp_path):
     opened = survey(tmp_path)
-    made = PooledTiles(opened, CPU)
+    made = PyramidCache(opened, CPU)
     corners = opened.tiles.train[:5] // opened.tiles.step
     for source, members, scale in ((made._values[2], [0, 2], 4), (made._valid[0], [0, 1, 2], 1)):
         arguments = (source, corners * scale, 8 * scale, members, 3)
@@ -122,16 +122,16 @@ def test_cutting_on_a_device_equals_cutting_on_the_host(tmp_path):
 
 def test_memory_is_five_bytes_for_each_pixel_of_each_scored_scale(tmp_path):
     opened = survey(tmp_path)  # 80 rows and 90 columns of 100 m: 20 x 22 base pixels
-    assert pooled_bytes(opened) == PooledTiles(opened, CPU).memory_bytes == 5 * 20 * 22 * (3 + 3 * 4 + 2 * 16)
+    assert pyramid_bytes(opened) == PyramidCache(opened, CPU).memory_bytes == 5 * 20 * 22 * (3 + 3 * 4 + 2 * 16)
 
 
 class TestChoice:
     def test_pooled_on_a_cpu_where_it_fits(self, tmp_path, monkeypatch):
         opened = survey(tmp_path)
-        assert isinstance(choose_reader(opened, CPU), PooledTiles)
-        needed = pooled_bytes(opened) + opened.stack.memory_bytes
+        assert isinstance(choose_reader(opened, CPU), PyramidCache)
+        needed = pyramid_bytes(opened) + opened.stack.memory_bytes
         monkeypatch.setattr(pooled, "memory_limit", lambda: needed * 3)
-        assert isinstance(choose_reader(opened, CPU, local_ranks=3), PooledTiles)
+        assert isinstance(choose_reader(opened, CPU, local_ranks=3), PyramidCache)
         assert isinstance(choose_reader(opened, CPU, local_ranks=4), TileReader)
 
     def test_native_pixels_where_a_gpu_pools_or_files_are_read_by_window(self, tmp_path):
@@ -142,19 +142,19 @@ class TestChoice:
 
     def test_kept_on_the_device_when_asked(self, tmp_path, monkeypatch):
         opened = survey(tmp_path, cache="none")
-        assert isinstance(choose_reader(opened, CPU, cache="device"), PooledTiles)
+        assert isinstance(choose_reader(opened, CPU, cache="device"), PyramidCache)
         monkeypatch.setattr(pooled, "memory_limit", lambda: 1000.0)
         with pytest.raises(ValueError, match=r"--cache device: the layers take \d+ MiB there, expected at most 0 MiB"):
             choose_reader(opened, CPU, cache="device")
 
     def test_tiles_that_start_between_base_pixels(self, tmp_path):
         opened = survey(tmp_path, scales=(1, 2), base_resolution=250.0)
-        assert "tiles do not start on base pixels" in why_not_pooled(opened)
+        assert "tiles do not start on base pixels" in why_not_cached(opened)
         assert isinstance(choose_reader(opened, CPU), TileReader)
         with pytest.raises(ValueError, match="--cache device: tiles do not start on base pixels.* of 250 "):
             choose_reader(opened, CPU, cache="device")
         with pytest.raises(ValueError, match="tiles do not start on base pixels"):
-            PooledTiles(opened, CPU)
+            PyramidCache(opened, CPU)
 
     def test_layers_that_go_round(self, tmp_path):
         """Tiles cross the edge of the grid: no slice of it holds them."""
@@ -171,7 +171,7 @@ class TestChoice:
 
 def test_a_sample_moves_and_is_kept_as_it_is(tmp_path):
     opened = survey(tmp_path)
-    tiles = PooledTiles(opened, CPU).read(opened.tiles.train[:2])
+    tiles = PyramidCache(opened, CPU).read(opened.tiles.train[:2])
     moved = to_sample(tiles, opened.pyramid(), CPU)
     assert torch.equal(moved.imgs, tiles.imgs) and len(moved.valid_up) == 2
 

@@ -13,7 +13,8 @@ from datasets.layers.layer import Layer
 from datasets.layers.table import read_layers_table
 from datasets.rasters import handles, retry, xarray_store
 from datasets.rasters.chunk_cache import CHUNKS
-from datasets.rasters.open_band import close_datasets, open_band
+from datasets.rasters.handles import close_datasets
+from datasets.rasters.open_band import open_band
 from datasets.rasters.xarray_band import layers_of_stores
 from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader

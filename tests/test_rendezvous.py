@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed
 
-from util.processes.rendezvous import agree_on_name
+from util.processes.rendezvous import rendezvous_prefix
 
 
 def meet(store, *, world_size: int = 4) -> list[str]:
@@ -14,7 +14,7 @@ def meet(store, *, world_size: int = 4) -> list[str]:
     names = [""] * world_size
 
     def one(rank: int) -> None:
-        names[rank] = agree_on_name(store, rank=rank, world_size=world_size, timeout_s=20)
+        names[rank] = rendezvous_prefix(store, rank=rank, world_size=world_size, timeout_s=20)
 
     threads = [threading.Thread(target=one, args=(rank,)) for rank in reversed(range(world_size))]
     for thread in threads:
@@ -48,11 +48,11 @@ def test_the_dead_are_not_waited_for(store):
 
 
 def test_one_process_needs_nobody(store):
-    assert agree_on_name(store, rank=0, world_size=1, timeout_s=1)
+    assert rendezvous_prefix(store, rank=0, world_size=1, timeout_s=1)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_others_who_never_come(store, rank):
     store.set("asks/1", "token of the dead")
     with pytest.raises(RuntimeError, match="the others did not come within 0 s"):
-        agree_on_name(store, rank=rank, world_size=2, timeout_s=0.05)
+        rendezvous_prefix(store, rank=rank, world_size=2, timeout_s=0.05)

@@ -426,7 +426,7 @@ class TestKinds:
         hidden[..., 2:] = True
         batch = ScoredBatch(imgs, everything, [], [], torch.zeros(1, 4))
         layers = self.scored(self.classes)
-        sums = skill.free_sums(batch, [imgs], [everything], hidden, layers=layers, scales=(1,))
+        sums = skill.baseline_error_sums(batch, [imgs], [everything], hidden, layers=layers, scales=(1,))
         constant, nearest = skill._best_mixture(sums)
         assert constant[0, 0].item() == pytest.approx(-np.log(0.25) - np.log(0.75), rel=1e-4)
         assert constant[1, 0].item() == 1 and nearest[1, 0].item() == 1

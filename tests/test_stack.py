@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
+from datasets.ground.grid import Grid
 from datasets.layers.layer import Layer
 from datasets.rasters.chunk_cache import CHUNKS
-from datasets.rasters.open_band import Grid, open_band
-from datasets.survey.stack import Placement, Stack, make_blocks, place, reference_grid
+from datasets.rasters.open_band import open_band
+from datasets.survey.stack import Placement, Stack, make_bundles, place, reference_grid
 from tests.rasters import ramp, write_grid
 
 MGA54 = CRS.from_epsg(28354)
@@ -265,7 +266,7 @@ class TestBlocks:
         names = {"a": 100.0, "b": 200.0, "c": 100.0, "d": 250.0}
         bands = [band(tmp_path / f"{n}.tif", rows=20, cols=20, resolution=r) for n, r in names.items()]
         stack = Stack(bands, reference_grid(bands))
-        blocks = make_blocks(stack, tile_rows=16, tile_cols=8, step=4)
+        blocks = make_bundles(stack, tile_rows=16, tile_cols=8, step=4)
         assert [(b.channels, b.rows, b.cols, b.aligned) for b in blocks] == [
             ((0, 2), 16, 8, True),
             ((1,), 8, 4, True),
@@ -275,14 +276,14 @@ class TestBlocks:
     def test_window_of_an_aligned_layer(self, tmp_path):
         bands = [band(tmp_path / "a.tif", rows=20, cols=20), band(tmp_path / "b.tif", rows=9, cols=9, resolution=200.0)]
         stack = Stack(bands, reference_grid(bands))
-        fine, coarse = make_blocks(stack, tile_rows=8, tile_cols=8, step=4)
+        fine, coarse = make_bundles(stack, tile_rows=8, tile_cols=8, step=4)
         assert fine.window(4, 12) == (4, 12, 0.0, 0.0)
         assert coarse.window(4, 12) == (2, 6, 0.0, 0.0)
 
     def test_window_of_a_shifted_layer(self):
         """Reference row 3 is native 1.2, column 7 is 2.8 + 0.5."""
         placement = Placement(ratio_x=0.4, ratio_y=0.4, offset_x=0.5, offset_y=0.0)
-        block = make_blocks(fake_stack(placement), tile_rows=10, tile_cols=10, step=1)[0]
+        block = make_bundles(fake_stack(placement), tile_rows=10, tile_cols=10, step=1)[0]
         assert (block.rows, block.cols, block.aligned) == (5, 5, False)
         row, col, phase_y, phase_x = block.window(3, 7)
         assert (row, col) == (1, 3)
@@ -298,7 +299,7 @@ class TestBlocks:
     )
     def test_a_window_holds_its_tile(self, ratio, offset, size, step, number):
         placement = Placement(ratio_x=ratio, ratio_y=ratio, offset_x=offset, offset_y=0.0)
-        block = make_blocks(fake_stack(placement), tile_rows=size, tile_cols=size, step=step)[0]
+        block = make_bundles(fake_stack(placement), tile_rows=size, tile_cols=size, step=step)[0]
         origin = number * step
         row, col, phase_y, phase_x = block.window(origin, origin)
         for first, phase, shift, native in ((row, phase_y, 0.0, block.rows), (col, phase_x, offset, block.cols)):
@@ -310,5 +311,5 @@ class TestBlocks:
 
 
 def fake_stack(*placements: Placement) -> Any:
-    """Only what `make_blocks` looks at."""
+    """Only what `make_bundles` looks at."""
     return SimpleNamespace(placements=placements)

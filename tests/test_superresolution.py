@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from util.inference.superresolution import FinerStep, detail_of, finer_step, pool_known, refine_known
+from util.inference.superresolution import (
+    SuperresolutionStep,
+    detail_of,
+    pool_known,
+    refine_known,
+    superresolution_step,
+)
 
 
 def cell_means(rows, cols, edge, function):
@@ -69,20 +75,25 @@ class TestStep:
     @pytest.mark.parametrize(
         ("channel", "scale", "known", "expected"),
         [
-            (1, 4, {1: (0, 1), 2: (0, 1), 4: ()}, FinerStep(1, 4, known=2)),  # trained at it
-            (1, 4, {1: (0, 1), 2: (0,), 4: ()}, FinerStep(1, 4, known=1)),
-            (0, 4, {1: (0, 1), 2: (0, 1), 4: (1,)}, FinerStep(0, 4, known=2, zoom=2)),  # with finer base pixels
-            (0, 2, {1: (0, 1), 2: (1,), 4: (1,)}, FinerStep(0, 2, known=1)),
+            (1, 4, {1: (0, 1), 2: (0, 1), 4: ()}, SuperresolutionStep(1, 4, known=2)),  # trained at it
+            (1, 4, {1: (0, 1), 2: (0,), 4: ()}, SuperresolutionStep(1, 4, known=1)),
+            (
+                0,
+                4,
+                {1: (0, 1), 2: (0, 1), 4: (1,)},
+                SuperresolutionStep(0, 4, known=2, zoom=2),
+            ),  # with finer base pixels
+            (0, 2, {1: (0, 1), 2: (1,), 4: (1,)}, SuperresolutionStep(0, 2, known=1)),
             (0, 4, {1: (0, 1), 2: (1,), 4: (1,)}, None),  # its pixels are as large as base pixels: no finer ones
             (0, 4, {1: (1,), 2: (1,), 4: (1,)}, None),
         ],
     )
     def test_how(self, channel, scale, known, expected):
-        assert finer_step(channel, scale, known=known, scored=self.SCORED) == expected
+        assert superresolution_step(channel, scale, known=known, scored=self.SCORED) == expected
 
     def test_what_was_trained_at_the_base_scale_alone_cannot_be_refined(self):
         known = {1: (0, 1), 2: (0, 1), 4: (1,)}
-        assert finer_step(0, 4, known=known, scored={1: (0, 1), 2: (1,), 4: (1,)}) is None
+        assert superresolution_step(0, 4, known=known, scored={1: (0, 1), 2: (1,), 4: (1,)}) is None
 
     def test_pixels_along_a_pixel(self):
-        assert FinerStep(0, 4, known=2, zoom=2).factor == 2 and FinerStep(0, 4, known=1).factor == 4
+        assert SuperresolutionStep(0, 4, known=2, zoom=2).factor == 2 and SuperresolutionStep(0, 4, known=1).factor == 4

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from datasets.ground.summed_area import integral, window_sums
-from datasets.survey.tiles import Coverage, HeldOut, auto_val_block, index_tiles, origins
+from datasets.ground.summed_area import summed_area_table, window_sums
+from datasets.survey.tiles import Coverage, HoldoutBlocks, auto_val_block, index_tiles, origins
 
 OPTIONS = {
     "height": 16,
@@ -48,14 +48,14 @@ def assert_apart(tiles, index):
 
 class TestSums:
     def test_integral(self):
-        np.testing.assert_array_equal(integral(np.array([[1, 2], [3, 4]])), [[0, 0, 0], [0, 1, 3], [0, 4, 10]])
+        np.testing.assert_array_equal(summed_area_table(np.array([[1, 2], [3, 4]])), [[0, 0, 0], [0, 1, 3], [0, 4, 10]])
 
     def test_window_sums(self):
         values = np.arange(30.0).reshape(5, 6)
         top, left = np.array([0, 1, 4]), np.array([0, 2, 5])
         bottom, right = np.array([5, 3, 5]), np.array([6, 3, 6])
         expected = [values[t:b, lft:r].sum() for t, lft, b, r in zip(top, left, bottom, right, strict=True)]
-        np.testing.assert_array_equal(window_sums(integral(values), top, left, bottom, right), expected)
+        np.testing.assert_array_equal(window_sums(summed_area_table(values), top, left, bottom, right), expected)
 
 
 class TestOrigins:
@@ -117,7 +117,7 @@ class TestHeldOut:
     @given(seed=st.integers(0, 999), block=st.integers(3, 9), buffer=st.integers(0, 12), data=st.data())
     def test_touched_means_closer_than_the_buffer(self, seed, block, buffer, data):
         chosen = np.random.default_rng(seed).random((3, 4)) < 0.3
-        held_out = HeldOut(chosen=chosen, height=block, width=block + 1, buffer=buffer)
+        held_out = HoldoutBlocks(chosen=chosen, height=block, width=block + 1, buffer=buffer)
         height, width = data.draw(st.integers(1, 10)), data.draw(st.integers(1, 10))
         rows = np.arange(0, 3 * block + 6)  # some ground beyond the last whole block
         cols = np.arange(0, 4 * (block + 1) + 6)
@@ -133,12 +133,14 @@ class TestHeldOut:
         )
 
     def test_rectangles(self):
-        held_out = HeldOut(chosen=np.array([[False, True], [True, False]]), height=10, width=20, buffer=3)
+        held_out = HoldoutBlocks(chosen=np.array([[False, True], [True, False]]), height=10, width=20, buffer=3)
         assert held_out.rectangles() == [(0, 20, 10, 20), (10, 0, 10, 20)]
 
     def test_training_ground_written_out(self):
         """One block of 2 x 2 pixels at (2, 2), a buffer of one pixel around it."""
-        held_out = HeldOut(chosen=np.array([[False, False, False], [False, True, False]]), height=2, width=2, buffer=1)
+        held_out = HoldoutBlocks(
+            chosen=np.array([[False, False, False], [False, True, False]]), height=2, width=2, buffer=1
+        )
         expected = np.ones((6, 7), dtype=bool)
         expected[1:5, 1:5] = False
         np.testing.assert_array_equal(held_out.training_ground(np.arange(6), np.arange(7)), expected)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from datasets.loading.token_masks import Masks, dropped_layers, mask_shares
+from datasets.loading.token_masks import Masks, dropped_layers, mask_fractions
 from util.model.patches import random_masking
 
 SIDE, GROUPS = 8, 3
@@ -14,7 +14,7 @@ POSITIONS = np.arange(40)
 
 def masks(*pairs, **options):
     arguments = {"groups": GROUPS, "side": SIDE, "spatial": False, "mask_ratio": 0.75}
-    return Masks(shares=mask_shares(pairs), **(arguments | options))
+    return Masks(shares=mask_fractions(pairs), **(arguments | options))
 
 
 def hidden(plan, epoch=0):
@@ -89,7 +89,7 @@ def test_whole_groups_are_hidden():
     ],
 )
 def test_shares_add_up_to_1(pairs, expected):
-    assert mask_shares(pairs) == expected
+    assert mask_fractions(pairs) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_shares_add_up_to_1(pairs, expected):
 )
 def test_shares_that_make_no_sense_are_refused(pairs, message):
     with pytest.raises(ValueError, match=message):
-        mask_shares(pairs)
+        mask_fractions(pairs)
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,18 @@ import main_inference
 import models_mae_group_channels as models
 from datasets.layers.encoding import Encoding
 from datasets.layers.table import layers_from_directory
-from datasets.survey.inference_survey import reopen_survey
+from datasets.survey.inference_survey import open_inference_survey
 from tests import labelled
 from tests.rasters import write_grid
 from tests.spheres import global_grid, write_global
 from tests.surveys import train
-from util.inference.embeddings import EmbeddingMaker
+from util.inference.embeddings import EmbeddingProduct
 from util.inference.engine import Engine, Ground, LayerValues, Meter
-from util.inference.gap_calibration import Filling
-from util.inference.gap_filling import GapMaker, NativeLayer
-from util.inference.masked_views import Views
-from util.inference.reconstruction import ReconstructionMaker
-from util.mosaics.mosaic import Unit, units_of
+from util.inference.gap_calibration import GapModel
+from util.inference.gap_filling import GapFillingProduct, NativeLayer
+from util.inference.masked_views import MaskedViews
+from util.inference.reconstruction import ReconstructionProduct
+from util.mosaics.mosaic import Block, blocks_of
 
 CPU = torch.device("cpu")
 SIZE, PATCH = 16, 4
@@ -52,7 +52,7 @@ def network():
 def reopened(folder, values, resolution, **options):
     folder.mkdir()
     write_grid(folder / "a.tif", values, resolution=resolution, left=-180.0, top=90.0, crs="EPSG:4326", **options)
-    return reopen_survey(
+    return open_inference_survey(
         layers_from_directory(folder),
         location=[0.0],
         spread=[2.0],
@@ -82,7 +82,7 @@ def run(maker, survey, edge=48):
     """(B, rows, cols) of a maker's only raster."""
     (info,) = maker.rasters.values()
     found = np.full((len(info.names), info.rows, info.cols), np.nan, np.float32)
-    for unit in units_of(*maker.extent(), edge=edge):
+    for unit in blocks_of(*maker.extent(), edge=edge):
         for _, pixels, row, col in make(maker, survey, unit).values():
             found[:, row : row + pixels.shape[1], col : col + pixels.shape[2]] = pixels
     return found
@@ -90,8 +90,8 @@ def run(maker, survey, edge=48):
 
 def reconstruction(model, survey):
     layers = [LayerValues("a", "", "a", Encoding())]
-    views = Views(0.75, 2, 0)
-    return ReconstructionMaker(
+    views = MaskedViews(0.75, 2, 0)
+    return ReconstructionProduct(
         engine(model, survey), ground(survey), layers=layers, wanted={1: [0]}, views=views, tags={}
     )
 
@@ -104,7 +104,7 @@ class TestSeam:
         maps = []
         for name, moved in (("a", values), ("b", np.roll(values, 24, axis=1))):
             survey = reopened(tmp_path / name, moved, 2.5)
-            maker = EmbeddingMaker(
+            maker = EmbeddingProduct(
                 engine(network, survey), ground(survey), pool="mean", stride=stride, dtype="float32", tags={}
             )
             maps.append(run(maker, survey))
@@ -117,8 +117,8 @@ class TestSeam:
         survey = reopened(tmp_path / "a", global_grid(resolution), resolution)
         maker, turn = reconstruction(network, survey), survey.turn
         assert turn == round(360 / resolution)
-        first = make(maker, survey, Unit(0, 0, 8, 0, 20, 20))
-        beyond = make(maker, survey, Unit(0, 9, 8, turn, 20, turn + 20))
+        first = make(maker, survey, Block(0, 0, 8, 0, 20, 20))
+        beyond = make(maker, survey, Block(0, 9, 8, turn, 20, turn + 20))
         assert np.isfinite(first["reconstruction_a_1x"][1]).all()
         np.testing.assert_array_equal(first["reconstruction_a_1x"][1], beyond["reconstruction_a_1x"][1])
 
@@ -142,10 +142,15 @@ class TestSeam:
                 ratio_yx=(1.0, 1.0),
                 offset_yx=(0.0, 0.0),
             )
-            maker = GapMaker(
-                engine(network, survey), ground(survey), layers=[layer], views=Views(0.75, 2, 0), max_gap=20.0, tags={}
+            maker = GapFillingProduct(
+                engine(network, survey),
+                ground(survey),
+                layers=[layer],
+                views=MaskedViews(0.75, 2, 0),
+                max_gap=20.0,
+                tags={},
             )
-            maker.fillings = {0: Filling(0.0, (1.0, 9.0), (0.1, 0.9))}  # the spline alone: masks differ with the place
+            maker.fillings = {0: GapModel(0.0, (1.0, 9.0), (0.1, 0.9))}  # the spline alone: masks differ with the place
             filled.append(run(maker, survey))
         assert np.isfinite(filled[0]).all()
         np.testing.assert_allclose(np.roll(filled[0], 48, axis=2), filled[1], atol=1e-4)
@@ -153,7 +158,7 @@ class TestSeam:
     def test_a_turn_of_no_whole_number_of_base_pixels_ends(self, tmp_path, network):
         survey = reopened(tmp_path / "a", global_grid(2.5), 2.5)
         assert survey.turn == 144 and survey.shape == (72, 144)
-        other = reopen_survey(
+        other = open_inference_survey(
             layers_from_directory(tmp_path / "a"),
             location=[0.0],
             spread=[2.0],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from datasets.survey.inference_survey import ReopenedSurvey
+from datasets.survey.inference_survey import InferenceSurvey
 from datasets.survey.tile_reader import TileReader, Tiles
 
 
@@ -38,7 +38,7 @@ class WindowReader:
         survey: the survey.
     """
 
-    def __init__(self, survey: ReopenedSurvey) -> None:
+    def __init__(self, survey: InferenceSurvey) -> None:
         grid = survey.stack.reference
         self._reader = TileReader(survey.stack, survey.blocks)
         self._step = np.array([survey.base_resolution / grid.resolution_y, survey.base_resolution / grid.resolution_x])
@@ -49,7 +49,7 @@ class WindowReader:
 
 
 @dataclass(frozen=True)
-class TrainingFacts:
+class TargetStatistics:
     """What a fold's training labels are like.
 
     Attributes:
@@ -67,7 +67,7 @@ class TrainingFacts:
     per_window: float
 
 
-def shuffled(available: int, *, seed: int, epoch: int, count: int) -> np.ndarray:
+def repeat_permutations(available: int, *, seed: int, epoch: int, count: int) -> np.ndarray:
     """(count,) numbers below `available`: all in a new random order, again and again until there are enough."""
     rng = np.random.default_rng((seed, epoch, 10))
     return np.concatenate([rng.permutation(available) for _ in range(-(-count // available))])[:count]

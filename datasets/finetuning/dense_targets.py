@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from datasets.finetuning.batch import Batch, TrainingFacts, WindowReader, shuffled
+from datasets.finetuning.batch import Batch, TargetStatistics, WindowReader, repeat_permutations
 from datasets.folds.make_folds import Folds
-from datasets.ground.summed_area import integral, window_sums
+from datasets.ground.summed_area import summed_area_table, window_sums
 from datasets.labels.label_map import UNLABELLED, LabelMap, strips
 from datasets.loading.augment import TURNS
-from datasets.survey.inference_survey import ReopenedSurvey
+from datasets.survey.inference_survey import InferenceSurvey
 
 
 class DenseTargets:
@@ -27,7 +27,7 @@ class DenseTargets:
         overlap: share of a training window that the next one repeats.
     """
 
-    def __init__(self, survey: ReopenedSurvey, labels: LabelMap, folds: Folds, *, overlap: float) -> None:
+    def __init__(self, survey: InferenceSurvey, labels: LabelMap, folds: Folds, *, overlap: float) -> None:
         self.survey, self.labels, self.folds = survey, labels, folds
         self.stride = max(1, round(survey.input_size * (1 - overlap)))
         self.reader = WindowReader(survey)
@@ -78,7 +78,7 @@ class DenseFold:
         anchors = [np.unique(np.append(np.arange(0, last + 1, stride), last)) for last in self._limit]
         grid = np.stack(np.meshgrid(*anchors, indexing="ij"), axis=-1).reshape(-1, 2)
         ends = np.minimum(grid + size, np.array(targets.survey.shape))
-        labels = window_sums(integral(per_base), grid[:, 0], grid[:, 1], ends[:, 0], ends[:, 1])
+        labels = window_sums(summed_area_table(per_base), grid[:, 0], grid[:, 1], ends[:, 0], ends[:, 1])
         if not labels.any():
             raise ValueError(
                 f"fold {fold}: no training label is left outside the test blocks and their buffer; lower --val_buffer, "
@@ -115,11 +115,11 @@ class DenseFold:
             return labelled
         return labelled & self._targets.folds.training(self._fold, row, col, rows, cols, scale=labels.scale)
 
-    def _facts(self, per_window: float) -> TrainingFacts:
+    def _facts(self, per_window: float) -> TargetStatistics:
         """What the training labels are like."""
         if self._targets.labels.classes is not None:
             total = int(self._counts.sum())
-            return TrainingFacts(total, tuple(self._counts.tolist()), 0.0, 1.0, per_window)
+            return TargetStatistics(total, tuple(self._counts.tolist()), 0.0, 1.0, per_window)
         count, total, squares = self._moments
         mean = total / count
         std = float(np.sqrt(max(squares / count - mean**2, 0.0)))
@@ -128,7 +128,7 @@ class DenseFold:
                 f"labels {self._targets.labels.source}: the {count:.0f} training values are all {mean:g}; expected "
                 "values that differ"
             )
-        return TrainingFacts(int(count), (), float(mean), std, per_window)
+        return TargetStatistics(int(count), (), float(mean), std, per_window)
 
     def epoch(self, *, seed: int, epoch: int, tiles: int, augment: bool) -> np.ndarray:
         """Training windows of an epoch in order.
@@ -137,7 +137,7 @@ class DenseFold:
             (tiles, 3) int64: base-scale row and column of the origin, shifted at random by up to half the stride within
             the ground, and the turn.
         """
-        order = shuffled(len(self.origins), seed=seed, epoch=epoch, count=tiles)
+        order = repeat_permutations(len(self.origins), seed=seed, epoch=epoch, count=tiles)
         rng = np.random.default_rng((seed, epoch, 11))
         half = self._targets.stride // 2
         shifts = rng.integers(-half, half + 1, size=(tiles, 2))

@@ -17,7 +17,7 @@ from datasets.labels.label_map import LabelMap, seen_ground
 from datasets.labels.open_labels import TargetGrid, open_labels
 from datasets.labels.points import open_points
 from datasets.layers.class_table import ClassTable
-from datasets.survey.inference_survey import ReopenedSurvey
+from datasets.survey.inference_survey import InferenceSurvey
 
 EPOCH_WINDOWS = 512
 """Windows in an epoch on ground, where there is no natural number of them."""
@@ -153,7 +153,7 @@ class SplitOptions:
 
 
 def open_targets(
-    survey: ReopenedSurvey,
+    survey: InferenceSurvey,
     path: str,
     *,
     task: str,
@@ -256,7 +256,7 @@ def open_targets(
 
 
 def _open_points(
-    survey: ReopenedSurvey,
+    survey: InferenceSurvey,
     path: str,
     grid: TargetGrid,
     seen: np.ndarray,
@@ -334,7 +334,7 @@ def _count_points(centres: np.ndarray, classes: np.ndarray, shape: tuple[int, in
 
 
 def _cut(
-    counts: np.ndarray, survey: ReopenedSurvey, split: SplitOptions, names: Sequence[str] | None, *, cell: int
+    counts: np.ndarray, survey: InferenceSurvey, split: SplitOptions, names: Sequence[str] | None, *, cell: int
 ) -> Folds:
     if split.split == "all":
         return one_fold(counts, shape=survey.shape, cell=cell, tile=survey.input_size)

@@ -11,7 +11,7 @@ from typing import Any
 from datasets.finetuning.scene_targets import SceneGround, open_scene_ground
 from datasets.layers.layer import Layer
 from datasets.layers.paths import file_of, variable_of
-from datasets.survey.inference_survey import ReopenedSurvey, reopen_survey, stored_encodings, stored_layers
+from datasets.survey.inference_survey import InferenceSurvey, open_inference_survey, stored_encodings, stored_layers
 from datasets.survey.memory import fits_memory
 from datasets.survey.survey import open_survey
 from datasets.synthetic.sample_survey import labels_of_sample
@@ -31,16 +31,16 @@ class OpenedLayers:
         channels: `in_chans` and `channel_groups` for a network from scratch; empty where a checkpoint says it.
     """
 
-    survey: ReopenedSurvey | SceneGround
+    survey: InferenceSurvey | SceneGround
     layers: list[dict[str, Any]]
     statistics: list[dict[str, Any]]
     encodings: list[dict[str, Any]]
     channels: dict[str, Any]
 
     @property
-    def grids(self) -> ReopenedSurvey:
+    def grids(self) -> InferenceSurvey:
         """The survey, where layers are rasters of one ground."""
-        assert isinstance(self.survey, ReopenedSurvey)
+        assert isinstance(self.survey, InferenceSurvey)
         return self.survey
 
     @property
@@ -119,7 +119,7 @@ def open_layers(
         raise ValueError(
             "every layer is hidden, so there is nothing to predict from; show at least one (--masked_bands)"
         )
-    survey = reopen_survey(
+    survey = open_inference_survey(
         stored_layers(layers),
         data_dir=data_dir,
         layers_table=layers_table,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from datasets.layers.encoding import Encoding
-from datasets.survey.inference_survey import ReopenedSurvey
+from datasets.survey.inference_survey import InferenceSurvey
 
 RADII = (1, 3, 8, 20)
 """Radii of local means and spreads, base pixels: the neighbours, a patch, and the surroundings of one and of three."""
@@ -24,7 +24,7 @@ _WINDOW_EDGE = 1400
 _LEAST_AREA = 1e-6
 
 
-def feature_names(survey: ReopenedSurvey, *, radii: Sequence[int] = RADII) -> tuple[str, ...]:
+def feature_names(survey: InferenceSurvey, *, radii: Sequence[int] = RADII) -> tuple[str, ...]:
     """Return the names of the features in the order of their columns: for each layer its value, means, spreads.
 
     Of classes it is the share of each and its means, of directions cosine and sine and their means. Layers that are
@@ -39,7 +39,7 @@ def feature_names(survey: ReopenedSurvey, *, radii: Sequence[int] = RADII) -> tu
 
 
 def pixel_features(
-    survey: ReopenedSurvey, pixels: np.ndarray, *, scale: int = 1, radii: Sequence[int] = RADII
+    survey: InferenceSurvey, pixels: np.ndarray, *, scale: int = 1, radii: Sequence[int] = RADII
 ) -> np.ndarray:
     """Return the features of target pixels, window by window, one layer in memory at a time.
 
@@ -97,11 +97,11 @@ def _planes(values: np.ndarray, encoding: Encoding) -> Iterator[np.ndarray]:
         yield values
 
 
-def _shown(survey: ReopenedSurvey) -> list[int]:
+def _shown(survey: InferenceSurvey) -> list[int]:
     return [channel for channel in range(len(survey.stack)) if channel not in survey.stack.hidden]
 
 
-def _tile_edge(survey: ReopenedSurvey, channel: int, margin: float) -> float:
+def _tile_edge(survey: InferenceSurvey, channel: int, margin: float) -> float:
     """Edge of the squares of pixels that are looked at together, base pixels."""
     grid, placement = survey.stack.reference, survey.stack.placements[channel]
     finest = max(placement.ratio_y / grid.resolution_y, placement.ratio_x / grid.resolution_x) * survey.base_resolution
@@ -116,7 +116,7 @@ def _by_tile(centres: np.ndarray, edge: float) -> list[np.ndarray]:
     return np.split(order, ends)
 
 
-def _layer_features(survey: ReopenedSurvey, channel: int, centres: np.ndarray, halves: Sequence[float]) -> np.ndarray:
+def _layer_features(survey: InferenceSurvey, channel: int, centres: np.ndarray, halves: Sequence[float]) -> np.ndarray:
     """(n, columns of the layer) features of points, given in base pixels, that lie near each other."""
     grid, placement = survey.stack.reference, survey.stack.placements[channel]
     per_base = survey.base_resolution * np.array(

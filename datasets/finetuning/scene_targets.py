@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.finetuning.batch import Batch, TrainingFacts, shuffled
+from datasets.finetuning.batch import Batch, TargetStatistics, repeat_permutations
 from datasets.layers.class_table import ClassTable, default_colour
 from datasets.layers.layer import Layer
 from datasets.scenes.image_set import CENTRE, crop_key
@@ -157,12 +157,12 @@ class SceneFold:
                 f"{len(classes)} training images of {(counts > 0).sum()} category: expected two categories; name a "
                 "table with more (--train_path), or raise --label_fraction"
             )
-        self.facts = TrainingFacts(len(classes), tuple(counts.tolist()), 0.0, 1.0, 1.0)
+        self.facts = TargetStatistics(len(classes), tuple(counts.tolist()), 0.0, 1.0, 1.0)
 
     def epoch(self, *, seed: int, epoch: int, tiles: int, augment: bool) -> np.ndarray:
         """Training images of an epoch in order: (tiles, 3) int64 rows as `SceneSet.read_tiles` takes them."""
         chosen = self._targets.chosen
-        order = shuffled(len(chosen), seed=seed, epoch=epoch, count=tiles)
+        order = repeat_permutations(len(chosen), seed=seed, epoch=epoch, count=tiles)
         rows = np.zeros((tiles, 3), dtype=np.int64)
         rows[:, 0], rows[:, 1] = chosen[order], crop_key(seed=seed, epoch=epoch) if augment else CENTRE
         rows[:, 2] = np.arange(tiles) // len(chosen) if augment else 0

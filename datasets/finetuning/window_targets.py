@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from datasets.finetuning.batch import Batch, TrainingFacts, WindowReader, shuffled
+from datasets.finetuning.batch import Batch, TargetStatistics, WindowReader, repeat_permutations
 from datasets.folds.make_folds import Folds
 from datasets.labels.label_map import LabelMap
 from datasets.loading.augment import TURNS
-from datasets.survey.inference_survey import ReopenedSurvey
+from datasets.survey.inference_survey import InferenceSurvey
 
 
 @dataclass(frozen=True)
-class Examples:
+class WindowExamples:
     """Windows that have one class each.
 
     Attributes:
@@ -38,7 +38,7 @@ def point_examples(
     background_ratio: float,
     least_distance: float,
     seed: int,
-) -> tuple[Examples, int]:
+) -> tuple[WindowExamples, int]:
     """Windows around points; for points without a class (presence only), with windows at random ground beside them.
 
     Args:
@@ -63,7 +63,7 @@ def point_examples(
         raise ValueError(f"none of the {len(positions)} points lies where a layer has a valid pixel; check coordinates")
     centres = positions[ok]
     if classes is not None:
-        return Examples(centres, classes[ok].astype(np.int64), np.zeros(len(centres), dtype=bool)), left_out
+        return WindowExamples(centres, classes[ok].astype(np.int64), np.zeros(len(centres), dtype=bool)), left_out
     ground = np.argwhere(seen) + 0.5
     far = cKDTree(centres).query(ground, distance_upper_bound=max(least_distance, 1e-9))[0] >= least_distance
     ground = ground[far]
@@ -75,7 +75,7 @@ def point_examples(
         )
     drawn = ground[np.random.default_rng((seed, 13)).choice(len(ground), size=min(wanted, len(ground)), replace=False)]
     return (
-        Examples(
+        WindowExamples(
             np.concatenate([centres, drawn]),
             np.repeat(np.array([1, 0]), [len(centres), len(drawn)]),
             np.repeat(np.array([False, True]), [len(centres), len(drawn)]),
@@ -84,7 +84,7 @@ def point_examples(
     )
 
 
-def tile_examples(labels: LabelMap, *, size: int, least_labelled: float) -> Examples:
+def tile_examples(labels: LabelMap, *, size: int, least_labelled: float) -> WindowExamples:
     """Tiles side by side, each of the class that most of its labelled pixels have.
 
     Args:
@@ -104,7 +104,7 @@ def tile_examples(labels: LabelMap, *, size: int, least_labelled: float) -> Exam
             "ground; lower --min_labelled or choose a smaller --input_size"
         )
     cells = np.argwhere(kept)
-    return Examples(
+    return WindowExamples(
         centres=(cells + 0.5) * size,
         classes=counts[kept].argmax(axis=1).astype(np.int64),
         background=np.zeros(len(cells), dtype=bool),
@@ -122,7 +122,9 @@ class WindowTargets:
         jitter: most base-scale pixels by which a training window is shifted.
     """
 
-    def __init__(self, survey: ReopenedSurvey, examples: Examples, folds: Folds, *, kinds: int, jitter: int) -> None:
+    def __init__(
+        self, survey: InferenceSurvey, examples: WindowExamples, folds: Folds, *, kinds: int, jitter: int
+    ) -> None:
         self.survey, self.examples, self.folds, self.kinds, self.jitter = survey, examples, folds, kinds, jitter
         self.reader = WindowReader(survey)
 
@@ -190,13 +192,13 @@ class WindowFold:
             )
 
     @property
-    def facts(self) -> TrainingFacts:
+    def facts(self) -> TargetStatistics:
         """What the training examples are like."""
-        return TrainingFacts(len(self.numbers), tuple(self._counts.tolist()), 0.0, 1.0, 1.0)
+        return TargetStatistics(len(self.numbers), tuple(self._counts.tolist()), 0.0, 1.0, 1.0)
 
     def epoch(self, *, seed: int, epoch: int, tiles: int, augment: bool) -> np.ndarray:
         """Training examples of an epoch in order: (tiles, 4) int64 number, shifts of row and column, turn."""
-        order = shuffled(len(self.numbers), seed=seed, epoch=epoch, count=tiles)
+        order = repeat_permutations(len(self.numbers), seed=seed, epoch=epoch, count=tiles)
         rng = np.random.default_rng((seed, epoch, 11))
         moves = np.zeros((tiles, 3), dtype=np.int64)
         if augment:

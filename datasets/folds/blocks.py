@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.ground.summed_area import integral, window_sums
+from datasets.ground.summed_area import summed_area_table, window_sums
 
 AUTO_BLOCKS_PER_FOLD = 4
 """Blocks are as large as they can be with at least this many labelled ones in each fold."""
@@ -25,7 +25,7 @@ _DEALT_CELLS = 20_000_000
 
 
 @dataclass(frozen=True)
-class Lattice:
+class BlockGrid:
     """Ground cut by straight lines into rectangles.
 
     Attributes:
@@ -104,7 +104,7 @@ class Lattice:
             return np.zeros((top.size, left.size), dtype=bool)
         first_row, first_col = int(top.min()), int(left.min())
         part = ground[first_row : int(bottom.max()), first_col : int(right.max())]
-        table = integral(part).astype(np.int64)
+        table = summed_area_table(part).astype(np.int64)
         strips = table[bottom - first_row] - table[top - first_row]
         return strips[:, right - first_col] > strips[:, left - first_col]
 
@@ -124,7 +124,7 @@ class Lattice:
         left, right = _span(self.col_lines, col - reach, col + reach)
         if reach == 0:  # the point itself, which is in the rectangle that begins there
             bottom, right = np.minimum(top + 1, ground.shape[0]), np.minimum(left + 1, ground.shape[1])
-        return window_sums(integral(ground), top, left, bottom, right) > 0
+        return window_sums(summed_area_table(ground), top, left, bottom, right) > 0
 
 
 def _holder(lines: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +140,7 @@ def _span(lines: np.ndarray, first: np.ndarray, stop: np.ndarray) -> tuple[np.nd
     return start, np.maximum(start, end)
 
 
-def even_lattice(shape: tuple[int, int], edge: int) -> Lattice:
+def even_block_grid(shape: tuple[int, int], edge: int) -> BlockGrid:
     """Cuts ground into squares of `edge` base pixels; what is left at the end is a piece of its own from half an edge
     on, and else part of its neighbour.
     """
@@ -151,10 +151,10 @@ def even_lattice(shape: tuple[int, int], edge: int) -> Lattice:
             inner = inner[:-1]
         return np.concatenate([[0], inner, [length]]).astype(np.int64)
 
-    return Lattice(lines(shape[0]), lines(shape[1]))
+    return BlockGrid(lines(shape[0]), lines(shape[1]))
 
 
-def lattice_of(rectangles: np.ndarray, shape: tuple[int, int]) -> tuple[Lattice, np.ndarray]:
+def block_grid_of(rectangles: np.ndarray, shape: tuple[int, int]) -> tuple[BlockGrid, np.ndarray]:
     """Cuts ground along the edges of rectangles.
 
     Args:
@@ -165,7 +165,7 @@ def lattice_of(rectangles: np.ndarray, shape: tuple[int, int]) -> tuple[Lattice,
         The lattice, and for each of its rectangles the number of the given one that holds it (the last of several),
         (rows, cols) int32, -1 = none.
     """
-    lattice = Lattice(
+    lattice = BlockGrid(
         np.unique(np.concatenate([[0, shape[0]], rectangles[:, [0, 2]].ravel()])).astype(np.int64),
         np.unique(np.concatenate([[0, shape[1]], rectangles[:, [1, 3]].ravel()])).astype(np.int64),
     )
@@ -177,7 +177,7 @@ def lattice_of(rectangles: np.ndarray, shape: tuple[int, int]) -> tuple[Lattice,
     return lattice, numbers
 
 
-def counts_on(lattice: Lattice, counts: np.ndarray, cell: int) -> np.ndarray:
+def counts_on(lattice: BlockGrid, counts: np.ndarray, cell: int) -> np.ndarray:
     """Sums cells over the rectangles of a lattice; a cell belongs to the one that holds its centre.
 
     Args:
@@ -215,7 +215,7 @@ def auto_block(labels: np.ndarray, *, cell: int, shape: tuple[int, int], tile: i
         folds: number of folds.
     """
     for edge in range(LARGEST_AUTO_BLOCK, 1, -1):
-        lattice = even_lattice(shape, block_edge(edge * tile, cell))
+        lattice = even_block_grid(shape, block_edge(edge * tile, cell))
         if np.count_nonzero(counts_on(lattice, labels[..., None], cell)) >= AUTO_BLOCKS_PER_FOLD * folds:
             return edge
     return 1
@@ -226,12 +226,12 @@ def block_edge(pixels: int, cell: int) -> int:
     return -(-pixels // cell) * cell
 
 
-def deals_to_try(cells: int, folds: int) -> int:
+def assignments_to_try(cells: int, folds: int) -> int:
     """How many deals are compared: `DEALS`, fewer where each costs much, at least one."""
     return int(np.clip(_DEALT_CELLS // max(cells * folds, 1), 1, DEALS))
 
 
-def deal(counts: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
+def assign_blocks(counts: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
     """Deals labelled blocks to folds: at random, and yet much alike in labels, whole and class by class.
 
     Large blocks tend to come first, and each goes to the fold that has least of what the block holds. scikit-learn's
@@ -263,14 +263,14 @@ def deal(counts: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray
     return fold_of
 
 
-def deal_evenly(blocks: int, folds: int, rng: np.random.Generator) -> np.ndarray:
+def assign_blocks_evenly(blocks: int, folds: int, rng: np.random.Generator) -> np.ndarray:
     """Deals blocks to folds at random, as many to each as can be; (blocks,) int16."""
     fold_of = np.empty(blocks, dtype=np.int16)
     fold_of[rng.permutation(blocks)] = np.arange(blocks) % folds
     return fold_of
 
 
-def label_order(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def label_ranking(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Order in which cells keep their labels when only a share is kept.
 
     A cell goes with the class of which it holds the largest part, and the classes are drawn from in step, so that any

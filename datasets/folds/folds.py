@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.folds.blocks import Lattice, centres
+from datasets.folds.blocks import BlockGrid, centres
 
 LEAK_WARNING = "random split: neighbours of training pixels are tested; scores are inflated"
 CONTROL_WARNING = "leaking split: the tested labels are trained on; a control that must win, and no score"
@@ -47,7 +47,7 @@ class Folds:
     seed: int
     label_fraction: float
     early_stopping: bool
-    lattice: Lattice
+    lattice: BlockGrid
     fold_grid: np.ndarray
     block_grid: np.ndarray
     places: np.ndarray | None = None
@@ -208,7 +208,7 @@ class Folds:
         *,
         scale: int,
     ) -> np.ndarray:
-        """Whether rectangles overlap what training keeps away from in a fold; as `Lattice.near`, and round the body."""
+        """Whether rectangles overlap ground excluded from training in a fold, also across the date line."""
         ground = self.away_from(fold)
         found = [
             self.lattice.near(ground, rows, (cols[0] + turn * scale, cols[1] + turn * scale), scale=scale)

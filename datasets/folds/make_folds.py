@@ -11,15 +11,15 @@ from dataclasses import replace
 import numpy as np
 
 from datasets.folds.blocks import (
+    assign_blocks,
+    assign_blocks_evenly,
+    assignments_to_try,
     auto_block,
     block_edge,
+    block_grid_of,
     counts_on,
-    deal,
-    deal_evenly,
-    deals_to_try,
-    even_lattice,
-    label_order,
-    lattice_of,
+    even_block_grid,
+    label_ranking,
 )
 from datasets.folds.folds import LEAK_WARNING, Folds
 
@@ -130,7 +130,7 @@ def make_folds(
     else:
         tiles = block or auto_block(counts.sum(axis=2), cell=cell, shape=shape, tile=tile, folds=folds)
         edge, what = block_edge(tiles * tile, cell), f"blocks of {tiles} x {tiles} tiles"
-    lattice = even_lattice(shape, edge)
+    lattice = even_block_grid(shape, edge)
     on_blocks = counts_on(lattice, counts, cell)
     block_grid = _number_blocks(on_blocks.sum(axis=2) > 0, folds=folds, what=f"{what} ({edge} x {edge} base pixels)")
     labelled = block_grid >= 0
@@ -139,7 +139,9 @@ def make_folds(
         rng = np.random.default_rng((seed, _DEAL_STREAM, number))
         grid = np.full(lattice.shape, -1, dtype=np.int16)
         grid[labelled] = (
-            deal_evenly(int(labelled.sum()), folds, rng) if is_random else deal(on_blocks[labelled], folds, rng)
+            assign_blocks_evenly(int(labelled.sum()), folds, rng)
+            if is_random
+            else assign_blocks(on_blocks[labelled], folds, rng)
         )
         return grid
 
@@ -157,7 +159,7 @@ def make_folds(
         block_grid=block_grid,
         turn=turn,
     )
-    tries = 1 if is_random else deals_to_try(counts.shape[0] * counts.shape[1], folds)
+    tries = 1 if is_random else assignments_to_try(counts.shape[0] * counts.shape[1], folds)
     best = _best_deal(draft, dealt, tries, counts)
     if split == "leaking":
         best = replace(best, split=split, buffer=0)
@@ -217,7 +219,7 @@ def folds_from_rectangles(
             f"{flag}: none of the {len(edges)} blocks that pre-training held out lies on this ground; give the rasters "
             f"of pre-training as --data_dir, or {remedy}"
         )
-    lattice, block_grid = lattice_of(np.concatenate([first, stop], axis=1)[on_ground], shape)
+    lattice, block_grid = block_grid_of(np.concatenate([first, stop], axis=1)[on_ground], shape)
     if not counts_on(lattice, counts, cell)[block_grid >= 0].any():
         raise ValueError(
             f"{flag}: no label lies in the {np.count_nonzero(on_ground)} blocks that pre-training held out; {remedy}"
@@ -249,7 +251,7 @@ def one_fold(counts: np.ndarray, *, shape: tuple[int, int], cell: int, tile: int
         tile: edge of a tile, base pixels: that of the blocks, too.
     """
     counts = _checked_counts(counts, shape=shape, cell=cell)
-    lattice = even_lattice(shape, block_edge(tile, cell))
+    lattice = even_block_grid(shape, block_edge(tile, cell))
     blocks = np.arange(lattice.shape[0] * lattice.shape[1], dtype=np.int32).reshape(lattice.shape)
     tested = counts.sum(axis=(0, 1))
     return Folds(
@@ -307,7 +309,7 @@ def _best_deal(draft: Folds, dealt: Callable[[int], np.ndarray], tries: int, cou
     for number in range(tries):
         folds = replace(draft, fold_grid=dealt(number))
         tested = np.array([on_blocks[folds.fold_grid == fold].sum(axis=0) for fold in range(folds.count)])
-        trained = np.array([flat[outside_cells(folds, fold).ravel()].sum(axis=0) for fold in range(folds.count)])
+        trained = np.array([flat[trainable_cells(folds, fold).ravel()].sum(axis=0) for fold in range(folds.count)])
         missing = np.count_nonzero(tested[:, occurring] == 0) + np.count_nonzero(trained[:, occurring] == 0)
         least = float(trained.sum(axis=1).min())
         rank = (float(least > 0), float(-missing), least)
@@ -316,7 +318,7 @@ def _best_deal(draft: Folds, dealt: Callable[[int], np.ndarray], tries: int, cou
     return best
 
 
-def outside_cells(folds: Folds, fold: int) -> np.ndarray:
+def trainable_cells(folds: Folds, fold: int) -> np.ndarray:
     """(cell rows, cell cols) bool, cells of which every pixel may be trained on, whatever the label fraction."""
     spans = []
     for size in folds.shape:
@@ -335,11 +337,11 @@ def _finish(folds: Folds, counts: np.ndarray, names: Sequence[str] | None, label
     labels = flat.sum(axis=1)
     on_blocks = counts_on(folds.lattice, counts, folds.cell)
     is_whole = folds.label_fraction == 1
-    places = None if is_whole else label_order(counts, np.random.default_rng((label_seed, _LABEL_STREAM)))
+    places = None if is_whole else label_ranking(counts, np.random.default_rng((label_seed, _LABEL_STREAM)))
     kept: list[int] = []
     trained, left = [], []
     for fold in range(folds.count):
-        usable = outside_cells(folds, fold).ravel()
+        usable = trainable_cells(folds, fold).ravel()
         available = int(labels[usable].sum())
         if not available:
             raise ValueError(

@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 from rasterio.features import geometry_mask
 from shapely import affinity
 
-from datasets.ground.planet import Globe, globe_of
+from datasets.ground.planet import Planet, planet_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _EDGE_SHARE = 0.005
 
 
 @dataclass(frozen=True)
-class Aoi:
+class AreaOfInterest:
     """Polygons in one CRS, picklable.
 
     Attributes:
@@ -79,7 +79,7 @@ class Aoi:
         return geometry_mask(near, out_shape=(rows, cols), transform=transform, all_touched=False, invert=True)
 
 
-def load_aoi(path: str | Path, crs: CRS) -> Aoi:
+def load_area_of_interest(path: str | Path, crs: CRS) -> AreaOfInterest:
     """Read the polygons of a vector file into ``crs``.
 
     Args:
@@ -114,8 +114,8 @@ def load_aoi(path: str | Path, crs: CRS) -> Aoi:
         )
     if kept.crs is None:
         raise ValueError(f"area of interest {path}: has no CRS, expected one; set it (for example with ogr2ogr -a_srs)")
-    globe = globe_of(crs)
-    return Aoi(str(path), crs, _to_crs(kept, crs, path), 0.0 if globe is None else globe.turn)
+    globe = planet_of(crs)
+    return AreaOfInterest(str(path), crs, _to_crs(kept, crs, path), 0.0 if globe is None else globe.turn)
 
 
 def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[shapely.Geometry, ...]:
@@ -130,7 +130,7 @@ def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[sh
                 f"area of interest {path}: cannot be brought from {str(shapes.crs)[:60]} to {crs.to_string()[:60]} "
                 f"({error}); give polygons of the same planet, with its CRS (GeoJSON is always of Earth)"
             ) from error
-        globe = globe_of(crs)
+        globe = planet_of(crs)
         if globe is not None:
             shapes = shapes.apply(lambda shape: _unwrapped(shape, globe))
     polygons = [part for part in shapes.make_valid() if part is not None and not part.is_empty and part.area > 0]
@@ -142,7 +142,7 @@ def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[sh
     return tuple(polygons)
 
 
-def _unwrapped(shape: shapely.Geometry, globe: Globe) -> shapely.Geometry:
+def _unwrapped(shape: shapely.Geometry, globe: Planet) -> shapely.Geometry:
     """Polygons whose vertices were brought to longitudes one by one: rings across the date line made whole again.
 
     Neighbouring vertices are taken to lie less than half a turn apart. A ring around a pole ends a turn from where it
@@ -162,7 +162,7 @@ def _unwrapped(shape: shapely.Geometry, globe: Globe) -> shapely.Geometry:
     return shapely.union_all(parts)
 
 
-def _unwrapped_ring(ring: shapely.LinearRing, globe: Globe) -> shapely.Geometry:
+def _unwrapped_ring(ring: shapely.LinearRing, globe: Planet) -> shapely.Geometry:
     x, y = np.asarray(ring.coords)[:, :2].T
     x = np.unwrap(x, period=globe.turn)
     if abs(x[-1] - x[0]) > globe.turn / 2:

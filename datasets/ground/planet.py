@@ -14,7 +14,7 @@ from rasterio.crs import CRS
 
 
 @dataclass(frozen=True)
-class Globe:
+class Planet:
     """How the coordinates of a CRS lie on a round body.
 
     Attributes:
@@ -47,13 +47,13 @@ class Globe:
         return parallel * 2 * math.pi / self.turn, meridian * math.radians(self.degrees)
 
 
-def globe_of(crs: CRS) -> Globe | None:
+def planet_of(crs: CRS) -> Planet | None:
     """The round body of a CRS in longitude and latitude, or of an equidistant cylindrical one; else None."""
     return _globe_of(crs.to_wkt())
 
 
 @lru_cache(maxsize=64)
-def _globe_of(wkt: str) -> Globe | None:
+def _globe_of(wkt: str) -> Planet | None:
     try:
         crs = pyproj.CRS.from_wkt(wkt)
         ellipsoid = crs.ellipsoid
@@ -62,7 +62,7 @@ def _globe_of(wkt: str) -> Globe | None:
         axes = (ellipsoid.semi_major_metre, ellipsoid.semi_minor_metre)
         if crs.is_geographic:
             factor = math.degrees(CRS.from_wkt(wkt).units_factor[1])
-            return Globe(360.0 / factor, -180.0 / factor, 0.0, factor, *axes)
+            return Planet(360.0 / factor, -180.0 / factor, 0.0, factor, *axes)
         operation = crs.coordinate_operation
         if operation is None or not operation.method_name.startswith("Equidistant Cylindrical"):
             return None
@@ -72,10 +72,10 @@ def _globe_of(wkt: str) -> Globe | None:
     except ProjError:
         return None
     turn = (x_east - x) * 8
-    return Globe(turn, x - turn / 2, y, 45.0 / (y_north - y), *axes)
+    return Planet(turn, x - turn / 2, y, 45.0 / (y_north - y), *axes)
 
 
-def turns_of(crs: CRS) -> tuple[float, ...]:
+def longitude_periods(crs: CRS) -> tuple[float, ...]:
     """By how much x may differ for the same ground, CRS units, nothing first: a turn to either side on a round body."""
-    globe = globe_of(crs)
+    globe = planet_of(crs)
     return (0.0,) if globe is None else (0.0, globe.turn, -globe.turn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def integral(values: np.ndarray) -> np.ndarray:
+def summed_area_table(values: np.ndarray) -> np.ndarray:
     """Summed-area table with a leading row and column of zeros, (rows + 1, cols + 1) float64."""
     table = np.zeros((values.shape[0] + 1, values.shape[1] + 1), dtype=np.float64)
     np.cumsum(np.cumsum(values, axis=0, dtype=np.float64), axis=1, out=table[1:, 1:])

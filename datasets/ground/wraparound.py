@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from datasets.ground.grid import Grid
-from datasets.ground.planet import globe_of
+from datasets.ground.planet import planet_of
 
 SNAP = 0.01
 """A turn this close to a whole number of pixels is one: misfits of less than this share of a pixel are rounding."""
@@ -22,25 +22,25 @@ POLAR_LATITUDE = 80.0
 Pixels there are less than 0.18 as wide as high."""
 
 
-def round_ground(grid: Grid) -> RoundGround | None:
+def latitude_weights(grid: Grid) -> LatitudeWeights | None:
     """How a reference grid lies on a round body; None if it lies on none."""
-    globe = globe_of(grid.crs)
+    globe = planet_of(grid.crs)
     if globe is None:
         return None
     y = grid.top - np.arange(grid.rows + 1) * grid.resolution_y
     sines = np.sin(np.radians(globe.latitude(y))) / 2
-    if not goes_round(grid):
-        return RoundGround(0, sines, 0.5)
-    return RoundGround(columns_of_turn(grid), sines, math.sin(math.radians(POLAR_LATITUDE)) / 2)
+    if not wraps(grid):
+        return LatitudeWeights(0, sines, 0.5)
+    return LatitudeWeights(wrap_columns(grid), sines, math.sin(math.radians(POLAR_LATITUDE)) / 2)
 
 
-def ground_m(grid: Grid, row: float) -> tuple[float, float]:
+def pixel_size_m(grid: Grid, row: float) -> tuple[float, float]:
     """Metres on the ground of a CRS unit of x and of y at a row of a grid; ones if it lies on no round body."""
-    globe = globe_of(grid.crs)
+    globe = planet_of(grid.crs)
     return (1.0, 1.0) if globe is None else globe.ground_m(grid.top - row * grid.resolution_y)
 
 
-def ground_lines(grid: Grid, base: float, rows: tuple[int, int]) -> list[str]:
+def pixel_size_lines(grid: Grid, base: float, rows: tuple[int, int]) -> list[str]:
     """What pixels of a grid on a round body measure on the ground, and how tiles are drawn there, as lines to log.
 
     Args:
@@ -48,16 +48,16 @@ def ground_lines(grid: Grid, base: float, rows: tuple[int, int]) -> list[str]:
         base: edge of a base-scale pixel, CRS units.
         rows: centre rows of the northernmost and the southernmost training tile.
     """
-    globe = globe_of(grid.crs)
+    globe = planet_of(grid.crs)
     if globe is None:
         return []
     places = []
     for row in sorted(set(rows)):
-        across, along = (length_text(base * metres) for metres in ground_m(grid, row))
+        across, along = (format_length(base * metres) for metres in pixel_size_m(grid, row))
         latitude = float(globe.latitude(grid.top - row * grid.resolution_y))
         places.append(f"{across} wide and {along} high at latitude {latitude:.4g}")
     lines = [f"a base pixel is {', '.join(places)}; tiles are drawn by their ground's area"]
-    if goes_round(grid):
+    if wraps(grid):
         lines.append(
             f"the grid goes round: tiles cross {float(globe.west):g}; those centred poleward of {POLAR_LATITUDE:g} "
             "degrees are neither trained on nor scored"
@@ -65,37 +65,37 @@ def ground_lines(grid: Grid, base: float, rows: tuple[int, int]) -> list[str]:
     return lines
 
 
-def length_text(metres: float) -> str:
+def format_length(metres: float) -> str:
     """A length as a person writes it."""
     return f"{metres / 1000:.4g} km" if metres >= 1000 else f"{metres:.4g} m"
 
 
-def columns_of_turn(grid: Grid) -> int:
+def wrap_columns(grid: Grid) -> int:
     """Columns after which a grid's ground repeats; 0 if it is on no round body, or they are not a whole number."""
-    globe = globe_of(grid.crs)
+    globe = planet_of(grid.crs)
     if globe is None:
         return 0
     columns = globe.turn / grid.resolution_x
     return round(columns) if abs(columns - round(columns)) < SNAP else 0
 
 
-def goes_round(grid: Grid) -> bool:
+def wraps(grid: Grid) -> bool:
     """Whether a grid's columns cover a full circle of longitude, in a whole number of pixels."""
-    columns = columns_of_turn(grid)
+    columns = wrap_columns(grid)
     return 0 < columns <= grid.cols
 
 
 def bounds_near(grid: Grid, middle_x: float) -> tuple[float, float, float, float]:
     """(left, bottom, right, top) of a grid, moved by whole turns to where its middle is nearest to `middle_x`."""
     left, bottom, right, top = grid.bounds
-    globe = globe_of(grid.crs)
+    globe = planet_of(grid.crs)
     if globe is None:
         return left, bottom, right, top
     shift = round((middle_x - (left + right) / 2) / globe.turn) * globe.turn
     return left + shift, bottom, right + shift, top
 
 
-def pieces(col: int, cols: int, turn: int) -> list[tuple[int, int]]:
+def split_at_seam(col: int, cols: int, turn: int) -> list[tuple[int, int]]:
     """Cuts columns [col, col + cols) at every multiple of `turn` into (first column modulo `turn`, number) each."""
     found, stop = [], col + cols
     while col < stop:
@@ -105,12 +105,12 @@ def pieces(col: int, cols: int, turn: int) -> list[tuple[int, int]]:
     return found
 
 
-def round_reference(grid: Grid) -> Grid:
+def wrapped_reference(grid: Grid) -> Grid:
     """A grid that goes round a body, begun at the pixel that holds its westernmost meridian (-180 degrees).
 
     Where the file begins is forgotten: grids that differ in that alone give the same.
     """
-    globe, turn = globe_of(grid.crs), columns_of_turn(grid)
+    globe, turn = planet_of(grid.crs), wrap_columns(grid)
     assert globe is not None and turn
     left = grid.left + math.floor((globe.west - grid.left) / grid.resolution_x + SNAP) * grid.resolution_x
     if abs(left - globe.west) < SNAP * grid.resolution_x:
@@ -123,7 +123,7 @@ LEAST_AREA = 1e-12
 
 
 @dataclass(frozen=True)
-class RoundGround:
+class LatitudeWeights:
     """How a reference grid lies on a round body.
 
     Attributes:

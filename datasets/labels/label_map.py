@@ -9,7 +9,7 @@ import torch
 
 from datasets.labels.open_labels import Labels
 from datasets.layers.class_table import ClassTable
-from datasets.survey.inference_survey import ReopenedSurvey
+from datasets.survey.inference_survey import InferenceSurvey
 
 UNLABELLED = -1
 STRIP_PIXELS = 2**24
@@ -18,7 +18,7 @@ GROUND_TILES = 8
 """Tiles along the edge of the squares in which the ground is gone through."""
 
 
-def seen_ground(survey: ReopenedSurvey) -> np.ndarray:
+def seen_ground(survey: InferenceSurvey) -> np.ndarray:
     """Goes through all the ground once; returns (rows, cols) bool, True where some layer has a valid base-scale pixel.
 
     For target pixels finer than those of the base, give the survey zoomed to them.

@@ -18,7 +18,7 @@ import rasterio
 from rasterio.crs import CRS
 
 from datasets.ground.grid import GDAL_ERRORS, Grid
-from datasets.labels.raster_labels import find_codes, open_label_raster, without_dummies
+from datasets.labels.raster_labels import find_codes, open_label_raster, without_undeclared_nodata
 from datasets.labels.vector_files import TABLES, choose_column, read_features
 from datasets.labels.vector_labels import open_label_vectors
 from datasets.layers.class_table import ClassTable, Code, check_class_count, make_class_table, sorted_codes
@@ -211,9 +211,9 @@ def _open_raster(
     raster = open_label_raster(path, kind=kind, grid=grid.pixels, band=band, nodata=nodata)
     where, legend = f"labels {path}", read_legend(path, band)
     if kind == "values":
-        return _checked(Labels("values", None, legend.units, path, grid, without_dummies(raster)))
+        return _checked(Labels("values", None, legend.units, path, grid, without_undeclared_nodata(raster)))
     found = find_codes(raster)
-    raster = without_dummies(raster, found)
+    raster = without_undeclared_nodata(raster, found)
     numbering = _numbering([code for code in found if code not in raster.source.nodata], class_codes, where)
     counts = _count_codes(raster.numbered(numbering), numbering, grid, where)
     table = make_class_table(

@@ -14,12 +14,12 @@ from rasterio.warp import Resampling
 from rasterio.warp import transform as transform_points
 
 from datasets.ground.grid import Grid, crs_agree
-from datasets.ground.planet import turns_of
+from datasets.ground.planet import longitude_periods
 from datasets.ground.warp import WARP_BLOCK, footprint, warp_window
 from datasets.layers.class_table import MAX_CLASSES, Code, check_class_count, sorted_codes
 from datasets.layers.layer import Layer
-from datasets.rasters.band import Source
-from datasets.rasters.nodata import Census, listed, stored_values
+from datasets.rasters.band import BandSource
+from datasets.rasters.nodata import NodataScan, listed, stored_values
 from datasets.rasters.open_band import layer_crs, open_band
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class LabelRaster:
         turns: by how much the file is moved, units of its CRS: whole turns of a body, to where the grid lies.
     """
 
-    source: Source = field(repr=False)
+    source: BandSource = field(repr=False)
     grid: Grid
     resampling: Resampling
     edge: int
@@ -56,9 +56,9 @@ class LabelRaster:
     turns: tuple[float, ...] = (0.0,)
 
     @property
-    def frames(self) -> list[Source]:
+    def frames(self) -> list[BandSource]:
         """The file where it lies, and a turn away where the grid is there too."""
-        return [turned_source(self.source, turn) for turn in self.turns]
+        return [shifted_source(self.source, turn) for turn in self.turns]
 
     def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         """Read a window inside the grid as float32: class numbers or physical values, NaN = unlabelled.
@@ -72,7 +72,7 @@ class LabelRaster:
             values = np.where(np.isnan(values), part, values)
         return values
 
-    def _read_from(self, frame: Source, window: tuple[int, int, int, int]) -> np.ndarray:
+    def _read_from(self, frame: BandSource, window: tuple[int, int, int, int]) -> np.ndarray:
         how: dict[str, Any] = {"resampling": self.resampling, "edge": self.edge}
         if self.codes is None:
             return warp_window(self.source.read, frame, self.grid, window, **how)
@@ -141,7 +141,9 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
         (Resampling.nearest, Resampling.mode) if kind == "classes" else (Resampling.bilinear, Resampling.average)
     )
     whole = (0, 0, grid.rows, grid.cols)
-    turns = tuple(turn for turn in turns_of(source.crs) if footprint(turned_source(source, turn), grid, whole))
+    turns = tuple(
+        turn for turn in longitude_periods(source.crs) if footprint(shifted_source(source, turn), grid, whole)
+    )
     labels = LabelRaster(
         source=source,
         grid=grid,
@@ -158,14 +160,14 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
     return labels
 
 
-def turned_source(source: Source, turn: float) -> Source:
+def shifted_source(source: BandSource, turn: float) -> BandSource:
     """The same pixels, moved in x by a number of units of their CRS."""
     a, b, c, d, e, f = tuple(source.transform)[:6]
     return replace(source, transform=Affine(a, b, c + turn, d, e, f))
 
 
-def without_dummies(labels: LabelRaster, codes: Sequence[Code] | None = None) -> LabelRaster:
-    """Return the labels with dummies that nobody declared as nodata, by the rule for layers (`Census`), and say so.
+def without_undeclared_nodata(labels: LabelRaster, codes: Sequence[Code] | None = None) -> LabelRaster:
+    """Return the labels with dummies that nobody declared as nodata, by the rule for layers (`NodataScan`), and say so.
 
     Args:
         labels: the labels.
@@ -174,7 +176,7 @@ def without_dummies(labels: LabelRaster, codes: Sequence[Code] | None = None) ->
     Raises:
         OSError: the file cannot be read.
     """
-    census = Census(labels.source.dtype)
+    census = NodataScan(labels.source.dtype)
     if codes is None:
         for raw, invalid in labels.stored():
             census.add(raw, invalid)
@@ -214,7 +216,7 @@ def find_codes(labels: LabelRaster) -> tuple[Code, ...]:
     return sorted_codes(found)
 
 
-def _finer(source: Source, grid: Grid) -> float:
+def _finer(source: BandSource, grid: Grid) -> float:
     """Pixels of the file along the edge of a target pixel, at the middle of the grid."""
     rows, cols = grid.rows / 2 + np.array([0.0, 0.0, 1.0]), grid.cols / 2 + np.array([0.0, 1.0, 0.0])
     x, y = transform_points(
@@ -228,7 +230,7 @@ def _finer(source: Source, grid: Grid) -> float:
     return math.sqrt(area) if math.isfinite(area) and area > 0 else 1.0
 
 
-def _extent(source: Source) -> str:
+def _extent(source: BandSource) -> str:
     cols, rows = np.array([0, source.cols, 0, source.cols]), np.array([0, 0, source.rows, source.rows])
     a, b, c, d, e, f = tuple(source.transform)[:6]
     x, y = a * cols + b * rows + c, d * cols + e * rows + f

@@ -17,7 +17,7 @@ from rasterio.errors import CRSError
 from rasterio.warp import transform_bounds
 
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
-from datasets.ground.planet import turns_of
+from datasets.ground.planet import longitude_periods
 from datasets.layers.class_table import Code, check_class_count, sorted_codes
 
 logger = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ def _all_turns(frame: geopandas.GeoDataFrame, grid: Grid) -> geopandas.GeoDataFr
     """The features and, where x goes round a body, those that lie on the grid a turn away, in the order of the file."""
     left, bottom, right, top = grid.bounds
     frames = [frame.reset_index(drop=True)]
-    for turn in turns_of(grid.crs)[1:]:
+    for turn in longitude_periods(grid.crs)[1:]:
         moved = frames[0].set_geometry(frames[0].geometry.translate(turn))
         lows_x, lows_y, highs_x, highs_y = moved.geometry.bounds.to_numpy().T
         near = (lows_x < right) & (highs_x > left) & (lows_y <= top) & (highs_y >= bottom)

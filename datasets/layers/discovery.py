@@ -39,7 +39,7 @@ Raster = tuple[str, str, tuple[tuple[int, str], ...]]
 
 
 @dataclass(frozen=True)
-class Contents:
+class RasterContents:
     """What a file holds: each raster in it, the other files it consists of, and whether it has a CRS."""
 
     rasters: tuple[Raster, ...]
@@ -47,7 +47,7 @@ class Contents:
     has_crs: bool = True
 
 
-def rasters_among(paths: Iterable[Path]) -> list[tuple[Path, Contents]]:
+def rasters_among(paths: Iterable[Path]) -> list[tuple[Path, RasterContents]]:
     """Return the rasters among some files with their contents, in the order given.
 
     Sidecars, documents, tables and vector files are passed over, as are files that another raster consists of, and
@@ -56,13 +56,13 @@ def rasters_among(paths: Iterable[Path]) -> list[tuple[Path, Contents]]:
     Raises:
         ValueError: a file whose ending says raster cannot be opened.
     """
-    opened: dict[Path, Contents] = {}
+    opened: dict[Path, RasterContents] = {}
     for path in paths:
         ending = path.suffix.lower()
         if path.name.startswith(".") or ending in OTHER_ENDINGS:
             continue
         try:
-            contents = look_into(str(path))
+            contents = inspect_raster(str(path))
         except (RasterioError, OSError) as error:
             if ending in RASTER_ENDINGS:
                 raise ValueError(
@@ -88,7 +88,7 @@ def rasters_among(paths: Iterable[Path]) -> list[tuple[Path, Contents]]:
     return [(path, contents) for path, contents in opened.items() if names[path] not in parts]
 
 
-def look_into(path: str) -> Contents:
+def inspect_raster(path: str) -> RasterContents:
     """Look at a file's header, or at that of each of its subdatasets (netCDF variables, TIFF pages).
 
     Raises:
@@ -99,7 +99,7 @@ def look_into(path: str) -> Contents:
         with rasterio.open(path) as dataset:
             files = frozenset(os.path.realpath(name) for name in dataset.files) - {os.path.realpath(path)}
             if not dataset.subdatasets:
-                return Contents(((path, "", _data_bands(dataset)),), files, dataset.crs is not None)
+                return RasterContents(((path, "", _data_bands(dataset)),), files, dataset.crs is not None)
             names = list(dataset.subdatasets)
         rasters: list[Raster] = []
         coordinates: list[Raster] = []
@@ -114,7 +114,7 @@ def look_into(path: str) -> Contents:
             path,
             ", ".join(entry[1] for entry in coordinates),
         )
-    return Contents(tuple(rasters or coordinates), files)
+    return RasterContents(tuple(rasters or coordinates), files)
 
 
 def _variable(name: str) -> str:

@@ -123,7 +123,7 @@ class Encoding:
         return self.transform.inverse(channels.squeeze(-3))
 
     def plain(self) -> dict[str, Any]:
-        """As plain lists and numbers, for a checkpoint; `encoding_of` makes it an encoding again."""
+        """As plain lists and numbers, for a checkpoint; `encoding_from_dict` makes it an encoding again."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k != "transform"} | {
             "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.transform).items()}
         }
@@ -135,7 +135,7 @@ class Encoding:
         return location, spread
 
 
-def encoding_of(plain: Mapping[str, Any]) -> Encoding:
+def encoding_from_dict(plain: Mapping[str, Any]) -> Encoding:
     """The encoding that `Encoding.plain` wrote."""
 
     def tuples(part: Mapping[str, Any]) -> dict[str, Any]:

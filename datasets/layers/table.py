@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rasterio.errors import RasterioError
 
-from datasets.layers.discovery import Contents, look_into, rasters_among
+from datasets.layers.discovery import RasterContents, inspect_raster, rasters_among
 from datasets.layers.layer import KINDS, LOSSES, NORMALIZE, TRANSFORMS, Layer
 from datasets.layers.paths import absolute_path, clean_label, file_of, is_plain_path, parse_array_path, stem_of
 
@@ -198,7 +198,7 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
     if parse_array_path(path) is not None:
         return [replace(template, name=cells.get("name", stem_of(path)), band=1)]
     try:
-        contents = look_into(path)
+        contents = inspect_raster(path)
     except (RasterioError, OSError) as error:
         raise ValueError(
             f"{where}: {path} cannot be opened as a raster ({error}); it may be damaged or incomplete"
@@ -237,7 +237,7 @@ def _choice(cells: dict[str, str], column: str, where: str, allowed: Sequence[st
     return value
 
 
-def _layers_of(path: Path, contents: Contents, *, stem: str | None = None) -> list[Layer]:
+def _layers_of(path: Path, contents: RasterContents, *, stem: str | None = None) -> list[Layer]:
     stem = stem or stem_of(str(path))
     layers = []
     for file, variable, bands in contents.rasters:

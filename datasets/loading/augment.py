@@ -9,7 +9,7 @@ TURNS = 8
 """Number of ways to lay a square on itself: four quarter turns, each plain or mirrored."""
 
 
-def turned(images: Tensor, turns: Tensor) -> Tensor:
+def rotated(images: Tensor, turns: Tensor) -> Tensor:
     """Turns each image of a batch its own way.
 
     Args:
@@ -34,7 +34,7 @@ def turned(images: Tensor, turns: Tensor) -> Tensor:
     return result
 
 
-def turned_back(images: Tensor, turns: Tensor) -> Tensor:
-    """Undoes `turned`; arguments as there."""
+def rotated_back(images: Tensor, turns: Tensor) -> Tensor:
+    """Undoes `rotated`; arguments as there."""
     plain = turns < TURNS // 2  # a mirrored turn undoes itself
-    return turned(images, torch.where(plain, (TURNS // 2 - turns) % (TURNS // 2), turns))
+    return rotated(images, torch.where(plain, (TURNS // 2 - turns) % (TURNS // 2), turns))

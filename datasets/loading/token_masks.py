@@ -90,7 +90,7 @@ class Masks:
         return noise
 
 
-def mask_shares(pairs: Sequence[tuple[str, float | None]]) -> tuple[tuple[str, float], ...]:
+def mask_fractions(pairs: Sequence[tuple[str, float | None]]) -> tuple[tuple[str, float], ...]:
     """Shapes with the shares that they are given, or equal ones, made to add up to 1.
 
     Raises:

@@ -10,7 +10,7 @@ from rasterio.crs import CRS
 from rasterio.warp import Resampling
 from rasterio.windows import Window
 
-from datasets.ground.area_of_interest import Aoi
+from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
 from datasets.ground.warp import WARP_BLOCK, warp_window
 from datasets.layers.layer import Layer
@@ -24,7 +24,7 @@ _LEAST_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Source:
+class BandSource:
     """One band in the file's own pixel frame, as stored. Picklable, holds no handle.
 
     Attributes:
@@ -133,9 +133,9 @@ class RasterBand:
     scale: float
     offset: float
     notes: list[str]
-    source: Source = field(repr=False)
+    source: BandSource = field(repr=False)
     warped: bool = False
-    aoi: Aoi | None = field(default=None, repr=False)
+    aoi: AreaOfInterest | None = field(default=None, repr=False)
     stated: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass
-class Moments:
+class RunningMoments:
     """Count, mean, spread and range of numbers that arrive in pieces (Chan, Golub & LeVeque 1983)."""
 
     count: int = 0
@@ -22,9 +22,9 @@ class Moments:
         if values.size:
             mean = float(values.mean())
             squares = float(np.square(values - mean).sum())
-            self.merge(Moments(values.size, mean, squares, float(values.min()), float(values.max())))
+            self.merge(RunningMoments(values.size, mean, squares, float(values.min()), float(values.max())))
 
-    def merge(self, other: Moments) -> None:
+    def merge(self, other: RunningMoments) -> None:
         """Merge the moments of another set of numbers."""
         total = self.count + other.count
         if not other.count:

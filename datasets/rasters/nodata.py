@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from datasets.rasters.moments import Moments
+from datasets.rasters.moments import RunningMoments
 
 # No geophysical quantity reaches 1e30 in any unit in use, and every "huge" dummy (1e30, -1e32, 1.70141e38,
 # -3.4e38) does.
@@ -121,7 +121,7 @@ def to_physical(raw: np.ndarray, invalid: np.ndarray | None, *, scale: float, of
 
 
 @dataclass
-class Census:
+class NodataScan:
     """What a pass over a layer's stored numbers has seen: statistics, possible dummies, distinct values.
 
     Attributes:
@@ -134,7 +134,7 @@ class Census:
     """
 
     dtype: str
-    data: Moments = field(default_factory=Moments)
+    data: RunningMoments = field(default_factory=RunningMoments)
     dummies: dict[float, int] = field(default_factory=dict)
     pixels: int = 0
     distinct: set[float] | None = field(default_factory=set)
@@ -201,7 +201,7 @@ class Census:
             else:
                 if not self._met_by_chance(value, count):
                     doubtful.append((value, count))
-                self.data.merge(Moments(count, value, 0.0, value, value))
+                self.data.merge(RunningMoments(count, value, 0.0, value, value))
                 if self.distinct is not None:
                     self.distinct.add(value)
         return tuple(isolated), tuple(doubtful)

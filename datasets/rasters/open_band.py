@@ -1,8 +1,7 @@
 """Rasters as layers: opening a band and checking that it can be used.
 
 Reading by window is in `datasets/rasters/band.py`, the pass over all pixels in `datasets/rasters/scan.py`, polygons in
-`datasets/ground/area_of_interest.py`, nodata rules in `datasets/rasters/nodata.py`; their public names are offered
-here too.
+`datasets/ground/area_of_interest.py`, nodata rules in `datasets/rasters/nodata.py`.
 """
 
 from __future__ import annotations
@@ -24,31 +23,14 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform
 
-from datasets.ground.area_of_interest import Aoi, load_aoi
+from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
 from datasets.layers.encoding import check_layer_kind
 from datasets.layers.layer import Layer
 from datasets.layers.paths import is_plain_path, parse_array_path
-from datasets.rasters.band import RasterBand, Source
-from datasets.rasters.handles import close_datasets
+from datasets.rasters.band import BandSource, RasterBand
 from datasets.rasters.nodata import HUGE, in_dtype, listed, stored_values
-from datasets.rasters.scan import SCAN_PIXELS, BandSummary, scan, with_dummies
-from datasets.rasters.xarray_band import open_source
-
-__all__ = [
-    "SCAN_PIXELS",
-    "Aoi",
-    "BandSummary",
-    "Grid",
-    "RasterBand",
-    "close_datasets",
-    "crs_agree",
-    "layer_crs",
-    "load_aoi",
-    "open_band",
-    "scan",
-    "with_dummies",
-]
+from datasets.rasters.xarray_band import open_xarray_source
 
 # Rotation or shear that displaces no pixel by more than this share of a pixel is rounding.
 _SHEAR = 1e-3
@@ -59,7 +41,7 @@ _RAW_DRIVERS = frozenset("BT EHdr ENVI ERS GTX ISCE netCDF PAux ROI_PAC RRASTER 
 _COMPRESSED = (b"\x1f\x8b", b"\x89HDF")
 
 
-def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: Aoi | None = None) -> RasterBand:
+def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInterest | None = None) -> RasterBand:
     """Open a layer's file, check that it can be used, and close it again.
 
     Args:
@@ -91,16 +73,16 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: Aoi | None 
     return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
 
 
-def _open_array(layer: Layer, reproject_to: CRS | None, aoi: Aoi | None) -> RasterBand:
+def _open_array(layer: Layer, reproject_to: CRS | None, aoi: AreaOfInterest | None) -> RasterBand:
     """The same for a variable that xarray opens."""
-    source, stated, rule, notes = open_source(layer)
+    source, stated, rule, notes = open_xarray_source(layer)
     check_layer_kind(source.layer)
     source = replace(source, nodata=stored_values(stated, source.dtype))
     grid, warped = _grid_of(source, reproject_to, lambda crs: _proposed_grid(source, crs))
     return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
 
 
-def _grid_of(source: Source, reproject_to: CRS | None, propose: Callable[[CRS], Grid]) -> tuple[Grid, bool]:
+def _grid_of(source: BandSource, reproject_to: CRS | None, propose: Callable[[CRS], Grid]) -> tuple[Grid, bool]:
     """The grid that a band is seen on, and whether its values are interpolated there.
 
     Raises:
@@ -123,11 +105,11 @@ def _grid_of(source: Source, reproject_to: CRS | None, propose: Callable[[CRS], 
 
 
 def _band_of(
-    source: Source,
+    source: BandSource,
     grid: Grid,
     *,
     warped: bool,
-    aoi: Aoi | None,
+    aoi: AreaOfInterest | None,
     stated: Sequence[float],
     rule: list[str],
     notes: list[str],
@@ -159,7 +141,7 @@ def layer_crs(layer: Layer) -> CRS:
         ValueError: it cannot be opened, or has no CRS or no geotransform.
     """
     if parse_array_path(layer.path) is not None:
-        return open_source(layer)[0].crs
+        return open_xarray_source(layer)[0].crs
     with _opened(layer) as dataset:
         return _checked_crs(layer, dataset)
 
@@ -313,11 +295,11 @@ def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[list[float],
     return values, rule, notes
 
 
-def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nodata: tuple[float, ...]) -> Source:
+def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nodata: tuple[float, ...]) -> BandSource:
     index = layer.band - 1
     flags = set(dataset.mask_flag_enums[index])
     colours = dataset.colorinterp
-    return Source(
+    return BandSource(
         layer=layer,
         crs=crs,
         transform=dataset.transform,
@@ -355,7 +337,7 @@ def _missing_blocks(layer: Layer, dataset: rasterio.DatasetReader) -> list[str]:
     ]
 
 
-def _native_grid(source: Source) -> Grid | None:
+def _native_grid(source: BandSource) -> Grid | None:
     """The file's own grid, north up; None if its rows do not run east-west."""
     transform = source.transform
     shift_x, shift_y = abs(transform.b) * source.rows, abs(transform.d) * source.cols
@@ -387,7 +369,7 @@ def _warped_grid(layer: Layer, dataset: rasterio.DatasetReader, crs: CRS) -> Gri
     return Grid(crs, transform.c, transform.f, transform.a, -transform.e, rows, cols)
 
 
-def _proposed_grid(source: Source, crs: CRS) -> Grid:
+def _proposed_grid(source: BandSource, crs: CRS) -> Grid:
     """The same for a source without a file that GDAL opens."""
     a, b, c, d, e, f = tuple(source.transform)[:6]
     corners = [(col, row) for col in (0, source.cols) for row in (0, source.rows)]

@@ -11,8 +11,8 @@ import numpy as np
 from datasets.ground.warp import WARP_BLOCK
 from datasets.layers.layer import Layer
 from datasets.rasters.band import RasterBand
-from datasets.rasters.moments import Moments
-from datasets.rasters.nodata import Census, listed, stored_values
+from datasets.rasters.moments import RunningMoments
+from datasets.rasters.nodata import NodataScan, listed, stored_values
 
 # Larger layers are scanned in part: every n-th chunk, n the smallest that keeps to this many pixels.
 SCAN_PIXELS = 2**27
@@ -32,7 +32,7 @@ class BandSummary:
         std: population standard deviation.
         pixels_read: pixels looked at, valid or not.
         sampled: True if that is not all of them.
-        dummies: undeclared nodata values recognised, stored units; pass them to `with_dummies`.
+        dummies: undeclared nodata values recognised, stored units; pass them to `with_undeclared_nodata`.
         suspicious: what a person should look at.
     """
 
@@ -47,7 +47,7 @@ class BandSummary:
     suspicious: tuple[str, ...]
 
 
-def with_dummies(band: RasterBand, dummies: Sequence[float]) -> RasterBand:
+def with_undeclared_nodata(band: RasterBand, dummies: Sequence[float]) -> RasterBand:
     """Return the band with further stored values that mean no data, as `scan` found them."""
     added = tuple(value for value in stored_values(dummies, band.dtype) if value not in band.nodata)
     if not added:
@@ -99,7 +99,7 @@ def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
 class _Findings:
     """What a pass found: moments in physical units, pixels looked at, dummies, doubtful, distinct values."""
 
-    moments: Moments
+    moments: RunningMoments
     pixels: int
     dummies: tuple[float, ...]
     doubtful: tuple[tuple[float, int], ...]
@@ -107,7 +107,7 @@ class _Findings:
 
 
 def _look(band: RasterBand, thin: int) -> _Findings:
-    census = Census(band.dtype, recognise=band.layer.kind != "categorical")
+    census = NodataScan(band.dtype, recognise=band.layer.kind != "categorical")
     source = band.source
     for window in _chunks(source.rows, source.cols, block=source.block, thin=thin):
         raw, invalid = source.read_stored(*window)
@@ -120,8 +120,8 @@ def _look(band: RasterBand, thin: int) -> _Findings:
     distinct = None if census.distinct is None else len(census.distinct)
     if not band.warped:
         return _Findings(_physical(census.data, band), census.pixels, dummies, doubtful, distinct)
-    moments, pixels = Moments(), 0
-    band = with_dummies(band, dummies)
+    moments, pixels = RunningMoments(), 0
+    band = with_undeclared_nodata(band, dummies)
     for window in _chunks(band.grid.rows, band.grid.cols, block=(WARP_BLOCK, WARP_BLOCK), thin=thin):
         values = band.read(*window)
         moments.add(values[~np.isnan(values)].astype(np.float64))
@@ -143,17 +143,17 @@ def _chunks(rows: int, cols: int, *, block: tuple[int, int], thin: int) -> Itera
                 yield row, col, min(chunk_rows, rows - row), min(chunk_cols, cols - col)
 
 
-def _physical(stored: Moments, band: RasterBand) -> Moments:
+def _physical(stored: RunningMoments, band: RasterBand) -> RunningMoments:
     if not stored.count:
         return stored
     ends = sorted((stored.minimum * band.scale + band.offset, stored.maximum * band.scale + band.offset))
     mean = stored.mean * band.scale + band.offset
-    return Moments(stored.count, mean, stored.squares * band.scale**2, ends[0], ends[1])
+    return RunningMoments(stored.count, mean, stored.squares * band.scale**2, ends[0], ends[1])
 
 
 def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) -> tuple[str, ...]:
     """Refuse what holds no information; returns what should be said of a constant that is allowed."""
-    where, rule = band.layer.where, with_dummies(band, found.dummies).nodata_rule
+    where, rule = band.layer.where, with_undeclared_nodata(band, found.dummies).nodata_rule
     inside = " inside the area of interest" if band.aoi is not None else ""
     if not found.moments.count:
         raise ValueError(

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from datasets.ground.grid import Grid
-from datasets.ground.planet import globe_of
-from datasets.ground.wraparound import SNAP, bounds_near, columns_of_turn, goes_round, pieces
+from datasets.ground.planet import planet_of
+from datasets.ground.wraparound import SNAP, bounds_near, split_at_seam, wrap_columns, wraps
 from datasets.rasters.band import RasterBand
 
 
 @dataclass(frozen=True, eq=False)
-class RoundBand:
+class WrappedBand:
     """A layer on a round body, whose columns repeat after a turn.
 
     Offers what the band does; its grid may begin at another column.
@@ -45,11 +45,13 @@ class RoundBand:
         Raises:
             OSError: as the band's own `read`.
         """
-        parts = [self.band.read(row, first, rows, count) for first, count in pieces(col + self.first, cols, self.turn)]
+        parts = [
+            self.band.read(row, first, rows, count) for first, count in split_at_seam(col + self.first, cols, self.turn)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
-def round_band(band: RasterBand, reference: Grid) -> RasterBand | RoundBand:
+def wrapped_band(band: RasterBand, reference: Grid) -> RasterBand | WrappedBand:
     """A layer as it is seen from a reference grid: begun at its left edge if it goes round, else moved by whole turns.
 
     A layer that does not go round but lies across the edge of a reference grid that does gets the columns of a whole
@@ -58,12 +60,12 @@ def round_band(band: RasterBand, reference: Grid) -> RasterBand | RoundBand:
     Returns:
         The band itself if there is nothing to do, or no way to do it: a turn is not a whole number of its pixels.
     """
-    grid, turn = band.grid, columns_of_turn(band.grid)
+    grid, turn = band.grid, wrap_columns(band.grid)
     if not turn:
         return band
     start = (reference.left - grid.left) / grid.resolution_x
-    if not goes_round(grid):
-        if goes_round(reference):
+    if not wraps(grid):
+        if wraps(reference):
             behind = -start % turn
             turns = round((behind + start) / turn)
             across = behind + grid.cols > turn + SNAP and behind < turn - SNAP
@@ -72,25 +74,25 @@ def round_band(band: RasterBand, reference: Grid) -> RasterBand | RoundBand:
             turns, across = round((bounds_near(grid, middle)[0] - grid.left) / grid.resolution_x / turn), False
         if not across:
             moved = replace(grid, left=grid.left + turns * turn * grid.resolution_x) if turns else grid
-            return RoundBand(band, moved, 0, turn) if turns or goes_round(reference) else band
+            return WrappedBand(band, moved, 0, turn) if turns or wraps(reference) else band
     first = math.ceil(start - 0.5 - 1e-6)  # the first pixel whose centre lies on the reference grid
     rolled = replace(grid, left=grid.left + first * grid.resolution_x, cols=turn)
-    return RoundBand(band, rolled, first % turn, turn)
+    return WrappedBand(band, rolled, first % turn, turn)
 
 
-def round_notes(bands: Sequence[RasterBand], reference: Grid) -> list[str]:
+def wraparound_remarks(bands: Sequence[RasterBand], reference: Grid) -> list[str]:
     """What a user should know of layers in longitude and latitude."""
-    globe = globe_of(reference.crs)
+    globe = planet_of(reference.crs)
     if globe is None:
         return []
     notes = []
-    if not goes_round(reference) and reference.cols * reference.resolution_x > 0.9 * globe.turn:
+    if not wraps(reference) and reference.cols * reference.resolution_x > 0.9 * globe.turn:
         pixels = globe.turn / reference.resolution_x
-        why = f"a turn is {pixels:.6g} pixels, not a whole number" if not columns_of_turn(reference) else "it has a gap"
+        why = f"a turn is {pixels:.6g} pixels, not a whole number" if not wrap_columns(reference) else "it has a gap"
         notes.append(f"the reference grid nearly goes round, but {why}: tiles do not cross its ends")
     for band in bands:
-        turn = columns_of_turn(band.grid)
-        if not turn and goes_round(reference):
+        turn = wrap_columns(band.grid)
+        if not turn and wraps(reference):
             notes.append(
                 f"layer '{band.layer.name}': a turn is {globe.turn / band.grid.resolution_x:.6g} of its pixels, not a "
                 "whole number: it is not read across its ends; resample it to pixels that divide a turn"

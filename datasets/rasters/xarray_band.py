@@ -1,7 +1,7 @@
 """Variables of zarr stores, netCDF files and whatever else xarray opens, as layers: read by window, as stored.
 
-A variable takes the place of a raster file's band: `XarraySource` offers what `Source` does, so that orientation,
-warping, polygons, nodata and the scan are those of rasters, and the same survey gives the same pixels to the bit.
+`XarrayBandSource` stands in for the `BandSource` of a raster file, so orientation, warping, polygons, nodata and the scan
+are shared with rasters, and the same survey gives identical pixels.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from datasets.layers.layer import Layer
 from datasets.layers.paths import ArrayPath, clean_label, is_remote, parse_array_path
-from datasets.rasters.band import Source
+from datasets.rasters.band import BandSource
 from datasets.rasters.chunk_cache import CHUNKS
 from datasets.rasters.nodata import in_dtype, invalid_pixels, listed
 from datasets.rasters.retry import with_retries
-from datasets.rasters.xarray_georeference import Place, other_dims, place_variable
+from datasets.rasters.xarray_georeference import VariableGeoreference, other_dims, variable_georeference
 from datasets.rasters.xarray_store import open_groups
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ _NOT_DATA = ("bounds", "climatology", "grid_mapping", "ancillary_variables", "ce
 
 
 @dataclass(frozen=True)
-class XarraySource(Source):
+class XarrayBandSource(BandSource):
     """One variable in its own pixel frame, as stored. Picklable, holds no handle.
 
     Attributes:
@@ -93,7 +93,7 @@ class XarraySource(Source):
         return raw.view(f"u{raw.dtype.itemsize}") if self.unsigned else raw
 
 
-def open_source(layer: Layer) -> tuple[XarraySource, list[float], list[str], list[str]]:
+def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], list[str], list[str]]:
     """Looks at a variable's coordinates and attributes, at no values.
 
     Returns:
@@ -111,7 +111,7 @@ def open_source(layer: Layer) -> tuple[XarraySource, list[float], list[str], lis
         raise ValueError(f"{layer.where}: there is no variable '{named.variable}', the store has: {have}; correct it")
     variable = groups[named.group].variables[named.name]
     _check_type(variable, layer.where)
-    place = place_variable(groups, named.group, named.name, crs=named.crs, where=layer.where)
+    place = variable_georeference(groups, named.group, named.name, crs=named.crs, where=layer.where)
     layer_dim = _layer_dim(layer, place, groups[named.group].sizes)
     attributes = variable.attrs
     unsigned = str(attributes.get("_Unsigned", "")).lower() == "true" and variable.dtype.kind == "i"
@@ -138,7 +138,7 @@ def open_source(layer: Layer) -> tuple[XarraySource, list[float], list[str], lis
             f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected none on class codes (kind "
             "categorical); remove them, or set kind=continuous in layers.csv if these are measurements"
         )
-    source = XarraySource(
+    source = XarrayBandSource(
         layer=layer,
         crs=place.crs,
         transform=place.transform,
@@ -217,12 +217,12 @@ def _layers_of_variable(
 ) -> list[Layer]:
     layer = Layer(name=clean_label(named.name), path=str(named))
     if named.group not in groups or named.name not in groups[named.group].variables:
-        open_source(layer)  # says what there is
+        open_xarray_source(layer)  # says what there is
     variable = groups[named.group].variables[named.name]
     others = other_dims(groups, named.group, named.name)
     if others is None:
         if explicit:
-            place_variable(groups, named.group, named.name, crs=named.crs, where=layer.where)
+            variable_georeference(groups, named.group, named.name, crs=named.crs, where=layer.where)
         dims = ", ".join(map(str, variable.dims)) or "none"
         logger.info("%s: no rows and columns (dimensions %s), not used", layer.where, dims)
         return []
@@ -278,7 +278,7 @@ def _check_type(variable: Any, where: str) -> None:
         )
 
 
-def _layer_dim(layer: Layer, place: Place, sizes: Mapping[Any, int]) -> str | None:
+def _layer_dim(layer: Layer, place: VariableGeoreference, sizes: Mapping[Any, int]) -> str | None:
     if len(place.others) > 1:
         raise ValueError(
             f"{layer.where}: besides rows and columns it has the dimensions {', '.join(place.others)}, expected at "
@@ -334,7 +334,7 @@ def _limits(attributes: Mapping[str, Any]) -> tuple[float, float]:
     return float(np.asarray(low).item()), float(np.asarray(high).item())
 
 
-def _chunk(variable: Any, place: Place) -> tuple[int, int]:
+def _chunk(variable: Any, place: VariableGeoreference) -> tuple[int, int]:
     """(rows, cols) of a chunk; of the whole variable if it is stored in one piece."""
     chunks = variable.encoding.get("preferred_chunks") or {}
     return int(chunks.get(place.y_dim, place.rows)), int(chunks.get(place.x_dim, place.cols))

@@ -24,7 +24,7 @@ _UNITS = {"x": ("degrees_e", "degree_e", "degreee", "degreese"), "y": ("degrees_
 
 
 @dataclass(frozen=True)
-class Place:
+class VariableGeoreference:
     """How a variable's dimensions lie on the ground.
 
     Attributes:
@@ -59,7 +59,9 @@ def other_dims(groups: Mapping[str, Any], group: str, name: str) -> tuple[str, .
     return tuple(d for d in variable.dims if d not in axes.values() and dataset.sizes[d] > 1)
 
 
-def place_variable(groups: Mapping[str, Any], group: str, name: str, *, crs: str | None, where: str) -> Place:
+def variable_georeference(
+    groups: Mapping[str, Any], group: str, name: str, *, crs: str | None, where: str
+) -> VariableGeoreference:
     """Where a variable lies.
 
     Args:
@@ -87,7 +89,7 @@ def place_variable(groups: Mapping[str, Any], group: str, name: str, *, crs: str
     transform = _transform(groups, group, axes, where)
     found, notes = _crs(groups, group, variable, axes, crs, where)
     sizes = groups[group].sizes
-    return Place(
+    return VariableGeoreference(
         y_dim=axes["y"],
         x_dim=axes["x"],
         others=other_dims(groups, group, name) or (),

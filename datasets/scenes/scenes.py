@@ -21,7 +21,7 @@ from datasets.scenes.images import CROP_SHARE
 from datasets.scenes.statistics import scene_statistics
 from datasets.survey.pyramid import Pyramid
 from datasets.survey.scales_and_groups import given_groups
-from datasets.survey.stack import Block, Placement
+from datasets.survey.stack import LayerBundle, Placement
 from datasets.survey.statistics import LayerStatistics
 from datasets.survey.tile_reader import Tiles
 
@@ -132,7 +132,7 @@ class Scenes:
     def pyramid(self, source: Any = None) -> Pyramid:
         """On-device pooling with the statistics; images of another set are of the same size."""
         size, channels = self.images.size, len(self.images.bands)
-        block = Block(tuple(range(channels)), size, size, aligned=True, placement=Placement(1.0, 1.0, 0.0, 0.0))
+        block = LayerBundle(tuple(range(channels)), size, size, aligned=True, placement=Placement(1.0, 1.0, 0.0, 0.0))
         return Pyramid(
             blocks=[block],
             channels=channels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from datasets.loading.prefetch import prefetch
-from datasets.rasters.moments import Moments
+from datasets.rasters.moments import RunningMoments
 from datasets.scenes.image_set import SceneSet
 from datasets.survey.statistics import LayerStatistics
 
@@ -36,7 +36,7 @@ def scene_statistics(images: SceneSet, numbers: np.ndarray, *, seed: int) -> tup
     """
     sample = np.sort(np.random.default_rng((seed, 5)).permutation(numbers)[:SAMPLED_IMAGES])
     shown = [c for c in range(len(images.bands)) if c not in images.hidden]
-    moments = [Moments() for _ in shown]
+    moments = [RunningMoments() for _ in shown]
     kept: list[list[np.ndarray]] = [[] for _ in shown]
 
     def thinned(number: int) -> tuple[int, np.ndarray]:
@@ -61,7 +61,9 @@ def scene_statistics(images: SceneSet, numbers: np.ndarray, *, seed: int) -> tup
     )
 
 
-def _statistics_of(name: str, moments: Moments, kept: np.ndarray, *, images: int, sampled: bool) -> LayerStatistics:
+def _statistics_of(
+    name: str, moments: RunningMoments, kept: np.ndarray, *, images: int, sampled: bool
+) -> LayerStatistics:
     if not moments.count or moments.minimum == moments.maximum:
         what = f"only the value {moments.mean:g}" if moments.count else "no valid pixel"
         raise ValueError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import fft, sparse
 
-from datasets.ground.wraparound import goes_round
+from datasets.ground.wraparound import wraps
 from datasets.survey.stack import Stack
 from datasets.survey.tiles import Coverage
 
@@ -103,7 +103,7 @@ def map_cells(stack: Stack, channel: int, *, step: int) -> tuple[CellMap, int]:
     native_y = placement.offset_y + placement.ratio_y * edges_y
     native_x = placement.offset_x + placement.ratio_x * edges_x
     first_col, cols = 0, grid.cols
-    if goes_round(grid):  # a pixel may lie across the reference grid's edge
+    if wraps(grid):  # a pixel may lie across the reference grid's edge
         first_col = math.floor(native_x[0] + 1e-9)
         cols = math.ceil(native_x[-1] - 1e-9) - first_col
     weights_y, weights_x = overlap_matrix(native_y, grid.rows), overlap_matrix(native_x - first_col, cols)

@@ -16,17 +16,21 @@ import numpy as np
 import torch
 from affine import Affine
 
-from datasets.ground.planet import globe_of
-from datasets.ground.wraparound import columns_of_turn, goes_round, ground_m
-from datasets.layers.encoding import Encoding, encoding_of, linear_encodings
+from datasets.ground.area_of_interest import AreaOfInterest, load_area_of_interest
+from datasets.ground.grid import Grid
+from datasets.ground.planet import planet_of
+from datasets.ground.wraparound import pixel_size_m, wrap_columns, wraps
+from datasets.layers.encoding import Encoding, encoding_from_dict, linear_encodings
 from datasets.layers.layer import Layer
-from datasets.rasters.open_band import Aoi, BandSummary, Grid, RasterBand, layer_crs, load_aoi, open_band
-from datasets.rasters.wrapped_band import RoundBand, round_notes
+from datasets.rasters.band import RasterBand
+from datasets.rasters.open_band import layer_crs, open_band
+from datasets.rasters.scan import BandSummary
+from datasets.rasters.wrapped_band import WrappedBand, wraparound_remarks
 from datasets.survey.layer_classes import layer_classes
 from datasets.survey.open_layers import choose_layers, scan_bands
 from datasets.survey.pyramid import Pyramid, Sample
 from datasets.survey.scales_and_groups import score_scales
-from datasets.survey.stack import Block, Stack, make_blocks, reference_grid
+from datasets.survey.stack import LayerBundle, Stack, make_bundles, reference_grid
 from datasets.survey.tile_reader import TileReader
 
 logger = logging.getLogger(__name__)
@@ -36,7 +40,7 @@ STRANGE = 5.0
 
 
 @dataclass(frozen=True)
-class ReopenedSurvey:
+class InferenceSurvey:
     """Ground to apply a model to.
 
     Attributes:
@@ -54,17 +58,17 @@ class ReopenedSurvey:
     """
 
     stack: Stack
-    blocks: tuple[Block, ...]
+    blocks: tuple[LayerBundle, ...]
     pyramid: Pyramid
     base_resolution: float
     input_size: int
     known: dict[int, tuple[int, ...]]
     summaries: tuple[BandSummary | None, ...]
     missing: tuple[str, ...]
-    aoi: Aoi | None
+    aoi: AreaOfInterest | None
     warnings: tuple[str, ...]
     encodings: tuple[Encoding, ...]
-    _zoomed: dict[int, ReopenedSurvey] = field(default_factory=dict, repr=False, compare=False)
+    _zoomed: dict[int, InferenceSurvey] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def layers(self) -> list[Layer]:
@@ -84,19 +88,19 @@ class ReopenedSurvey:
     def turn(self) -> int:
         """Base-scale columns after which the ground repeats; 0 if it does not, or they are not a whole number."""
         grid = self.stack.reference
-        columns = columns_of_turn(grid) * grid.resolution_x / self.base_resolution if goes_round(grid) else 0.0
+        columns = wrap_columns(grid) * grid.resolution_x / self.base_resolution if wraps(grid) else 0.0
         return round(columns) if abs(columns - round(columns)) < 1e-6 * columns else 0
 
     @property
     def map_scale(self) -> dict[str, Any]:
         """`length_unit` of maps, `unit_length`: how many of these a CRS unit of x has, and `where` that holds."""
         grid = self.stack.reference
-        globe = globe_of(grid.crs)
+        globe = planet_of(grid.crs)
         if globe is None:
             unit = grid.crs.linear_units
             return {"length_unit": "m" if unit.startswith("met") else unit}
         latitude = float(globe.latitude(grid.top - grid.rows / 2 * grid.resolution_y))
-        length = ground_m(grid, grid.rows / 2)[0]
+        length = pixel_size_m(grid, grid.rows / 2)[0]
         return {"length_unit": "m", "unit_length": length, "where": f"at latitude {latitude:.3g}"}
 
     @property
@@ -129,7 +133,7 @@ class ReopenedSurvey:
             arrays.append((row, col, pixels))
         return GroundWindow(self, arrays)
 
-    def zoomed(self, zoom: int) -> ReopenedSurvey:
+    def zoomed(self, zoom: int) -> InferenceSurvey:
         """The same layers, base-scale pixels `zoom` times finer: a tile covers so much less ground."""
         if zoom not in self._zoomed:
             base, scales = self.base_resolution / zoom, self.pyramid.scales
@@ -183,7 +187,7 @@ class GroundWindow:
         arrays: per channel (first native row, first native column, pixels).
     """
 
-    def __init__(self, survey: ReopenedSurvey, arrays: list[tuple[int, int, np.ndarray]]) -> None:
+    def __init__(self, survey: InferenceSurvey, arrays: list[tuple[int, int, np.ndarray]]) -> None:
         self._survey = survey
         self._arrays = arrays
 
@@ -237,12 +241,12 @@ def stored_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
 def stored_encodings(state: Mapping[str, Any]) -> tuple[Encoding, ...]:
     """How values become channels, as a checkpoint says; those of older ones follow from the statistics."""
     if "encodings" in state:
-        return tuple(encoding_of(plain) for plain in state["encodings"])
+        return tuple(encoding_from_dict(plain) for plain in state["encodings"])
     statistics = state["statistics"]
     return linear_encodings([item["location"] for item in statistics], [item["spread"] for item in statistics])
 
 
-def reopen_survey(
+def open_inference_survey(
     trained: Sequence[Layer],
     *,
     data_dir: str | None = None,
@@ -259,7 +263,7 @@ def reopen_survey(
     reproject: bool = False,
     aoi: str | None = None,
     allow_missing: bool = False,
-) -> ReopenedSurvey:
+) -> InferenceSurvey:
     """Opens the layers that a model was trained on, where they lay then or by name among others.
 
     Args:
@@ -304,7 +308,7 @@ def reopen_survey(
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
     known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
     blocks, pyramid = _pyramid(stack, base=base, input_size=input_size, scales=scales, known=known, encodings=encodings)
-    survey = ReopenedSurvey(
+    survey = InferenceSurvey(
         stack=stack,
         blocks=blocks,
         pyramid=pyramid,
@@ -313,11 +317,11 @@ def reopen_survey(
         known=known,
         summaries=summaries,
         missing=missing,
-        aoi=None if aoi is None else load_aoi(aoi, reference.crs),
+        aoi=None if aoi is None else load_area_of_interest(aoi, reference.crs),
         warnings=tuple(notes),
         encodings=encodings,
     )
-    if goes_round(reference) and not survey.turn:
+    if wraps(reference) and not survey.turn:
         note = (
             f"a base pixel of {base:g} does not divide a turn: results begin and end at {reference.left:g}, with a seam"
         )
@@ -333,11 +337,11 @@ def _pyramid(
     scales: Sequence[int],
     known: Mapping[int, Sequence[int]],
     encodings: Sequence[Encoding],
-) -> tuple[tuple[Block, ...], Pyramid]:
+) -> tuple[tuple[LayerBundle, ...], Pyramid]:
     """How tiles are cut out of the layers, and pooled, at base-scale pixels of some size."""
     reference = stack.reference
     rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
-    blocks = make_blocks(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
+    blocks = make_bundles(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
     pyramid = Pyramid(
         blocks=blocks,
         channels=len(stack),
@@ -367,7 +371,7 @@ def _open_stack(
     bands = [open_band(layer, reproject_to=target) for layer in opened]
     reference = reference_grid(bands, extent=extent)
     bands, summaries, notes = scan_bands(bands, aoi=None, allow_constant=True)
-    notes += round_notes(bands, reference)
+    notes += wraparound_remarks(bands, reference)
     layer_classes(bands, [encodings[c] for c in present])
     at = dict(zip(present, bands, strict=True))
     # An absent layer borrows the pixels of another, and shows none of them.
@@ -457,7 +461,7 @@ def _tile_step(base: float, reference: Grid) -> float:
 
 
 def _known(
-    bands: Sequence[RasterBand | RoundBand],
+    bands: Sequence[RasterBand | WrappedBand],
     *,
     scales: Sequence[int],
     base: float,

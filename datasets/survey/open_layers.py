@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from datasets.ground.area_of_interest import load_area_of_interest
 from datasets.layers.layer import Layer
 from datasets.layers.table import layers_from_directory, read_layers_table
+from datasets.rasters.band import RasterBand
 from datasets.rasters.nodata import listed
-from datasets.rasters.open_band import BandSummary, RasterBand, load_aoi, scan, with_dummies
+from datasets.rasters.scan import BandSummary, scan, with_undeclared_nodata
 from datasets.rasters.xarray_band import layers_of_stores
 
 
@@ -58,13 +60,13 @@ def scan_bands(
     """
     bands = list(bands)
     if aoi is not None:
-        polygons = load_aoi(aoi, bands[0].grid.crs)
+        polygons = load_area_of_interest(aoi, bands[0].grid.crs)
         bands = [replace(band, aoi=polygons) for band in bands]
     summaries, notes = [], []
     for number, band in enumerate(bands):
         summary = scan(band, allow_constant=allow_constant)
         if summary.dummies:
-            bands[number] = with_dummies(band, summary.dummies)
+            bands[number] = with_undeclared_nodata(band, summary.dummies)
             notes.append(
                 f"layer '{band.layer.name}': {listed(summary.dummies)} is not declared as nodata but stands far from "
                 "all other values: taken for no-data; set nodata in layers.csv, or in the file, to settle it"

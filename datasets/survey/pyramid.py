@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from datasets.layers.encoding import Encoding, channel_ranges, linear_encodings
-from datasets.survey.stack import Block
+from datasets.survey.stack import LayerBundle
 
 LEAST_WEIGHT = 1e-4
 """Share of a pixel's area that must be valid for it to count: only guards against rounding."""
@@ -118,7 +118,7 @@ class Pyramid:
     def __init__(
         self,
         *,
-        blocks: Sequence[Block],
+        blocks: Sequence[LayerBundle],
         channels: int,
         tile_rows: float,
         tile_cols: float,
@@ -184,7 +184,7 @@ class Pyramid:
     def _is_scored(self, layer: int, level: int) -> bool:
         return layer in self.scored[self.scales[level]]
 
-    def _levels(self, block: Block) -> list[int]:
+    def _levels(self, block: LayerBundle) -> list[int]:
         """Levels of the pyramid that some layer of a block takes part in; the base always."""
         return [
             level
@@ -199,7 +199,7 @@ class Pyramid:
         return torch.cat([channels for channels, _ in parts], dim=1), torch.cat(usable, dim=1)
 
     def _pool_whole(
-        self, block: Block, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None
+        self, block: LayerBundle, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """Aligned windows: block means where the ratio is whole, from fine to coarse, else shared areas."""
         result: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -223,7 +223,7 @@ class Pyramid:
         return self._pool_shifted(block, values, usable, zero)
 
     def _pool_shifted(
-        self, block: Block, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None
+        self, block: LayerBundle, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         assert phase is not None
         result = {}

@@ -27,7 +27,7 @@ TILES_AT_ONCE = 8
 """Tiles pooled together while the pyramid of the survey is made: bounds what that takes besides the result."""
 
 
-class PooledTiles:
+class PyramidCache:
     """Cuts tiles that are ready for the model out of the pooled survey.
 
     Each value is what `Pyramid` makes of the tile's native pixels, in channels of whatever kind. It is the same bit for
@@ -35,12 +35,12 @@ class PooledTiles:
     layer's spread).
 
     Args:
-        survey: the survey, for which `why_not_pooled` has no reason.
+        survey: the survey, for which `why_not_cached` has no reason.
         device: where pixels are kept and tiles are cut.
     """
 
     def __init__(self, survey: Survey, device: torch.device) -> None:
-        reason = why_not_pooled(survey)
+        reason = why_not_cached(survey)
         if reason:
             raise ValueError(reason)
         self.device = device
@@ -153,13 +153,13 @@ def choose_reader(survey: TileSource, device: torch.device, *, cache: str = "aut
     Raises:
         ValueError: `device` is asked for and the layers do not fit there, or cannot be pooled as a whole.
     """
-    reason = why_not_pooled(survey)
+    reason = why_not_cached(survey)
     if reason or not isinstance(survey, Survey):
         if cache == "device":
             raise ValueError(f"--cache device: {reason}")
         logger.debug("tiles are averaged one by one: %s", reason)
         return survey.reader()
-    needed = pooled_bytes(survey)
+    needed = pyramid_bytes(survey)
     if cache == "device":
         free = _free_bytes(device, local_ranks)
         if needed > free:
@@ -171,19 +171,19 @@ def choose_reader(survey: TileSource, device: torch.device, *, cache: str = "aut
         return survey.reader()
     elif (needed + survey.stack.memory_bytes) * local_ranks > memory_limit():
         return survey.reader()
-    pooled = PooledTiles(survey, device)
+    pooled = PyramidCache(survey, device)
     logger.info("layers averaged to every scale once: %.1f MiB on %s", pooled.memory_bytes / 2**20, device)
     return pooled
 
 
-def pooled_bytes(survey: Survey) -> int:
-    """Bytes that a `PooledTiles` of a survey keeps: five for each pixel of each scored scale."""
+def pyramid_bytes(survey: Survey) -> int:
+    """Bytes that a `PyramidCache` of a survey keeps: five for each pixel of each scored scale."""
     rows, cols = _base_shape(survey)
     pyramid = survey.pyramid()
     return sum(5 * len(pyramid.channels_at(k)) * rows * cols * scale**2 for k, scale in enumerate(survey.scales))
 
 
-def why_not_pooled(survey: TileSource) -> str:
+def why_not_cached(survey: TileSource) -> str:
     """Why tiles cannot be cut out of pixels pooled as a whole; empty if they can."""
     if not isinstance(survey, Survey):
         return "scenes are read one by one; use --cache auto"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datasets.rasters.open_band import RasterBand
-from datasets.rasters.wrapped_band import RoundBand
+from datasets.rasters.band import RasterBand
+from datasets.rasters.wrapped_band import WrappedBand
 from datasets.survey.stack import ALIKE, longest_edge
 
 
 def score_scales(
-    bands: Sequence[RasterBand | RoundBand],
+    bands: Sequence[RasterBand | WrappedBand],
     *,
     scales: Sequence[int],
     base_resolution: float,

@@ -14,9 +14,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from datasets.ground.wraparound import bounds_near, columns_of_turn, goes_round, pieces, round_reference
-from datasets.rasters.open_band import Grid, RasterBand, crs_agree
-from datasets.rasters.wrapped_band import RoundBand, round_band
+from datasets.ground.grid import Grid, crs_agree
+from datasets.ground.wraparound import bounds_near, split_at_seam, wrap_columns, wrapped_reference, wraps
+from datasets.rasters.band import RasterBand
+from datasets.rasters.wrapped_band import WrappedBand, wrapped_band
 
 SNAP = 0.01
 """Misfits below this share of a native pixel, over the whole survey, are rounding of coordinates, not geometry."""
@@ -122,7 +123,7 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
     _check_overlap(bands, bounds)
     pick, shrink = (max, min) if extent == "intersection" else (min, max)
     inwards = extent == "intersection"
-    sides = [b for b, band in zip(bounds, bands, strict=True) if not goes_round(band.grid)]  # others end nowhere
+    sides = [b for b, band in zip(bounds, bands, strict=True) if not wraps(band.grid)]  # others end nowhere
     sides = sides if sides and inwards else bounds
     left, right = pick(b[0] for b in sides), shrink(b[2] for b in sides)
     bottom, top = pick(b[1] for b in bounds), shrink(b[3] for b in bounds)
@@ -144,16 +145,16 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
         rows=row_stop - row_start,
         cols=col_stop - col_start,
     )
-    return round_reference(grid) if goes_round(grid) else grid
+    return wrapped_reference(grid) if wraps(grid) else grid
 
 
 def _bounds_together(grids: Sequence[Grid], finest: Grid) -> list[tuple[float, float, float, float]]:
     """Bounds of each layer; on a round body, moved by whole turns to lie near the finest one."""
     middle = finest.left + finest.cols * finest.resolution_x / 2
-    return [bounds_near(grid, middle) if columns_of_turn(grid) else grid.bounds for grid in grids]
+    return [bounds_near(grid, middle) if wrap_columns(grid) else grid.bounds for grid in grids]
 
 
-def longest_edge(band: RasterBand | RoundBand) -> float:
+def longest_edge(band: RasterBand | WrappedBand) -> float:
     """The resolution of a layer as one number: the longer edge of its pixels, CRS units."""
     return max(band.grid.resolution_x, band.grid.resolution_y)
 
@@ -169,7 +170,7 @@ def _check_overlap(bands: Sequence[RasterBand], bounds: Sequence[tuple[float, fl
     """Refuses layers that lie apart from the others: most often a wrong zone or swapped coordinates."""
     whole = (-math.inf, math.inf)
     bounds = [
-        (whole[0], b[1], whole[1], b[3]) if goes_round(band.grid) else b for b, band in zip(bounds, bands, strict=True)
+        (whole[0], b[1], whole[1], b[3]) if wraps(band.grid) else b for b, band in zip(bounds, bands, strict=True)
     ]
     together, found = {0}, {0}
     while found:
@@ -213,7 +214,7 @@ class Stack:
     """
 
     def __init__(self, bands: Sequence[RasterBand], reference: Grid, *, hidden: Sequence[int] = ()) -> None:
-        self.bands: tuple[RasterBand | RoundBand, ...] = tuple(round_band(band, reference) for band in bands)
+        self.bands: tuple[RasterBand | WrappedBand, ...] = tuple(wrapped_band(band, reference) for band in bands)
         self.reference = reference
         self.placements = tuple(place(band.grid, reference) for band in self.bands)
         self.hidden = frozenset(hidden)
@@ -265,8 +266,8 @@ class Stack:
         if row >= 0 and col >= 0 and row + rows <= array.shape[0] and col + cols <= array.shape[1]:
             return array[row : row + rows, col : col + cols]
         band = self.bands[channel]
-        if isinstance(band, RoundBand):
-            parts = [_slice(array, row, first, rows, count) for first, count in pieces(col, cols, band.turn)]
+        if isinstance(band, WrappedBand):
+            parts = [_slice(array, row, first, rows, count) for first, count in split_at_seam(col, cols, band.turn)]
             return np.concatenate(parts, axis=1)
         return _slice(array, row, col, rows, cols)
 
@@ -284,7 +285,7 @@ def _slice(array: np.ndarray, row: int, col: int, rows: int, cols: int) -> np.nd
 
 
 @dataclass(frozen=True)
-class Block:
+class LayerBundle:
     """Layers whose windows have the same shape and the same place: they travel in one tensor.
 
     Attributes:
@@ -308,7 +309,7 @@ class Block:
         return first_row, first_col, y - first_row, x - first_col
 
 
-def make_blocks(stack: Stack, *, tile_rows: float, tile_cols: float, step: float) -> tuple[Block, ...]:
+def make_bundles(stack: Stack, *, tile_rows: float, tile_cols: float, step: float) -> tuple[LayerBundle, ...]:
     """Groups the layers of a stack by the shape and place of their windows.
 
     Args:
@@ -329,5 +330,5 @@ def make_blocks(stack: Stack, *, tile_rows: float, tile_cols: float, step: float
         extra = 0 if aligned else 1
         rows = math.ceil(round(placement.ratio_y * tile_rows, 6)) + extra
         cols = math.ceil(round(placement.ratio_x * tile_cols, 6)) + extra
-        blocks.append(Block(channels=tuple(channels), rows=rows, cols=cols, aligned=aligned, placement=placement))
+        blocks.append(LayerBundle(channels=tuple(channels), rows=rows, cols=cols, aligned=aligned, placement=placement))
     return tuple(blocks)

@@ -16,10 +16,10 @@ import torch
 
 from datasets.layers.encoding import Encoding
 from datasets.layers.transforms import Transform, fit_transform
-from datasets.rasters.moments import Moments
+from datasets.rasters.moments import RunningMoments
 from datasets.survey.coverage import SAMPLED_PIXELS, row_chunks
 from datasets.survey.stack import Stack
-from datasets.survey.tiles import HeldOut
+from datasets.survey.tiles import HoldoutBlocks
 
 QUANTILE_SAMPLE = 2**20
 
@@ -51,7 +51,7 @@ class LayerStatistics:
     sampled: bool
 
 
-def _training_values(stack: Stack, channel: int, held_out: HeldOut) -> Iterator[np.ndarray]:
+def _training_values(stack: Stack, channel: int, held_out: HoldoutBlocks) -> Iterator[np.ndarray]:
     """Yields the valid values of one layer on training ground of the reference grid, (n,) float64, piece by piece."""
     band, placement, reference = stack.bands[channel], stack.placements[channel], stack.reference
     columns = np.floor((np.arange(band.grid.cols) + 0.5 - placement.offset_x) / placement.ratio_x).astype(np.int64)
@@ -66,7 +66,7 @@ def _training_values(stack: Stack, channel: int, held_out: HeldOut) -> Iterator[
         yield values[training & np.isfinite(values)].astype(np.float64)
 
 
-def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStatistics:
+def layer_statistics(stack: Stack, channel: int, held_out: HoldoutBlocks) -> LayerStatistics:
     """Mean, spread and median of one layer over the training ground of the reference grid only.
 
     Args:
@@ -83,11 +83,11 @@ def layer_statistics(stack: Stack, channel: int, held_out: HeldOut) -> LayerStat
     return fit_continuous(stack, channel, held_out)[0]
 
 
-def fit_continuous(stack: Stack, channel: int, held_out: HeldOut) -> tuple[LayerStatistics, Encoding]:
+def fit_continuous(stack: Stack, channel: int, held_out: HoldoutBlocks) -> tuple[LayerStatistics, Encoding]:
     """Statistics of a layer as `layer_statistics` gives them, and how it becomes a channel."""
     band = stack.bands[channel]
     layer, thin = band.layer, max(1, band.grid.rows * band.grid.cols // QUANTILE_SAMPLE)
-    moments = Moments()
+    moments = RunningMoments()
     kept: list[np.ndarray] = []
     for chosen in _training_values(stack, channel, held_out):
         moments.add(chosen)
@@ -107,7 +107,7 @@ def fit_continuous(stack: Stack, channel: int, held_out: HeldOut) -> tuple[Layer
     mean, std = moments.mean, moments.std
     if transform.kind != "none":
         sample = _transformed(transform, sample)
-        changed = Moments()
+        changed = RunningMoments()
         for chosen in _training_values(stack, channel, held_out):
             changed.add(_transformed(transform, chosen))
         mean, std = changed.mean, changed.std
@@ -138,7 +138,7 @@ def _transformed(transform: Transform, values: np.ndarray) -> np.ndarray:
     return transform.forward(torch.from_numpy(values)).numpy()
 
 
-def fit_circular(stack: Stack, channel: int, held_out: HeldOut) -> tuple[LayerStatistics, Encoding]:
+def fit_circular(stack: Stack, channel: int, held_out: HoldoutBlocks) -> tuple[LayerStatistics, Encoding]:
     """Mean direction of a circular layer over training ground, and how it becomes channels.
 
     Cosine and sine are shifted by their means and divided by one spread, so that their mean squared error is 1 where
@@ -148,7 +148,7 @@ def fit_circular(stack: Stack, channel: int, held_out: HeldOut) -> tuple[LayerSt
         ValueError: if training ground holds no valid pixel of the layer, or a single direction.
     """
     layer, grid = stack.bands[channel].layer, stack.bands[channel].grid
-    cosine, sine = Moments(), Moments()
+    cosine, sine = RunningMoments(), RunningMoments()
     for chosen in _training_values(stack, channel, held_out):
         cosine.add(np.cos(np.deg2rad(chosen)))
         sine.add(np.sin(np.deg2rad(chosen)))
@@ -178,7 +178,9 @@ def fit_circular(stack: Stack, channel: int, held_out: HeldOut) -> tuple[LayerSt
     return statistics, Encoding("circular", locations=(cosine.mean, sine.mean), spreads=(spread, spread))
 
 
-def fit_classes(stack: Stack, channel: int, held_out: HeldOut, table: Encoding) -> tuple[LayerStatistics, Encoding]:
+def fit_classes(
+    stack: Stack, channel: int, held_out: HoldoutBlocks, table: Encoding
+) -> tuple[LayerStatistics, Encoding]:
     """How often each class of a categorical layer occurs on training ground.
 
     Args:
@@ -217,8 +219,8 @@ def fit_classes(stack: Stack, channel: int, held_out: HeldOut, table: Encoding) 
     return statistics, replace(table, frequencies=tuple(shares.tolist()))
 
 
-def fit_layer(
-    stack: Stack, channel: int, held_out: HeldOut, classes: Encoding | None = None
+def fit_statistics(
+    stack: Stack, channel: int, held_out: HoldoutBlocks, classes: Encoding | None = None
 ) -> tuple[LayerStatistics, Encoding]:
     """Statistics of a layer on training ground, and how it becomes channels.
 

@@ -14,20 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from datasets.ground.wraparound import ground_lines, ground_m, round_ground
+from datasets.ground.grid import Grid
+from datasets.ground.wraparound import latitude_weights, pixel_size_lines, pixel_size_m
 from datasets.layers.encoding import Encoding, channel_ranges, values_text
 from datasets.layers.layer import Layer
 from datasets.layers.table import with_transforms, write_layers_table
-from datasets.rasters.open_band import BandSummary, Grid, layer_crs, open_band
-from datasets.rasters.wrapped_band import round_notes
+from datasets.rasters.open_band import layer_crs, open_band
+from datasets.rasters.scan import BandSummary
+from datasets.rasters.wrapped_band import wraparound_remarks
 from datasets.survey.coverage import MAX_CELLS, correlation_length, map_cells, mean_coverage
 from datasets.survey.layer_classes import layer_classes
 from datasets.survey.memory import fits_memory
 from datasets.survey.open_layers import check_numbers, choose_layers, scan_bands
 from datasets.survey.pyramid import Pyramid
 from datasets.survey.scales_and_groups import channel_groups, score_scales
-from datasets.survey.stack import Block, Stack, make_blocks, reference_grid
-from datasets.survey.statistics import LayerStatistics, fit_layer
+from datasets.survey.stack import LayerBundle, Stack, make_bundles, reference_grid
+from datasets.survey.statistics import LayerStatistics, fit_statistics
 from datasets.survey.tile_reader import TileReader
 from datasets.survey.tiles import TileIndex, index_tiles
 
@@ -64,7 +66,7 @@ class Survey:
     scales: tuple[int, ...]
     scored: dict[int, tuple[int, ...]]
     tiles: TileIndex
-    blocks: tuple[Block, ...]
+    blocks: tuple[LayerBundle, ...]
     correlation_cells: tuple[float, ...]
     warnings: tuple[str, ...] = field(default=())
 
@@ -98,11 +100,11 @@ class Survey:
         )
         first, last = self.tiles.train[:, 0].min(), self.tiles.train[:, 0].max()
         middles = (int(first) + self.tiles.height // 2, int(last) + self.tiles.height // 2)
-        return lines + ground_lines(self.stack.reference, self.base_resolution, middles)
+        return lines + pixel_size_lines(self.stack.reference, self.base_resolution, middles)
 
     def base_pixel(self, tile: Sequence[int] | np.ndarray) -> tuple[float, float]:
         """Width and height of a base-scale pixel in the middle of a tile, in `length_unit`."""
-        across, along = ground_m(self.stack.reference, float(tile[0]) + self.tiles.height / 2)
+        across, along = pixel_size_m(self.stack.reference, float(tile[0]) + self.tiles.height / 2)
         return self.base_resolution * across, self.base_resolution * along
 
     def held_out_ground(self) -> list[list[float]]:
@@ -314,9 +316,9 @@ def open_survey(
         val_block=val_block,
         buffer=round(val_buffer * max(height, width) / input_size),
         seed=seed,
-        ground=round_ground(reference),
+        ground=latitude_weights(reference),
     )
-    fitted = [fit_layer(stack, channel, tiles.held_out, tables[channel]) for channel in range(len(stack))]
+    fitted = [fit_statistics(stack, channel, tiles.held_out, tables[channel]) for channel in range(len(stack))]
     return Survey(
         stack=stack,
         summaries=summaries,
@@ -328,12 +330,12 @@ def open_survey(
         scales=kept_scales,
         scored=scored,
         tiles=tiles,
-        blocks=make_blocks(stack, tile_rows=height, tile_cols=width, step=step),
+        blocks=make_bundles(stack, tile_rows=height, tile_cols=width, step=step),
         correlation_cells=tuple(
             _correlation_cells(m.mean, cell * input_size / height) if band.layer.kind == "continuous" else float("nan")
             for band, m in zip(bands, maps, strict=True)
         ),
-        warnings=tuple(notes + class_notes + scale_notes + round_notes(bands, reference)),
+        warnings=tuple(notes + class_notes + scale_notes + wraparound_remarks(bands, reference)),
     )
 
 

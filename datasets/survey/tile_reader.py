@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datasets.rasters.handles import gdal_session
-from datasets.survey.stack import Block
+from datasets.survey.stack import LayerBundle
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class TileReader:
         blocks: which layers travel together.
     """
 
-    def __init__(self, stack: NativePixels, blocks: Sequence[Block]) -> None:
+    def __init__(self, stack: NativePixels, blocks: Sequence[LayerBundle]) -> None:
         self.stack = stack
         self.blocks = tuple(blocks)
 

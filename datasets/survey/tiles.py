@@ -14,8 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from datasets.ground.summed_area import integral, window_sums
-from datasets.ground.wraparound import RoundGround
+from datasets.ground.summed_area import summed_area_table, window_sums
+from datasets.ground.wraparound import LatitudeWeights
 
 SHIFT_TRIES = 8
 """Random shifts drawn for a training tile before its unshifted place is used."""
@@ -50,7 +50,7 @@ class Coverage:
     @cached_property
     def _table(self) -> np.ndarray:
         """Summed-area table of the fractions, twice if they go round: made once, as it takes longer than looking."""
-        return integral(np.tile(self.fraction, (1, 2)) if self.turn else self.fraction)
+        return summed_area_table(np.tile(self.fraction, (1, 2)) if self.turn else self.fraction)
 
     def of_windows(self, rows: np.ndarray, cols: np.ndarray, *, height: int, width: int) -> np.ndarray:
         """Valid share of windows.
@@ -76,7 +76,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HoldoutBlocks:
     """Contiguous square-ish blocks kept out of training.
 
     Attributes:
@@ -95,7 +95,7 @@ class HeldOut:
 
     def touched(self, rows: np.ndarray, cols: np.ndarray, *, height: int, width: int) -> np.ndarray:
         """Whether windows come closer than the buffer to a held-out block, (n,) bool."""
-        table = integral(self.chosen)
+        table = summed_area_table(self.chosen)
         top, bottom = self._span(rows, height, self.height, self.chosen.shape[0])
         found = np.zeros(len(rows), dtype=bool)
         for shift in self._shifts():
@@ -106,7 +106,7 @@ class HeldOut:
     def training_ground(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """True for reference pixels (outer product of rows and cols) that lie outside blocks and buffers."""
         top, bottom = self._span(rows, 1, self.height, self.chosen.shape[0])
-        table = integral(self.chosen).astype(np.int32)
+        table = summed_area_table(self.chosen).astype(np.int32)
         strips = table[bottom] - table[top]
         ground = np.ones((len(rows), len(cols)), dtype=bool)
         for shift in self._shifts():
@@ -157,11 +157,11 @@ class TileIndex:
     stride_x: int
     train: np.ndarray
     val: np.ndarray
-    held_out: HeldOut
+    held_out: HoldoutBlocks
     coverage: Coverage
     min_valid: float
     shape: tuple[int, int]
-    ground: RoundGround | None = None
+    ground: LatitudeWeights | None = None
 
     @property
     def turn(self) -> int:
@@ -271,7 +271,7 @@ def index_tiles(
     val_block: int,
     buffer: int,
     seed: int,
-    ground: RoundGround | None = None,
+    ground: LatitudeWeights | None = None,
 ) -> TileIndex:
     """Lays training tiles on a stride and holds out contiguous blocks for validation.
 
@@ -369,14 +369,14 @@ def _choose_blocks(
     val_fraction: float,
     buffer: int,
     seed: int,
-    ground: RoundGround | None,
-) -> HeldOut:
+    ground: LatitudeWeights | None,
+) -> HoldoutBlocks:
     """Takes blocks in random order until the wanted share of valid ground is held out and training still has tiles."""
     chosen = np.zeros((max(shape[0] // block[0], 1), max(shape[1] // block[1], 1)), dtype=bool)
 
-    def held(mask: np.ndarray) -> HeldOut:
+    def held(mask: np.ndarray) -> HoldoutBlocks:
         turn = 0 if ground is None else ground.turn
-        return HeldOut(chosen=mask, height=block[0], width=block[1], buffer=buffer, turn=turn)
+        return HoldoutBlocks(chosen=mask, height=block[0], width=block[1], buffer=buffer, turn=turn)
 
     if val_fraction == 0:
         return held(chosen)
@@ -417,13 +417,13 @@ def _choose_blocks(
 
 def _validation_tiles(
     coverage: Coverage,
-    held_out: HeldOut,
+    held_out: HoldoutBlocks,
     *,
     height: int,
     width: int,
     step: int,
     min_valid: float,
-    ground: RoundGround | None,
+    ground: LatitudeWeights | None,
 ) -> np.ndarray:
     """Windows wholly inside held-out blocks, half a tile apart, that reach `min_valid`."""
     tiles: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int64)]

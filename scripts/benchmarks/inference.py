@@ -77,13 +77,15 @@ def _checkpoint(model: str, folder: Path, args: argparse.Namespace) -> Path:
     return output / "checkpoint-last.pth"
 
 
-def _prepare(checkpoint: Path, output: Path, args: argparse.Namespace, device: torch.device) -> main_inference.Job:
+def _prepare(
+    checkpoint: Path, output: Path, args: argparse.Namespace, device: torch.device
+) -> main_inference.InferenceRun:
     flags = f"--output embeddings --batch_size {args.batch_size} --device {args.device} --amp {args.amp} --no_progress"
     given = ["--checkpoint", str(checkpoint), "--output_dir", str(output), *flags.split()]
     return main_inference.prepare(main_inference.get_args_parser().parse_args(given), device, dist.Ranks())
 
 
-def _map(job: main_inference.Job) -> None:
+def _map(job: main_inference.InferenceRun) -> None:
     """All of the loop, whose results are thrown away."""
     job.parts.open({}, resume=False)
     with Stop() as stop:

@@ -16,8 +16,8 @@ import rasterio
 import torch
 
 from datasets.loading.prefetch import prefetch
-from datasets.rasters.open_band import close_datasets
-from datasets.survey.pyramid_cache import PooledTiles, to_sample
+from datasets.rasters.handles import close_datasets
+from datasets.survey.pyramid_cache import PyramidCache, to_sample
 from datasets.survey.survey import Survey, open_survey
 from datasets.survey.tile_reader import TileReader
 from scripts.benchmarks.common import RESOLUTION, describe_machine, time_in_turn, write_raster
@@ -47,7 +47,7 @@ def run_loader(args: argparse.Namespace) -> dict[str, Any]:
         opened(**small) as (windowed, folder),
     ):
         memory = TileReader(survey.stack, survey.blocks)
-        pooled = PooledTiles(survey, CPU)
+        pooled = PyramidCache(survey, CPU)
         pyramid = survey.pyramid()
         batches, of_files = (_batches(each, args) for each in (survey, windowed))
 

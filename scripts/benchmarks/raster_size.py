@@ -19,7 +19,7 @@ import torch
 from datasets.layers.table import layers_from_directory
 from datasets.rasters.chunk_cache import CHUNKS
 from datasets.rasters.open_band import open_band
-from datasets.survey.stack import Stack, make_blocks, reference_grid
+from datasets.survey.stack import Stack, make_bundles, reference_grid
 from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
 from scripts.benchmarks.common import describe_machine, write_sparse_raster
@@ -72,7 +72,7 @@ def rates(folders: Sequence[str], *, repeats: int) -> dict[str, Any]:
     for folder in folders:
         bands = [open_band(layer) for layer in layers_from_directory(folder)]
         stack = Stack(bands, reference_grid(bands))
-        readers.append(TileReader(stack, make_blocks(stack, tile_rows=TILE, tile_cols=TILE, step=4)))
+        readers.append(TileReader(stack, make_bundles(stack, tile_rows=TILE, tile_cols=TILE, step=4)))
         edges.append(stack.reference.rows - TILE)
     rng = np.random.default_rng(0)
     seconds = np.zeros((repeats + 1, len(folders)))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models_mae_group_channels import SCALE_HEADS, MaskedAutoencoderGroupChannelViT, build_model
 from scripts.benchmarks.common import describe_machine, table, time_in_turn
-from util.hardware.malloc import keep_freed_memory, usual_memory
+from util.hardware.malloc import default_malloc, keep_freed_memory
 from util.training.engine import Updater, make_adamw
 from util.training.flops import head_share, step_cost
 
@@ -187,7 +187,7 @@ def _set_memory(recipe_name: str) -> None:
     if SWITCHES.get(recipe_name, OURS).kept_memory:
         keep_freed_memory()
     else:
-        usual_memory()
+        default_malloc()
 
 
 def _shape(args: argparse.Namespace) -> dict[str, Any]:

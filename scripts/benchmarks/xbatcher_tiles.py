@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.ground.wraparound import columns_of_turn, goes_round
+from datasets.ground.wraparound import wrap_columns, wraps
 from datasets.rasters.xarray_store import require
-from datasets.survey.stack import Block
+from datasets.survey.stack import LayerBundle
 from datasets.survey.survey import Survey
 from datasets.survey.tile_reader import Tiles
 
@@ -43,7 +43,7 @@ class TileBatches:
         ValueError: xbatcher is not installed.
     """
 
-    def __init__(self, dataset: Any, block: Block, origins: np.ndarray, *, batch_size: int) -> None:
+    def __init__(self, dataset: Any, block: LayerBundle, origins: np.ndarray, *, batch_size: int) -> None:
         xbatcher = require("xbatcher", "slicing tiles through xbatcher")
         self.block = block
         places = [block.window(float(row), float(col)) for row, col in origins]
@@ -73,7 +73,7 @@ class TileBatches:
         return torch.from_numpy(np.stack(arrays, axis=1)), None if self.block.aligned else torch.from_numpy(phases)
 
 
-def block_dataset(survey: Survey, block: Block) -> Any:
+def block_dataset(survey: Survey, block: LayerBundle) -> Any:
     """The layers of a block as an xarray dataset in native pixels: physical units, NaN = invalid, north up; in memory.
 
     Args:
@@ -83,7 +83,7 @@ def block_dataset(survey: Survey, block: Block) -> Any:
     xarray = require("xarray", "a dataset of a survey's layers")
     stack, (first, *_) = survey.stack, block.channels
     grid = stack.bands[first].grid
-    turn = columns_of_turn(grid) if goes_round(grid) and goes_round(stack.reference) else 0
+    turn = wrap_columns(grid) if wraps(grid) and wraps(stack.reference) else 0
     shape = (grid.rows, grid.cols + block.cols if turn else grid.cols)
     layers = {stack.bands[c].layer.name: ((ROWS, COLS), stack.read(c, 0, 0, *shape)) for c in block.channels}
     coordinates = {

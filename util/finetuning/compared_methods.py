@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Arm:
+class Method:
     """One way to predict.
 
     Attributes:
@@ -26,17 +26,17 @@ class Arm:
 
 
 BASELINES = {
-    "scratch": Arm("scratch", "network"),
-    "probe": Arm("probe", "network", pretrained=True, frozen=True),
-    "trees": Arm("trees", "trees"),
-    "forest": Arm("forest", "forest"),
-    "constant": Arm("constant", "constant"),
+    "scratch": Method("scratch", "network"),
+    "probe": Method("probe", "network", pretrained=True, frozen=True),
+    "trees": Method("trees", "trees"),
+    "forest": Method("forest", "forest"),
+    "constant": Method("constant", "constant"),
 }
 
 
-def arms_of(
+def compared_methods(
     *, has_weights: bool, freeze_encoder: bool, baselines: Sequence[str], no_network: bool = False
-) -> list[Arm]:
+) -> list[Method]:
     """The arms of a run, the one that the user asked for first.
 
     Args:
@@ -56,7 +56,7 @@ def arms_of(
     if freeze_encoder:
         first = BASELINES["probe"]
     elif has_weights:
-        first = Arm("pretrained", "network", pretrained=True)
+        first = Method("pretrained", "network", pretrained=True)
     else:
         first = BASELINES["scratch"]
     others = [BASELINES[name] for name in dict.fromkeys(baselines) if no_network or name != first.name]

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from util.finetuning.fit import Fit
 from util.hardware.device import peak_memory_bytes
-from util.records.clock import Clock
+from util.records.clock import TrainingTimer
 
 
 def window_flops(network: Any, *, input_size: int) -> int:
@@ -46,7 +46,7 @@ def fit_costs(fit: Fit, *, device: torch.device, input_size: int) -> dict[str, A
     }
 
 
-def baseline_costs(clock: Clock, *, device: torch.device) -> dict[str, float]:
+def baseline_costs(clock: TrainingTimer, *, device: torch.device) -> dict[str, float]:
     """Facts of a fitted baseline for its record, as `fit_costs` has them; `clock` was started before the fit."""
     clock.read(1)
     memory = peak_memory_bytes(device) / 2**20

@@ -10,16 +10,16 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from util.checkpoints import resume_state
-from util.finetuning.compared_methods import Arm
+from util.finetuning.compared_methods import Method
 from util.finetuning.objectives import DenseValues, Objective
-from util.records.clock import Clock
+from util.records.clock import TrainingTimer
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
 from util.training.memory_forecast import Step
 
 
 @dataclass
-class Place:
+class FitProgress:
     """Where a fit stands.
 
     Attributes:
@@ -69,7 +69,7 @@ class Fit:
         clock: time spent training.
     """
 
-    arm: Arm
+    arm: Method
     fold: int | None
     examples: Any
     objective: Objective
@@ -77,8 +77,8 @@ class Fit:
     model: torch.nn.Module
     updater: Updater
     schedule: Schedule
-    place: Place = field(default_factory=Place)
-    clock: Clock = field(default_factory=Clock)
+    place: FitProgress = field(default_factory=FitProgress)
+    clock: TrainingTimer = field(default_factory=TrainingTimer)
 
     @property
     def name(self) -> str:
@@ -212,7 +212,7 @@ def fit_state(fit: Fit, device: torch.device) -> dict[str, Any]:
     }
 
 
-def take_up(fit: Fit, state: Mapping[str, Any]) -> None:
+def resume(fit: Fit, state: Mapping[str, Any]) -> None:
     """Puts a fit where a checkpoint left it."""
     place, best = fit.place, state["best"]
     fit.network.load_state_dict(state["model"])

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from util.finetuning.objectives import Objective
 from util.finetuning.trees import Trees
 from util.mosaics.dense_prediction import DensePrediction
-from util.mosaics.mosaic import Unit
+from util.mosaics.mosaic import Block
 
 
-class Outputs(Protocol):
+class Predictor(Protocol):
     """What `score` in a main takes."""
 
-    def of_ground(self, unit: Unit, tested: np.ndarray) -> np.ndarray:
+    def of_ground(self, unit: Block, tested: np.ndarray) -> np.ndarray:
         """(K, h, w) of a rectangle of base-scale pixels; `tested` is (h, w) bool of target pixels."""
 
     def of_windows(self, numbers: np.ndarray) -> np.ndarray:
@@ -31,7 +31,7 @@ class Outputs(Protocol):
 
 
 @dataclass(frozen=True)
-class NetworkOutputs:
+class NetworkPredictor:
     """A network's.
 
     Attributes:
@@ -63,7 +63,7 @@ class NetworkOutputs:
             return self.objective.predict(self.network, imgs, valid)
 
     @torch.inference_mode()
-    def of_ground(self, unit: Unit, tested: np.ndarray) -> np.ndarray:
+    def of_ground(self, unit: Block, tested: np.ndarray) -> np.ndarray:
         """Overlapping tiles, blended; the same whatever is tested."""
         evaluating(self.network)
         size, survey = self.survey.input_size, self.survey
@@ -98,12 +98,12 @@ def evaluating(network: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class ConstantOutputs:
+class ConstantPredictor:
     """The same everywhere: `constant`, (K,) float32."""
 
     constant: np.ndarray
 
-    def of_ground(self, unit: Unit, tested: np.ndarray) -> np.ndarray:
+    def of_ground(self, unit: Block, tested: np.ndarray) -> np.ndarray:
         """The constant at every pixel."""
         return np.broadcast_to(self.constant[:, None, None], (len(self.constant), *tested.shape))
 
@@ -113,7 +113,7 @@ class ConstantOutputs:
 
 
 @dataclass(frozen=True)
-class TreeOutputs:
+class TreePredictor:
     """Those of fitted trees.
 
     Attributes:
@@ -128,7 +128,7 @@ class TreeOutputs:
     scale: int
     pixels: np.ndarray | None
 
-    def of_ground(self, unit: Unit, tested: np.ndarray) -> np.ndarray:
+    def of_ground(self, unit: Block, tested: np.ndarray) -> np.ndarray:
         """Only where it is tested, NaN elsewhere."""
         found = np.argwhere(tested)
         values = self.trees.predict(self.features(found + [unit.top * self.scale, unit.left * self.scale]))

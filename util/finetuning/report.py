@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from util.finetuning.scoring import SampledMap, ground_units, merged, target_window
+from util.finetuning.scoring import SampledMap, ground_blocks, merged, target_window
 from util.metrics.scores import HEADLINES, confusion_scores, confusion_table, summarise
 from util.plots.score_maps import class_maps, point_maps, value_maps
 from util.plots.scores import arms_figure, calibration_figure, confusion_figure, success_rate_figure
@@ -192,7 +192,7 @@ def draw_ground(
         size: edge of a training window, base-scale pixels.
     """
     truth_map, fold_map = SampledMap(labels.values.shape), SampledMap(labels.values.shape)
-    for unit in ground_units(shape, size):
+    for unit in ground_blocks(shape, size):
         window = target_window(unit, labels.scale)
         here = labels.labelled(*window)
         truth_map.paint(window[0], window[1], np.where(here, labels.read(*window), np.nan).astype(np.float32))

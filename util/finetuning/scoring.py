@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from util.finetuning.predictors import Outputs
+from util.finetuning.predictors import Predictor
 from util.metrics.scores import (
     HEADLINES,
     ClassificationScores,
@@ -18,7 +18,7 @@ from util.metrics.scores import (
     RegressionScores,
     SegmentationScores,
 )
-from util.mosaics.mosaic import Unit, units_of
+from util.mosaics.mosaic import Block, blocks_of
 from util.processes import distributed as dist
 
 MAP_PIXELS = 1200
@@ -28,7 +28,7 @@ SCORED_TILES = 4
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FoldScores:
     """What a fit was scored.
 
     Attributes:
@@ -78,16 +78,16 @@ class SampledMap:
 
 
 def score_ground(
-    outputs: Outputs,
+    outputs: Predictor,
     scores: Any,
     *,
-    units: Sequence[Unit],
+    units: Sequence[Block],
     scale: int,
     truth_of: Callable[[tuple[int, int, int, int]], tuple[np.ndarray, np.ndarray]],
     shape: tuple[int, int],
     blocks_of: Callable[..., np.ndarray],
     sums: BlockSums,
-) -> Outcome:
+) -> FoldScores:
     """Predicts test ground unit by unit, each process its share, and scores it where it is labelled.
 
     Args:
@@ -126,18 +126,18 @@ def score_ground(
         shown[tested] = predictions
         picture.paint(window[0], window[1], shown)
     blocks = np.sum(dist.gather_objects(sums.values), axis=0)
-    return Outcome(scores.compute(), {"map": merged(dist.gather_objects(picture.values)), "blocks": blocks})
+    return FoldScores(scores.compute(), {"map": merged(dist.gather_objects(picture.values)), "blocks": blocks})
 
 
 def score_windows(
-    outputs: Outputs,
+    outputs: Predictor,
     scores: Any,
     *,
     numbers: np.ndarray,
     classes: np.ndarray,
     presence_only: bool,
     blocks: np.ndarray | None = None,
-) -> Outcome:
+) -> FoldScores:
     """Scores windows with one class each, each process its share.
 
     Args:
@@ -158,20 +158,20 @@ def score_windows(
     arrays["classes"] = classes[arrays["numbers"]]
     if blocks is not None:
         arrays["blocks"] = blocks[arrays["numbers"]]
-    return Outcome(scores.compute(), arrays)
+    return FoldScores(scores.compute(), arrays)
 
 
-def ground_units(shape: tuple[int, int], size: int) -> list[Unit]:
+def ground_blocks(shape: tuple[int, int], size: int) -> list[Block]:
     """Squares of ground to predict at a time, of some windows' width.
 
     Args:
         shape: (rows, cols) of the ground, base-scale pixels.
         size: edge of a window, base-scale pixels.
     """
-    return units_of(*shape, edge=SCORED_TILES * size)
+    return blocks_of(*shape, edge=SCORED_TILES * size)
 
 
-def target_window(unit: Unit, scale: int) -> tuple[int, int, int, int]:
+def target_window(unit: Block, scale: int) -> tuple[int, int, int, int]:
     """(row, col, rows, cols) of a unit in target pixels."""
     rows, cols = unit.bottom - unit.top, unit.right - unit.left
     return unit.top * scale, unit.left * scale, rows * scale, cols * scale

@@ -22,7 +22,7 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from util.geotiff.parts import BLOCK, GDAL_ERRORS, Part, limited_cache
-from util.geotiff.raster_spec import DTYPES, RasterInfo, virtual_raster
+from util.geotiff.raster_spec import DTYPES, RasterSpec, virtual_raster
 
 BLOCK_BYTES = 16 * 2**20
 """Most bytes of a block with all its bands."""
@@ -46,7 +46,7 @@ STRIP_PIXELS = 8192
 
 def join(
     path: str | os.PathLike[str],
-    info: RasterInfo,
+    info: RasterSpec,
     parts: Sequence[Part],
     *,
     workspace: str | os.PathLike[str] | None = None,
@@ -101,7 +101,7 @@ def join(
                 left.unlink(missing_ok=True)
 
 
-def _block(info: RasterInfo) -> int:
+def _block(info: RasterSpec) -> int:
     """Edge of a block: GDAL holds all bands of one at a time, so those of many bands are smaller."""
     edge = BLOCK if min(info.rows, info.cols) <= 2 * BLOCK else 2 * BLOCK
     while edge > BLOCK // 2 and edge**2 * len(info.names) * 4 > BLOCK_BYTES:
@@ -109,7 +109,7 @@ def _block(info: RasterInfo) -> int:
     return edge
 
 
-def _write_whole(path: Path, info: RasterInfo, parts: Sequence[Part], *, block: int) -> None:
+def _write_whole(path: Path, info: RasterSpec, parts: Sequence[Part], *, block: int) -> None:
     """Put the parts in place, whole blocks at a time, so that each is compressed once; the rest stays sparse."""
     bands = len(info.names)
     width = max(1, CHUNK_BYTES // (bands * 4 * block**2)) * block
@@ -152,7 +152,7 @@ def _gather(
     window: Window,
     *,
     shape: tuple[int, int, int],
-    info: RasterInfo,
+    info: RasterSpec,
 ) -> np.ndarray | None:
     """The pixels of a window out of open parts, nodata where there is none; None without any part."""
     pixels = None
@@ -169,7 +169,7 @@ def _gather(
     return pixels
 
 
-def _read_back(path: Path, info: RasterInfo, parts: Iterable[Part], *, name: Path) -> None:
+def _read_back(path: Path, info: RasterSpec, parts: Iterable[Part], *, name: Path) -> None:
     """Compare the first band with the parts: GDAL can report success although a tile was lost."""
     with rasterio.open(path) as file:
         if file.shape != (info.rows, info.cols) or file.count != len(info.names):

@@ -17,7 +17,7 @@ import rasterio.shutil
 from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
-from util.geotiff.raster_spec import DTYPES, RasterInfo
+from util.geotiff.raster_spec import DTYPES, RasterSpec
 
 BLOCK = 256
 """Edge of a block of the files, pixels."""
@@ -83,7 +83,7 @@ class Parts:
         """Whether a unit's parts were all written."""
         return self._mark(row, col).exists()
 
-    def write(self, row: int, col: int, arrays: Mapping[str, tuple[RasterInfo, np.ndarray, int, int]]) -> None:
+    def write(self, row: int, col: int, arrays: Mapping[str, tuple[RasterSpec, np.ndarray, int, int]]) -> None:
         """Writes the parts of one unit, and marks it as done.
 
         Args:
@@ -134,7 +134,7 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _write_part(path: Path, info: RasterInfo, pixels: np.ndarray) -> None:
+def _write_part(path: Path, info: RasterSpec, pixels: np.ndarray) -> None:
     if info.dtype == "float16" and np.nanmax(np.abs(pixels)) > np.finfo(np.float16).max:
         raise OSError(
             f"{path.name}: a value of {np.nanmax(np.abs(pixels)):.6g} is beyond float16's range; use --dtype float32"

@@ -16,7 +16,7 @@ DTYPES = {"float32": "float32", "float16": "float32", "uint8": "uint8", "uint16"
 
 
 @dataclass(frozen=True)
-class RasterInfo:
+class RasterSpec:
     """A raster to be written.
 
     Attributes:
@@ -97,7 +97,7 @@ def check_nodata(nodata: float, dtype: str) -> None:
         raise ValueError(f"nodata {nodata:g} does not fit pixels of type {dtype}; choose a value that they can hold")
 
 
-def virtual_raster(info: RasterInfo, whole: Path, *, wkt: str) -> str:
+def virtual_raster(info: RasterSpec, whole: Path, *, wkt: str) -> str:
     """The text of a VRT of a file, with all that is said about the raster; its CRS as WKT."""
     kind = {"float32": "Float32", "uint8": "Byte", "uint16": "UInt16"}[DTYPES[info.dtype]]
     transform = info.transform
@@ -130,19 +130,19 @@ def _metadata(tags: Mapping[str, str]) -> str:
     return f"<Metadata>{entries}</Metadata>"
 
 
-def has_palette(info: RasterInfo) -> bool:
+def has_palette(info: RasterSpec) -> bool:
     """Whether the file holds colours of its classes itself: a table of 65,536 would drown a legend."""
     return bool(info.classes) and info.dtype == "uint8"
 
 
-def _category_names(info: RasterInfo) -> str:
+def _category_names(info: RasterSpec) -> str:
     assert info.classes is not None
     names = [info.classes[code][0] if code in info.classes else "" for code in range(max(info.classes) + 1)]
     entries = "".join(f"<Category>{escape(name)}</Category>" for name in names)
     return f"<CategoryNames>{entries}</CategoryNames>"
 
 
-def _attribute_table(info: RasterInfo) -> str:
+def _attribute_table(info: RasterSpec) -> str:
     """Codes, names and colours as GDAL's table of attributes; types and usages are GDAL's numbers for them."""
     assert info.classes is not None
     columns = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
@@ -157,7 +157,7 @@ def _attribute_table(info: RasterInfo) -> str:
     return "".join([*lines, "</GDALRasterAttributeTable>"])
 
 
-def _colour_table(info: RasterInfo) -> str:
+def _colour_table(info: RasterSpec) -> str:
     assert info.classes is not None
     entries = []
     for code in range(256):

@@ -26,7 +26,7 @@ def keep_freed_memory() -> bool:
     return _set(mmap_threshold=1024 * _MIB, trim_threshold=_LARGEST, arenas=1)
 
 
-def usual_memory() -> bool:
+def default_malloc() -> bool:
     """Goes back to what glibc settles on by itself in a long run, and returns what is free now: for comparisons."""
     done = _set(mmap_threshold=32 * _MIB, trim_threshold=64 * _MIB, arenas=0)
     if done:

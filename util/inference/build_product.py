@@ -1,7 +1,7 @@
 """From options' values to makers: which layers at which scales, what is refused, and what is learned before the loop.
 
-One function for each kind of result. Each takes the `Subject`, what the model is applied to, and the values of the
-options that concern it, and returns a maker that the programs' loop can work with.
+One function for each kind of product. Each takes the `InferenceInputs` and the values of the options that concern it,
+and returns a `Product` for the loop of `main_inference`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from util.inference.embeddings import EmbeddingMaker, position_means
-from util.inference.engine import Maker
+from util.inference.embeddings import EmbeddingProduct, position_means
+from util.inference.engine import Product
 from util.inference.finetuned_task import Task
-from util.inference.gap_filling import GapMaker
-from util.inference.inputs import Subject
-from util.inference.masked_views import Views
-from util.inference.prediction import PixelMaker, WindowMaker
-from util.inference.reconstruction import ReconstructionMaker
-from util.inference.superresolution import FinerMaker, finer_step
+from util.inference.gap_filling import GapFillingProduct
+from util.inference.inputs import InferenceInputs
+from util.inference.masked_views import MaskedViews
+from util.inference.prediction import PixelPredictionProduct, WindowPredictionProduct
+from util.inference.reconstruction import ReconstructionProduct
+from util.inference.superresolution import SuperresolutionProduct, superresolution_step
 from util.mosaics.dense_prediction import Forward
 from util.processes import distributed as dist
 
@@ -33,7 +33,9 @@ FINER_TILES = 24
 """Tiles on which the share of the model's detail is found."""
 
 
-def embeddings(subject: Subject, *, pool: str, stride: int | None, dtype: str, clusters: int, positions: str) -> Maker:
+def embeddings(
+    subject: InferenceInputs, *, pool: str, stride: int | None, dtype: str, clusters: int, positions: str
+) -> Product:
     """Embeddings at patch stride (None) or finer.
 
     Raises:
@@ -43,13 +45,13 @@ def embeddings(subject: Subject, *, pool: str, stride: int | None, dtype: str, c
         raise ValueError(f"--clusters {clusters}: expected 2 to 255, or 0 for none")
     engine = subject.engine
     stride = stride or engine.model.patch_size
-    maker = EmbeddingMaker(engine, subject.ground, pool=pool, stride=stride, dtype=dtype, tags=subject.tags)
+    maker = EmbeddingProduct(engine, subject.ground, pool=pool, stride=stride, dtype=dtype, tags=subject.tags)
     if positions == "remove":
         maker.position_means = position_means(engine, subject.tiles(POSITION_TILES), subject.single_tiles())
     return maker
 
 
-def reconstruction(subject: Subject, *, views: Views) -> Maker:
+def reconstruction(subject: InferenceInputs, *, views: MaskedViews) -> Product:
     """Every layer at every scale at which it was learned and has pixels here.
 
     Raises:
@@ -60,12 +62,12 @@ def reconstruction(subject: Subject, *, views: Views) -> Maker:
     wanted = {s: [c for c in layers if c in subject.known[s]] for s, layers in scored.items()}
     if not any(wanted.values()):
         raise ValueError("no layer is as fine as a scale at which the model predicts it; nothing can be reconstructed")
-    return ReconstructionMaker(
+    return ReconstructionProduct(
         subject.engine, subject.ground, layers=subject.layers, wanted=wanted, views=views, tags=subject.tags
     )
 
 
-def gapfill(subject: Subject, *, views: Views, max_gap: float | None) -> Maker:
+def gapfill(subject: InferenceInputs, *, views: MaskedViews, max_gap: float | None) -> Product:
     """Layers on their own grids, gaps up to `max_gap` (CRS units; None: half a tile) filled.
 
     Raises:
@@ -88,9 +90,9 @@ def gapfill(subject: Subject, *, views: Views, max_gap: float | None) -> Maker:
     present = ((subject.natives[c], scale) for c, scale in finest.items())
     layers = [replace(native, scale=scale) for native, scale in present if native is not None]
     max_gap = max_gap or engine.model.img_size * ground.base / 2
-    maker = GapMaker(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=subject.tags)
+    maker = GapFillingProduct(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=subject.tags)
     logger.info("filling artificial gaps to see how well it goes")
-    maker.fillings = dist.on_main(
+    maker.fillings = dist.on_main_rank(
         lambda: maker.calibrate(subject.read, subject.tiles(GAP_TRIES), count=ARTIFICIAL_GAPS)
     )
     for layer in layers:
@@ -114,7 +116,7 @@ def gapfill(subject: Subject, *, views: Views, max_gap: float | None) -> Maker:
     return maker
 
 
-def superresolution(subject: Subject, *, views: Views) -> Maker:
+def superresolution(subject: InferenceInputs, *, views: MaskedViews) -> Product:
     """Layers at the finer scales that the model learned them at, or that their neighbours have.
 
     Raises:
@@ -126,7 +128,7 @@ def superresolution(subject: Subject, *, views: Views) -> Maker:
     steps, beyond = [], []
     for channel in (c for c in known[1] if c in scored[1]):
         for scale in (s for s in scored if channel not in known[s] and (known[s] or channel in scored[s])):
-            step = finer_step(channel, scale, known=known, scored=scored)
+            step = superresolution_step(channel, scale, known=known, scored=scored)
             if step is None:
                 beyond.append(f"'{subject.layers[channel].name}' at {subject.ground.base / scale:g}")
             else:
@@ -143,10 +145,10 @@ def superresolution(subject: Subject, *, views: Views) -> Maker:
             ", ".join(beyond),
             _learned(subject, scored),
         )
-    maker = FinerMaker(
+    maker = SuperresolutionProduct(
         subject.engine, subject.ground, layers=subject.layers, steps=steps, views=views, tags=subject.tags
     )
-    maker.shares = dist.on_main(lambda: maker.calibrate(subject.read, subject.tiles(FINER_TILES)))
+    maker.shares = dist.on_main_rank(lambda: maker.calibrate(subject.read, subject.tiles(FINER_TILES)))
     for (c, s), share in maker.shares.items():
         info = maker.rasters[maker.name(c, s)]
         maker.rasters[maker.name(c, s)] = replace(info, tags={**info.tags, "share_of_model_detail": f"{share:.3f}"})
@@ -155,7 +157,7 @@ def superresolution(subject: Subject, *, views: Views) -> Maker:
     return maker
 
 
-def prediction(subject: Subject, *, task: Task, views: Sequence[Forward], stride: int | None) -> Maker:
+def prediction(subject: InferenceInputs, *, task: Task, views: Sequence[Forward], stride: int | None) -> Product:
     """What a fine-tuned network predicts: of pixels, or of windows around cells of a lattice.
 
     Args:
@@ -170,16 +172,16 @@ def prediction(subject: Subject, *, task: Task, views: Sequence[Forward], stride
     engine, ground, tags = subject.engine, subject.ground, {**subject.tags, "views": str(len(views))}
     if not task.is_dense:
         step = stride or engine.model.patch_size
-        return WindowMaker(engine, ground, task=task, views=views, stride=step, tags=tags)
+        return WindowPredictionProduct(engine, ground, task=task, views=views, stride=step, tags=tags)
     if stride is not None:
         raise ValueError(
             f"--stride {stride} does nothing for --output prediction of {task.kind}: every pixel is predicted, at "
             f"{ground.base / task.scale:g} CRS units"
         )
-    return PixelMaker(engine, ground, task=task, views=views, tags=tags)
+    return PixelPredictionProduct(engine, ground, task=task, views=views, tags=tags)
 
 
-def _learned(subject: Subject, scored: Mapping[int, Sequence[int]]) -> str:
+def _learned(subject: InferenceInputs, scored: Mapping[int, Sequence[int]]) -> str:
     """Down to which pixels the model was trained to predict each layer, in words."""
     finest = {c: max(s for s in scored if c in scored[s]) for c in scored[1]}
     return "it learned " + "; ".join(

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.geotiff.raster_spec import RasterInfo
+from util.geotiff.raster_spec import RasterSpec
 from util.inference.engine import Arrays, Engine, Ground, SampleOf, Window, _product
-from util.mosaics.mosaic import Mosaic, Unit, raised_cosine
+from util.mosaics.mosaic import Block, Mosaic, raised_cosine
 
 
-class EmbeddingMaker:
+class EmbeddingProduct:
     """Features of the encoder at every patch, or every `stride` base-scale pixels, blended over overlapping tiles.
 
     A pixel of the result lies in the middle of its patch. Each is the mean over the tiles that hold this patch.
@@ -56,7 +56,7 @@ class EmbeddingMaker:
         if pool == "group":
             names = [f"group_{g}_{name}" for g in range(model.num_groups) for name in names]
         self.rasters = {
-            "embeddings": RasterInfo(
+            "embeddings": RasterSpec(
                 crs=ground.crs,
                 left=ground.left + self.offset * ground.base,
                 top=ground.top - self.offset * ground.base,
@@ -76,7 +76,7 @@ class EmbeddingMaker:
         """Base-scale (rows, cols) to be divided into units: whole results."""
         return self.cells[0] * self.stride, self.cells[1] * self.stride
 
-    def tiles_of(self, unit: Unit) -> np.ndarray:
+    def tiles_of(self, unit: Block) -> np.ndarray:
         """(n, 2) origins of the tiles with a patch among the unit's results, for every shift of the patches."""
         size, patch = self.engine.model.img_size, self.engine.model.patch_size
         found = []
@@ -90,7 +90,7 @@ class EmbeddingMaker:
         return np.concatenate(found)
 
     @torch.inference_mode()
-    def make(self, unit: Unit, window: Window) -> Arrays:
+    def make(self, unit: Block, window: Window) -> Arrays:
         """The unit's embeddings."""
         model, stride, device = self.engine.model, self.stride, self.engine.device
         row, col = unit.top // stride, unit.left // stride

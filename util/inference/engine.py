@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.geotiff.raster_spec import RasterInfo
+from util.geotiff.raster_spec import RasterSpec
 from util.hardware.device import peak_memory_bytes
-from util.mosaics.mosaic import Unit, tile_origins
+from util.mosaics.mosaic import Block, tile_origins
 
-Arrays = dict[str, tuple[RasterInfo, np.ndarray, int, int]]
+Arrays = dict[str, tuple[RasterSpec, np.ndarray, int, int]]
 """Name of a raster -> (raster, (B, rows, cols) pixels, first row, first column)."""
 
 SampleOf = Callable[[np.ndarray], Any]
@@ -219,7 +219,7 @@ class Engine:
         """(N, 2) origins that name the same tiles wherever they were met: columns within one turn."""
         return np.stack([origins[:, 0], origins[:, 1] % self.turn], axis=1) if self.turn else origins
 
-    def tiles_of(self, unit: Unit, ground: Ground) -> np.ndarray:
+    def tiles_of(self, unit: Block, ground: Ground) -> np.ndarray:
         """(n, 2) origins of the tiles that share ground with a unit, row by row."""
         rows, cols = self.lattice(ground)
         size = self.model.img_size
@@ -231,16 +231,16 @@ def _product(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-class Maker(Protocol):
+class Product(Protocol):
     """What the programs' loop works with."""
 
-    rasters: dict[str, RasterInfo]
+    rasters: dict[str, RasterSpec]
     reach: int  # base-scale pixels around a unit that must be read
 
     def extent(self) -> tuple[int, int]:
         """Base-scale (rows, cols) to be divided into units."""
 
-    def make(self, unit: Unit, window: Window) -> Arrays:
+    def make(self, unit: Block, window: Window) -> Arrays:
         """The pixels of one unit."""
 
 

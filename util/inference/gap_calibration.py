@@ -22,7 +22,7 @@ FOLDS = 6
 
 
 @dataclass(frozen=True)
-class TriedGap:
+class TrialGap:
     """An artificial gap and what was said about it; all (r, c), physical units.
 
     Attributes:
@@ -41,7 +41,7 @@ class TriedGap:
 
 
 @dataclass(frozen=True)
-class Filling:
+class GapModel:
     """How a layer's gaps are filled.
 
     Attributes:
@@ -105,7 +105,7 @@ def roughness(values: np.ndarray, *, reach_y: float, reach_x: float) -> np.ndarr
     return np.where(some, np.sqrt(np.maximum(sums[0], 0.0) / np.maximum(sums[1], 1e-9)), np.nan)
 
 
-def fit_filling(tried: Sequence[TriedGap]) -> Filling:
+def fit_gap_model(tried: Sequence[TrialGap]) -> GapModel:
     """Finds how much of a model's detail to add, and how large errors are, on gaps whose values are known.
 
     Returns:
@@ -125,7 +125,7 @@ def fit_filling(tried: Sequence[TriedGap]) -> Filling:
     return _fit(tables, power)
 
 
-def _table(gap: TriedGap) -> np.ndarray:
+def _table(gap: TrialGap) -> np.ndarray:
     """(5, n): spline, detail, truth, distance and roughness of the pixels of a gap where all are known."""
     distance = ndimage.distance_transform_edt(np.pad(gap.gap, 1))[1:-1, 1:-1]
     known = gap.gap & np.isfinite(gap.spline) & np.isfinite(gap.detail) & np.isfinite(gap.truth)
@@ -133,20 +133,20 @@ def _table(gap: TriedGap) -> np.ndarray:
     return np.stack([array[known] for array in arrays]).astype(np.float64)
 
 
-def _fit(tables: Sequence[np.ndarray], power: float) -> Filling:
+def _fit(tables: Sequence[np.ndarray], power: float) -> GapModel:
     spline, detail, truth, distance, rough = np.concatenate(tables, axis=1)
     known = rough[np.isfinite(rough)]
     typical, least = (float(np.median(known)), float(known.min())) if known.size else (0.0, 0.0)
     missed = truth - spline
     share = _share(tables)
-    usual = Filling(share, (0.0,), (1.0,), power, typical, least)
+    usual = GapModel(share, (0.0,), (1.0,), power, typical, least)
     squares = np.square((missed - share * detail) / usual.factor(rough))
     edges = np.unique(np.quantile(distance, np.linspace(0, 1, DISTANCES + 1)))
     number = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, max(len(edges) - 2, 0))
     bins = [number == k for k in range(number.max() + 1) if (number == k).any()]
     errors = np.maximum.accumulate([math.sqrt(squares[inside].mean()) for inside in bins])
     distances = tuple(float(distance[inside].mean()) for inside in bins)
-    return Filling(share, distances, tuple(errors.tolist()), power, typical, least)
+    return GapModel(share, distances, tuple(errors.tolist()), power, typical, least)
 
 
 def _share(tables: Sequence[np.ndarray]) -> float:

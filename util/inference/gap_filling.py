@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from util.geotiff.raster_spec import RasterInfo
+from util.geotiff.raster_spec import RasterSpec
 from util.inference.engine import Arrays, Engine, Ground, LayerValues, Window
-from util.inference.gap_calibration import Filling, TriedGap, fit_filling, roughness
+from util.inference.gap_calibration import GapModel, TrialGap, fit_gap_model, roughness
 from util.inference.gap_spline import RING, fillable, gap_details, resample_linear
-from util.inference.masked_views import Views, mosaic_views
-from util.mosaics.mosaic import Unit
+from util.inference.masked_views import MaskedViews, mosaic_views
+from util.mosaics.mosaic import Block
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class NativeLayer:
     offset_yx: tuple[float, float]
     scale: int = 1
 
-    def window(self, unit: Unit) -> tuple[int, int, int, int]:
+    def window(self, unit: Block) -> tuple[int, int, int, int]:
         """(row, col, rows, cols) of the pixels whose centres lie in a unit; they may lie outside of the layer."""
         first = [
             math.ceil(round(offset + ratio * edge - 0.5, 6))
@@ -66,7 +66,7 @@ class NativeLayer:
         return (np.arange(first, first + count) + 0.5 - self.offset_yx[axis]) / self.ratio_yx[axis]
 
 
-class GapMaker:
+class GapFillingProduct:
     """Layers on their own grids with narrow gaps filled; valid pixels stay as they are.
 
     Args:
@@ -87,7 +87,7 @@ class GapMaker:
         ground: Ground,
         *,
         layers: Sequence[NativeLayer],
-        views: Views,
+        views: MaskedViews,
         max_gap: float,
         tags: Mapping[str, str],
     ) -> None:
@@ -101,9 +101,9 @@ class GapMaker:
         self.engine, self.ground, self.layers, self.views, self.max_gap = engine, ground, layers, views, max_gap
         self.margin = math.ceil(max_gap / ground.base) + RING + 1
         self.reach = self.margin + engine.model.img_size
-        self.fillings: dict[int, Filling] = {}
+        self.fillings: dict[int, GapModel] = {}
         self.rasters = {
-            f"gapfill_{layer.values.file}": RasterInfo(
+            f"gapfill_{layer.values.file}": RasterSpec(
                 crs=ground.crs,
                 left=layer.left,
                 top=layer.top,
@@ -131,7 +131,7 @@ class GapMaker:
         return self.ground.rows, self.ground.cols
 
     @torch.inference_mode()
-    def make(self, unit: Unit, window: Window) -> Arrays:
+    def make(self, unit: Block, window: Window) -> Arrays:
         """The unit's layers with their gaps filled, and the uncertainty of what was filled."""
         grown = unit.grown(self.margin)
         values, fills, marks = [], [], np.zeros((grown.bottom - grown.top, grown.right - grown.left), dtype=bool)
@@ -163,7 +163,7 @@ class GapMaker:
                 arrays[name] = (self.rasters[name], part, top, left)
         return arrays
 
-    def _predict(self, grown: Unit, marks: np.ndarray, window: Window) -> dict[tuple[int, int], Any]:
+    def _predict(self, grown: Block, marks: np.ndarray, window: Window) -> dict[tuple[int, int], Any]:
         """Means and spreads by (scale, channel) in model units, from the tiles that a gap lies in."""
         size = self.engine.model.img_size
         near = ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
@@ -192,7 +192,7 @@ class GapMaker:
         return found
 
     def _details(
-        self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Unit
+        self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Block
     ) -> tuple[np.ndarray, np.ndarray]:
         """Spline and model detail in gaps, physical units, on the layer's own pixels."""
         row, col, rows, cols = layer.window(grown)
@@ -202,7 +202,7 @@ class GapMaker:
         return gap_details(value, layer.values.physical(mean), fill)
 
     def _fill(
-        self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Unit
+        self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Block
     ) -> np.ndarray:
         """(2, rows, cols): values with gaps filled, and the uncertainty."""
         known = np.isfinite(value)
@@ -221,7 +221,7 @@ class GapMaker:
         return roughness(value, reach_y=reach_y, reach_x=reach_x)
 
     @torch.inference_mode()
-    def calibrate(self, windows: Callable[[Unit], Any], tiles: np.ndarray, *, count: int) -> dict[int, Filling]:
+    def calibrate(self, windows: Callable[[Block], Any], tiles: np.ndarray, *, count: int) -> dict[int, GapModel]:
         """Fills artificial gaps in each layer, others left as they are, to learn how to fill real ones.
 
         Squares of three sizes up to `max_gap` are taken out of the middle of tiles.
@@ -240,9 +240,9 @@ class GapMaker:
         size = self.engine.model.img_size
         found = {}
         for layer in self.layers:
-            collected: list[TriedGap] = []
+            collected: list[TrialGap] = []
             for top, left in tiles.tolist():
-                unit = Unit(0, 0, top, left, top + size, left + size)
+                unit = Block(0, 0, top, left, top + size, left + size)
                 window = windows(unit.grown(self.reach))
                 native = layer.window(unit)
                 edge = self.max_gap * (0.3, 0.6, 0.9)[len(collected) % 3]
@@ -255,12 +255,12 @@ class GapMaker:
                 if len(collected) == count:
                     break
             try:
-                found[layer.channel] = fit_filling(collected)
+                found[layer.channel] = fit_gap_model(collected)
             except ValueError as error:
                 raise ValueError(f"layer '{layer.values.name}': {error}; lower --max_gap") from error
         return found
 
-    def _try_gap(self, layer: NativeLayer, unit: Unit, window: Any, truth: np.ndarray, gap: np.ndarray) -> TriedGap:
+    def _try_gap(self, layer: NativeLayer, unit: Block, window: Any, truth: np.ndarray, gap: np.ndarray) -> TrialGap:
         """What is said of one artificial gap, and the truth."""
         native = layer.window(unit)
         marks = np.zeros((unit.bottom - unit.top, unit.right - unit.left), dtype=bool)
@@ -272,7 +272,7 @@ class GapMaker:
         predicted = self._predict(unit, marks, window)
         value = np.where(gap, np.nan, truth)
         spline, detail = self._details(layer, value, gap, predicted, unit)
-        return TriedGap(spline, detail, truth, gap, self._roughness(layer, value))
+        return TrialGap(spline, detail, truth, gap, self._roughness(layer, value))
 
 
 def _middle(native: tuple[int, int, int, int], height: float, width: float) -> np.ndarray:

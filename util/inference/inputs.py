@@ -12,13 +12,13 @@ import numpy as np
 
 from util.inference.engine import Engine, Ground, LayerValues, SampleOf
 from util.inference.gap_filling import NativeLayer
-from util.mosaics.mosaic import Unit
+from util.mosaics.mosaic import Block
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Subject:
+class InferenceInputs:
     """What a model is applied to: ground, layers, and the network.
 
     Attributes:
@@ -36,7 +36,7 @@ class Subject:
     layers: Sequence[LayerValues]
     natives: Sequence[NativeLayer | None]
     known: Mapping[int, Sequence[int]]
-    read: Callable[[Unit], Any]
+    read: Callable[[Block], Any]
     tags: Mapping[str, str]
 
     def tiles(self, most: int) -> np.ndarray:
@@ -51,7 +51,7 @@ class Subject:
 
         def sample(origins: np.ndarray) -> Any:
             top, left = (int(x) for x in origins[0])
-            return self.read(Unit(0, 0, top, left, top + size, left + size)).sample(origins, self.engine.device)
+            return self.read(Block(0, 0, top, left, top + size, left + size)).sample(origins, self.engine.device)
 
         return sample
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from util.inference.engine import Engine, SampleOf
 from util.inference.view_masks import draws_to_show_all, least_draws, view_noise, visible_counts
 from util.model.patches import token_pixels
-from util.mosaics.mosaic import Moments, Mosaic, Unit, raised_cosine
+from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, raised_cosine
 
 
 @dataclass(frozen=True)
-class Views:
+class MaskedViews:
     """How tiles are shown to the model.
 
     Attributes:
@@ -45,8 +45,12 @@ class Views:
 
 
 def predict_views(
-    engine: Engine, views: Views, origins: np.ndarray, tensors: Sequence[Tensor], wanted: Mapping[int, Sequence[int]]
-) -> Iterator[tuple[np.ndarray, dict[int, Moments]]]:
+    engine: Engine,
+    views: MaskedViews,
+    origins: np.ndarray,
+    tensors: Sequence[Tensor],
+    wanted: Mapping[int, Sequence[int]],
+) -> Iterator[tuple[np.ndarray, dict[int, WeightedMoments]]]:
     """Predicts tiles from masked views of them.
 
     Args:
@@ -72,7 +76,7 @@ def predict_views(
         numbers = chosen.cpu().numpy()
         size = model.img_size
         moments = {
-            s: Moments((len(numbers), len(channels), s * size, s * size), engine.device)
+            s: WeightedMoments((len(numbers), len(channels), s * size, s * size), engine.device)
             for s, channels in wanted.items()
         }
         draws = max(views.draws, draws_to_show_all(place, keep)) if views.count == "visible" else views.draws
@@ -89,8 +93,8 @@ def predict_views(
 
 def mosaic_views(
     engine: Engine,
-    views: Views,
-    unit: Unit,
+    views: MaskedViews,
+    unit: Block,
     tiles: np.ndarray,
     sample_of: SampleOf,
     wanted: Mapping[int, Sequence[int]],

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.geotiff.raster_spec import RasterInfo
+from util.geotiff.raster_spec import RasterSpec
 from util.inference.engine import Arrays, Engine, Ground, Window
 from util.inference.finetuned_task import Task, stored_classes
 from util.mosaics.dense_prediction import DensePrediction, Forward, viewed
-from util.mosaics.mosaic import Unit
+from util.mosaics.mosaic import Block
 
 
 def entropy(shares: np.ndarray) -> np.ndarray:
@@ -39,7 +39,7 @@ def entropy(shares: np.ndarray) -> np.ndarray:
 class Results(Protocol):
     """The rasters of one kind of task."""
 
-    rasters: dict[str, RasterInfo]
+    rasters: dict[str, RasterSpec]
 
     def arrays(self, mean: np.ndarray, spread: np.ndarray | None, row: int, col: int) -> Arrays:
         """The pixels of a part, out of (K, rows, cols) outputs (NaN = none) and their spread, from (row, col) on."""
@@ -48,7 +48,7 @@ class Results(Protocol):
 class ClassResults:
     """Classes under the codes of the labels, their shares, and the entropy of the shares."""
 
-    def __init__(self, sheet: RasterInfo, task: Task) -> None:
+    def __init__(self, sheet: RasterSpec, task: Task) -> None:
         stored = stored_classes(task)
         self._codes = np.array(stored.codes, dtype=stored.dtype)
         tags = dict(sheet.tags)
@@ -82,7 +82,7 @@ class ClassResults:
 class PresenceResults:
     """The probability of presence, and the entropy of presence and absence."""
 
-    def __init__(self, sheet: RasterInfo) -> None:
+    def __init__(self, sheet: RasterSpec) -> None:
         self.rasters = {"prediction_probability": _shares(sheet, ("probability", "entropy"))}
 
     def arrays(self, mean: np.ndarray, spread: np.ndarray | None, row: int, col: int) -> Arrays:
@@ -94,7 +94,7 @@ class PresenceResults:
 class ValueResults:
     """Values, and their standard deviation over overlapping tiles and views."""
 
-    def __init__(self, sheet: RasterInfo, task: Task) -> None:
+    def __init__(self, sheet: RasterSpec, task: Task) -> None:
         names = ("prediction", "prediction spread")
         self.rasters = {"prediction_values": replace(sheet, names=names, units=(task.units,) * 2)}
 
@@ -105,13 +105,13 @@ class ValueResults:
         return {name: (self.rasters[name], np.concatenate([mean, spread]), row, col)}
 
 
-def _shares(sheet: RasterInfo, names: Sequence[str]) -> RasterInfo:
+def _shares(sheet: RasterSpec, names: Sequence[str]) -> RasterSpec:
     return replace(sheet, names=tuple(names), units=("",) * len(names), limits=(0.0, 1.0))
 
 
 def _results(ground: Ground, task: Task, tags: Mapping[str, str], *, pixel: float, shape: tuple[int, int]) -> Results:
     """The rasters of a task in pixels of an edge in base-scale pixels."""
-    sheet = RasterInfo(
+    sheet = RasterSpec(
         crs=ground.crs,
         left=ground.left,
         top=ground.top,
@@ -148,7 +148,7 @@ def _timed(engine: Engine, views: Sequence[Forward]) -> list[Forward]:
     return [timed(view) for view in views]
 
 
-class PixelMaker:
+class PixelPredictionProduct:
     """What a network for pixels predicts, blended over overlapping tiles as main_finetune scores it.
 
     Args:
@@ -182,7 +182,7 @@ class PixelMaker:
         """Base-scale (rows, cols) to be divided into units."""
         return self.ground.rows, self.ground.cols
 
-    def make(self, unit: Unit, window: Window) -> Arrays:
+    def make(self, unit: Block, window: Window) -> Arrays:
         """The unit's predictions."""
         wants_spread = self.task.kind == "regression"
         mosaic = self._prediction.mosaic(
@@ -192,7 +192,7 @@ class PixelMaker:
         return self._results.arrays(mosaic.mean, mosaic.spread if wants_spread else None, unit.top * s, unit.left * s)
 
 
-class WindowMaker:
+class WindowPredictionProduct:
     """What a network for windows predicts on a lattice: each cell is the prediction of the window around it.
 
     A cell in which no layer has a valid pixel is nodata, as no example of training lies there.
@@ -235,7 +235,7 @@ class WindowMaker:
         return self._cells[0] * self.stride, self._cells[1] * self.stride
 
     @torch.inference_mode()
-    def make(self, unit: Unit, window: Window) -> Arrays:
+    def make(self, unit: Block, window: Window) -> Arrays:
         """The predictions of the cells that begin in the unit."""
         d, device = self.stride, self.engine.device
         rows, cols = (

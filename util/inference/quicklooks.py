@@ -12,7 +12,7 @@ import numpy as np
 
 from util.geotiff.cog_writer import read_reduced
 from util.geotiff.parts import Part, Parts, read_part
-from util.geotiff.raster_spec import RasterInfo
+from util.geotiff.raster_spec import RasterSpec
 from util.inference.embedding_components import (
     CLUSTER_COMPONENTS,
     class_colours,
@@ -39,9 +39,9 @@ MOST_SHARES = 12
 _STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
 
 
-def look_into_embeddings(
-    info: RasterInfo, parts: Sequence[Part], into: Parts, *, clusters: int, seed: int
-) -> dict[str, RasterInfo]:
+def embedding_quicklooks(
+    info: RasterSpec, parts: Sequence[Part], into: Parts, *, clusters: int, seed: int
+) -> dict[str, RasterSpec]:
     """Makes colours out of principal components and, if asked, classes.
 
     Args:
@@ -90,7 +90,7 @@ def look_into_embeddings(
     return rasters
 
 
-def _sample(info: RasterInfo, parts: Sequence[Part]) -> np.ndarray:
+def _sample(info: RasterSpec, parts: Sequence[Part]) -> np.ndarray:
     """(n, B) complete vectors, as many from each part."""
     sample = []
     for path, *_ in parts:
@@ -101,7 +101,7 @@ def _sample(info: RasterInfo, parts: Sequence[Part]) -> np.ndarray:
     return np.concatenate(sample)
 
 
-def draw_raster(path: Path, info: RasterInfo, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
+def draw_raster(path: Path, info: RasterSpec, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
     """Draws a raster as PNG beside it; returns the picture's path.
 
     Args:
@@ -128,12 +128,12 @@ def draw_raster(path: Path, info: RasterInfo, *, length_unit: str, unit_length: 
     return path.with_suffix(".png")
 
 
-def _remarks(info: RasterInfo, *, width: int) -> list[str]:
+def _remarks(info: RasterSpec, *, width: int) -> list[str]:
     """What must not be lost when a picture is passed on: how good a prediction is, and that a score is inflated."""
     return [line for key in ("score", "warning") for line in textwrap.wrap(info.tags.get(key, ""), width)]
 
 
-def _shown(path: Path, info: RasterInfo) -> tuple[RasterInfo, list[int]]:
+def _shown(path: Path, info: RasterSpec) -> tuple[RasterSpec, list[int]]:
     """What a picture has room for: of many shares the bands with the largest, in their order, from 1."""
     bands = list(range(1, len(info.names) + 1))
     if info.limits is None or len(bands) <= MOST_SHARES:
@@ -144,7 +144,7 @@ def _shown(path: Path, info: RasterInfo) -> tuple[RasterInfo, list[int]]:
     return replace(info, names=tuple(names), units=tuple(units)), [bands[k] for k in largest]
 
 
-def panels_of(info: RasterInfo, pixels: np.ndarray) -> list[Panel]:
+def panels_of(info: RasterSpec, pixels: np.ndarray) -> list[Panel]:
     """A panel for each band; fields of one unit in the same colours, with what was observed where that is told."""
     if info.limits is not None:
         bounded = zip(info.names, info.units, pixels, strict=True)

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from util.geotiff.raster_spec import RasterInfo
+from util.geotiff.raster_spec import RasterSpec
 from util.inference.engine import Arrays, Engine, Ground, LayerValues, Window
-from util.inference.masked_views import Views, mosaic_views
-from util.mosaics.mosaic import Unit
+from util.inference.masked_views import MaskedViews, mosaic_views
+from util.mosaics.mosaic import Block
 
 
-class ReconstructionMaker:
+class ReconstructionProduct:
     """Layers rebuilt from masked views of them, with the spread over views and tiles and the error.
 
     Args:
@@ -32,7 +32,7 @@ class ReconstructionMaker:
         *,
         layers: Sequence[LayerValues],
         wanted: Mapping[int, Sequence[int]],
-        views: Views,
+        views: MaskedViews,
         tags: Mapping[str, str],
     ) -> None:
         views.check()
@@ -46,7 +46,7 @@ class ReconstructionMaker:
                 self._names[s, c] = file
                 self.rasters[file] = self._raster(s, layers[c], tags)
 
-    def _raster(self, scale: int, layer: LayerValues, tags: Mapping[str, str]) -> RasterInfo:
+    def _raster(self, scale: int, layer: LayerValues, tags: Mapping[str, str]) -> RasterSpec:
         ground, resolution = self.ground, self.ground.base / scale
         kind = layer.encoding.kind
         names = ("class", "probability", "error") if kind == "categorical" else ("reconstruction", "spread", "error")
@@ -54,7 +54,7 @@ class ReconstructionMaker:
         error = (
             "share of the ground that is of another class" if kind == "categorical" else "observed minus reconstruction"
         )
-        return RasterInfo(
+        return RasterSpec(
             crs=ground.crs,
             left=ground.left,
             top=ground.top,
@@ -74,7 +74,7 @@ class ReconstructionMaker:
         return self.ground.rows, self.ground.cols
 
     @torch.inference_mode()
-    def make(self, unit: Unit, window: Window) -> Arrays:
+    def make(self, unit: Block, window: Window) -> Arrays:
         """The unit's predictions, their spread over views and tiles and, of reconstructions, observed minus them."""
         tiles = self.engine.tiles_of(unit, self.ground)
         of_layer = self.engine.model.layers

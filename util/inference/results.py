@@ -9,8 +9,8 @@ from typing import Any
 
 from util.geotiff.cog_writer import join
 from util.geotiff.parts import Parts
-from util.geotiff.raster_spec import RasterInfo
-from util.inference.quicklooks import draw_raster, look_into_embeddings
+from util.geotiff.raster_spec import RasterSpec
+from util.inference.quicklooks import draw_raster, embedding_quicklooks
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def begin_or_resume(
     parts.open(job, resume=resume)
 
 
-def look_names(rasters: Iterable[str], *, clusters: int) -> list[str]:
+def quicklook_names(rasters: Iterable[str], *, clusters: int) -> list[str]:
     """Names of the rasters that will be written: those that are made, and those derived from embeddings."""
     names = list(rasters)
     if "embeddings" in names:
@@ -49,7 +49,7 @@ def look_names(rasters: Iterable[str], *, clusters: int) -> list[str]:
 def finish(
     output_dir: Path,
     parts: Parts,
-    rasters: Mapping[str, RasterInfo],
+    rasters: Mapping[str, RasterSpec],
     *,
     clusters: int,
     seed: int,
@@ -76,7 +76,7 @@ def finish(
     derived = Parts(parts.folder / "derived")
     whole = {name: (info, parts) for name, info in rasters.items()}
     if "embeddings" in rasters:
-        looks = look_into_embeddings(
+        looks = embedding_quicklooks(
             rasters["embeddings"], parts.of("embeddings"), derived, clusters=clusters, seed=seed
         )
         whole |= {name: (info, derived) for name, info in looks.items()}

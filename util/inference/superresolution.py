@@ -12,11 +12,11 @@ import torch
 from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
-from util.geotiff.raster_spec import RasterInfo
+from util.geotiff.raster_spec import RasterSpec
 from util.inference.engine import Arrays, Engine, Ground, LayerValues, Window
-from util.inference.masked_views import Views, mosaic_views
+from util.inference.masked_views import MaskedViews, mosaic_views
 from util.model.scale_heads import cell_average_taps
-from util.mosaics.mosaic import Unit
+from util.mosaics.mosaic import Block
 
 Pair = tuple[int, int]
 """(scale, number of a layer)."""
@@ -76,7 +76,7 @@ def detail_of(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class FinerStep:
+class SuperresolutionStep:
     """A coarse layer to be predicted at a finer scale.
 
     Attributes:
@@ -98,9 +98,9 @@ class FinerStep:
         return self.scale // self.known
 
 
-def finer_step(
+def superresolution_step(
     channel: int, scale: int, *, known: Mapping[int, Sequence[int]], scored: Mapping[int, Sequence[int]]
-) -> FinerStep | None:
+) -> SuperresolutionStep | None:
     """How a layer can be predicted at a scale, with the least zoom; None if it cannot.
 
     Args:
@@ -113,11 +113,11 @@ def finer_step(
     for zoom in range(1, finest + 1):
         at = scale // zoom
         if scale % zoom == 0 and finest % zoom == 0 and channel in scored.get(at, ()) and at > finest // zoom:
-            return FinerStep(channel, scale, finest, zoom)
+            return SuperresolutionStep(channel, scale, finest, zoom)
     return None
 
 
-class FinerMaker:
+class SuperresolutionProduct:
     """Coarse layers at finer scales: interpolation plus a share of the detail that the model predicts.
 
     Args:
@@ -138,15 +138,15 @@ class FinerMaker:
         ground: Ground,
         *,
         layers: Sequence[LayerValues],
-        steps: Sequence[FinerStep],
-        views: Views,
+        steps: Sequence[SuperresolutionStep],
+        views: MaskedViews,
         tags: Mapping[str, str],
     ) -> None:
         self.engine, self.ground, self.layers, self.steps, self.views = engine, ground, layers, steps, views
         self.reach = engine.model.img_size + MARGIN
         self.shares: dict[tuple[int, int], float] = {}
         self.rasters = {
-            self.name(step.channel, step.scale): RasterInfo(
+            self.name(step.channel, step.scale): RasterSpec(
                 crs=ground.crs,
                 left=ground.left,
                 top=ground.top,
@@ -163,7 +163,7 @@ class FinerMaker:
             for step in steps
         }
 
-    def _facts(self, step: FinerStep) -> dict[str, str]:
+    def _facts(self, step: SuperresolutionStep) -> dict[str, str]:
         base = self.ground.base
         return {
             "layer": self.layers[step.channel].name,
@@ -188,7 +188,7 @@ class FinerMaker:
         return self.ground.rows, self.ground.cols
 
     def _look(
-        self, unit: Unit, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
+        self, unit: Block, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
     ) -> tuple[dict[Pair, np.ndarray], dict[Pair, np.ndarray]]:
         """Predicted and observed images by (scale, layer), model units, NaN where unknown."""
         wanted, seen = ({s: [c for t, c in pairs if t == s] for s, _ in pairs} for pairs in (predict, observe))
@@ -209,7 +209,7 @@ class FinerMaker:
         )
 
     @torch.inference_mode()
-    def make(self, unit: Unit, window: ZoomableWindow) -> Arrays:
+    def make(self, unit: Block, window: ZoomableWindow) -> Arrays:
         """The unit's finer grids; the network is run for those to which it adds something."""
         grown = unit.grown(MARGIN)
         known = sorted({(step.known, step.channel) for step in self.steps})
@@ -228,7 +228,7 @@ class FinerMaker:
             arrays[name] = (self.rasters[name], bands.astype(np.float32), unit.top * s, unit.left * s)
         return arrays
 
-    def _details(self, unit: Unit, window: ZoomableWindow) -> dict[FinerStep, np.ndarray]:
+    def _details(self, unit: Block, window: ZoomableWindow) -> dict[SuperresolutionStep, np.ndarray]:
         """The model's detail of the steps to which it adds something, model units, NaN where unknown."""
         useful = [step for step in self.steps if self.shares[step.channel, step.scale] > 0]
         found = {}
@@ -242,7 +242,7 @@ class FinerMaker:
         return found
 
     @torch.inference_mode()
-    def calibrate(self, windows: Callable[[Unit], Any], tiles: np.ndarray) -> dict[tuple[int, int], float]:
+    def calibrate(self, windows: Callable[[Block], Any], tiles: np.ndarray) -> dict[tuple[int, int], float]:
         """Finds how much of the model's detail holds, by the same step up to the finest scale that is known.
 
         Args:
@@ -258,7 +258,7 @@ class FinerMaker:
         pairs = sorted({(step.known, step.channel) for step in checked})
         sums = {step: np.zeros(2) for step in checked}
         for top, left in tiles.tolist() if checked else []:
-            unit = Unit(0, 0, top, left, top + size, left + size)
+            unit = Block(0, 0, top, left, top + size, left + size)
             predicted, observed = self._look(
                 unit, windows(unit.grown(size)), np.array([[top, left]]), predict=pairs, observe=pairs
             )

@@ -19,7 +19,7 @@ from util.model.patches import token_pixels
 
 
 @dataclass(frozen=True)
-class Look:
+class ShownGroups:
     """What the model is shown of a tile to predict the layers of one group.
 
     Attributes:
@@ -34,7 +34,7 @@ class Look:
 
 
 @dataclass
-class LookScore:
+class CrossLayerScore:
     """Errors of one layer under one look.
 
     Attributes:
@@ -57,17 +57,19 @@ class LookScore:
         return 1 - self.error / self.constant
 
 
-def looks_at(target: int, groups: int) -> list[Look]:
+def shown_groups_for(target: int, groups: int) -> list[ShownGroups]:
     """All looks at a group: with its own tokens alone, with each other group alone, with all, and with all but one."""
     rest = [g for g in range(groups) if g != target]
-    found = [Look(target, True, ()), *(Look(target, False, (g,)) for g in rest)]
+    found = [ShownGroups(target, True, ()), *(ShownGroups(target, False, (g,)) for g in rest)]
     for own in (False, True):
-        found.append(Look(target, own, tuple(rest)))
-        found += [Look(target, own, tuple(h for h in rest if h != g)) for g in rest]
+        found.append(ShownGroups(target, own, tuple(rest)))
+        found += [ShownGroups(target, own, tuple(h for h in rest if h != g)) for g in rest]
     return [look for look in dict.fromkeys(found) if look.own or look.others]
 
 
-def look_noise(look: Look, token_valid: Tensor, chance: Tensor, *, mask_ratio: float) -> tuple[Tensor, Tensor]:
+def shown_groups_noise(
+    look: ShownGroups, token_valid: Tensor, chance: Tensor, *, mask_ratio: float
+) -> tuple[Tensor, Tensor]:
     """Noise whose smallest entries are the tokens that a look shows.
 
     Args:
@@ -90,7 +92,7 @@ def look_noise(look: Look, token_valid: Tensor, chance: Tensor, *, mask_ratio: f
 
 
 @torch.inference_mode()
-def score_looks(
+def cross_layer_scores(
     model: Any,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     *,
@@ -98,7 +100,7 @@ def score_looks(
     groups: Sequence[Sequence[int]],
     scored: Sequence[int],
     mask_ratio: float,
-) -> dict[tuple[int, Look], LookScore]:
+) -> dict[tuple[int, ShownGroups], CrossLayerScore]:
     """Scores a model under every look, at the base scale, on the hidden tokens of the group that is predicted.
 
     Args:
@@ -112,15 +114,15 @@ def score_looks(
     Returns:
         By layer and look; a layer without any pixel to score is left out.
     """
-    sums: dict[tuple[int, Look], Tensor] = {}
+    sums: dict[tuple[int, ShownGroups], Tensor] = {}
     for imgs, valid, chance in batches:
         flat = torch.tensor([m for layer in layers for m in layer.mean], device=imgs.device)
         constant = flat[:, None, None].expand_as(imgs)
         token_valid = model.places_valid(valid).unflatten(1, (len(groups), -1))
         for target, members in enumerate(groups):
             numbers = [c for c in members if c in scored]
-            for look in looks_at(target, len(groups)) if numbers else ():
-                noise, counts = look_noise(look, token_valid, chance, mask_ratio=mask_ratio)
+            for look in shown_groups_for(target, len(groups)) if numbers else ():
+                noise, counts = shown_groups_noise(look, token_valid, chance, mask_ratio=mask_ratio)
                 for keep in counts.unique().tolist():
                     chosen = (counts == keep).nonzero()[:, 0]
                     if keep == 0:
@@ -138,7 +140,7 @@ def score_looks(
     return {key: _mean_score(row.tolist()) for key, row in sums.items() if row[4] > 0}
 
 
-def _mean_score(sums: Sequence[float]) -> LookScore:
+def _mean_score(sums: Sequence[float]) -> CrossLayerScore:
     """Means of the sums error, report, both of the constant, and the number of pixels."""
     error, report, constant, constant_report, pixels = sums
-    return LookScore(error / pixels, constant / pixels, report / pixels, constant_report / pixels, int(pixels))
+    return CrossLayerScore(error / pixels, constant / pixels, report / pixels, constant_report / pixels, int(pixels))

@@ -18,14 +18,14 @@ def placed(metric: Metric, device: torch.device | str) -> Any:
 
 def gathered(metric: Metric) -> Any:
     """What a metric comes to over all processes, each of which must ask, also if it saw nothing."""
-    if isinstance(metric, Kept) and not metric.update_called:  # torchmetrics would stand in for it with float32
+    if isinstance(metric, StoredValues) and not metric.update_called:  # torchmetrics would stand in for it with float32
         metric.update(torch.zeros(0, device=metric.device))
     with peer_errors_named(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
         return metric.compute()
 
 
-class Counts(Metric):
+class CountSum(Metric):
     """Sums of a float64 tensor of fixed shape, exact for whole numbers below 2^53."""
 
     total: torch.Tensor
@@ -43,7 +43,7 @@ class Counts(Metric):
         return self.total
 
 
-class Kept(Metric):
+class StoredValues(Metric):
     """Float64 rows of a fixed width, all of them."""
 
     rows: list[torch.Tensor]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from util.metrics.metric_states import Counts, ErrorSums, Kept, gathered, placed
+from util.metrics.metric_states import CountSum, ErrorSums, StoredValues, gathered, placed
 from util.metrics.prospectivity_curves import BINS, bin_of, bin_scores, ranking_scores
 
 IGNORED = -1
@@ -84,7 +84,7 @@ class ClassificationScores:
     def __init__(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> None:
         self.names = list(names)
         self._confusion = placed(MulticlassConfusionMatrix(len(names), validate_args=False), device)
-        self._in_top = placed(Counts(()), device)
+        self._in_top = placed(CountSum(()), device)
 
     def update(self, predictions: torch.Tensor, target: torch.Tensor) -> None:
         """Adds a batch.
@@ -192,10 +192,10 @@ class ProspectivityScores:
 
     def __init__(self, *, dense: bool = False, device: torch.device | str = "cpu") -> None:
         self._dense = dense
-        self._points = placed(Kept(2), device)
-        self._binned = placed(Counts((2, BINS)), device)
-        self._ground = placed(Counts((BINS,)), device)
-        self._squares = placed(Counts((2,)), device)
+        self._points = placed(StoredValues(2), device)
+        self._binned = placed(CountSum((2, BINS)), device)
+        self._ground = placed(CountSum((BINS,)), device)
+        self._squares = placed(CountSum((2,)), device)
 
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> None:
         """Adds points, or pixels, whose truth is known.

@@ -106,7 +106,7 @@ def error_sums(
     return sums.cpu(), counts.cpu()
 
 
-def free_sums(
+def baseline_error_sums(
     batch: ScoredBatch,
     targets: Sequence[torch.Tensor],
     valid: Sequence[torch.Tensor],
@@ -285,7 +285,9 @@ class HeldOutEvaluator:
             counts += part_counts
             losses += torch.stack([out.loss, out.ms_loss, torch.ones_like(out.loss)]).double().cpu() * len(numbers)
             if self._free is None:
-                free.append(free_sums(batch, targets, valid, hidden, layers=self._layers, scales=self._scales))
+                free.append(
+                    baseline_error_sums(batch, targets, valid, hidden, layers=self._layers, scales=self._scales)
+                )
         if self._free is None:
             empty = torch.zeros(1 + len(MIXTURES), 2, *shape, dtype=torch.float64)
             self._free = _best_mixture(self._sum_over_ranks(torch.stack(free).sum(0) if free else empty))
@@ -322,7 +324,7 @@ class HeldOutEvaluator:
 
 
 def _best_mixture(sums: torch.Tensor) -> torch.Tensor:
-    """(1 + M, 2, 3, S, Y) of `free_sums` -> (2, 2, 3, S, Y): the constant, and the mixture of the smallest `error`."""
+    """Keeps the constant and the mixture of smallest error: (1 + M, 2, 3, S, Y) -> (2, 2, 3, S, Y)."""
     best = sums[1:, 0].argmin(dim=0)  # (3, S, Y)
     chosen = sums[1:].gather(0, best.expand(1, 2, *best.shape))[0]
     return torch.stack([sums[0], chosen])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.mosaics.mosaic import Moments, Mosaic, Unit, raised_cosine, tile_origins
+from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, raised_cosine, tile_origins
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """(N, C, H, W) values and validity -> (N, K, sH, sW): class shares, or values."""
@@ -49,14 +49,14 @@ class DensePrediction:
         """Distance between tiles, base-scale pixels: whole patches."""
         return min(self.size, max(self.patch, round(self.size * (1 - self.overlap) / self.patch) * self.patch))
 
-    def origins(self, unit: Unit, shape: tuple[int, int]) -> np.ndarray:
+    def origins(self, unit: Block, shape: tuple[int, int]) -> np.ndarray:
         """(n, 2) origins of the tiles that share ground with a unit, out of those that cover base-scale `shape`."""
         lattices = [tile_origins(length, tile=self.size, stride=self.stride, align=self.patch) for length in shape]
         rows = lattices[0][(lattices[0] < unit.bottom) & (lattices[0] + self.size > unit.top)]
         cols = lattices[1][(lattices[1] < unit.right) & (lattices[1] + self.size > unit.left)]
         return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
 
-    def of(self, unit: Unit, shape: tuple[int, int], sample_of: SampleOf) -> np.ndarray:
+    def of(self, unit: Block, shape: tuple[int, int], sample_of: SampleOf) -> np.ndarray:
         """Predicts a unit; arguments as of `mosaic`.
 
         Returns:
@@ -65,7 +65,7 @@ class DensePrediction:
         return self.mosaic(unit, shape, sample_of).mean
 
     @torch.inference_mode()
-    def mosaic(self, unit: Unit, shape: tuple[int, int], sample_of: SampleOf, *, spread: bool = False) -> Mosaic:
+    def mosaic(self, unit: Block, shape: tuple[int, int], sample_of: SampleOf, *, spread: bool = False) -> Mosaic:
         """Predicts a unit.
 
         Args:
@@ -109,7 +109,7 @@ def viewed(views: Sequence[Forward], imgs: Tensor, valid: Tensor) -> tuple[Tenso
     first = views[0](imgs, valid).float()
     if len(views) == 1:
         return first, None
-    moments, each = Moments(tuple(first.shape), first.device), torch.ones_like(first)
+    moments, each = WeightedMoments(tuple(first.shape), first.device), torch.ones_like(first)
     moments.add(first, each)
     for view in views[1:]:
         moments.add(view(imgs, valid).float(), each)

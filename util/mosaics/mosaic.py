@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Unit:
+class Block:
     """A rectangle of the output that is computed, written and resumed as a whole; edges in base-scale pixels.
 
     Attributes:
@@ -35,23 +35,23 @@ class Unit:
     bottom: int
     right: int
 
-    def zoomed(self, zoom: int) -> Unit:
+    def zoomed(self, zoom: int) -> Block:
         """The same rectangle in base-scale pixels that are `zoom` times finer."""
-        return Unit(self.row, self.col, *(edge * zoom for edge in self.edges))
+        return Block(self.row, self.col, *(edge * zoom for edge in self.edges))
 
     @property
     def edges(self) -> tuple[int, int, int, int]:
         """(top, left, bottom, right)."""
         return self.top, self.left, self.bottom, self.right
 
-    def grown(self, margin: int) -> Unit:
+    def grown(self, margin: int) -> Block:
         """The same rectangle with a margin on every side, base-scale pixels."""
-        return Unit(
+        return Block(
             self.row, self.col, self.top - margin, self.left - margin, self.bottom + margin, self.right + margin
         )
 
 
-def units_of(rows: int, cols: int, *, edge: int) -> list[Unit]:
+def blocks_of(rows: int, cols: int, *, edge: int) -> list[Block]:
     """Divides base-scale pixels into rectangles, row by row; those at the far edges are smaller.
 
     Args:
@@ -60,13 +60,13 @@ def units_of(rows: int, cols: int, *, edge: int) -> list[Unit]:
         edge: edge of a rectangle, base-scale pixels.
     """
     return [
-        Unit(i, j, top, left, min(top + edge, rows), min(left + edge, cols))
+        Block(i, j, top, left, min(top + edge, rows), min(left + edge, cols))
         for i, top in enumerate(range(0, rows, edge))
         for j, left in enumerate(range(0, cols, edge))
     ]
 
 
-def share_of_rank(units: Sequence[Unit], *, rank: int, count: int) -> list[Unit]:
+def blocks_of_rank(units: Sequence[Block], *, rank: int, count: int) -> list[Block]:
     """The rectangles that one of `count` processes makes: those of neighbouring rows."""
     rows = sorted({unit.row for unit in units})
     mine = set(np.array_split(np.array(rows), count)[rank].tolist())
@@ -105,7 +105,7 @@ def raised_cosine(size: int) -> Tensor:
     return torch.sin(math.pi * places).square().float()
 
 
-class Moments:
+class WeightedMoments:
     """Weighted mean and spread of values that come one after the other, pixel by pixel.
 
     Means and sums of squares are updated (West 1979), which keeps small spreads of large values.

@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from util.processes.rendezvous import agree_on_name
+from util.processes.rendezvous import rendezvous_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def _store_of_this_start(ranks: Ranks, timeout: timedelta) -> dist.Store:
     """The store of torchrun without what processes that it started before have left there."""
     shared, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
     place = {"rank": ranks.rank, "world_size": ranks.world_size}
-    return dist.PrefixStore(agree_on_name(shared, **place, timeout_s=timeout.total_seconds()), shared)
+    return dist.PrefixStore(rendezvous_prefix(shared, **place, timeout_s=timeout.total_seconds()), shared)
 
 
 def shutdown() -> None:
@@ -260,7 +260,7 @@ def broadcast_object(value: T) -> T:
         return values[0]
 
 
-def on_main(function: Callable[[], T]) -> T:
+def on_main_rank(function: Callable[[], T]) -> T:
     """Calls `function` in rank 0 alone and returns its result to every process.
 
     Raises:
@@ -288,15 +288,15 @@ def on_each_machine(function: Callable[[], T], ranks: Ranks) -> T:
     For what makes a file where none is: made once a machine, and found by the others, on a shared disk or not.
 
     Raises:
-        Exception: as `together`.
+        Exception: as `on_all`.
     """
-    first = together(lambda: function() if ranks.local_rank == 0 else None)
-    others = together(lambda: function() if ranks.local_rank else None)
+    first = on_all(lambda: function() if ranks.local_rank == 0 else None)
+    others = on_all(lambda: function() if ranks.local_rank else None)
     result = first if ranks.local_rank == 0 else others
     return cast(T, result)
 
 
-def together(function: Callable[[], T]) -> T:
+def on_all(function: Callable[[], T]) -> T:
     """Calls `function` in every process and returns its result there, unless it failed in any of them.
 
     Raises:
@@ -319,7 +319,7 @@ def together(function: Callable[[], T]) -> T:
 
 
 def is_shared(error: BaseException) -> bool:
-    """True if every process has this error, from `on_main` or `together`: one of them saying so is enough."""
+    """True if every process has this error, from `on_main_rank` or `on_all`: one of them saying so is enough."""
     return bool(getattr(error, "shared_by_all", False))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 POLL_S = 0.01
 
 
-def agree_on_name(store: Any, *, rank: int, world_size: int, timeout_s: float) -> str:
+def rendezvous_prefix(store: Any, *, rank: int, world_size: int, timeout_s: float) -> str:
     """Returns a name that exactly the processes of this start share; every one of them must call it.
 
     Each but the first asks under a token that nobody used before; the first answers every token that it finds, also

@@ -40,7 +40,7 @@ def begun_before(output_dir: Path) -> bool:
             logger.warning("started again by torchrun: going on with what %s holds", output_dir)
         return begun
 
-    return dist.on_main(look)
+    return dist.on_main_rank(look)
 
 
 def note_begun(output_dir: Path) -> None:
@@ -51,7 +51,7 @@ def note_begun(output_dir: Path) -> None:
     """
     name = dist.launch_name()
     if name is not None:
-        dist.on_main(lambda: (output_dir / MARK).write_text(name, encoding="utf-8"))
+        dist.on_main_rank(lambda: (output_dir / MARK).write_text(name, encoding="utf-8"))
 
 
 def resume_from(resume: str, output_dir: Path) -> str:
@@ -63,4 +63,4 @@ def resume_from(resume: str, output_dir: Path) -> str:
         OSError: the folder cannot be read.
     """
     begun = begun_before(output_dir)
-    return "auto" if dist.on_main(lambda: begun and any(output_dir.glob("checkpoint-*.pth"))) else resume
+    return "auto" if dist.on_main_rank(lambda: begun and any(output_dir.glob("checkpoint-*.pth"))) else resume

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Clock:
+class TrainingTimer:
     """Time spent training and, of that, waiting for data.
 
     Attributes:

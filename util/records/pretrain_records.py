@@ -26,7 +26,7 @@ LAST_PICTURE = "reconstruction-last.png"
 
 
 @dataclass(frozen=True)
-class LayerFacts:
+class LayerReportInfo:
     """What reporting needs of a layer.
 
     Attributes:
@@ -59,7 +59,7 @@ class RunFiles:
         output_dir: Path,
         log_dir: Path,
         *,
-        layers: Sequence[LayerFacts],
+        layers: Sequence[LayerReportInfo],
         scales: Sequence[int],
         scored: Mapping[int, Sequence[int]],
         enabled: bool,
@@ -241,7 +241,7 @@ class RunFiles:
                 "some space or raise the limit, then go on with --resume auto"
             ) from error
 
-    def _entries(self) -> Iterator[tuple[int, int, int, LayerFacts]]:
+    def _entries(self) -> Iterator[tuple[int, int, int, LayerReportInfo]]:
         """(level, channel, scale, layer) of everything that is scored."""
         for level, scale in enumerate(self._scales):
             for channel, layer in enumerate(self._layers):
@@ -287,7 +287,7 @@ def score_lines(line: Mapping[str, Any], units: Mapping[str, str]) -> list[str]:
 
 def reconstruction_rows(
     *,
-    layers: Sequence[LayerFacts],
+    layers: Sequence[LayerReportInfo],
     scales: Sequence[int],
     scored: Mapping[int, Sequence[int]],
     base_pixel: tuple[float, float],

@@ -75,7 +75,7 @@ def settle_batches(
             )
         return found
 
-    args.batch_size = min(dist.gather_objects(dist.together(find)))
+    args.batch_size = min(dist.gather_objects(dist.on_all(find)))
     args.accum_iter = share // args.batch_size
     logger.info(
         "--batch_size auto: %d, --accum_iter %d (effective batch %d, limit %.0f MiB)",
