@@ -19,14 +19,15 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
 from rasterio.warp import transform as transform_points
 
+from datasets.ground.area_of_interest import load_area_of_interest
 from datasets.ground.grid import Grid, crs_agree
 from datasets.layers.layer import Layer
 from datasets.rasters import handles
 from datasets.rasters import scan as scan_module
 from datasets.rasters.chunk_cache import CHUNKS
 from datasets.rasters.handles import close_datasets
-from datasets.rasters.open_band import layer_crs, load_area_of_interest, open_band, with_undeclared_nodata
-from datasets.rasters.scan import scan
+from datasets.rasters.open_band import layer_crs, open_band
+from datasets.rasters.scan import scan, with_undeclared_nodata
 from tests.rasters import ramp, write_grid
 
 pytestmark = [

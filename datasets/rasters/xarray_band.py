@@ -1,6 +1,6 @@
 """Variables of zarr stores, netCDF files and whatever else xarray opens, as layers: read by window, as stored.
 
-`XarrayBandSource` stands in for the `BandSource` of a raster file, so orientation, warping, polygons, nodata and the scan
+`XarrayBandSource` stands in for the `BandSource` of a raster file: orientation, warping, polygons, nodata and the scan
 are shared with rasters, and the same survey gives identical pixels.
 """
 
