@@ -62,7 +62,7 @@ from util.processes.signals import Stop
 from util.records.clock import TrainingTimer
 from util.records.finetune_records import EVALUATION, METRICS, FinetuneFiles, flat_numbers
 from util.records.log import check_writable, plain, progress, setup_logging
-from util.training.batch_size import settle_batches
+from util.training.batch_size import choose_batch_size
 from util.training.engine import seed_step
 from util.training.lr_sched import Schedule
 from util.training.memory_forecast import base_bytes, forecast
@@ -216,7 +216,7 @@ def prepare(
 
 
 def choose_batches(job: FinetuneRun, network: Any, arm: Method, memory_before: int) -> None:
-    """Settles `batch_size` and `accum_iter` by the network that trains most weights.
+    """Chooses `batch_size` and `accum_iter` by the network that trains most weights.
 
     Raises:
         ValueError: nothing fits, or the options contradict each other.
@@ -245,7 +245,16 @@ def choose_batches(job: FinetuneRun, network: Any, arm: Method, memory_before: i
         batches_ahead=read_ahead(args.num_workers),
         processes=ranks.world_size,
     )
-    settle_batches(args, ranks, device, forecast=memory, trials=[(step, network.to(device))])
+    chosen = choose_batch_size(
+        args.batch_size,
+        accum_iter=args.accum_iter,
+        effective_batch=args.effective_batch,
+        ranks=ranks,
+        device=device,
+        forecast=memory,
+        trials=[(step, network.to(device))],
+    )
+    args.batch_size, args.accum_iter = chosen.batch_size, chosen.accum_iter
 
 
 def begin(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> dict[str, Any]:

@@ -48,7 +48,7 @@ from util.processes.signals import Stop
 from util.records.clock import TrainingTimer
 from util.records.log import check_writable, progress, setup_logging
 from util.records.pretrain_records import LAST_PICTURE, LayerReportInfo, RunFiles, reconstruction_rows, score_lines
-from util.training.batch_size import report_fit, report_measured, settle_batches
+from util.training.batch_size import choose_batch_size, report_fit, report_measured
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
 from util.training.memory_forecast import Forecast, base_bytes, forecast, pretraining_step
@@ -235,7 +235,16 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         processes=ranks.world_size,
         shared_out=args.fsdp,
     )
-    settle_batches(args, ranks, device, forecast=memory, trials=[(step, network)])
+    chosen = choose_batch_size(
+        args.batch_size,
+        accum_iter=args.accum_iter,
+        effective_batch=args.effective_batch,
+        ranks=ranks,
+        device=device,
+        forecast=memory,
+        trials=[(step, network)],
+    )
+    args.batch_size, args.accum_iter = chosen.batch_size, chosen.accum_iter
     if args.fsdp:
         model = fsdp.shard(network, [*network.blocks, *network.decoder_blocks], device)
     else:

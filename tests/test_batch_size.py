@@ -1,6 +1,5 @@
 """The largest batch that fits, against a pretended limit, and in runs of both programs."""
 
-import argparse
 import logging
 from unittest import mock
 
@@ -11,7 +10,7 @@ from tests import labelled, small_main, surveys
 from util.hardware import device as devices
 from util.processes.distributed import Ranks
 from util.training import batch_size as batches
-from util.training.batch_size import divisors, largest_batch, samples_of_each, settle_batches
+from util.training.batch_size import choose_batch_size, divisors, largest_batch, samples_of_each
 from util.training.memory_forecast import Forecast, StepMemory
 
 CPU = torch.device("cpu")
@@ -20,20 +19,23 @@ SAMPLE = 1000
 """Bytes of a sample in the pretended step."""
 
 
-def options(batch_size="auto", accum_iter=1, effective_batch=None):
-    return argparse.Namespace(batch_size=batch_size, accum_iter=accum_iter, effective_batch=effective_batch)
-
-
 def pretended(batch, accum_iter=1):
     step = StepMemory(weights=0, moments=0, gradients=0, batch=batch * SAMPLE, peak=batch * SAMPLE)
     return Forecast(step, "cuda", base=0)  # without what a CPU's allocator adds
 
 
-def settled(limit, *, ranks=ALONE, **given):
-    args = options(**given)
+def chosen(limit, *, ranks=ALONE, device=CPU, trials=(), batch_size="auto", accum_iter=1, effective_batch=None):
     with mock.patch.object(batches, "memory_limit_bytes", lambda _: limit):
-        settle_batches(args, ranks, CPU, forecast=pretended, trials=[])
-    return args.batch_size, args.accum_iter
+        found = choose_batch_size(
+            batch_size,
+            accum_iter=accum_iter,
+            effective_batch=effective_batch,
+            ranks=ranks,
+            device=device,
+            forecast=pretended,
+            trials=trials,
+        )
+    return found.batch_size, found.accum_iter
 
 
 class TestDecision:
@@ -61,7 +63,7 @@ class TestDecision:
         assert asked == [24, 32]
 
 
-class TestSettling:
+class TestChoice:
     @pytest.mark.parametrize(
         ("fitting", "given", "expected"),
         [
@@ -75,53 +77,49 @@ class TestSettling:
     )
     def test_the_effective_batch_stays(self, fitting, given, expected):
         limit = fitting * SAMPLE / batches.CPU_MARGIN + 1
-        assert settled(limit, **given) == expected
+        assert chosen(limit, **given) == expected
 
     def test_processes_of_a_machine_share_its_memory(self):
         limit = 16 * SAMPLE / batches.CPU_MARGIN + 1
-        assert settled(limit, ranks=Ranks(0, 2, 0, 2)) == (8, 4)
+        assert chosen(limit, ranks=Ranks(0, 2, 0, 2)) == (8, 4)
 
     def test_all_processes_take_the_smallest(self):
         limit = 16 * SAMPLE / batches.CPU_MARGIN + 1
         with mock.patch.object(batches.dist, "gather_objects", lambda found: [found, 4]):
-            assert settled(limit, ranks=Ranks(0, 2, 0, 1)) == (4, 8)
+            assert chosen(limit, ranks=Ranks(0, 2, 0, 1)) == (4, 8)
 
     def test_numbers_stay_as_they_are(self):
-        assert settled(0, batch_size=8, accum_iter=3) == (8, 3)
+        assert chosen(0, batch_size=8, accum_iter=3) == (8, 3)
 
     def test_an_effective_batch_decides_the_accumulation_of_a_number(self):
-        assert settled(0, batch_size=8, effective_batch=48, ranks=Ranks(1, 2, 1, 2)) == (8, 3)
+        assert chosen(0, batch_size=8, effective_batch=48, ranks=Ranks(1, 2, 1, 2)) == (8, 3)
 
     def test_a_gpu_is_tried_from_the_prediction_on(self):
-        args, tried = options(), []
+        tried = []
 
         def one_pass(step, model, *, batch_size, **how):
             tried.append((batch_size, how["accumulates"]))
             return batch_size <= 16
 
-        with (
-            mock.patch.object(batches, "memory_limit_bytes", lambda _: 8.5 * SAMPLE),
-            mock.patch.object(batches, "try_step", one_pass),
-        ):
-            settle_batches(args, Ranks(), torch.device("cuda"), forecast=pretended, trials=[(None, None)])
-        assert (args.batch_size, args.accum_iter) == (16, 2)
+        with mock.patch.object(batches, "try_step", one_pass):
+            assert chosen(8.5 * SAMPLE, device=torch.device("cuda"), trials=[(None, None)]) == (16, 2)
         assert tried == [(8, True), (16, True), (32, False)]
 
     def test_nothing_fits(self):
         with pytest.raises(ValueError, match=r"--batch_size auto: not even one sample .*--grad_checkpointing"):
-            settled(SAMPLE // 2)
+            chosen(SAMPLE // 2)
 
     def test_processes_that_cannot_share_evenly(self):
         with pytest.raises(ValueError, match="--effective_batch 64 cannot be shared by 3 processes.*such as 66"):
-            settled(10**9, effective_batch=64, ranks=Ranks(0, 3, 0, 3))
+            chosen(10**9, effective_batch=64, ranks=Ranks(0, 3, 0, 3))
 
     def test_a_batch_that_does_not_divide(self):
         with pytest.raises(ValueError, match="--effective_batch 48: .* no multiple of --batch_size 10; use .* 8"):
-            settled(0, batch_size=10, effective_batch=48)
+            chosen(0, batch_size=10, effective_batch=48)
 
     def test_two_options_for_one_thing(self):
         with pytest.raises(ValueError, match="--effective_batch 48 with --accum_iter 2"):
-            samples_of_each(options(accum_iter=2, effective_batch=48), 1)
+            samples_of_each(1, accum_iter=2, effective_batch=48)
 
 
 def test_memory_of_this_machine():

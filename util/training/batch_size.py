@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,18 +21,30 @@ CPU_MARGIN = 0.85
 """Share of the memory limit of a CPU that a predicted peak may take: predictions are wrong by up to 15 %."""
 
 
-def settle_batches(
-    args: argparse.Namespace,
+@dataclass(frozen=True)
+class BatchSize:
+    """How the samples of an update are divided: `batch_size` in one forward pass, `accum_iter` passes an update."""
+
+    batch_size: int
+    accum_iter: int
+
+
+def choose_batch_size(
+    batch_size: int | str,
+    *,
+    accum_iter: int,
+    effective_batch: int | None,
     ranks: dist.Ranks,
     device: torch.device,
-    *,
     forecast: Callable[..., Forecast],
     trials: Sequence[tuple[Step, nn.Module]],
-) -> None:
-    """Writes numbers into `batch_size` and `accum_iter` where `auto` or an effective batch was asked for.
+) -> BatchSize:
+    """Chooses the batch size and the accumulation where `auto` or an effective batch was asked for.
 
     Args:
-        args: has `batch_size`, `accum_iter` and `effective_batch`; changed.
+        batch_size: as given: a number, or `auto` for the largest that fits.
+        accum_iter: as given.
+        effective_batch: samples of an update over all processes; None to leave it to the other two.
         ranks: which process this is; every process must call it.
         device: where it trains.
         forecast: the memory that a batch of so many samples will take; knows `accum_iter`, too.
@@ -41,17 +53,11 @@ def settle_batches(
     Raises:
         ValueError: options contradict each other, the effective batch does not divide, or no batch fits.
     """
-    if args.batch_size != "auto" and args.effective_batch is None:
-        return
-    share = samples_of_each(args, ranks.world_size)
-    if args.batch_size != "auto":
-        if share % args.batch_size:
-            raise ValueError(
-                f"--effective_batch {args.effective_batch}: {share} samples for each of {ranks.world_size} processes "
-                f"are no multiple of --batch_size {args.batch_size}; use --batch_size {_best_divisor(share, args)}"
-            )
-        args.accum_iter = share // args.batch_size
-        return
+    if batch_size != "auto" and effective_batch is None:
+        return BatchSize(int(batch_size), accum_iter)
+    share = samples_of_each(ranks.world_size, accum_iter=accum_iter, effective_batch=effective_batch)
+    if batch_size != "auto":
+        return _divided(int(batch_size), share, effective_batch=effective_batch, processes=ranks.world_size)
     limit = memory_limit_bytes(device)
 
     def is_predicted(batch: int) -> bool:
@@ -75,15 +81,31 @@ def settle_batches(
             )
         return found
 
-    args.batch_size = min(dist.gather_objects(dist.on_all(find)))
-    args.accum_iter = share // args.batch_size
+    smallest = min(dist.gather_objects(dist.on_all(find)))
+    chosen = BatchSize(smallest, share // smallest)
     logger.info(
         "--batch_size auto: %d, --accum_iter %d (effective batch %d, limit %.0f MiB)",
-        args.batch_size,
-        args.accum_iter,
+        chosen.batch_size,
+        chosen.accum_iter,
         share * ranks.world_size,
         limit / MIB,
     )
+    return chosen
+
+
+def _divided(batch_size: int, share: int, *, effective_batch: int | None, processes: int) -> BatchSize:
+    """A given batch size, with the accumulation that gives `share` samples a process.
+
+    Raises:
+        ValueError: the batch size does not divide them.
+    """
+    if share % batch_size:
+        best = max(k for k in divisors(share) if k <= batch_size)
+        raise ValueError(
+            f"--effective_batch {effective_batch}: {share} samples for each of {processes} processes "
+            f"are no multiple of --batch_size {batch_size}; use --batch_size {best}"
+        )
+    return BatchSize(batch_size, share // batch_size)
 
 
 def report_fit(found: Forecast, device: torch.device) -> None:
@@ -113,29 +135,25 @@ def report_measured(found: Forecast, device: torch.device) -> None:
     )
 
 
-def samples_of_each(args: argparse.Namespace, processes: int) -> int:
+def samples_of_each(processes: int, *, accum_iter: int, effective_batch: int | None) -> int:
     """Samples that each process contributes to an update.
-
-    Args:
-        args: has `batch_size`, `accum_iter` and `effective_batch`.
-        processes: number of processes.
 
     Raises:
         ValueError: two options say different things, or processes cannot share the effective batch evenly.
     """
-    if args.effective_batch is None:
-        return DEFAULT_BATCH_SIZE * args.accum_iter
-    if args.accum_iter != 1:
+    if effective_batch is None:
+        return DEFAULT_BATCH_SIZE * accum_iter
+    if accum_iter != 1:
         raise ValueError(
-            f"--effective_batch {args.effective_batch} with --accum_iter {args.accum_iter}: the first decides the "
-            "second; leave one of them out"
+            f"--effective_batch {effective_batch} with --accum_iter {accum_iter}: the first decides the second; leave "
+            "one of them out"
         )
-    if args.effective_batch % processes:
+    if effective_batch % processes:
         raise ValueError(
-            f"--effective_batch {args.effective_batch} cannot be shared by {processes} processes; expected a multiple "
-            f"of {processes}, such as {-(-args.effective_batch // processes) * processes}"
+            f"--effective_batch {effective_batch} cannot be shared by {processes} processes; expected a multiple "
+            f"of {processes}, such as {-(-effective_batch // processes) * processes}"
         )
-    return args.effective_batch // processes
+    return effective_batch // processes
 
 
 def divisors(number: int) -> list[int]:
@@ -164,8 +182,3 @@ def largest_batch(share: int, fits: Callable[[int], bool], *, first: int = 0) ->
         middle = (low + high) // 2
         low, high = (middle, high) if fits(sizes[middle]) else (low, middle)
     return sizes[low] if low >= 0 else 0
-
-
-def _best_divisor(share: int, args: argparse.Namespace) -> int:
-    """The divisor next below the batch that was asked for."""
-    return max(k for k in divisors(share) if k <= args.batch_size)
