@@ -23,7 +23,14 @@ import models_vit_group_channels as models
 from datasets.finetuning.batch import Batch, TargetStatistics
 from datasets.finetuning.dense_targets import DenseFold
 from datasets.finetuning.finetune_data import FinetuneData, LabelOptions, SplitOptions, open_scene_data, open_targets
-from datasets.finetuning.layers import OpenedLayers, hide_labels, labels_path, open_layers, open_scene_layers
+from datasets.finetuning.layers import (
+    LayerOptions,
+    OpenedLayers,
+    hide_labels,
+    labels_path,
+    open_layers,
+    open_scene_layers,
+)
 from datasets.finetuning.pixel_features import pixel_features
 from datasets.finetuning.scene_targets import SceneFold
 from datasets.finetuning.window_targets import WindowFold, WindowTargets
@@ -287,7 +294,8 @@ def open_ground(args: argparse.Namespace, stored: dict[str, Any] | None, ranks: 
     """
     if args.dataset_type != "grid":
         return open_scene_layers(stored, **options.scene_options(args))
-    opened = open_layers(stored, **options.layer_options(args), local_ranks=ranks.local_world_size)
+    layers = LayerOptions(**options.layer_options(args))
+    opened = open_layers(stored, layers, local_ranks=ranks.local_world_size)
     args.labels = labels_path(args.labels, args.task, opened.survey.layers)
     hide_labels(opened, args.labels, args.label_band)
     return opened

@@ -1,31 +1,22 @@
 """Labels on target pixels and the windows that are trained on, per fold."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
 
 from datasets.finetuning.finetune_data import LabelOptions, SplitOptions, open_targets
-from datasets.finetuning.layers import labels_path, layers_that_are, open_layers
+from datasets.finetuning.layers import LayerOptions, labels_path, layers_that_are, open_layers
 from datasets.finetuning.window_targets import point_examples, tile_examples
 from datasets.labels.label_map import LabelMap, seen_ground
 from datasets.layers.layer import Layer
+from datasets.rasters.scan import scan
 from tests import labelled, surveys
 from tests.rasters import write_grid
 
 SIZE = 8
-LAYERS = {
-    "data_dir": None,
-    "layers_table": None,
-    "hidden": (),
-    "input_size": SIZE,
-    "base_resolution": None,
-    "extent": None,
-    "reproject": False,
-    "cache": "ram",
-    "local_ranks": 1,
-    "allow_missing": False,
-    "scratch": {"scales": [1, 2, 4], "seed": 0},
-}
+LAYERS = {"input_size": SIZE, "cache": "ram", "scales": (1, 2, 4)}
 SPLIT = {
     "split": "blocks",
     "folds": 2,
@@ -47,7 +38,7 @@ TARGETS = {
 
 
 def opened(folder, **changes):
-    return open_layers(None, **(LAYERS | {"data_dir": str(folder)} | changes))
+    return open_layers(None, LayerOptions(**(LAYERS | {"data_dir": str(folder)} | changes)), local_ranks=1)
 
 
 def targets(survey, path, *, task="segmentation", split=None, how=None, **changes):
@@ -86,6 +77,32 @@ def classes(labels_folder):
 @pytest.fixture(scope="module")
 def values(labels_folder):
     return labelled.write_values(labels_folder)
+
+
+# Which layers
+
+
+def test_each_raster_is_scanned_once_from_scratch(folder):
+    with mock.patch("datasets.survey.open_layers.scan", wraps=scan) as counted:
+        layers = opened(folder).layers
+    assert [call.args[0].layer.name for call in counted.call_args_list] == [layer["name"] for layer in layers]
+
+
+def test_layers_from_scratch_are_read_as_those_of_its_checkpoint(folder):
+    fresh = opened(folder)
+    stored = {
+        "layers": fresh.layers,
+        "statistics": fresh.statistics,
+        "encodings": fresh.encodings,
+        "model_config": {"img_size": SIZE},
+        "options": {"scales": (1, 2, 4)},
+    }
+    again = open_layers(stored, LayerOptions(), local_ranks=1)
+    assert again.survey.ground() == fresh.survey.ground() and again.encodings == fresh.encodings
+    samples = [
+        layers.survey.read(0, 0, 40, 40).sample(np.array([[5, 7]]), torch.device("cpu")) for layers in (fresh, again)
+    ]
+    assert torch.equal(samples[0].imgs, samples[1].imgs) and torch.equal(samples[0].valid, samples[1].valid)
 
 
 # Which ground and which labels

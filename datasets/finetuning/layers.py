@@ -1,4 +1,4 @@
-"""The layers to fine-tune on: those that a checkpoint was trained on, here or elsewhere, or others from scratch."""
+"""Opens the layers to fine-tune on: those of a checkpoint, where they were or elsewhere, or any from scratch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,58 @@ from typing import Any
 from datasets.finetuning.scene_targets import SceneGround, open_scene_ground
 from datasets.layers.layer import Layer
 from datasets.layers.paths import file_of, variable_of
-from datasets.survey.inference_survey import InferenceSurvey, open_inference_survey, stored_encodings, stored_layers
+from datasets.survey.inference_survey import (
+    InferenceSurvey,
+    inference_survey_from,
+    open_inference_survey,
+    stored_encodings,
+    stored_layers,
+)
 from datasets.survey.memory import fits_memory
 from datasets.survey.survey import open_survey
 from datasets.synthetic.sample_survey import labels_of_sample
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_INPUT_SIZE = 48
+"""Base-scale pixels along the edge of a window, without a checkpoint."""
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """Which layers are opened, and how.
+
+    Attributes:
+        data_dir: directory of rasters.
+        layers_table: table of layers instead; with neither, the checkpoint's own paths are opened.
+        hidden: channels shown as no-data.
+        input_size: base-scale pixels along a window's edge; default the checkpoint's, or `DEFAULT_INPUT_SIZE`.
+        base_resolution: edge of a base-scale pixel, CRS units; default the finest resolution x the largest scale.
+        extent: `union` or `intersection` of the layers' extents.
+        reproject: warp layers to the first layer's CRS.
+        cache: `auto`, `ram` or `none`.
+        allow_missing: go on without layers of the checkpoint that are not found.
+        dropped_bands: from scratch: layer numbers to leave out.
+        grouped_bands: from scratch: channel groups by layer number.
+        one_group: from scratch: all layers in one group.
+        scales: from scratch: the largest decides the base resolution.
+        seed: from scratch: seed of the survey.
+    """
+
+    data_dir: str | None = None
+    layers_table: str | None = None
+    hidden: Sequence[int] = ()
+    input_size: int | None = None
+    base_resolution: float | None = None
+    extent: str = "union"
+    reproject: bool = False
+    cache: str = "auto"
+    allow_missing: bool = False
+    dropped_bands: Sequence[int] = ()
+    grouped_bands: Sequence[Sequence[int]] | None = None
+    one_group: bool = False
+    scales: Sequence[int] = (1,)
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -24,11 +70,11 @@ class OpenedLayers:
     """Layers to fine-tune on.
 
     Attributes:
-        survey: where windows are cut out of.
-        layers: in channel order, as a checkpoint holds them.
-        statistics: per layer location and spread, as a checkpoint holds them.
-        encodings: per layer how values become channels, likewise.
-        channels: `in_chans` and `channel_groups` for a network from scratch; empty where a checkpoint says it.
+        survey: the ground that windows are cut out of, or the images.
+        layers: in channel order, as a checkpoint stores them.
+        statistics: centre and scale of each layer, as a checkpoint stores them.
+        encodings: how values of each layer become channels, as a checkpoint stores it.
+        channels: `in_chans` and `channel_groups` for a network from scratch; empty where a checkpoint has them.
     """
 
     survey: InferenceSurvey | SceneGround
@@ -45,103 +91,96 @@ class OpenedLayers:
 
     @property
     def scenes(self) -> SceneGround:
-        """What stands for the survey, where they are bands of images."""
+        """The images, where layers are bands of images."""
         assert isinstance(self.survey, SceneGround)
         return self.survey
 
 
-def open_layers(
-    stored: Mapping[str, Any] | None,
-    *,
-    data_dir: str | None,
-    layers_table: str | None,
-    hidden: Sequence[int],
-    input_size: int | None,
-    base_resolution: float | None,
-    extent: str | None,
-    reproject: bool,
-    cache: str,
-    local_ranks: int,
-    allow_missing: bool,
-    scratch: Mapping[str, Any],
-) -> OpenedLayers:
-    """Opens the layers of a checkpoint, where they lay or by name among others; or any layers, from scratch.
+def open_layers(stored: Mapping[str, Any] | None, options: LayerOptions, *, local_ranks: int) -> OpenedLayers:
+    """Opens the layers of a checkpoint, from their own paths or by name among others; or any layers, from scratch.
 
     Args:
-        stored: the checkpoint, whose `options` say with what scales it was trained; None to fine-tune from scratch.
-        data_dir: directory of rasters.
-        layers_table: table of layers instead.
-        hidden: channels shown as no-data.
-        input_size: base-scale pixels along a window's edge; default the checkpoint's.
-        base_resolution: edge of a base-scale pixel, CRS units; default by the scales.
-        extent: `union` or `intersection`; default union.
-        reproject: warp layers to the first layer's CRS.
-        cache: `auto`, `ram` or `none`.
-        local_ranks: processes on this machine that each hold the layers.
-        allow_missing: go on without layers that are not there.
-        scratch: further arguments of `open_survey`, used without a checkpoint.
+        stored: the checkpoint, whose `options` hold the scales of its training; None to fine-tune from scratch.
+        options: which layers, and how.
+        local_ranks: processes on this machine that each hold the layers in memory.
 
     Raises:
-        ValueError, FileNotFoundError: the layers are not there or cannot be used, by name.
+        ValueError, FileNotFoundError: the layers are not there or cannot be used; the message names them.
     """
-    if data_dir is not None and layers_table is not None:
+    if options.data_dir is not None and options.layers_table is not None:
         raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
-    base: float | None
     if stored is None:
-        found = open_survey(
-            data_dir=data_dir,
-            layers_table=layers_table,
-            input_size=input_size or 48,
-            base_resolution=base_resolution,
-            extent=extent or "union",
-            reproject=reproject,
-            val_fraction=0.0,
-            min_valid=0.0,
-            cache="none",
-            **scratch,
-        )
-        layers, statistics = [asdict(layer) for layer in found.layers], [asdict(item) for item in found.statistics]
-        encodings, options = found.encodings, found.channel_options()
-        channels = {key: options[key] for key in ("in_chans", "channel_groups")}
-        size, base = found.input_size, found.base_resolution
-        data_dir = layers_table = None
-        finest_scale = 1
-    else:
-        layers, statistics, encodings = stored["layers"], stored["statistics"], stored_encodings(stored)
-        channels = {}
-        size = input_size or stored["model_config"]["img_size"]
-        base = base_resolution
-        finest_scale = max(stored["options"].get("scales") or (1,))
-    wrong = [channel for channel in hidden if channel >= len(layers)]
-    if wrong:
-        raise ValueError(f"--masked_bands {wrong[0]}: there are {len(layers)} layers, expected 0 to {len(layers) - 1}")
-    if len(set(hidden)) == len(layers):
-        raise ValueError(
-            "every layer is hidden, so there is nothing to predict from; show at least one (--masked_bands)"
-        )
+        return _open_from_scratch(options, local_ranks)
+    return _open_stored(stored, options, local_ranks)
+
+
+def _open_from_scratch(options: LayerOptions, local_ranks: int) -> OpenedLayers:
+    """Opens and scans any layers once, and computes their statistics."""
+    survey = open_survey(
+        data_dir=options.data_dir,
+        layers_table=options.layers_table,
+        dropped_bands=options.dropped_bands,
+        grouped_bands=options.grouped_bands,
+        one_group=options.one_group,
+        input_size=options.input_size or DEFAULT_INPUT_SIZE,
+        scales=options.scales,
+        base_resolution=options.base_resolution,
+        extent=options.extent,
+        reproject=options.reproject,
+        min_valid=0.0,
+        val_fraction=0.0,
+        seed=options.seed,
+        cache=options.cache,
+        local_ranks=local_ranks,
+    )
+    _check_hidden(options.hidden, len(survey.layers))
+    channels = survey.channel_options()
+    return OpenedLayers(
+        survey=inference_survey_from(survey, scales=(1,), hidden=options.hidden),
+        layers=[asdict(layer) for layer in survey.layers],
+        statistics=[asdict(item) for item in survey.statistics],
+        encodings=[encoding.plain() for encoding in survey.encodings],
+        channels={key: channels[key] for key in ("in_chans", "channel_groups")},
+    )
+
+
+def _open_stored(stored: Mapping[str, Any], options: LayerOptions, local_ranks: int) -> OpenedLayers:
+    """Opens the layers of a checkpoint with its statistics."""
+    layers, encodings = stored["layers"], stored_encodings(stored)
+    _check_hidden(options.hidden, len(layers))
     survey = open_inference_survey(
         stored_layers(layers),
-        data_dir=data_dir,
-        layers_table=layers_table,
+        data_dir=options.data_dir,
+        layers_table=options.layers_table,
         location=(),
         spread=(),
         encodings=encodings,
-        input_size=size,
+        input_size=options.input_size or stored["model_config"]["img_size"],
         scales=(1,),
-        base_resolution=base,
-        finest_scale=finest_scale,
-        hidden=hidden,
-        extent=extent or "union",
-        reproject=reproject,
-        allow_missing=allow_missing,
+        base_resolution=options.base_resolution,
+        finest_scale=max(stored["options"].get("scales") or (1,)),
+        hidden=options.hidden,
+        extent=options.extent,
+        reproject=options.reproject,
+        allow_missing=options.allow_missing,
     )
-    if fits_memory(survey.stack, cache, local_ranks):
+    if fits_memory(survey.stack, options.cache, local_ranks):
         survey.stack.load()
-    return OpenedLayers(survey, layers, statistics, [encoding.plain() for encoding in encodings], channels)
+    return OpenedLayers(survey, layers, stored["statistics"], [encoding.plain() for encoding in encodings], {})
+
+
+def _check_hidden(hidden: Sequence[int], count: int) -> None:
+    wrong = [channel for channel in hidden if channel >= count]
+    if wrong:
+        raise ValueError(f"--masked_bands {wrong[0]}: there are {count} layers, expected 0 to {count - 1}")
+    if len(set(hidden)) == count:
+        raise ValueError(
+            "every layer is hidden, so there is nothing to predict from; show at least one (--masked_bands)"
+        )
 
 
 def labels_path(labels: str | None, task: str, layers: Sequence[Layer]) -> str:
-    """The labels: as given, or those that lie beside the sample survey's layers.
+    """The path of the labels: as given, or the labels that come with the sample survey.
 
     Raises:
         ValueError: none are given and the layers are not the sample survey's.
@@ -151,15 +190,15 @@ def labels_path(labels: str | None, task: str, layers: Sequence[Layer]) -> str:
     found = labels_of_sample(layers[0].path, task)
     if found is None:
         raise ValueError(
-            "--labels is missing: expected a class raster, a raster of values, or a vector file (without it, only the "
-            "sample survey's own labels are known)"
+            "--labels is missing: expected a class raster, a raster of values, or a vector file (only the sample "
+            "survey comes with labels)"
         )
     logger.info("no --labels given: using the sample survey's, %s", found)
     return str(found)
 
 
 def hide_labels(opened: OpenedLayers, labels: str, band: int) -> None:
-    """Hides layers whose pixels are the labels themselves: they would be their own answer.
+    """Hides layers whose pixels are the labels themselves, which would give the answer away.
 
     Raises:
         ValueError: no other layer is left.
@@ -174,9 +213,9 @@ def hide_labels(opened: OpenedLayers, labels: str, band: int) -> None:
 
 
 def layers_that_are(labels: str, band: int, layers: Sequence[Layer]) -> list[int]:
-    """Channels whose pixels are the labels themselves: they must be hidden, or there is nothing to predict.
+    """Channels whose pixels are the labels themselves.
 
-    Variables of one file are told apart where both paths name one.
+    Where both paths name a variable of a file, only the same variable counts.
     """
     return [channel for channel, layer in enumerate(layers) if layer.band == band and _is_same(labels, layer.path)]
 
@@ -184,7 +223,7 @@ def layers_that_are(labels: str, band: int, layers: Sequence[Layer]) -> list[int
 def _is_same(labels: str, path: str) -> bool:
     variables = {variable_of(labels), variable_of(path)} - {""}
     first, second = Path(file_of(labels)).expanduser(), Path(file_of(path))
-    if not (first.exists() and second.exists()):  # a URL, say
+    if not (first.exists() and second.exists()):  # a URL, for example
         return labels == path
     return len(variables) <= 1 and first.samefile(second)
 
@@ -193,7 +232,7 @@ def open_scene_layers(stored: Mapping[str, Any] | None, **options: Any) -> Opene
     """Opens the images of a scene data set to train on; arguments as of `open_scene_ground`.
 
     Raises:
-        ValueError, FileNotFoundError, OSError: they cannot be used, by name.
+        ValueError, FileNotFoundError, OSError: they cannot be used; the message names them.
     """
     ground = open_scene_ground(stored, **options)
     scenes = ground.scenes

@@ -31,6 +31,7 @@ from datasets.survey.open_layers import choose_layers, scan_bands
 from datasets.survey.pyramid import Pyramid, Sample
 from datasets.survey.scales_and_groups import score_scales
 from datasets.survey.stack import LayerBundle, Stack, make_bundles, reference_grid
+from datasets.survey.survey import Survey
 from datasets.survey.tile_reader import TileReader
 
 logger = logging.getLogger(__name__)
@@ -306,6 +307,52 @@ def open_inference_survey(
     notes += _strangers(trained, summaries, encodings)
     reference = stack.reference
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
+    return _assemble(
+        stack,
+        summaries,
+        base=base,
+        input_size=input_size,
+        scales=scales,
+        encodings=encodings,
+        missing=missing,
+        aoi=None if aoi is None else load_area_of_interest(aoi, reference.crs),
+        warnings=notes,
+    )
+
+
+def inference_survey_from(survey: Survey, *, scales: Sequence[int], hidden: Sequence[int] = ()) -> InferenceSurvey:
+    """The layers of an opened survey, for a model to be applied to: nothing is opened or scanned again.
+
+    Args:
+        survey: the survey; the two share its stack.
+        scales: scales of the model, 1 first.
+        hidden: channels shown as no-data.
+    """
+    survey.stack.hide(hidden)
+    return _assemble(
+        survey.stack,
+        survey.summaries,
+        base=survey.base_resolution,
+        input_size=survey.input_size,
+        scales=scales,
+        encodings=survey.encodings,
+        warnings=survey.layer_warnings,
+    )
+
+
+def _assemble(
+    stack: Stack,
+    summaries: tuple[BandSummary | None, ...],
+    *,
+    base: float,
+    input_size: int,
+    scales: Sequence[int],
+    encodings: tuple[Encoding, ...],
+    missing: tuple[str, ...] = (),
+    aoi: AreaOfInterest | None = None,
+    warnings: Sequence[str],
+) -> InferenceSurvey:
+    """A survey of opened and scanned layers at base-scale pixels of some size."""
     known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
     blocks, pyramid = _pyramid(stack, base=base, input_size=input_size, scales=scales, known=known, encodings=encodings)
     survey = InferenceSurvey(
@@ -317,10 +364,11 @@ def open_inference_survey(
         known=known,
         summaries=summaries,
         missing=missing,
-        aoi=None if aoi is None else load_area_of_interest(aoi, reference.crs),
-        warnings=tuple(notes),
+        aoi=aoi,
+        warnings=tuple(warnings),
         encodings=encodings,
     )
+    reference = stack.reference
     if wraps(reference) and not survey.turn:
         note = (
             f"a base pixel of {base:g} does not divide a turn: results begin and end at {reference.left:g}, with a seam"

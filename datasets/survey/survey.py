@@ -53,7 +53,8 @@ class Survey:
         tiles: training and validation windows.
         blocks: layers that travel together.
         correlation_cells: per layer, autocorrelation length in base-scale pixels.
-        warnings: what a user should know before training.
+        layer_warnings: what a user should know about the layers.
+        scale_warnings: which layers and scales are not scored.
     """
 
     stack: Stack
@@ -68,7 +69,13 @@ class Survey:
     tiles: TileIndex
     blocks: tuple[LayerBundle, ...]
     correlation_cells: tuple[float, ...]
-    warnings: tuple[str, ...] = field(default=())
+    layer_warnings: tuple[str, ...] = field(default=())
+    scale_warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know before training."""
+        return self.layer_warnings + self.scale_warnings
 
     @property
     def layers(self) -> list[Layer]:
@@ -335,7 +342,8 @@ def open_survey(
             _correlation_cells(m.mean, cell * input_size / height) if band.layer.kind == "continuous" else float("nan")
             for band, m in zip(bands, maps, strict=True)
         ),
-        warnings=tuple(notes + class_notes + scale_notes + wraparound_remarks(bands, reference)),
+        layer_warnings=tuple(notes + class_notes + wraparound_remarks(bands, reference)),
+        scale_warnings=tuple(scale_notes),
     )
 
 

@@ -364,7 +364,7 @@ def check_channels(path: str, config: Mapping[str, Any], channels: Mapping[str, 
 
 
 def layer_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `open_layers` that the options name."""
+    """The fields of `LayerOptions` that the options name."""
     if args.input_size is not None:
         options.check_sizes(input_size=args.input_size, patch_size=args.patch_size, scales=args.scales)
     return {
@@ -373,17 +373,15 @@ def layer_options(args: argparse.Namespace) -> dict[str, Any]:
         "hidden": args.masked_bands,
         "input_size": args.input_size,
         "base_resolution": args.base_resolution,
-        "extent": args.extent,
+        "extent": args.extent or "union",
         "reproject": args.reproject,
         "cache": args.cache,
         "allow_missing": args.missing_layers == "allow",
-        "scratch": {
-            "dropped_bands": args.dropped_bands or [],
-            "grouped_bands": args.grouped_bands,
-            "one_group": args.model_type == "vanilla",
-            "scales": args.scales,
-            "seed": args.seed,
-        },
+        "dropped_bands": args.dropped_bands or [],
+        "grouped_bands": args.grouped_bands,
+        "one_group": args.model_type == "vanilla",
+        "scales": args.scales,
+        "seed": args.seed,
     }
 
 
