@@ -96,7 +96,7 @@ def test_moments_are_those_of_the_valid_pixels():
     valid = torch.tensor([[[[True, True, True, False]], [[False] * 4]]])
     mean, spread = patch_moments(patches, valid, eps=0.0)
     assert mean.flatten().tolist() == [3, 0]
-    assert spread.flatten().tolist() == pytest.approx([(8 / 3) ** 0.5, 0])
+    assert spread.flatten().tolist() == pytest.approx([(8 / 3) ** 0.5, 0], abs=1e-6)
 
 
 def test_totals_are_those_of_each_channel():

@@ -45,7 +45,9 @@ class TestInterpolation:
         known = np.ones((3, 5), dtype=bool)
         known[:, 1:4] = False
         values = np.where(known, [0.0, 0, 0, 0, 8], 77.0)
-        np.testing.assert_allclose(interpolate_visible(values, known, fallback=0.0), np.tile([0, 2, 4, 6, 8], (3, 1)))
+        np.testing.assert_allclose(
+            interpolate_visible(values, known, fallback=0.0), np.tile([0, 2, 4, 6, 8], (3, 1)), atol=1e-6
+        )
 
     @pytest.mark.parametrize("pixels", [[(2, 2)], [(0, 0), (3, 3)], [(1, 0), (1, 2), (1, 4)]])
     def test_too_few_to_span_a_triangle(self, pixels):
@@ -383,7 +385,7 @@ class TestKinds:
         shares = np.array([[[1.0, 0.5, 0.0, 0.0]], [[0.0, 0.5, 1.0, 1.0]]])
         known = np.array([[True, True, False, False]])
         filled = nearest_visible(shares, known, fallback=(0.9, 0.1))
-        np.testing.assert_allclose(filled, [[[1, 0.5, 0.5, 0.5]], [[0, 0.5, 0.5, 0.5]]])
+        np.testing.assert_allclose(filled, [[[1, 0.5, 0.5, 0.5]], [[0, 0.5, 0.5, 0.5]]], atol=1e-6)
         nothing = nearest_visible(shares, np.zeros_like(known), fallback=(0.9, 0.1))
         np.testing.assert_allclose(nothing[:, 0, 0], [0.9, 0.1], rtol=1e-6)
 
