@@ -36,7 +36,15 @@ from models_vit_group_channels import NORM_LAYER, SENTINEL_GROUPS, GroupChannelE
 from models_vit_group_channels import GroupChannelsVisionTransformer as GroupChannelsVisionTransformer
 from models_vit_group_channels import ModelSize as ModelSize
 from models_vit_group_channels import check_partition as check_partition
-from util.model.layer_losses import LayerChannels, check_whole, layer_channels, layer_errors, to_shares
+from util.model.layer_losses import (
+    BASE_LOSS,
+    FINER_LOSS,
+    LayerChannels,
+    layer_channels,
+    layer_errors,
+    layers_of_channels,
+    to_fractions,
+)
 from util.model.patches import patchify, random_masking, token_validity, unpatchify
 from util.model.reconstruction_losses import error_totals, masked_patch_mean, patch_moments, pixel_mean
 from util.model.scale_heads import (
@@ -143,7 +151,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         grad_checkpointing: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "norm_layer", "__class__", "layers")}
-        arguments |= {} if layers is None else {"layers": [dict(layer) for layer in layers]}
+        if layers is not None:  # `where` is for messages alone
+            arguments["layers"] = [{k: v for k, v in layer.items() if k != "where"} for layer in layers]
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -185,13 +194,15 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
     def _register_layers(self, layers: Sequence[Mapping[str, Any]] | None) -> None:
         """Hold which channels are a layer's, and which layers a group's and scored."""
         self.layers = layer_channels(layers, self.in_chans)
-        grouped = [check_whole(self.layers, group, "channel_groups") for group in self.channel_groups]
+        grouped = [layers_of_channels(self.layers, group, "channel_groups") for group in self.channel_groups]
         self.layer_group_sizes = [len(numbers) for numbers in grouped]
         self._register_index("layer_order", [number for numbers in grouped for number in numbers])
         self._register_index("first_channel", [layer.first for layer in self.layers])
         #: For each scale the numbers of the layers scored at it.
-        self.scored_layers = {s: check_whole(self.layers, channels, "scored") for s, channels in self.scored.items()}
-        shaped = [layer.kind == "continuous" for layer in self.layers for _ in layer.channels]
+        self.scored_layers = {
+            s: layers_of_channels(self.layers, channels, "scored") for s, channels in self.scored.items()
+        }
+        shaped = [layer.is_continuous for layer in self.layers for _ in layer.channels]
         self.register_buffer("is_continuous", torch.tensor(shaped).view(1, -1, 1, 1), persistent=False)
 
     def _register_loss_weights(self, weights: Sequence[float]) -> None:
@@ -256,7 +267,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                     patch_size=self.patch_size,
                     width=width,
                     rank=rank,
-                    shares=[c for layer in self.layers if layer.kind == "categorical" for c in layer.channels],
+                    shares=[c for layer in self.layers if layer.has_fractions for c in layer.channels],
                 )
 
     def init_weights(self) -> None:
@@ -377,7 +388,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         hidden = mask.index_select(1, self.group_of_channel) > 0  # (N, C, L)
         given, patch_valid = patchify(imgs, self.patch_size), patchify(valid, self.patch_size)
         images = self.predict_finer(pred, given, visible=patch_valid & ~hidden.unsqueeze(-1), tokens=tokens)
-        images[1] = unpatchify(to_shares(pred, self.layers), self.patch_size)
+        images[1] = unpatchify(to_fractions(pred, self.layers), self.patch_size)
         return images, hidden
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
@@ -415,7 +426,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         Returns:
             {scale: (N, C, sH, sW)}, at least float32.
         """
-        pred = to_shares(pred, self.layers)
+        pred = to_fractions(pred, self.layers)
         if self.scale_heads == "shared":
             return self._predict_shared(unpatchify(pred, self.patch_size))
         # A prediction of normalised pixels cannot stand beside pixels as they are.
@@ -434,12 +445,12 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         for k, s in enumerate(self.head_scales, start=1):
             x, image = getattr(self, f"up_block{k}")(x)
             if image is not None:
-                images[s] = to_shares(at_least_float32(image), self.layers)
+                images[s] = to_fractions(at_least_float32(image), self.layers)
         return images
 
     def _layers_among(self, channels: Sequence[int]) -> list[LayerChannels]:
         """The layers of some channels, numbered by their place among these."""
-        whole = [self.layers[number] for number in check_whole(self.layers, channels, "scored")]
+        whole = [self.layers[number] for number in layers_of_channels(self.layers, channels, "scored")]
         firsts = accumulate((layer.count for layer in whole), initial=0)
         return [replace(layer, first=first) for layer, first in zip(whole, firsts, strict=False)]
 
@@ -451,7 +462,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             for source in sources:
                 index = getattr(self, f"from_{source}_to_{s}")
                 if source == s:
-                    part = to_shares(self.subpixel_heads[str(s)](base, tokens, known), self.head_layers[s])
+                    part = to_fractions(self.subpixel_heads[str(s)](base, tokens, known), self.head_layers[s])
                 else:
                     part = mean_pool(images[source].index_select(1, index), source // s)
                 if len(index) == channels:
@@ -504,7 +515,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         with full_precision(imgs.device):
             mean, spread = self._moments(given, patch_valid) if self.norm_pix_loss else (0.0, 1.0)
             target = (given - mean) / spread if self.norm_pix_loss else given
-            error = layer_errors(to_shares(pred, self.layers), target, self.layers, usual="mse")
+            error = layer_errors(to_fractions(pred, self.layers), target, self.layers, default=BASE_LOSS)
             layer_valid = patch_valid.index_select(1, self.first_channel)
             loss = masked_patch_mean(
                 error,
@@ -514,12 +525,14 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 group_order=self.layer_order,
                 group_sizes=self.layer_group_sizes,
             )
-            errors = {s: layer_errors(images[s], image, self.layers, usual="l1") for s, (image, _) in finer.items()}
+            errors = {
+                s: layer_errors(images[s], image, self.layers, default=FINER_LOSS) for s, (image, _) in finer.items()
+            }
             oks = {s: ok.index_select(1, self.first_channel) for s, (_, ok) in finer.items()}
             result = (loss, self._finer_loss(errors, oks, zero=loss.new_zeros(())), pred, mask)
             if not details:
                 return result
-            images[1] = unpatchify(to_shares(pred * spread + mean, self.layers), self.patch_size)
+            images[1] = unpatchify(to_fractions(pred * spread + mean, self.layers), self.patch_size)
             hidden = removed.index_select(1, self.first_channel)
             totals = {1: error_totals(error, layer_valid & hidden)}
             totals |= {s: error_totals(errors[s], ok) for s, ok in oks.items()}

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from models_mae_group_channels import build_model
-from util.model.layer_losses import LEAST_SHARE, LayerChannels, check_whole, layer_channels, layer_errors, to_shares
+from util.model.layer_losses import (
+    LOG_FLOOR,
+    LayerChannels,
+    layer_channels,
+    layer_errors,
+    layers_of_channels,
+    to_fractions,
+)
 
 ROWS = [
     {"kind": "continuous", "channels": 1, "loss": "", "loss_scale": 1.0},
@@ -27,45 +34,53 @@ class TestErrors:
     def test_written_out(self):
         image = pixels(3.0, 0.5, 4.0, 0.5, 0.25, 0.25)
         target = pixels(1.0, 0.0, 1.0, 0.0, 0.75, 0.25)
-        entropy = -0.5 * (0.75 + 0.25) * math.log(0.25 + LEAST_SHARE)
-        for usual, first in (("mse", 4.0), ("l1", 2.0)):
-            found = layer_errors(image, target, self.layers, usual=usual)
+        entropy = -0.5 * (0.75 + 0.25) * math.log(0.25 + LOG_FLOOR)
+        for default, first in (("mse", 4.0), ("l1", 2.0)):
+            found = layer_errors(image, target, self.layers, default=default)
             assert found.flatten().tolist() == pytest.approx([first, (0.25 + 2 * 3 - 1) / 2, entropy])
 
     @pytest.mark.parametrize("loss, expected", [("mse", [0.25, 4.0]), ("l1", [0.5, 2.0]), ("huber", [0.25, 3.0])])
     def test_losses_that_layers_name(self, loss, expected):
         layers = [LayerChannels(c, loss=loss) for c in range(2)]
-        found = layer_errors(pixels(0.5, -2.0), pixels(0.0, 0.0), layers, usual="l1")
+        found = layer_errors(pixels(0.5, -2.0), pixels(0.0, 0.0), layers, default="l1")
         assert found.flatten().tolist() == pytest.approx(expected)
 
     def test_the_share_of_each_class_is_the_target_that_cross_entropy_is_least_at(self):
         """Soft targets: with 3/4 of one class and 1/4 of another, no other prediction costs less."""
         target = pixels(0.75, 0.25, 0.0)
         layers = [LayerChannels(0, 3, "categorical")]
-        best = layer_errors(target, target, layers, usual="mse").item()
-        rounded = layer_errors(pixels(1.0, 0.0, 0.0), target, layers, usual="mse").item()
+        best = layer_errors(target, target, layers, default="mse").item()
+        rounded = layer_errors(pixels(1.0, 0.0, 0.0), target, layers, default="mse").item()
         others = [
-            layer_errors(pixels(0.75 + d, 0.25 - d, 0.0), target, layers, usual="mse").item() for d in (-0.1, 0.1)
+            layer_errors(pixels(0.75 + d, 0.25 - d, 0.0), target, layers, default="mse").item() for d in (-0.1, 0.1)
         ]
         assert best == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25), abs=1e-5)
         assert min(rounded, *others) > best
 
     def test_shares_add_up_and_other_channels_stay(self):
         images = torch.randn(2, 6, 4)
-        shares = to_shares(images, self.layers)
+        shares = to_fractions(images, self.layers)
         torch.testing.assert_close(shares[:, 3:].sum(dim=1), torch.ones(2, 4))
         assert torch.equal(shares[:, :3], images[:, :3])
-        assert to_shares(images, [LayerChannels(c) for c in range(6)]) is images
+        assert to_fractions(images, [LayerChannels(c) for c in range(6)]) is images
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
         "change, message",
         [
-            ({"channels": 2}, "kind 'continuous' with 2 channels"),
-            ({"kind": "text"}, "kind 'text'"),
-            ({"loss": "cross_entropy"}, "loss 'cross_entropy': expected continuous"),
-            ({"kind": "categorical", "channels": 1}, "kind 'categorical' with 1 channels"),
+            ({"channels": 2}, "layer 0: kind is 'continuous' with 2 channels, expected continuous with 1"),
+            ({"kind": "text"}, "kind is 'text'"),
+            (
+                {"loss": "cross_entropy"},
+                "loss is 'cross_entropy', expected one of mse, l1, huber for a layer of kind cont",
+            ),
+            (
+                {"loss": "l3", "where": "layer 'a' (a.tif, band 1)"},
+                r"layer 'a' \(a.tif, band 1\): loss is 'l3', expected",
+            ),
+            ({"kind": "categorical", "channels": 2, "loss": "l1"}, "loss is 'l1', expected one of cross_entropy for a"),
+            ({"kind": "categorical", "channels": 1}, "kind is 'categorical' with 1 channels"),
         ],
     )
     def test_kinds(self, change, message):
@@ -78,9 +93,11 @@ class TestRefusals:
 
     def test_parts_of_layers(self):
         layers = layer_channels(ROWS, 6)
-        assert check_whole(layers, [3, 4, 5, 0], "groups") == (2, 0)
-        with pytest.raises(ValueError, match=r"groups: channels \[0, 1\] hold part of the layer of channels \[1, 2\]"):
-            check_whole(layers, [0, 1], "groups")
+        assert layers_of_channels(layers, [3, 4, 5, 0], "groups") == (2, 0)
+        with pytest.raises(
+            ValueError, match=r"groups: channels \[0, 1\] hold only part of the layer with channels \[1, 2\]"
+        ):
+            layers_of_channels(layers, [0, 1], "groups")
 
 
 def small(**options):
@@ -198,6 +215,9 @@ class TestModel:
         again.load_state_dict(model.state_dict())
         assert again.layers == model.layers
 
+    def test_its_configuration_leaves_out_names_for_messages(self):
+        assert small(layers=[row | {"where": "layer 'a'"} for row in ROWS]).config == small().config
+
     def test_models_of_continuous_layers_have_the_configuration_of_old(self):
         assert "layers" not in small(layers=None).config
 
@@ -212,7 +232,7 @@ class TestModel:
         drawn = rng.choice(3, size=20_000, p=frequencies)
         target[:, 1:] = torch.nn.functional.one_hot(torch.tensor(drawn), 3).T[None]
         image = torch.tensor([0.0, *frequencies]).view(1, 4, 1).expand_as(target)
-        errors = layer_errors(image, target, layers, usual="mse").mean(dim=2)
+        errors = layer_errors(image, target, layers, default="mse").mean(dim=2)
         assert errors.flatten().tolist() == pytest.approx([1, 1], abs=0.03)
 
     def test_normalised_patches_leave_classes_and_angles_as_they_are(self):

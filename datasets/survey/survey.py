@@ -150,6 +150,7 @@ class Survey:
                     "channels": encoding.channels,
                     "loss": layer.loss,
                     "loss_scale": encoding.loss_scale,
+                    "where": layer.where,
                 }
                 for layer, encoding in zip(self.layers, self.encodings, strict=True)
             ]

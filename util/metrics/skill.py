@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from util.metrics.interpolation_baselines import baseline_images
-from util.model.layer_losses import LEAST_SHARE, LayerChannels
+from util.model.layer_losses import LOG_FLOOR, LayerChannels
 
 REGIONS = ("scored", "hidden", "visible")
 """`scored` is what the headline uses; finer scales are also told apart by whether the token was hidden."""
@@ -56,7 +56,7 @@ class ScoredLayer:
         """
         image, target = self.channels.of(image).float(), self.channels.of(target)
         if self.channels.kind == "categorical":
-            entropy = -(target * (image + LEAST_SHARE).log()).sum(dim=1)
+            entropy = -(target * (image + LOG_FLOOR).log()).sum(dim=1)
             right = target.gather(1, image.argmax(dim=1, keepdim=True)).squeeze(1)
             return entropy, target.sum(dim=1) - right
         if self.channels.kind == "circular":

@@ -1,19 +1,73 @@
-"""What the model knows of a layer: which channels are its, what they hold, and how it is compared with the truth.
+"""Layers inside the model: their channels, and the loss that compares each layer with its target.
 
-Channels of a layer follow one another. Letters: N batch, C channels, Y layers.
+To add a loss, write a function and add one line to `LOSSES`.
+
+The channels of a layer are consecutive. Letters: N batch, C channels, Y layers, k channels of one layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-LEAST_SHARE = 1e-6
-"""Added to predicted shares before the logarithm, so that a class predicted as impossible costs much and not all."""
+LOG_FLOOR = 1e-6
+"""Added to predicted class fractions before the logarithm, so that a class predicted as impossible costs a finite
+amount."""
+
+
+def squared_error(image: Tensor, target: Tensor) -> Tensor:
+    """Squared difference."""
+    return (image - target).square()
+
+
+def absolute_error(image: Tensor, target: Tensor) -> Tensor:
+    """Absolute difference."""
+    return (image - target).abs()
+
+
+def huber_error(image: Tensor, target: Tensor) -> Tensor:
+    """Squared difference below 1, linear beyond: twice the textbook's Huber loss with delta = 1."""
+    size = (image - target).abs()
+    return torch.where(size < 1, size.square(), 2 * size - 1)
+
+
+def cross_entropy(image: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of class fractions, (N, k, ...) -> (N, 1, ...); targets may be fractions too."""
+    return -(target * (image + LOG_FLOOR).log()).sum(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One choice of the `loss` column of a layer table.
+
+    Attributes:
+        error: prediction and target of a layer, (N, k, ...) each, model units or class fractions -> (N, k, ...) or
+            (N, 1, ...); its mean over dimension 1 is the error of each pixel.
+        description: a few words for documentation.
+        on_fractions: True if it compares class fractions, False if it compares values.
+    """
+
+    error: Callable[[Tensor, Tensor], Tensor]
+    description: str
+    on_fractions: bool = False
+
+
+LOSSES = {
+    "mse": Loss(squared_error, "squared error"),
+    "l1": Loss(absolute_error, "absolute error"),
+    "huber": Loss(huber_error, "squared error of small, absolute error of large differences"),
+    "cross_entropy": Loss(cross_entropy, "cross-entropy of class fractions", on_fractions=True),
+}
+"""Every loss that a layer may name; nothing else compares these names."""
+
+BASE_LOSS, FINER_LOSS = "mse", "l1"
+"""Losses, at the base scale and at finer scales, of layers of values that name none (SatMAE++)."""
+FRACTIONS_LOSS = "cross_entropy"
+"""Loss, at all scales, of layers of class fractions that name none."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +75,11 @@ class LayerChannels:
     """A layer as the model sees it.
 
     Attributes:
-        first: its first channel.
+        first: number of its first channel.
         count: number of its channels.
-        kind: `continuous`; `circular`, cosine and sine; `categorical`, the shares of classes.
-        loss: `mse`, `l1`, `huber` or `cross_entropy`; empty for the usual one of the kind.
-        loss_scale: what its errors are multiplied by.
+        kind: `continuous`, one channel; `circular`, cosine and sine; `categorical`, a fraction for each class.
+        loss: a name in `LOSSES`, empty for the default of the kind and scale.
+        loss_scale: factor that its errors are multiplied by.
     """
 
     first: int
@@ -39,33 +93,55 @@ class LayerChannels:
         """Its channel numbers."""
         return range(self.first, self.first + self.count)
 
+    @property
+    def has_fractions(self) -> bool:
+        """True if its channels are the fractions of classes, which add up to 1."""
+        return self.kind == "categorical"
+
+    @property
+    def is_angle(self) -> bool:
+        """True if its channels are the cosine and sine of an angle."""
+        return self.kind == "circular"
+
+    @property
+    def is_continuous(self) -> bool:
+        """True if its channel is a measured value."""
+        return self.kind == "continuous"
+
     def of(self, images: Tensor) -> Tensor:
         """The layer's part (N, count, ...) of (N, C, ...)."""
         return images.narrow(1, self.first, self.count)
 
 
 def layer_channels(layers: Sequence[Mapping[str, Any]] | None, in_chans: int) -> tuple[LayerChannels, ...]:
-    """The layers of a model; a continuous one for each channel where nothing is said.
+    """The layers of a model.
 
     Args:
-        layers: for each, `kind`, `channels` (their number), `loss` and `loss_scale`.
+        layers: for each layer `kind`, `channels` (their number), `loss`, `loss_scale`, and optionally `where`, the
+            layer's name and file for error messages. None: each channel is a continuous layer.
         in_chans: number of channels.
 
     Raises:
-        ValueError: the channels do not add up, or a kind or loss is not known.
+        ValueError: the channels do not add up, a kind or loss is unknown, or a loss does not suit the kind.
     """
     if layers is None:
         return tuple(LayerChannels(c) for c in range(in_chans))
     found: list[LayerChannels] = []
     first = 0
-    for row in layers:
+    for number, row in enumerate(layers):
         layer = LayerChannels(first, int(row["channels"]), row["kind"], row["loss"], float(row["loss_scale"]))
-        allowed = {"continuous": layer.count == 1, "circular": layer.count == 2, "categorical": layer.count > 1}
-        losses = ("", "cross_entropy") if layer.kind == "categorical" else ("", "mse", "l1", "huber")
-        if not allowed.get(layer.kind, False) or layer.loss not in losses:
+        where = row.get("where", f"layer {number}")
+        fits = {"continuous": layer.count == 1, "circular": layer.count == 2, "categorical": layer.count > 1}
+        if not fits.get(layer.kind, False):
             raise ValueError(
-                f"layers: kind {layer.kind!r} with {layer.count} channels and loss {layer.loss!r}: expected continuous "
-                "with 1, circular with 2 (mse, l1, huber) or categorical with more (cross_entropy)"
+                f"{where}: kind is '{layer.kind}' with {layer.count} channels, expected continuous with 1, circular "
+                "with 2 or categorical with more; correct it"
+            )
+        suitable = [name for name, loss in LOSSES.items() if loss.on_fractions == layer.has_fractions]
+        if layer.loss and layer.loss not in suitable:
+            raise ValueError(
+                f"{where}: loss is '{layer.loss}', expected one of {', '.join(suitable)} for a layer of kind "
+                f"{layer.kind}; correct it, or leave it empty"
             )
         found.append(layer)
         first += layer.count
@@ -74,61 +150,57 @@ def layer_channels(layers: Sequence[Mapping[str, Any]] | None, in_chans: int) ->
     return tuple(found)
 
 
-def check_whole(layers: Sequence[LayerChannels], channels: Sequence[int], what: str) -> tuple[int, ...]:
-    """The layers that some channels belong to, in the order of the channels.
+def layers_of_channels(layers: Sequence[LayerChannels], channels: Sequence[int], what: str) -> tuple[int, ...]:
+    """The numbers of the layers that some channels belong to, in the order of the channels.
 
     Raises:
-        ValueError: only some of the channels of a layer are among them.
+        ValueError: only some of the channels of a layer are among them; `what` names the argument.
     """
     owner = {c: number for number, layer in enumerate(layers) for c in layer.channels}
     numbers = tuple(dict.fromkeys(owner[c] for c in channels))
     split = [number for number in numbers if not set(layers[number].channels) <= set(channels)]
     if split:
         raise ValueError(
-            f"{what}: channels {list(channels)} hold part of the layer of channels "
+            f"{what}: channels {list(channels)} hold only part of the layer with channels "
             f"{list(layers[split[0]].channels)}; expected whole layers"
         )
     return numbers
 
 
-def to_shares(images: Tensor, layers: Sequence[LayerChannels]) -> Tensor:
-    """Raw predictions (N, C, ...) with those of categorical layers turned into shares that add up to 1."""
-    if all(layer.kind != "categorical" for layer in layers):
+def to_fractions(images: Tensor, layers: Sequence[LayerChannels]) -> Tensor:
+    """Apply the softmax to the classes of categorical layers, and leave other channels as they are.
+
+    Args:
+        images: (N, C, ...) raw predictions.
+        layers: the layers of these channels.
+
+    Returns:
+        (N, C, ...); fractions of a categorical layer add up to 1.
+    """
+    if not any(layer.has_fractions for layer in layers):
         return images
     return torch.cat(
-        [layer.of(images).softmax(dim=1) if layer.kind == "categorical" else layer.of(images) for layer in layers],
-        dim=1,
+        [layer.of(images).softmax(dim=1) if layer.has_fractions else layer.of(images) for layer in layers], dim=1
     )
 
 
-def layer_errors(images: Tensor, target: Tensor, layers: Sequence[LayerChannels], *, usual: str) -> Tensor:
+def layer_errors(images: Tensor, target: Tensor, layers: Sequence[LayerChannels], *, default: str) -> Tensor:
     """Error of each pixel of each layer, in the layer's own loss.
 
     Args:
-        images: (N, C, ...) model units; shares of categorical layers.
-        target: likewise; 0 where invalid.
+        images: (N, C, ...) model units; class fractions of categorical layers.
+        target: the same; 0 where invalid.
         layers: the layers.
-        usual: loss of layers that name none and are not categorical, `mse` or `l1`.
+        default: loss of layers that name none and are not categorical, `BASE_LOSS` or `FINER_LOSS`.
 
     Returns:
-        (N, Y, ...), float32 or more. Two channels of a circular layer count by their mean. Huber's loss is twice the
-        textbook's, with the bend at 1: the square of small errors.
+        (N, Y, ...), at least float32. The error of a circular layer is the mean over its two channels.
     """
     if all(layer.count == 1 and not layer.loss for layer in layers):
-        return _distance(images - target, usual)
-    parts = []
+        return LOSSES[default].error(images, target)
+    errors = []
     for layer in layers:
-        image, truth = layer.of(images), layer.of(target)
-        if layer.kind == "categorical":
-            error = -(truth * (image + LEAST_SHARE).log()).sum(dim=1)
-        else:
-            error = _distance(image - truth, layer.loss or usual).mean(dim=1)
-        parts.append(error * layer.loss_scale if layer.loss_scale != 1 else error)
-    return torch.stack(parts, dim=1)
-
-
-def _distance(difference: Tensor, loss: str) -> Tensor:
-    if loss == "mse":
-        return difference.square()
-    size = difference.abs()
-    return size if loss == "l1" else torch.where(size < 1, size.square(), 2 * size - 1)
+        loss = LOSSES[layer.loss or (FRACTIONS_LOSS if layer.has_fractions else default)]
+        error = loss.error(layer.of(images), layer.of(target)).mean(dim=1)  # (N, ...)
+        errors.append(error * layer.loss_scale if layer.loss_scale != 1 else error)
+    return torch.stack(errors, dim=1)
