@@ -34,8 +34,8 @@ from util.options.common import positive_int
 __all__ = ["divide", "main", "parse_arguments"]
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_loader(commands.add_parser("loader", help="tiles a second, from memory and from files"))
@@ -49,7 +49,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         command.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice (0)")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return get_args_parser().parse_args(argv)
 
 
 def _add_loader(command: argparse.ArgumentParser) -> None:

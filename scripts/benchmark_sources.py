@@ -38,8 +38,8 @@ CRS = "EPSG:28354"
 BLOCK = 256
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pixels", type=int, default=2048, help="edge of the finer layer, pixels (2048)")
     parser.add_argument("--tile", type=int, default=64, help="tile edge on the finer layer, pixels (64)")
@@ -48,7 +48,12 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=2, help="batches of each before timing (2)")
     parser.add_argument("--cold", action="store_true", help="forget what was decoded before every batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    return get_args_parser().parse_args(argv)
 
 
 def write_data(folder: Path, pixels: int) -> None:

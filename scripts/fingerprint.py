@@ -28,12 +28,17 @@ NETWORK = "--model mae_vit_tiny_patch16 --input_size 24 --patch_size 8 --batch_s
 QUIET = "--device cpu --num_workers 1 --no_progress".split()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; exit status 1 if `--compare` finds a difference."""
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser("fingerprint", description=__doc__.split("\n\n")[0])
     parser.add_argument("output", type=Path, help="JSON file to write")
     parser.add_argument("--compare", type=Path, help="JSON file of an earlier run; every difference is printed")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; exit status 1 if `--compare` finds a difference."""
+    args = get_args_parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         numbers = fingerprint(Path(folder))
     args.output.write_text(json.dumps(numbers, indent=1, sort_keys=True))

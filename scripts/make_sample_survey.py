@@ -12,15 +12,20 @@ from pathlib import Path
 from datasets.synthetic.sample_survey import DEFAULT_DIRECTORY, write_sample_survey
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the survey and list its files; exit status 2 with one message where it is refused."""
+def get_args_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default=DEFAULT_DIRECTORY, help="directory to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other rocks (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=2048, help="rows of 100 m, even (default: %(default)s)")
     parser.add_argument("--cols", type=int, default=2048, help="columns of 100 m, even (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace another sample survey lying there")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the survey and list its files; exit status 2 with one message where it is refused."""
+    options = get_args_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("pyogrio").setLevel(logging.WARNING)  # it counts the records it writes
     started = time.monotonic()
