@@ -66,9 +66,10 @@ from util.options import finetune as options
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.signals import Stop
+from util.processes.terminal import progress, setup_logging
 from util.records.clock import TrainingTimer
 from util.records.finetune_records import EVALUATION, METRICS, FinetuneFiles, flat_numbers
-from util.records.log import check_writable, plain, progress, setup_logging
+from util.records.log import check_writable, plain
 from util.training.batch_size import choose_batch_size
 from util.training.engine import seed_step
 from util.training.lr_sched import Schedule

@@ -44,7 +44,8 @@ from util.options import inference as inference_options
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.signals import Stop
-from util.records.log import check_writable, progress, setup_logging
+from util.processes.terminal import progress, setup_logging
+from util.records.log import check_writable
 
 logger = logging.getLogger("main_inference")
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -37,16 +37,17 @@ from datasets.survey.tile_source import Reader, TileSource
 from datasets.synthetic.sample_survey import default_survey
 from util.checkpoints import resume_state
 from util.checkpoints import run_checkpoints as ckpt
-from util.hardware.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, select_device, wait_for
-from util.hardware.malloc import keep_freed_memory
+from util.hardware.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, wait_for
 from util.metrics.skill import HeldOutEvaluator, ScoredBatch, ScoredLayer
 from util.options import common as options
 from util.processes import distributed as dist
 from util.processes import fsdp
 from util.processes import torchrun_restarts as restarts
+from util.processes.program import RunFailed, run_program
 from util.processes.signals import Stop
+from util.processes.terminal import progress
 from util.records.clock import TrainingTimer
-from util.records.log import check_writable, progress, setup_logging
+from util.records.log import check_writable
 from util.records.pretrain_records import LAST_PICTURE, LayerReportInfo, RunFiles, reconstruction_rows, score_lines
 from util.training.batch_size import choose_batch_size, report_fit, report_measured
 from util.training.engine import Updater, make_adamw
@@ -134,10 +135,6 @@ class Run:
     memory: Callable[..., Forecast]
 
 
-class RunFailed(RuntimeError):
-    """Ends a run that had begun, with one message."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program.
 
@@ -146,29 +143,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         once by Ctrl-C; 2 for bad input.
     """
     args = get_args_parser().parse_args(argv)
-    ranks = dist.Ranks()
-    try:
-        ranks = dist.find_ranks(world_size=args.world_size, local_rank=args.local_rank, dist_url=args.dist_url)
-        setup_logging(ranks.rank)
-        keep_freed_memory()
-        device = select_device(args.device, local_rank=ranks.local_rank)
-        dist.start(ranks, device, dist_url=args.dist_url)
-        run = prepare(args, device, ranks)
-    except (ValueError, OSError) as error:
-        return dist.report_end(error, program="main_pretrain", ranks=ranks, status=2)
-    except (dist.PeerLost, KeyboardInterrupt) as error:
-        return dist.report_end(error, program="main_pretrain", ranks=ranks, status=1)
-    try:
-        with Stop() as stop:
-            if args.dry_run:
-                dry_run(run)
-            else:
-                train(run, stop)
-    except (RunFailed, OSError, dist.PeerLost, KeyboardInterrupt) as error:
-        return dist.report_end(error, program="main_pretrain", ranks=ranks, status=1)
-    finally:
-        run.files.close()
-        dist.shutdown()
+    return run_program(
+        "main_pretrain",
+        prepare=partial(prepare, args),
+        work=work,
+        work_errors=(OSError,),
+        **options.process_options(args),
+    )
+
+
+def work(run: Run, stop: Stop) -> int:
+    """Trains, or does a dry run; returns exit status 0."""
+    with closing(run.files):
+        if run.args.dry_run:
+            dry_run(run)
+        else:
+            train(run, stop)
     return 0
 
 

@@ -18,7 +18,7 @@ from datasets.layers.encoding import Encoding
 from datasets.survey.survey import Survey, open_survey, open_test_survey, smooth_layers
 from datasets.synthetic.sample_survey import default_survey
 from util.options import common as options
-from util.records.log import setup_logging
+from util.processes.terminal import setup_logging
 from util.training.flops import StepCost, step_cost
 from util.training.memory_forecast import count_step, pretraining_step
 

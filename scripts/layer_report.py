@@ -31,7 +31,8 @@ from util.metrics.skill import ScoredLayer
 from util.options import common as options
 from util.plots.cross_layer_skill import matrix_figure
 from util.plots.reconstruction import save_figure
-from util.records.log import check_writable, setup_logging
+from util.processes.terminal import setup_logging
+from util.records.log import check_writable
 
 logger = logging.getLogger("layer_report")
 

@@ -36,7 +36,8 @@ from study.summary import read_facts
 from util.hardware.device import describe_environment
 from util.options import common as options
 from util.processes.signals import Stop
-from util.records.log import check_writable, setup_logging
+from util.processes.terminal import setup_logging
+from util.records.log import check_writable
 
 logger = logging.getLogger(__name__)
 

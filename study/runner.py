@@ -18,7 +18,7 @@ from typing import IO, Any
 from study.outcomes import DONE
 from study.plan import Task
 from util.processes.signals import Stop
-from util.records.log import progress
+from util.processes.terminal import progress
 
 logger = logging.getLogger(__name__)
 

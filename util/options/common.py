@@ -288,6 +288,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--dist_url", default="env://", help="where processes meet (env://)")
 
 
+def process_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `util.processes.program.run_program` that the options give."""
+    return {key: getattr(args, key) for key in ("device", "world_size", "local_rank", "dist_url")}
+
+
 def survey_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `datasets.grid.open_survey` that the options name, checked for consistency.
 

@@ -1,98 +1,17 @@
-"""What a run says: messages on the terminal, JSON lines in log.txt, TensorBoard events, a progress bar."""
+"""Records of a run that only rank 0 writes: JSON lines in log.txt and TensorBoard events."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
-
-T = TypeVar("T")
-
-# The loggers whose INFO messages are ours to show; other packages are heard from WARNING on.
-_OURS = (
-    "__main__",
-    "main_pretrain",
-    "main_finetune",
-    "main_inference",
-    "models_mae_group_channels",
-    "models_vit_group_channels",
-    "datasets",
-    "scripts",
-    "study",
-    "util",
-)
-
-
-class _BarHandler(logging.StreamHandler):
-    """A handler that lifts progress bars out of the way of each message."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes the record above any bar on the same terminal."""
-        with tqdm.external_write_mode(file=self.stream):
-            super().emit(record)
-
-
-def setup_logging(rank: int = 0) -> None:
-    """Sends log messages to standard error: from INFO on in rank 0, from WARNING on in the others, which give
-    their rank.
-
-    Python's warnings come the same way. Calling it again replaces the earlier set-up.
-    """
-    handler = _BarHandler(sys.stderr)
-    who = "" if rank == 0 else f"[rank {rank}] "
-    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {who}%(message)s", datefmt="%H:%M:%S"))
-    root = logging.getLogger()
-    for old in [old for old in root.handlers if isinstance(old, _BarHandler)]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(logging.WARNING)
-    # GDAL repeats its remarks at every opening of a file; what matters is checked, and told once, by our own reading.
-    logging.getLogger("rasterio").setLevel(logging.ERROR)
-    for name in _OURS:
-        logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    logging.captureWarnings(True)
-
-
-def progress(
-    iterable: Iterable[T] | None = None,
-    *,
-    total: int | None = None,
-    initial: int = 0,
-    desc: str = "",
-    unit: str = "it",
-    enabled: bool = True,
-) -> tqdm:
-    """Returns a tqdm bar on standard error that erases itself when done; silent where that is no terminal.
-
-    Args:
-        iterable: what to run through; or None, then call `.update(n)`.
-        total: number of units in all, for the time left.
-        initial: units already done, when resuming.
-        desc: text before the bar.
-        unit: name of one unit, such as "tile".
-        enabled: False never shows it (ranks other than 0, or the user's wish).
-    """
-    return tqdm(
-        iterable,
-        total=total,
-        initial=initial,
-        desc=desc,
-        unit=unit,
-        leave=False,
-        dynamic_ncols=True,
-        file=sys.stderr,
-        disable=None if enabled else True,  # None: off unless a terminal
-    )
 
 
 class JsonLines:

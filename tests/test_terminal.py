@@ -1,0 +1,88 @@
+"""Log messages and the progress bar."""
+
+import io
+import logging
+import warnings
+
+import pytest
+
+from util.processes import terminal
+
+
+@pytest.fixture
+def logging_restored():
+    """Puts Python's logging back as it was."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    levels = {name: logging.getLogger(name).level for name in terminal._OUR_LOGGERS}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, old in levels.items():
+        logging.getLogger(name).setLevel(old)
+    logging.captureWarnings(False)
+
+
+def speak() -> None:
+    """Says one thing on each level, as us and as another package."""
+    for name in ("util.checkpoints.run_checkpoints", "someone.else"):
+        logging.getLogger(name).info("info of %s", name)
+        logging.getLogger(name).warning("warning of %s", name)
+
+
+def test_rank_0_says_what_we_say_and_what_others_warn_of(logging_restored, capsys):
+    terminal.setup_logging(0)
+    terminal.setup_logging(0)  # the second call replaces the first: nothing is said twice
+    speak()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "I info of util.checkpoints.run_checkpoints",
+        "W warning of util.checkpoints.run_checkpoints",
+        "W warning of someone.else",
+    ]
+
+
+def test_other_ranks_only_warn_and_say_who_they_are(logging_restored, capsys):
+    terminal.setup_logging(3)
+    speak()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == [
+        "W [rank 3] warning of util.checkpoints.run_checkpoints",
+        "W [rank 3] warning of someone.else",
+    ]
+
+
+def test_pythons_warnings_are_logged(logging_restored, capsys):
+    terminal.setup_logging(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)
+        warnings.warn("old function", DeprecationWarning, stacklevel=1)
+        logging.captureWarnings(False)
+    assert "W " in (said := capsys.readouterr().err) and "old function" in said
+
+
+class Terminal(io.StringIO):
+    """Text in memory that passes for a terminal."""
+
+    def isatty(self) -> bool:
+        """As a terminal answers."""
+        return True
+
+
+def test_the_bar_is_drawn_on_a_terminal_only(monkeypatch):
+    for stream, enabled, drawn in ((Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)):
+        monkeypatch.setattr(terminal.sys, "stderr", stream)
+        assert list(terminal.progress([1, 2, 3], desc="epoch 0", enabled=enabled)) == [1, 2, 3]
+        assert ("epoch 0" in stream.getvalue()) == drawn
+
+
+def test_a_message_stands_on_a_line_of_its_own_above_the_bar(monkeypatch, logging_restored):
+    monkeypatch.setattr(terminal.sys, "stderr", Terminal())
+    terminal.setup_logging(0)
+    with terminal.progress(total=10, initial=4, desc="epoch 0", unit="tile") as bar:
+        bar.update(1)
+        logging.getLogger("util").info("checkpoint written")
+        assert bar.n == 5
+    message = next(line for line in terminal.sys.stderr.getvalue().split("\n") if "checkpoint written" in line)
+    assert message.split("\r")[-1].endswith("I checkpoint written")

@@ -1,0 +1,75 @@
+"""Start and end that the main programs share: ranks, logging, device, processes, signals, exit status."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from util.hardware.device import select_device
+from util.hardware.malloc import keep_freed_memory
+from util.processes import distributed as dist
+from util.processes.signals import Stop
+from util.processes.terminal import setup_logging
+
+T = TypeVar("T")
+
+
+class RunFailed(RuntimeError):
+    """Ends a program part way with one message and exit status 1."""
+
+
+def run_program(
+    program: str,
+    *,
+    prepare: Callable[[torch.device, dist.Ranks], T],
+    work: Callable[[T, Stop], int],
+    device: str,
+    world_size: int,
+    local_rank: int,
+    dist_url: str,
+    stop_message: str = "",
+    work_errors: tuple[type[Exception], ...] = (ValueError, OSError),
+) -> int:
+    """Starts the processes of a program, prepares and does its work, and turns errors into an exit status.
+
+    A main parses its options and calls `run_program("main_x", prepare=partial(prepare, args), work=work,
+    **options.process_options(args))`. Every process of the run does so.
+
+    Args:
+        program: name of the program, for error messages.
+        prepare: checks the options, opens all inputs and builds the run, given the device and the ranks.
+        work: does the work of the run that `prepare` returned, closes its files and returns the exit status. It polls
+            `Stop.signal` to end early after a signal.
+        device: value of --device.
+        world_size: value of --world_size.
+        local_rank: value of --local_rank.
+        dist_url: value of --dist_url.
+        stop_message: written to standard error when a signal arrives, if the end may take a while.
+        work_errors: errors of `work` that end the program with a message instead of a traceback, besides `RunFailed`.
+
+    Returns:
+        Exit status: what `work` returned; 1 if the work failed, another process died or Ctrl-C ended it at once; 2 for
+        bad input, which is a ValueError or OSError before `work`.
+    """
+    failures: tuple[type[BaseException], ...] = (RunFailed, dist.PeerLost, KeyboardInterrupt, *work_errors)
+    ranks = dist.Ranks()
+    try:
+        ranks = dist.find_ranks(world_size=world_size, local_rank=local_rank, dist_url=dist_url)
+        setup_logging(ranks.rank)
+        keep_freed_memory()
+        torch_device = select_device(device, local_rank=ranks.local_rank)
+        dist.start(ranks, torch_device, dist_url=dist_url)
+        run = prepare(torch_device, ranks)
+    except (ValueError, OSError) as error:
+        return dist.report_end(error, program=program, ranks=ranks, status=2)
+    except (dist.PeerLost, KeyboardInterrupt) as error:
+        return dist.report_end(error, program=program, ranks=ranks, status=1)
+    try:
+        with Stop(stop_message) as stop:
+            return work(run, stop)
+    except failures as error:
+        return dist.report_end(error, program=program, ranks=ranks, status=1)
+    finally:
+        dist.shutdown()

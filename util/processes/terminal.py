@@ -1,0 +1,87 @@
+"""What a program shows on the terminal: log messages, with the rank of other processes, and progress bars."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+from typing import TypeVar
+
+from tqdm.auto import tqdm
+
+T = TypeVar("T")
+
+_OUR_LOGGERS = (
+    "__main__",
+    "main_pretrain",
+    "main_finetune",
+    "main_inference",
+    "models_mae_group_channels",
+    "models_vit_group_channels",
+    "datasets",
+    "scripts",
+    "study",
+    "util",
+)
+"""Loggers whose INFO messages are shown; other packages only show warnings."""
+
+
+class _BarHandler(logging.StreamHandler):
+    """A handler that clears progress bars from the terminal while it writes a message."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the record above any bar on the same terminal."""
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
+def setup_logging(rank: int = 0) -> None:
+    """Sends log messages to standard error: INFO and above in rank 0; WARNING and above, with the rank, in the others.
+
+    Python's warnings go the same way. A second call replaces the first.
+    """
+    handler = _BarHandler(sys.stderr)
+    who = "" if rank == 0 else f"[rank {rank}] "
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {who}%(message)s", datefmt="%H:%M:%S"))
+    root = logging.getLogger()
+    for old in [old for old in root.handlers if isinstance(old, _BarHandler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    # GDAL repeats its warnings each time a file is opened; datasets/ checks what matters and warns once.
+    logging.getLogger("rasterio").setLevel(logging.ERROR)
+    for name in _OUR_LOGGERS:
+        logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logging.captureWarnings(True)
+
+
+def progress(
+    iterable: Iterable[T] | None = None,
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    desc: str = "",
+    unit: str = "it",
+    enabled: bool = True,
+) -> tqdm:
+    """Returns a tqdm progress bar on standard error, erased when done; hidden if standard error is no terminal.
+
+    Args:
+        iterable: items to iterate over; or None, then call `.update(n)`.
+        total: total number of units, to estimate the time left.
+        initial: units already done, when resuming.
+        desc: text before the bar.
+        unit: name of one unit, such as "tile".
+        enabled: False hides the bar (ranks other than 0, or --no_progress).
+    """
+    return tqdm(
+        iterable,
+        total=total,
+        initial=initial,
+        desc=desc,
+        unit=unit,
+        leave=False,
+        dynamic_ncols=True,
+        file=sys.stderr,
+        disable=None if enabled else True,  # None: off unless a terminal
+    )
