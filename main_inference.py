@@ -71,8 +71,8 @@ class InferenceRun:
     ranks: dist.Ranks
     survey: InferenceSurvey
     engine: Engine
-    maker: Product
-    units: list[Block]
+    product: Product
+    blocks: list[Block]
     parts: Parts
 
 
@@ -145,13 +145,13 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         batch_size=args.batch_size,
         overlap=args.overlap,
         meter=Meter(device),
-        turn=survey.turn,
+        wrap_columns=survey.wrap_columns,
     )
 
     # what to make
     if args.block_size % engine.model.patch_size:
         raise ValueError(f"--block_size {args.block_size}: expected a multiple of the patch, {engine.model.patch_size}")
-    subject = InferenceInputs(
+    inputs = InferenceInputs(
         engine=engine,
         ground=ground_of(survey),
         layers=layer_values(survey),
@@ -160,12 +160,12 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         read=partial(read_unit, survey),
         tags=tags_of(args, survey, state),
     )
-    maker = dist.on_all(lambda: MAKERS[args.output](args, subject, state))
-    units = [unit for unit in blocks_of(*maker.extent(), edge=args.block_size) if survey.is_wanted(*unit.edges)]
-    if not units:
+    product = dist.on_all(lambda: MAKERS[args.output](args, inputs, state))
+    blocks = [block for block in blocks_of(*product.extent(), edge=args.block_size) if survey.is_wanted(*block.edges)]
+    if not blocks:
         raise ValueError(f"--aoi {args.aoi}: its polygons do not touch the layers' ground; check its coordinates")
-    job = InferenceRun(args, ranks, survey, engine, maker, units, Parts(output_dir / f".{args.output}.parts"))
-    facts = {**subject.tags, **inference_options.decisive(args), "ground": list(survey.shape)}
+    job = InferenceRun(args, ranks, survey, engine, product, blocks, Parts(output_dir / f".{args.output}.parts"))
+    facts = {**inputs.tags, **inference_options.decisive(args), "ground": list(survey.shape)}
     facts["files"] = [[layer.name, layer.path, layer.band] for layer in survey.layers]
     dist.on_main_rank(lambda: begin_or_resume(job, facts))
     restarts.note_begun(output_dir)
@@ -210,9 +210,9 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> InferenceSurve
     )
 
 
-def read_unit(survey: InferenceSurvey, unit: Block) -> Any:
-    """The ground of a unit."""
-    return survey.read(*unit.edges)
+def read_unit(survey: InferenceSurvey, block: Block) -> Any:
+    """The ground of a block."""
+    return survey.read(*block.edges)
 
 
 def hidden_channels(state: dict[str, Any]) -> Sequence[int]:
@@ -273,7 +273,7 @@ def views_of(args: argparse.Namespace, state: dict[str, Any], *, count: str = "h
     return MaskedViews(mask_ratio=ratio, draws=args.draws, seed=args.seed, count=count)
 
 
-def prediction(args: argparse.Namespace, subject: InferenceInputs, state: dict[str, Any]) -> Product:
+def prediction(args: argparse.Namespace, inputs: InferenceInputs, state: dict[str, Any]) -> Product:
     """What a fine-tuned network predicts, as `makers.prediction` has it."""
     task = finetuned.task_of(state)
     objective = trained_objective(task.kind, state["training"])
@@ -281,50 +281,50 @@ def prediction(args: argparse.Namespace, subject: InferenceInputs, state: dict[s
     views = args.views or (TURNS if task.kind == "regression" and was_turned else 1)
     if views > 1 and not was_turned:
         logger.warning("--views %d: the model was trained with --no_augment and has seen nothing turned", views)
-    logger.info("%s, fitted on %s: %s", task.kind, subject.tags["fitted_on"], subject.tags["score"])
-    if "warning" in subject.tags:
-        logger.warning("%s", subject.tags["warning"])
+    logger.info("%s, fitted on %s: %s", task.kind, inputs.tags["fitted_on"], inputs.tags["score"])
+    if "warning" in inputs.tags:
+        logger.warning("%s", inputs.tags["warning"])
 
     def view(turn: int) -> Forward:
         def forward(imgs: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
             turns = torch.full((len(imgs),), turn)
-            outputs = objective.predict(subject.engine.model, rotated(imgs, turns), rotated(valid, turns))
+            outputs = objective.predict(inputs.engine.model, rotated(imgs, turns), rotated(valid, turns))
             return rotated_back(outputs, turns) if task.is_dense else outputs
 
         return forward
 
-    return makers.prediction(subject, task=task, views=[view(turn) for turn in range(views)], stride=args.stride)
+    return makers.prediction(inputs, task=task, views=[view(turn) for turn in range(views)], stride=args.stride)
 
 
 MAKERS: dict[str, Callable[[argparse.Namespace, InferenceInputs, dict[str, Any]], Product]] = {
-    "embeddings": lambda args, subject, state: makers.embeddings(
-        subject,
+    "embeddings": lambda args, inputs, state: makers.embeddings(
+        inputs,
         pool=args.pool,
         stride=args.stride,
         dtype=args.dtype,
         clusters=args.clusters,
         positions=args.positions,
     ),
-    "reconstruction": lambda args, subject, state: makers.reconstruction(subject, views=views_of(args, state)),
-    "gapfill": lambda args, subject, state: makers.gapfill(subject, views=views_of(args, state), max_gap=args.max_gap),
-    "superresolution": lambda args, subject, state: makers.superresolution(
-        subject, views=views_of(args, state, count="visible")
+    "reconstruction": lambda args, inputs, state: makers.reconstruction(inputs, views=views_of(args, state)),
+    "gapfill": lambda args, inputs, state: makers.gapfill(inputs, views=views_of(args, state), max_gap=args.max_gap),
+    "superresolution": lambda args, inputs, state: makers.superresolution(
+        inputs, views=views_of(args, state, count="visible")
     ),
     "prediction": prediction,
 }
-"""What to make, by `--output`: options, what the model is applied to and the checkpoint -> a maker."""
+"""What to make, by `--output`: options, what the model is applied to and the checkpoint -> a product."""
 
 
 def begin_or_resume(job: InferenceRun, facts: dict[str, Any]) -> None:
     """Refuses to replace results unasked, and makes room for parts."""
     args = job.args
-    names = results.quicklook_names(job.maker.rasters, clusters=args.clusters)
+    names = results.quicklook_names(job.product.rasters, clusters=args.clusters)
     results.begin_or_resume(
         Path(args.output_dir), job.parts, names=names, job=facts, overwrite=args.overwrite, resume=args.resume
     )
-    done = sum(job.parts.is_done(unit.row, unit.col) for unit in job.units)
+    done = sum(job.parts.is_done(block.row, block.col) for block in job.blocks)
     if done:
-        logger.info("%d of %d squares were done before", done, len(job.units))
+        logger.info("%d of %d squares were done before", done, len(job.blocks))
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
@@ -339,24 +339,24 @@ def compute(job: InferenceRun, stop: Stop) -> bool:
     Raises:
         OSError: a raster could not be read, or a part not written.
     """
-    args, ranks, survey, maker, meter = job.args, job.ranks, job.survey, job.maker, job.engine.meter
+    args, ranks, survey, product, meter = job.args, job.ranks, job.survey, job.product, job.engine.meter
     mine = [
-        unit
-        for unit in blocks_of_rank(job.units, rank=ranks.rank, count=ranks.world_size)
-        if not job.parts.is_done(unit.row, unit.col)
+        block
+        for block in blocks_of_rank(job.blocks, rank=ranks.rank, count=ranks.world_size)
+        if not job.parts.is_done(block.row, block.col)
     ]
 
-    def read(unit: Block) -> Any:
-        return read_unit(survey, unit.grown(maker.reach))
+    def read(block: Block) -> Any:
+        return read_unit(survey, block.grown(product.reach))
 
     bar = progress(total=len(mine), desc=args.output, unit="square", enabled=ranks.is_main and not args.no_progress)
     meter.restart()
-    for unit, window in prefetch(mine, read, workers=args.num_workers, ahead=1):
+    for block, window in prefetch(mine, read, workers=args.num_workers, ahead=1):
         arrays = {
-            name: (info, masked(pixels, info, row, col, survey), row, col)
-            for name, (info, pixels, row, col) in maker.make(unit, window).items()
+            name: (spec, masked(pixels, spec, row, col, survey), row, col)
+            for name, (spec, pixels, row, col) in product.make(block, window).items()
         }
-        job.parts.write(unit.row, unit.col, arrays)
+        job.parts.write(block.row, block.col, arrays)
         bar.update(1)
         if stop.signal is not None:
             break
@@ -368,12 +368,12 @@ def compute(job: InferenceRun, stop: Stop) -> bool:
     return True
 
 
-def masked(pixels: np.ndarray, info: RasterSpec, row: int, col: int, survey: InferenceSurvey) -> np.ndarray:
+def masked(pixels: np.ndarray, spec: RasterSpec, row: int, col: int, survey: InferenceSurvey) -> np.ndarray:
     """The same pixels, nodata outside the area of interest."""
     if survey.aoi is None:
         return pixels
-    inside = survey.inside(info.window_transform(row, col), *pixels.shape[1:])
-    return np.where(inside, pixels, info.nodata).astype(pixels.dtype)
+    inside = survey.inside(spec.window_transform(row, col), *pixels.shape[1:])
+    return np.where(inside, pixels, spec.nodata).astype(pixels.dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------- the end
@@ -384,7 +384,7 @@ def finish(job: InferenceRun) -> None:
     results.finish(
         Path(job.args.output_dir),
         job.parts,
-        job.maker.rasters,
+        job.product.rasters,
         clusters=job.args.clusters,
         seed=job.args.seed,
         **job.survey.map_scale,

@@ -45,20 +45,20 @@ def prediction(scale, **changes):
 def test_blending_a_plane_gives_the_plane(scale, shape):
     plane = ground(*shape)
     expected = plane.repeat(scale, axis=0).repeat(scale, axis=1)
-    for unit in blocks_of(*shape, edge=10):
-        found = prediction(scale).of(unit, shape, sampler(plane, 8))
-        part = expected[unit.top * scale : unit.bottom * scale, unit.left * scale : unit.right * scale]
+    for block in blocks_of(*shape, edge=10):
+        found = prediction(scale).of(block, shape, sampler(plane, 8))
+        part = expected[block.top * scale : block.bottom * scale, block.left * scale : block.right * scale]
         np.testing.assert_allclose(found[0], part, rtol=1e-6, atol=1e-6)  # NaN at the same places
 
 
-def test_units_and_batches_change_nothing():
+def test_blocks_and_batches_change_nothing():
     plane = ground(19, 26)
     whole = prediction(1).of(blocks_of(19, 26, edge=64)[0], (19, 26), sampler(plane, 8))
     for edge, batch in ((6, 1), (11, 64)):
         parts = np.full_like(whole, np.nan)
-        for unit in blocks_of(19, 26, edge=edge):
-            part = prediction(1, batch_size=batch).of(unit, (19, 26), sampler(plane, 8))
-            parts[:, unit.top : unit.bottom, unit.left : unit.right] = part
+        for block in blocks_of(19, 26, edge=edge):
+            part = prediction(1, batch_size=batch).of(block, (19, 26), sampler(plane, 8))
+            parts[:, block.top : block.bottom, block.left : block.right] = part
         np.testing.assert_array_equal(parts, whole)
 
 
@@ -69,7 +69,7 @@ def test_scores_take_what_is_tested():
     shares[0, 0, 0] = shares[1, 0, 1] = shares[0, 1, 0] = shares[1, 1, 2] = 1
     seen = []
     outcome = score_ground(
-        SimpleNamespace(of_ground=lambda unit, where: shares),
+        SimpleNamespace(of_ground=lambda block, where: shares),
         SimpleNamespace(update=lambda p, t: seen.append((p.tolist(), t.tolist())), compute=lambda: {"count": 4}),
         units=blocks_of(2, 3, edge=9),
         scale=1,
@@ -86,7 +86,7 @@ def test_scores_take_what_is_tested():
 def test_a_tested_pixel_without_prediction_is_an_error():
     with pytest.raises(ValueError, match="no finite prediction at 1 tested pixels of base rows 0 to 2"):
         score_ground(
-            SimpleNamespace(of_ground=lambda unit, where: np.array([[[1.0, 2.0], [np.nan, 3.0]]])),
+            SimpleNamespace(of_ground=lambda block, where: np.array([[[1.0, 2.0], [np.nan, 3.0]]])),
             SimpleNamespace(),
             units=blocks_of(2, 2, edge=4),
             scale=1,
@@ -150,6 +150,6 @@ def test_views_average_what_depends_on_direction():
     side_by_side = {"bands": 1, "size": 4, "patch": 4, "overlap": 0.0, "scale": 1, "batch_size": 2}
     whole = DensePrediction(views, device=torch.device("cpu"), **side_by_side)
     zero = SimpleNamespace(imgs=torch.zeros(2, 1, 4, 4), valid=torch.ones(2, 1, 4, 4, dtype=torch.bool))
-    mosaic = whole.mosaic(blocks_of(4, 8, edge=8)[0], (4, 8), lambda origins: zero, spread=True)
+    mosaic = whole.mosaic(blocks_of(4, 8, edge=8)[0], (4, 8), lambda origins: zero, with_std=True)
     np.testing.assert_allclose(mosaic.mean, 1.5, atol=1e-6)
-    np.testing.assert_allclose(mosaic.spread[0], np.tile(np.sqrt((row**2 + col**2) / 2), 2), atol=1e-5)
+    np.testing.assert_allclose(mosaic.std[0], np.tile(np.sqrt((row**2 + col**2) / 2), 2), atol=1e-5)

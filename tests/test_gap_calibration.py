@@ -25,30 +25,30 @@ def tried(count, *, rough=lambda k: 1.0, noise=lambda k: 0.0):
 class TestFit:
     def test_share_and_errors(self):
         found = list(tried(60, noise=lambda k: 1.0))
-        filling, gap = fit_gap_model(found), found[0].gap
-        assert abs(filling.share - 0.4) < 0.02 and (np.diff(filling.errors) >= 0).all()
-        np.testing.assert_allclose(filling.errors, 0.1 * np.array(filling.distances), rtol=0.1)
-        sigma = filling.uncertainty(~gap, np.ones((30, 30)))
+        gap_model, gap = fit_gap_model(found), found[0].gap
+        assert abs(gap_model.share - 0.4) < 0.02 and (np.diff(gap_model.errors) >= 0).all()
+        np.testing.assert_allclose(gap_model.errors, 0.1 * np.array(gap_model.distances), rtol=0.1)
+        sigma = gap_model.uncertainty(~gap, np.ones((30, 30)))
         assert (sigma[~gap] == 0).all() and sigma[14, 14] > 2 * sigma[5, 5] > 0
 
     @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
     def test_errors_that_follow_the_roughness(self, power):
         """Errors of ground that is k times as rough are k^power times as large, which is found out."""
         found = tried(24, rough=lambda k: 2.0 ** (k % 5), noise=lambda k: (2.0 ** (k % 5)) ** power)
-        filling = fit_gap_model(list(found))
-        assert filling.power == power and filling.typical == 4 and filling.least == 1
+        gap_model = fit_gap_model(list(found))
+        assert gap_model.power == power and gap_model.typical == 4 and gap_model.least == 1
         rough, distance = np.array([2.0, 8.0]), np.full(2, 5.0)
-        np.testing.assert_allclose(filling.expected(distance, rough), 0.1 * 5 * rough**power, rtol=0.15)
-        assert filling.expected(distance, np.array([0.01, 1.0]))[0] == filling.expected(distance, np.ones(2))[0]
-        assert filling.factor(np.array([np.nan])) == 1
+        np.testing.assert_allclose(gap_model.expected(distance, rough), 0.1 * 5 * rough**power, rtol=0.15)
+        assert gap_model.expected(distance, np.array([0.01, 1.0]))[0] == gap_model.expected(distance, np.ones(2))[0]
+        assert gap_model.factor(np.array([np.nan])) == 1
 
     def test_few_gaps_say_nothing_of_roughness(self):
         assert fit_gap_model(list(tried(5, rough=lambda k: 2.0**k, noise=lambda k: 2.0**k))).power == 0
 
     def test_a_layer_without_any_variation(self):
         zero = np.zeros((4, 4))
-        filling = fit_gap_model([TrialGap(zero, zero, zero, ALL, zero)] * 8)
-        assert filling.share == 0 and (filling.uncertainty(~ALL, zero) == 0).all()
+        gap_model = fit_gap_model([TrialGap(zero, zero, zero, ALL, zero)] * 8)
+        assert gap_model.share == 0 and (gap_model.uncertainty(~ALL, zero) == 0).all()
 
     def test_detail_that_only_harms_is_left_out(self):
         zero = np.zeros((4, 4))
@@ -92,5 +92,5 @@ class TestRoughness:
         assert np.isnan(roughness(np.full((6, 6), np.nan, np.float32), reach_y=3, reach_x=3)).all()
 
     def test_an_unknown_roughness_is_the_usual_one(self):
-        filling = GapModel(0.0, (1.0,), (3.0,), power=1.0, typical=2.0, least=1.0)
-        np.testing.assert_allclose(filling.expected(np.ones(3), np.array([np.nan, 4.0, 0.5])), [3.0, 6.0, 1.5])
+        gap_model = GapModel(0.0, (1.0,), (3.0,), power=1.0, typical=2.0, least=1.0)
+        np.testing.assert_allclose(gap_model.expected(np.ones(3), np.array([np.nan, 4.0, 0.5])), [3.0, 6.0, 1.5])

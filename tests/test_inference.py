@@ -104,13 +104,13 @@ def main_layers(folder):
     return layers_from_directory(folder)
 
 
-def run(maker, survey, *, edge=24):
+def run(product, survey, *, edge=24):
     """Makes every unit and puts the parts in place: name -> (B, rows, cols)."""
-    found = {name: np.full((len(i.names), i.rows, i.cols), np.nan, np.float32) for name, i in maker.rasters.items()}
-    for unit in blocks_of(*maker.extent(), edge=edge):
-        around = unit.grown(maker.reach)
+    found = {name: np.full((len(i.names), i.rows, i.cols), np.nan, np.float32) for name, i in product.rasters.items()}
+    for block in blocks_of(*product.extent(), edge=edge):
+        around = block.grown(product.reach)
         window = survey.read(around.top, around.left, around.bottom, around.right)
-        for name, (_, pixels, row, col) in maker.make(unit, window).items():
+        for name, (_, pixels, row, col) in product.make(block, window).items():
             place = found[name][:, row : row + pixels.shape[1], col : col + pixels.shape[2]]
             assert np.isnan(place).all()  # units do not overlap
             place[:] = pixels
@@ -134,7 +134,7 @@ class TestIdentity:
         """Prime sizes, a tile taller than the survey, and base pixels of 2.67 native ones: tiles -> mosaic."""
         write_grid(tmp_path / "a.tif", plane(rows, cols, resolution), resolution=resolution)
         survey = reopen(tmp_path, scales=(1,))
-        maker = ReconstructionProduct(
+        product = ReconstructionProduct(
             engine(Copy((1,))),
             main_inference.ground_of(survey),
             layers=values(survey),
@@ -142,7 +142,7 @@ class TestIdentity:
             views=MaskedViews(0.75, 2, 0),
             tags={},
         )
-        pixels = run(maker, survey)["reconstruction_a_1x"]
+        pixels = run(product, survey)["reconstruction_a_1x"]
         assert pixels.shape[1:] == (-(-rows * resolution // 400), -(-cols * resolution // 400))
         assert np.isfinite(pixels).all()  # every pixel was hidden at least once
         np.testing.assert_allclose(pixels[1:], 0, atol=3e-5)  # no spread, no error
@@ -159,11 +159,11 @@ class TestIdentity:
         write_grid(tmp_path / "a.tif", plane(190, 230, 100.0))
         survey = reopen(tmp_path)
         for stride in (4, 2, 1):
-            maker = EmbeddingProduct(
+            product = EmbeddingProduct(
                 engine(Copy()), main_inference.ground_of(survey), pool="mean", stride=stride, dtype="float32", tags={}
             )
-            info = maker.rasters["embeddings"]
-            pixels = run(maker, survey)["embeddings"][0]
+            info = product.rasters["embeddings"]
+            pixels = run(product, survey)["embeddings"][0]
             row, col = info.rows // 2, info.cols // 3
             x, y = info.left + (col + 0.5) * info.resolution_x, info.top - (row + 0.5) * info.resolution_y
             np.testing.assert_allclose(pixels[row, col], (x - 500_000) / 1000 + 2 * (y - 6_000_000) / 1000, atol=1e-4)
@@ -177,10 +177,10 @@ class TestIdentity:
         image[(y - 100) ** 2 + (x - 90) ** 2 > 85**2] = np.nan
         write_grid(tmp_path / "a.tif", image, nodata=np.nan)
         survey = reopen(tmp_path)
-        maker = EmbeddingProduct(
+        product = EmbeddingProduct(
             engine(Copy()), main_inference.ground_of(survey), pool="group", stride=4, dtype="float32", tags={}
         )
-        pixels = run(maker, survey)["embeddings"][0]
+        pixels = run(product, survey)["embeddings"][0]
         known = np.isfinite(np.pad(image, ((0, 8), (0, 8)), constant_values=np.nan))
         expected = known.reshape(13, 16, 13, 16).any(axis=(1, 3))
         assert np.array_equal(np.isfinite(pixels), expected)
@@ -207,13 +207,13 @@ class TestIdentity:
             ratio_yx=(4.0, 4.0),
             offset_yx=(0.0, 0.0),
         )
-        maker = GapFillingProduct(
+        product = GapFillingProduct(
             engine(model), ground, layers=[layer], views=MaskedViews(0.75, 2, 0), max_gap=2000.0, tags={}
         )
-        maker.fillings = maker.calibrate(
+        product.gap_models = product.calibrate(
             lambda u: survey.read(u.top, u.left, u.bottom, u.right), np.array([[4, 0], [4, 24], [28, 0]]), count=3
         )
-        filled, sigma = run(maker, survey)["gapfill_a"]
+        filled, sigma = run(product, survey)["gapfill_a"]
         known = np.isfinite(holed)
         assert np.array_equal(filled[known], image[known]) and (sigma[known] == 0).all()
         assert np.isfinite(filled[60:75, 40:110]).all() and (sigma[60:75, 40:110] >= 0).all()
@@ -576,7 +576,7 @@ class TestStopping:
         monkeypatch.setattr(main_inference.Parts, "write", interrupted)
         infer(trained, out, status=1)
         assert [path.name for path in out.iterdir()] == [".embeddings.parts"]  # nothing under a final name
-        done = len(list((out / ".embeddings.parts").glob("unit-*.json")))
+        done = len(list((out / ".embeddings.parts").glob("block-*.json")))
         assert done == 2
         seen = []
         monkeypatch.setattr(main_inference.Parts, "write", lambda *a: (seen.append(a[1:3]), write(*a)))

@@ -51,12 +51,12 @@ class TestOrigins:
             tile_origins(100, tile=48, stride=stride, align=8)
 
     def test_units_cover_once(self):
-        units = blocks_of(100, 70, edge=48)
+        blocks = blocks_of(100, 70, edge=48)
         seen = np.zeros((100, 70), dtype=int)
-        for unit in units:
-            seen[unit.top : unit.bottom, unit.left : unit.right] += 1
-        assert (seen == 1).all() and [(u.row, u.col) for u in units] == [(r, c) for r in range(3) for c in range(2)]
-        assert units[0].grown(2) == Block(0, 0, -2, -2, 50, 50)
+        for block in blocks:
+            seen[block.top : block.bottom, block.left : block.right] += 1
+        assert (seen == 1).all() and [(u.row, u.col) for u in blocks] == [(r, c) for r in range(3) for c in range(2)]
+        assert blocks[0].grown(2) == Block(0, 0, -2, -2, 50, 50)
 
 
 class TestBlending:
@@ -92,7 +92,7 @@ class TestBlending:
         whole = blend(image, tile=32, stride=16)
         part = blend(image, tile=32, stride=16, window=(17, 5, 60, 71))
         assert np.array_equal(part.mean, whole.mean[:, 17:60, 5:71])
-        assert np.array_equal(part.spread, whole.spread[:, 17:60, 5:71])
+        assert np.array_equal(part.std, whole.std[:, 17:60, 5:71])
 
     def test_spaced_pixels(self):
         mosaic = Mosaic(1, 4, 4, device=CPU)
@@ -105,7 +105,7 @@ class TestBlending:
         mosaic = Mosaic(1, 4, 4, device=CPU)
         for row, col in ((4, 0), (0, -2), (-2, 0), (0, 9)):
             mosaic.add(torch.ones(1, 2, 2), torch.ones(2, 2), row=row, col=col)
-        assert np.isnan(mosaic.mean).all() and np.isnan(mosaic.spread).all()
+        assert np.isnan(mosaic.mean).all() and np.isnan(mosaic.std).all()
 
 
 class TestMoments:
@@ -125,7 +125,7 @@ class TestMoments:
         mean = (weights * values.numpy()).sum((0, 1)) / weights.sum((0, 1))
         spread = np.sqrt((weights * (values.numpy() - mean) ** 2).sum((0, 1)) / weights.sum((0, 1)))
         np.testing.assert_allclose(mosaic.mean, mean, rtol=1e-6)
-        np.testing.assert_allclose(mosaic.spread, spread, rtol=1e-3)
+        np.testing.assert_allclose(mosaic.std, spread, rtol=1e-3)
 
 
 class TestViews:

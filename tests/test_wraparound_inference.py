@@ -65,7 +65,15 @@ def reopened(folder, values, resolution, **options):
 
 def engine(model, survey):
     autocast = {"autocast": lambda: torch.autocast("cpu", enabled=False)}
-    return Engine(model=model, device=CPU, batch_size=64, overlap=0.5, meter=Meter(CPU), turn=survey.turn, **autocast)
+    return Engine(
+        model=model,
+        device=CPU,
+        batch_size=64,
+        overlap=0.5,
+        meter=Meter(CPU),
+        wrap_columns=survey.wrap_columns,
+        **autocast,
+    )
 
 
 def ground(survey):
@@ -73,17 +81,17 @@ def ground(survey):
     return Ground(grid.crs.to_wkt(), grid.left, grid.top, survey.base_resolution, rows, cols)
 
 
-def make(maker, survey, unit):
-    around = unit.grown(maker.reach)
-    return maker.make(unit, survey.read(around.top, around.left, around.bottom, around.right))
+def make(product, survey, block):
+    around = block.grown(product.reach)
+    return product.make(block, survey.read(around.top, around.left, around.bottom, around.right))
 
 
-def run(maker, survey, edge=48):
-    """(B, rows, cols) of a maker's only raster."""
-    (info,) = maker.rasters.values()
+def run(product, survey, edge=48):
+    """(B, rows, cols) of a product's only raster."""
+    (info,) = product.rasters.values()
     found = np.full((len(info.names), info.rows, info.cols), np.nan, np.float32)
-    for unit in blocks_of(*maker.extent(), edge=edge):
-        for _, pixels, row, col in make(maker, survey, unit).values():
+    for block in blocks_of(*product.extent(), edge=edge):
+        for _, pixels, row, col in make(product, survey, block).values():
             found[:, row : row + pixels.shape[1], col : col + pixels.shape[2]] = pixels
     return found
 
@@ -104,10 +112,10 @@ class TestSeam:
         maps = []
         for name, moved in (("a", values), ("b", np.roll(values, 24, axis=1))):
             survey = reopened(tmp_path / name, moved, 2.5)
-            maker = EmbeddingProduct(
+            product = EmbeddingProduct(
                 engine(network, survey), ground(survey), pool="mean", stride=stride, dtype="float32", tags={}
             )
-            maps.append(run(maker, survey))
+            maps.append(run(product, survey))
         assert maps[0].shape[2] == 144 // stride and np.isfinite(maps[0]).all()
         np.testing.assert_allclose(np.roll(maps[0], 24 // stride, axis=2), maps[1], atol=1e-4)
 
@@ -115,10 +123,10 @@ class TestSeam:
     def test_ground_beyond_the_last_column_is_the_first(self, tmp_path, network, resolution):
         """The square east of the last one is the westernmost, to the bit: the same tiles behind the same masks."""
         survey = reopened(tmp_path / "a", global_grid(resolution), resolution)
-        maker, turn = reconstruction(network, survey), survey.turn
+        product, turn = reconstruction(network, survey), survey.wrap_columns
         assert turn == round(360 / resolution)
-        first = make(maker, survey, Block(0, 0, 8, 0, 20, 20))
-        beyond = make(maker, survey, Block(0, 9, 8, turn, 20, turn + 20))
+        first = make(product, survey, Block(0, 0, 8, 0, 20, 20))
+        beyond = make(product, survey, Block(0, 9, 8, turn, 20, turn + 20))
         assert np.isfinite(first["reconstruction_a_1x"][1]).all()
         np.testing.assert_array_equal(first["reconstruction_a_1x"][1], beyond["reconstruction_a_1x"][1])
 
@@ -142,7 +150,7 @@ class TestSeam:
                 ratio_yx=(1.0, 1.0),
                 offset_yx=(0.0, 0.0),
             )
-            maker = GapFillingProduct(
+            product = GapFillingProduct(
                 engine(network, survey),
                 ground(survey),
                 layers=[layer],
@@ -150,14 +158,15 @@ class TestSeam:
                 max_gap=20.0,
                 tags={},
             )
-            maker.fillings = {0: GapModel(0.0, (1.0, 9.0), (0.1, 0.9))}  # the spline alone: masks differ with the place
-            filled.append(run(maker, survey))
+            # The spline alone: masks differ with the place.
+            product.gap_models = {0: GapModel(0.0, (1.0, 9.0), (0.1, 0.9))}
+            filled.append(run(product, survey))
         assert np.isfinite(filled[0]).all()
         np.testing.assert_allclose(np.roll(filled[0], 48, axis=2), filled[1], atol=1e-4)
 
     def test_a_turn_of_no_whole_number_of_base_pixels_ends(self, tmp_path, network):
         survey = reopened(tmp_path / "a", global_grid(2.5), 2.5)
-        assert survey.turn == 144 and survey.shape == (72, 144)
+        assert survey.wrap_columns == 144 and survey.shape == (72, 144)
         other = open_inference_survey(
             layers_from_directory(tmp_path / "a"),
             location=[0.0],
@@ -167,7 +176,7 @@ class TestSeam:
             base_resolution=12.5,
             finest_scale=1,
         )
-        assert other.turn == 0 and other.shape == (15, 29)
+        assert other.wrap_columns == 0 and other.shape == (15, 29)
         assert any("12.5 does not divide" in text for text in other.warnings)
         assert np.isfinite(run(reconstruction(network, other), other)[0]).all()
 

@@ -344,7 +344,7 @@ def _cut(
         "buffer": split.buffer,
         "label_fraction": split.label_fraction,
         "names": names,
-        "turn": survey.turn,
+        "turn": survey.wrap_columns,
     }
     if split.split == "from_checkpoint":
         assert split.rectangles is not None

@@ -86,7 +86,7 @@ class InferenceSurvey:
         )
 
     @property
-    def turn(self) -> int:
+    def wrap_columns(self) -> int:
         """Base-scale columns after which the ground repeats; 0 if it does not, or they are not a whole number."""
         grid = self.stack.reference
         columns = wrap_columns(grid) * grid.resolution_x / self.base_resolution if wraps(grid) else 0.0
@@ -369,7 +369,7 @@ def _assemble(
         encodings=encodings,
     )
     reference = stack.reference
-    if wraps(reference) and not survey.turn:
+    if wraps(reference) and not survey.wrap_columns:
         note = (
             f"a base pixel of {base:g} does not divide a turn: results begin and end at {reference.left:g}, with a seam"
         )

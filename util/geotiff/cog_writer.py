@@ -46,7 +46,7 @@ STRIP_PIXELS = 8192
 
 def join(
     path: str | os.PathLike[str],
-    info: RasterSpec,
+    spec: RasterSpec,
     parts: Sequence[Part],
     *,
     workspace: str | os.PathLike[str] | None = None,
@@ -58,7 +58,7 @@ def join(
 
     Args:
         path: final name; an existing file is replaced.
-        info: the raster.
+        spec: the raster.
         parts: the parts; ground without part is nodata.
         workspace: folder for temporary files, on the disk of `path` (default: that of `path`).
 
@@ -70,28 +70,28 @@ def join(
     temporary = Path(workspace or path.parent) / f".{path.stem}.{os.getpid()}.tmp.tif"
     virtual = temporary.with_suffix(".vrt")
     whole = temporary.with_name(temporary.name + ".whole")
-    block = _block(info)
+    block = _block(spec)
     options = {
         "blocksize": block,
         "compress": "deflate",
         "predictor": "yes",
         "bigtiff": "if_safer",
         "overviews": "auto",
-        "overview_resampling": "mode" if info.is_discrete else "average",
+        "overview_resampling": "mode" if spec.is_discrete else "average",
         "num_threads": 1,
-    } | ({"nbits": 16, "predictor": "no"} if info.dtype == "float16" else {})
+    } | ({"nbits": 16, "predictor": "no"} if spec.dtype == "float16" else {})
     try:
         with limited_cache():
-            _write_whole(whole, info, parts, block=block)
-            wkt = CRS.from_user_input(info.crs).to_wkt()
-            virtual.write_text(virtual_raster(info, whole, wkt=wkt), encoding="utf-8")
+            _write_whole(whole, spec, parts, block=block)
+            wkt = CRS.from_user_input(spec.crs).to_wkt()
+            virtual.write_text(virtual_raster(spec, whole, wkt=wkt), encoding="utf-8")
             rasterio.shutil.copy(str(virtual), str(temporary), driver="COG", **options)
-            _read_back(temporary, info, parts, name=path)
+            _read_back(temporary, spec, parts, name=path)
         # Names and attributes of classes have no place in a TIFF: GDAL reads them from a file beside it.
         beside, beside_path = (Path(f"{file}.aux.xml") for file in (temporary, path))
         beside_path.unlink(missing_ok=True)
         os.replace(temporary, path)
-        if info.is_discrete and beside.exists():
+        if spec.is_discrete and beside.exists():
             os.replace(beside, beside_path)
     except GDAL_ERRORS as error:
         raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
@@ -101,27 +101,27 @@ def join(
                 left.unlink(missing_ok=True)
 
 
-def _block(info: RasterSpec) -> int:
+def _block(spec: RasterSpec) -> int:
     """Edge of a block: GDAL holds all bands of one at a time, so those of many bands are smaller."""
-    edge = BLOCK if min(info.rows, info.cols) <= 2 * BLOCK else 2 * BLOCK
-    while edge > BLOCK // 2 and edge**2 * len(info.names) * 4 > BLOCK_BYTES:
+    edge = BLOCK if min(spec.rows, spec.cols) <= 2 * BLOCK else 2 * BLOCK
+    while edge > BLOCK // 2 and edge**2 * len(spec.names) * 4 > BLOCK_BYTES:
         edge //= 2
     return edge
 
 
-def _write_whole(path: Path, info: RasterSpec, parts: Sequence[Part], *, block: int) -> None:
+def _write_whole(path: Path, spec: RasterSpec, parts: Sequence[Part], *, block: int) -> None:
     """Put the parts in place, whole blocks at a time, so that each is compressed once; the rest stays sparse."""
-    bands = len(info.names)
+    bands = len(spec.names)
     width = max(1, CHUNK_BYTES // (bands * 4 * block**2)) * block
     with rasterio.open(
         path,
         "w",
         driver="GTiff",
-        dtype=DTYPES[info.dtype],
+        dtype=DTYPES[spec.dtype],
         count=bands,
-        height=info.rows,
-        width=info.cols,
-        nodata=info.nodata,
+        height=spec.rows,
+        width=spec.cols,
+        nodata=spec.nodata,
         tiled=True,
         blockxsize=block,
         blockysize=block,
@@ -130,19 +130,19 @@ def _write_whole(path: Path, info: RasterSpec, parts: Sequence[Part], *, block: 
         interleave="band",
         sparse_ok=True,
         bigtiff="if_safer",
-        crs=info.crs,
-        transform=info.transform,
+        crs=spec.crs,
+        transform=spec.transform,
     ) as sink:
-        for row in range(0, info.rows, block):
+        for row in range(0, spec.rows, block):
             with contextlib.ExitStack() as stack:
                 near = [
                     (stack.enter_context(rasterio.open(part[0])), *part[1:])
                     for part in parts
                     if part[1] < row + block and part[1] + part[3] > row
                 ]
-                for col in range(0, info.cols, width):
-                    window = Window(col, row, min(width, info.cols - col), min(block, info.rows - row))
-                    pixels = _gather(near, window, shape=(bands, window.height, window.width), info=info)
+                for col in range(0, spec.cols, width):
+                    window = Window(col, row, min(width, spec.cols - col), min(block, spec.rows - row))
+                    pixels = _gather(near, window, shape=(bands, window.height, window.width), spec=spec)
                     if pixels is not None:
                         sink.write(pixels, window=window)
 
@@ -152,7 +152,7 @@ def _gather(
     window: Window,
     *,
     shape: tuple[int, int, int],
-    info: RasterSpec,
+    spec: RasterSpec,
 ) -> np.ndarray | None:
     """The pixels of a window out of open parts, nodata where there is none; None without any part."""
     pixels = None
@@ -163,19 +163,19 @@ def _gather(
         if bottom <= top or right <= left:
             continue
         if pixels is None:
-            pixels = np.full(shape, info.nodata, dtype=DTYPES[info.dtype])
+            pixels = np.full(shape, spec.nodata, dtype=DTYPES[spec.dtype])
         place = np.s_[:, top - window.row_off : bottom - window.row_off, left - window.col_off : right - window.col_off]
         pixels[place] = file.read(window=Window(left - col, top - row, right - left, bottom - top))
     return pixels
 
 
-def _read_back(path: Path, info: RasterSpec, parts: Iterable[Part], *, name: Path) -> None:
+def _read_back(path: Path, spec: RasterSpec, parts: Iterable[Part], *, name: Path) -> None:
     """Compare the first band with the parts: GDAL can report success although a tile was lost."""
     with rasterio.open(path) as file:
-        if file.shape != (info.rows, info.cols) or file.count != len(info.names):
+        if file.shape != (spec.rows, spec.cols) or file.count != len(spec.names):
             raise OSError(
-                f"{name}: {file.count} bands of {file.shape} were written, expected {len(info.names)} of "
-                f"{(info.rows, info.cols)}"
+                f"{name}: {file.count} bands of {file.shape} were written, expected {len(spec.names)} of "
+                f"{(spec.rows, spec.cols)}"
             )
         # Blocks hold all bands, and decoding one takes time: neighbours are read together.
         for (row, rows, _), near in groupby(parts, key=lambda part: (part[1], part[3], part[2] // STRIP_PIXELS)):

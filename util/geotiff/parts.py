@@ -84,11 +84,11 @@ class Parts:
         return self._mark(row, col).exists()
 
     def write(self, row: int, col: int, arrays: Mapping[str, tuple[RasterSpec, np.ndarray, int, int]]) -> None:
-        """Writes the parts of one unit, and marks it as done.
+        """Writes the parts of one block, and marks it as done.
 
         Args:
-            row: number of the unit from the north.
-            col: number of the unit from the west.
+            row: number of the block from the north.
+            col: number of the block from the west.
             arrays: name of the raster -> (raster, (B, r, c) pixels, first row, first column). Parts without any
                 valid pixel are left out.
 
@@ -96,17 +96,17 @@ class Parts:
             OSError: a part could not be written.
         """
         written = {}
-        for name, (info, pixels, first_row, first_col) in arrays.items():
-            if pixels.size and not _is_empty(pixels, info.nodata):
+        for name, (spec, pixels, first_row, first_col) in arrays.items():
+            if pixels.size and not _is_empty(pixels, spec.nodata):
                 file = f"{name}-{row}-{col}.tif"
-                _write_part(self.folder / file, info, pixels)
+                _write_part(self.folder / file, spec, pixels)
                 written[name] = [file, first_row, first_col, *pixels.shape[1:]]
         _write_text(self._mark(row, col), json.dumps(written))
 
     def of(self, name: str) -> list[Part]:
         """(file, first row, first column, rows, columns) of every part of one raster, in order."""
         found = []
-        for mark in sorted(self.folder.glob("unit-*.json"), key=_numbers):
+        for mark in sorted(self.folder.glob("block-*.json"), key=_numbers):
             part = json.loads(mark.read_text(encoding="utf-8")).get(name)
             if part is not None:
                 found.append((self.folder / part[0], *part[1:]))
@@ -117,7 +117,7 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _mark(self, row: int, col: int) -> Path:
-        return self.folder / f"unit-{row}-{col}.json"
+        return self.folder / f"block-{row}-{col}.json"
 
 
 def _numbers(path: Path) -> tuple[int, ...]:
@@ -134,25 +134,25 @@ def _write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _write_part(path: Path, info: RasterSpec, pixels: np.ndarray) -> None:
-    if info.dtype == "float16" and np.nanmax(np.abs(pixels)) > np.finfo(np.float16).max:
+def _write_part(path: Path, spec: RasterSpec, pixels: np.ndarray) -> None:
+    if spec.dtype == "float16" and np.nanmax(np.abs(pixels)) > np.finfo(np.float16).max:
         raise OSError(
             f"{path.name}: a value of {np.nanmax(np.abs(pixels)):.6g} is beyond float16's range; use --dtype float32"
         )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    half = {"nbits": 16} if info.dtype == "float16" else {}
+    half = {"nbits": 16} if spec.dtype == "float16" else {}
     try:
         with rasterio.open(
             temporary,
             "w",
             driver="GTiff",
-            dtype=DTYPES[info.dtype],
+            dtype=DTYPES[spec.dtype],
             count=pixels.shape[0],
             height=pixels.shape[1],
             width=pixels.shape[2],
-            nodata=info.nodata,
-            crs=info.crs,
-            transform=info.transform,
+            nodata=spec.nodata,
+            crs=spec.crs,
+            transform=spec.transform,
             tiled=True,
             blockxsize=min(BLOCK, -(-pixels.shape[2] // 16) * 16),  # a block is stored whole: no larger than the part
             blockysize=min(BLOCK, -(-pixels.shape[1] // 16) * 16),
@@ -163,7 +163,7 @@ def _write_part(path: Path, info: RasterSpec, pixels: np.ndarray) -> None:
             **half,
         ) as sink:
             # Half floats are rounded here: GDAL cuts their last bits off.
-            sink.write(pixels.astype(info.dtype, copy=False).astype(DTYPES[info.dtype], copy=False))
+            sink.write(pixels.astype(spec.dtype, copy=False).astype(DTYPES[spec.dtype], copy=False))
         os.replace(temporary, path)
     except GDAL_ERRORS as error:
         raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error

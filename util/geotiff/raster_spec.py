@@ -97,26 +97,26 @@ def check_nodata(nodata: float, dtype: str) -> None:
         raise ValueError(f"nodata {nodata:g} does not fit pixels of type {dtype}; choose a value that they can hold")
 
 
-def virtual_raster(info: RasterSpec, whole: Path, *, wkt: str) -> str:
+def virtual_raster(spec: RasterSpec, whole: Path, *, wkt: str) -> str:
     """The text of a VRT of a file, with all that is said about the raster; its CRS as WKT."""
-    kind = {"float32": "Float32", "uint8": "Byte", "uint16": "UInt16"}[DTYPES[info.dtype]]
-    transform = info.transform
+    kind = {"float32": "Float32", "uint8": "Byte", "uint16": "UInt16"}[DTYPES[spec.dtype]]
+    transform = spec.transform
     numbers = (transform.c, transform.a, transform.b, transform.f, transform.d, transform.e)
-    lines = [f'<VRTDataset rasterXSize="{info.cols}" rasterYSize="{info.rows}">']
+    lines = [f'<VRTDataset rasterXSize="{spec.cols}" rasterYSize="{spec.rows}">']
     lines.append(f"<SRS>{escape(wkt)}</SRS>")
     lines.append(f"<GeoTransform>{', '.join(repr(float(x)) for x in numbers)}</GeoTransform>")
-    lines.append(_metadata(info.tags))
-    nodata = "nan" if math.isnan(info.nodata) else repr(info.nodata)
-    colours = ("Red", "Green", "Blue") if info.is_picture else ("Palette",) if has_palette(info) else ("Gray",)
-    for band, (name, unit) in enumerate(zip(info.names, info.units, strict=True), start=1):
+    lines.append(_metadata(spec.tags))
+    nodata = "nan" if math.isnan(spec.nodata) else repr(spec.nodata)
+    colours = ("Red", "Green", "Blue") if spec.is_picture else ("Palette",) if has_palette(spec) else ("Gray",)
+    for band, (name, unit) in enumerate(zip(spec.names, spec.units, strict=True), start=1):
         lines.append(f'<VRTRasterBand dataType="{kind}" band="{band}">')
         lines.append(f"<Description>{escape(name)}</Description><NoDataValue>{nodata}</NoDataValue>")
         lines.append(f"<UnitType>{escape(unit)}</UnitType>" if unit else "")
         lines.append(f"<ColorInterp>{colours[min(band, len(colours)) - 1]}</ColorInterp>")
-        if info.classes:
-            lines.append(_metadata({f"class_{code}": name for code, (name, _) in info.classes.items()}))
-            lines += [_category_names(info), _colour_table(info)] if has_palette(info) else []
-            lines.append(_attribute_table(info))
+        if spec.classes:
+            lines.append(_metadata({f"class_{code}": name for code, (name, _) in spec.classes.items()}))
+            lines += [_category_names(spec), _colour_table(spec)] if has_palette(spec) else []
+            lines.append(_attribute_table(spec))
         lines.append(
             f'<SimpleSource><SourceFilename relativeToVRT="0">{escape(str(whole.resolve()))}</SourceFilename>'
             f"<SourceBand>{band}</SourceBand></SimpleSource>"
@@ -130,38 +130,38 @@ def _metadata(tags: Mapping[str, str]) -> str:
     return f"<Metadata>{entries}</Metadata>"
 
 
-def has_palette(info: RasterSpec) -> bool:
+def has_palette(spec: RasterSpec) -> bool:
     """Whether the file holds colours of its classes itself: a table of 65,536 would drown a legend."""
-    return bool(info.classes) and info.dtype == "uint8"
+    return bool(spec.classes) and spec.dtype == "uint8"
 
 
-def _category_names(info: RasterSpec) -> str:
-    assert info.classes is not None
-    names = [info.classes[code][0] if code in info.classes else "" for code in range(max(info.classes) + 1)]
+def _category_names(spec: RasterSpec) -> str:
+    assert spec.classes is not None
+    names = [spec.classes[code][0] if code in spec.classes else "" for code in range(max(spec.classes) + 1)]
     entries = "".join(f"<Category>{escape(name)}</Category>" for name in names)
     return f"<CategoryNames>{entries}</CategoryNames>"
 
 
-def _attribute_table(info: RasterSpec) -> str:
+def _attribute_table(spec: RasterSpec) -> str:
     """Codes, names and colours as GDAL's table of attributes; types and usages are GDAL's numbers for them."""
-    assert info.classes is not None
+    assert spec.classes is not None
     columns = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7), ("Blue", 0, 8))
     lines = ['<GDALRasterAttributeTable tableType="thematic">']
     for number, (name, kind, usage) in enumerate(columns):
         lines.append(
             f'<FieldDefn index="{number}"><Name>{name}</Name><Type>{kind}</Type><Usage>{usage}</Usage></FieldDefn>'
         )
-    for number, (code, (name, colour)) in enumerate(sorted(info.classes.items())):
+    for number, (code, (name, colour)) in enumerate(sorted(spec.classes.items())):
         cells = "".join(f"<F>{escape(str(cell))}</F>" for cell in (code, name, *colour))
         lines.append(f'<Row index="{number}">{cells}</Row>')
     return "".join([*lines, "</GDALRasterAttributeTable>"])
 
 
-def _colour_table(info: RasterSpec) -> str:
-    assert info.classes is not None
+def _colour_table(spec: RasterSpec) -> str:
+    assert spec.classes is not None
     entries = []
     for code in range(256):
-        red, green, blue = info.classes[code][1] if code in info.classes else (0, 0, 0)
-        alpha = 255 if code in info.classes else 0
+        red, green, blue = spec.classes[code][1] if code in spec.classes else (0, 0, 0)
+        alpha = 255 if code in spec.classes else 0
         entries.append(f'<Entry c1="{red}" c2="{green}" c3="{blue}" c4="{alpha}"/>')
     return f"<ColorTable>{''.join(entries)}</ColorTable>"

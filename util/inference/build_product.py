@@ -34,7 +34,7 @@ FINER_TILES = 24
 
 
 def embeddings(
-    subject: InferenceInputs, *, pool: str, stride: int | None, dtype: str, clusters: int, positions: str
+    inputs: InferenceInputs, *, pool: str, stride: int | None, dtype: str, clusters: int, positions: str
 ) -> Product:
     """Embeddings at patch stride (None) or finer.
 
@@ -43,125 +43,123 @@ def embeddings(
     """
     if clusters > 255 or clusters == 1:
         raise ValueError(f"--clusters {clusters}: expected 2 to 255, or 0 for none")
-    engine = subject.engine
+    engine = inputs.engine
     stride = stride or engine.model.patch_size
-    maker = EmbeddingProduct(engine, subject.ground, pool=pool, stride=stride, dtype=dtype, tags=subject.tags)
+    product = EmbeddingProduct(engine, inputs.ground, pool=pool, stride=stride, dtype=dtype, tags=inputs.tags)
     if positions == "remove":
-        maker.position_means = position_means(engine, subject.tiles(POSITION_TILES), subject.single_tiles())
-    return maker
+        product.position_means = position_means(engine, inputs.tiles(POSITION_TILES), inputs.single_tiles())
+    return product
 
 
-def reconstruction(subject: InferenceInputs, *, views: MaskedViews) -> Product:
+def reconstruction(inputs: InferenceInputs, *, views: MaskedViews) -> Product:
     """Every layer at every scale at which it was learned and has pixels here.
 
     Raises:
         ValueError: there is none; predictions have no units; too few views.
     """
-    subject.refuse_normalised("reconstruction")
-    scored = subject.engine.model.scored_layers
-    wanted = {s: [c for c in layers if c in subject.known[s]] for s, layers in scored.items()}
+    inputs.refuse_normalised("reconstruction")
+    scored = inputs.engine.model.scored_layers
+    wanted = {s: [c for c in layers if c in inputs.known[s]] for s, layers in scored.items()}
     if not any(wanted.values()):
         raise ValueError("no layer is as fine as a scale at which the model predicts it; nothing can be reconstructed")
     return ReconstructionProduct(
-        subject.engine, subject.ground, layers=subject.layers, wanted=wanted, views=views, tags=subject.tags
+        inputs.engine, inputs.ground, layers=inputs.layers, wanted=wanted, views=views, tags=inputs.tags
     )
 
 
-def gapfill(subject: InferenceInputs, *, views: MaskedViews, max_gap: float | None) -> Product:
+def gapfill(inputs: InferenceInputs, *, views: MaskedViews, max_gap: float | None) -> Product:
     """Layers on their own grids, gaps up to `max_gap` (CRS units; None: half a tile) filled.
 
     Raises:
         ValueError: no layer can be filled; the gap is wider than a tile; predictions have no units.
     """
-    subject.refuse_normalised("gapfill")
-    engine, ground = subject.engine, subject.ground
-    scored = subject.continuous("filled: a spline needs measurements; see --output reconstruction")
+    inputs.refuse_normalised("gapfill")
+    engine, ground = inputs.engine, inputs.ground
+    scored = inputs.continuous("filled: a spline needs measurements; see --output reconstruction")
     finest = {
-        c: max(s for s in scored if c in scored[s] and c in subject.known[s])
-        for c in scored[1]
-        if c in subject.known[1]
+        c: max(s for s in scored if c in scored[s] and c in inputs.known[s]) for c in scored[1] if c in inputs.known[1]
     }
-    measured = [c for c, layer in enumerate(subject.layers) if layer.encoding.kind == "continuous"]
-    left_out = [subject.layers[c].name for c in measured if c not in finest]
+    measured = [c for c, layer in enumerate(inputs.layers) if layer.encoding.kind == "continuous"]
+    left_out = [inputs.layers[c].name for c in measured if c not in finest]
     if not finest:
         raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")
     if left_out:
         logger.warning("not filled, because the model does not predict them here: %s", ", ".join(left_out))
-    present = ((subject.natives[c], scale) for c, scale in finest.items())
+    present = ((inputs.natives[c], scale) for c, scale in finest.items())
     layers = [replace(native, scale=scale) for native, scale in present if native is not None]
     max_gap = max_gap or engine.model.img_size * ground.base / 2
-    maker = GapFillingProduct(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=subject.tags)
+    product = GapFillingProduct(engine, ground, layers=layers, views=views, max_gap=max_gap, tags=inputs.tags)
     logger.info("filling artificial gaps to see how well it goes")
-    maker.fillings = dist.on_main_rank(
-        lambda: maker.calibrate(subject.read, subject.tiles(GAP_TRIES), count=ARTIFICIAL_GAPS)
+    product.gap_models = dist.on_main_rank(
+        lambda: product.calibrate(inputs.read, inputs.tiles(GAP_TRIES), count=ARTIFICIAL_GAPS)
     )
     for layer in layers:
-        filling, name = maker.fillings[layer.channel], f"gapfill_{layer.values.file}"
+        gap_model, name = product.gap_models[layer.channel], f"gapfill_{layer.values.file}"
         facts = {
             "method": "thin-plate spline and model detail",
-            "share_of_model_detail": f"{filling.share:.3f}",
-            "uncertainty_follows": f"distance to valid pixels, roughness around to the power of {filling.power:g}",
+            "share_of_model_detail": f"{gap_model.share:.3f}",
+            "uncertainty_follows": f"distance to valid pixels, roughness around to the power of {gap_model.power:g}",
         }
-        maker.rasters[name] = replace(maker.rasters[name], tags={**maker.rasters[name].tags, **facts})
+        product.rasters[name] = replace(product.rasters[name], tags={**product.rasters[name].tags, **facts})
         logger.info(
             "layer '%s': %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s, edge to middle, "
             "times the roughness around to the power of %g",
             layer.values.name,
-            100 * filling.share,
-            filling.errors[0],
-            filling.errors[-1],
+            100 * gap_model.share,
+            gap_model.errors[0],
+            gap_model.errors[-1],
             layer.values.unit,
-            filling.power,
+            gap_model.power,
         )
-    return maker
+    return product
 
 
-def superresolution(subject: InferenceInputs, *, views: MaskedViews) -> Product:
+def superresolution(inputs: InferenceInputs, *, views: MaskedViews) -> Product:
     """Layers at the finer scales that the model learned them at, or that their neighbours have.
 
     Raises:
         ValueError: there is none; predictions have no units.
     """
-    subject.refuse_normalised("superresolution")
-    scored = subject.continuous("refined: only interpolation between measurements can be")
-    known = subject.known
+    inputs.refuse_normalised("superresolution")
+    scored = inputs.continuous("refined: only interpolation between measurements can be")
+    known = inputs.known
     steps, beyond = [], []
     for channel in (c for c in known[1] if c in scored[1]):
         for scale in (s for s in scored if channel not in known[s] and (known[s] or channel in scored[s])):
             step = superresolution_step(channel, scale, known=known, scored=scored)
             if step is None:
-                beyond.append(f"'{subject.layers[channel].name}' at {subject.ground.base / scale:g}")
+                beyond.append(f"'{inputs.layers[channel].name}' at {inputs.ground.base / scale:g}")
             else:
                 steps.append(step)
     if not steps:
         raise ValueError(
             "--output superresolution: no layer here is coarser than a neighbour or than in training, or the model "
-            f"cannot refine it ({_learned(subject, scored)}, CRS units). Give a layer that is coarser than another, "
+            f"cannot refine it ({_learned(inputs, scored)}, CRS units). Give a layer that is coarser than another, "
             "and that the model was trained to predict at a scale finer than the base pixels"
         )
     if beyond:
         logger.warning(
             "not predicted, since the model was not trained to refine these layers: %s (%s, CRS units)",
             ", ".join(beyond),
-            _learned(subject, scored),
+            _learned(inputs, scored),
         )
-    maker = SuperresolutionProduct(
-        subject.engine, subject.ground, layers=subject.layers, steps=steps, views=views, tags=subject.tags
+    product = SuperresolutionProduct(
+        inputs.engine, inputs.ground, layers=inputs.layers, steps=steps, views=views, tags=inputs.tags
     )
-    maker.shares = dist.on_main_rank(lambda: maker.calibrate(subject.read, subject.tiles(FINER_TILES)))
-    for (c, s), share in maker.shares.items():
-        info = maker.rasters[maker.name(c, s)]
-        maker.rasters[maker.name(c, s)] = replace(info, tags={**info.tags, "share_of_model_detail": f"{share:.3f}"})
-        name = subject.layers[c].name
+    product.shares = dist.on_main_rank(lambda: product.calibrate(inputs.read, inputs.tiles(FINER_TILES)))
+    for (c, s), share in product.shares.items():
+        spec = product.rasters[product.name(c, s)]
+        product.rasters[product.name(c, s)] = replace(spec, tags={**spec.tags, "share_of_model_detail": f"{share:.3f}"})
+        name = inputs.layers[c].name
         logger.info("layer '%s' at %dx: %.0f %% of the model's detail is added to interpolation", name, s, 100 * share)
-    return maker
+    return product
 
 
-def prediction(subject: InferenceInputs, *, task: Task, views: Sequence[Forward], stride: int | None) -> Product:
+def prediction(inputs: InferenceInputs, *, task: Task, views: Sequence[Forward], stride: int | None) -> Product:
     """What a fine-tuned network predicts: of pixels, or of windows around cells of a lattice.
 
     Args:
-        subject: what it is applied to.
+        inputs: what it is applied to.
         task: what it predicts.
         views: ways to look at a tile.
         stride: edge of a cell, base-scale pixels (None: a patch); for windows only.
@@ -169,7 +167,7 @@ def prediction(subject: InferenceInputs, *, task: Task, views: Sequence[Forward]
     Raises:
         ValueError: the stride does nothing, or is larger than a window.
     """
-    engine, ground, tags = subject.engine, subject.ground, {**subject.tags, "views": str(len(views))}
+    engine, ground, tags = inputs.engine, inputs.ground, {**inputs.tags, "views": str(len(views))}
     if not task.is_dense:
         step = stride or engine.model.patch_size
         return WindowPredictionProduct(engine, ground, task=task, views=views, stride=step, tags=tags)
@@ -181,9 +179,9 @@ def prediction(subject: InferenceInputs, *, task: Task, views: Sequence[Forward]
     return PixelPredictionProduct(engine, ground, task=task, views=views, tags=tags)
 
 
-def _learned(subject: InferenceInputs, scored: Mapping[int, Sequence[int]]) -> str:
+def _learned(inputs: InferenceInputs, scored: Mapping[int, Sequence[int]]) -> str:
     """Down to which pixels the model was trained to predict each layer, in words."""
     finest = {c: max(s for s in scored if c in scored[s]) for c in scored[1]}
     return "it learned " + "; ".join(
-        f"'{subject.layers[c].name}' down to {subject.ground.base / s:g}" for c, s in finest.items()
+        f"'{inputs.layers[c].name}' down to {inputs.ground.base / s:g}" for c, s in finest.items()
     )

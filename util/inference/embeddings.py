@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from util.geotiff.raster_spec import RasterSpec
-from util.inference.engine import Arrays, Engine, Ground, SampleOf, Window, _product
-from util.mosaics.mosaic import Block, Mosaic, raised_cosine
+from util.inference.engine import Arrays, Engine, Ground, SampleOf, Window
+from util.mosaics.mosaic import Block, Mosaic, origin_pairs, raised_cosine
 
 
 class EmbeddingProduct:
@@ -45,11 +45,11 @@ class EmbeddingProduct:
         self.position_means: Tensor | None = None
         self.lead = math.ceil((model.patch_size - stride) / 2 / stride) * stride
         self.offset = (model.patch_size - stride) / 2 - self.lead  # of the first result's edge, base pixels
-        # Results go round where a turn is a whole number of them.
-        self.engine = engine = engine if engine.turn % stride == 0 else replace(engine, turn=0)
+        # Around a planet the results wrap if its columns are a whole number of them.
+        self.engine = engine = engine if engine.wrap_columns % stride == 0 else replace(engine, wrap_columns=0)
         self.cells = tuple(math.ceil((count - self.offset) / stride) for count in (ground.rows, ground.cols))
-        if engine.turn:
-            self.cells = (self.cells[0], engine.turn // stride)
+        if engine.wrap_columns:
+            self.cells = (self.cells[0], engine.wrap_columns // stride)
         self.reach = model.img_size + model.patch_size
         width = model.pos_embed.shape[-1] + model.channel_embed.shape[-1]
         names = [f"embedding_{k}" for k in range(width)]
@@ -73,35 +73,35 @@ class EmbeddingProduct:
         }
 
     def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into units: whole results."""
+        """Base-scale (rows, cols) to be divided into blocks: whole results."""
         return self.cells[0] * self.stride, self.cells[1] * self.stride
 
-    def tiles_of(self, unit: Block) -> np.ndarray:
+    def tiles_of(self, block: Block) -> np.ndarray:
         """(n, 2) origins of the tiles with a patch among the unit's results, for every shift of the patches."""
         size, patch = self.engine.model.img_size, self.engine.model.patch_size
         found = []
         for shift_y in range(0, patch, self.stride):
             rows = self.engine.lattice(self.ground, first=shift_y - self.lead)[0]
-            rows = rows[(rows + self.lead < unit.bottom) & (rows + self.lead + size > unit.top)]
+            rows = rows[(rows + self.lead < block.bottom) & (rows + self.lead + size > block.top)]
             for shift_x in range(0, patch, self.stride):
                 cols = self.engine.lattice(self.ground, first=shift_x - self.lead)[1]
-                cols = self.engine.cols_between(cols, unit.left - self.lead, unit.right - self.lead)
-                found.append(_product(rows, cols))
+                cols = self.engine.cols_between(cols, block.left - self.lead, block.right - self.lead)
+                found.append(origin_pairs(rows, cols))
         return np.concatenate(found)
 
     @torch.inference_mode()
-    def make(self, unit: Block, window: Window) -> Arrays:
-        """The unit's embeddings."""
+    def make(self, block: Block, window: Window) -> Arrays:
+        """The block's embeddings."""
         model, stride, device = self.engine.model, self.stride, self.engine.device
-        row, col = unit.top // stride, unit.left // stride
-        rows, cols = -(-unit.bottom // stride) - row, -(-unit.right // stride) - col
+        row, col = block.top // stride, block.left // stride
+        rows, cols = -(-block.bottom // stride) - row, -(-block.right // stride) - col
         side, step = model.img_size // model.patch_size, model.patch_size // stride
         taper = raised_cosine(side).to(device)
         taper = taper[:, None] * taper
         groups = model.num_groups if self.pool == "group" else 1
         bands = len(self.rasters["embeddings"].names) // groups
-        mosaics = [Mosaic(bands, rows, cols, device=device, spread=False) for _ in range(groups)]
-        for origins, tensors in self.engine.batches(self.tiles_of(unit), lambda o: window.sample(o, device)):
+        mosaics = [Mosaic(bands, rows, cols, device=device, with_std=False) for _ in range(groups)]
+        for origins, tensors in self.engine.batches(self.tiles_of(block), lambda o: window.sample(o, device)):
             with self.engine.meter.network(len(origins)), self.engine.autocast():
                 features, known = model.forward_tokens(tensors[0], tensors[1])
             if self.position_means is not None:

@@ -1,6 +1,6 @@
-"""What a trained model makes of one unit of ground: what all kinds of results share, and embeddings.
+"""What a trained model makes of one block of ground: what all kinds of results share, and embeddings.
 
-A maker says which rasters it writes and computes one unit of them at a time from tiles that it asks for. It knows
+A product says which rasters it writes and computes one block of them at a time from tiles that it asks for. It knows
 nothing of files: tiles come from a callable, pixels go out as arrays.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from util.geotiff.raster_spec import RasterSpec
 from util.hardware.device import peak_memory_bytes
-from util.mosaics.mosaic import Block, tile_origins
+from util.mosaics.mosaic import Block, origin_pairs, tile_origins, tile_stride
 
 Arrays = dict[str, tuple[RasterSpec, np.ndarray, int, int]]
 """Name of a raster -> (raster, (B, rows, cols) pixels, first row, first column)."""
@@ -172,7 +172,7 @@ class Engine:
         batch_size: most tiles in a batch.
         overlap: share of a tile that the next one repeats.
         meter: counts tiles and time.
-        turn: base-scale columns after which the ground repeats, round a body; 0 = never.
+        wrap_columns: base-scale columns after which the ground repeats, around a planet; 0 = never.
     """
 
     model: Any
@@ -181,13 +181,12 @@ class Engine:
     batch_size: int
     overlap: float
     meter: Meter
-    turn: int = 0
+    wrap_columns: int = 0
 
     @property
     def tile_stride(self) -> int:
-        """Distance between tiles, base-scale pixels: whole patches."""
-        patch, size = self.model.patch_size, self.model.img_size
-        return min(size, max(patch, round(size * (1 - self.overlap) / patch) * patch))
+        """Distance between tiles, base-scale pixels."""
+        return tile_stride(self.model.img_size, patch=self.model.patch_size, overlap=self.overlap)
 
     def batches(self, origins: np.ndarray, sample_of: SampleOf) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
         """Yields tiles that hold a valid pixel, batch by batch: origins, and [imgs, valid, *imgs_up, *valid_up]."""
@@ -200,52 +199,49 @@ class Engine:
                 yield part[useful.cpu().numpy()], kept
 
     def lattice(self, ground: Ground, *, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Origins of tiles in rows and in columns that cover the ground from `first` on; columns of one turn."""
+        """Rows and columns of tile origins that cover the ground from `first` on; around a planet, each column once."""
         arguments = {"tile": self.model.img_size, "stride": self.tile_stride, "align": self.model.patch_size}
         rows = tile_origins(ground.rows, **arguments, first=first)
-        if self.turn:
-            return rows, np.arange(first, first + self.turn, self.tile_stride, dtype=np.int64)
+        if self.wrap_columns:
+            return rows, np.arange(first, first + self.wrap_columns, self.tile_stride, dtype=np.int64)
         return rows, tile_origins(ground.cols, **arguments, first=first)
 
     def cols_between(self, cols: np.ndarray, left: int, right: int) -> np.ndarray:
-        """Columns of tiles that reach into [left, right), increasing; round a body, each as often as it comes by."""
+        """Columns of tiles that reach into [left, right), increasing; around a planet, once for each wrap."""
         size = self.model.img_size
-        if self.turn:
-            turns = np.arange((left - size - cols.max()) // self.turn, (right - cols.min()) // self.turn + 1)
-            cols = np.sort((cols + turns[:, None] * self.turn).ravel())
+        if self.wrap_columns:
+            period = self.wrap_columns
+            wraps = np.arange((left - size - cols.max()) // period, (right - cols.min()) // period + 1)
+            cols = np.sort((cols + wraps[:, None] * period).ravel())
         return cols[(cols < right) & (cols + size > left)]
 
     def places(self, origins: np.ndarray) -> np.ndarray:
-        """(N, 2) origins that name the same tiles wherever they were met: columns within one turn."""
-        return np.stack([origins[:, 0], origins[:, 1] % self.turn], axis=1) if self.turn else origins
+        """(N, 2) origins with columns wrapped, so that a tile has the same origin in every block."""
+        return np.stack([origins[:, 0], origins[:, 1] % self.wrap_columns], axis=1) if self.wrap_columns else origins
 
-    def tiles_of(self, unit: Block, ground: Ground) -> np.ndarray:
-        """(n, 2) origins of the tiles that share ground with a unit, row by row."""
+    def tiles_of(self, block: Block, ground: Ground) -> np.ndarray:
+        """(n, 2) origins of the tiles that share ground with a block, row by row."""
         rows, cols = self.lattice(ground)
         size = self.model.img_size
-        rows = rows[(rows < unit.bottom) & (rows + size > unit.top)]
-        return _product(rows, self.cols_between(cols, unit.left, unit.right))
-
-
-def _product(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+        rows = rows[(rows < block.bottom) & (rows + size > block.top)]
+        return origin_pairs(rows, self.cols_between(cols, block.left, block.right))
 
 
 class Product(Protocol):
     """What the programs' loop works with."""
 
     rasters: dict[str, RasterSpec]
-    reach: int  # base-scale pixels around a unit that must be read
+    reach: int  # base-scale pixels around a block that must be read
 
     def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into units."""
+        """Base-scale (rows, cols) to be divided into blocks."""
 
-    def make(self, unit: Block, window: Window) -> Arrays:
-        """The pixels of one unit."""
+    def make(self, block: Block, window: Window) -> Arrays:
+        """The pixels of one block."""
 
 
 class Window(Protocol):
-    """Ground that was read: a unit and what lies around it."""
+    """Ground that was read: a block and what lies around it."""
 
     def sample(self, origins: np.ndarray, device: torch.device) -> Any:
         """Tiles at (N, 2) base-scale origins."""

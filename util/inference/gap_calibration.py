@@ -109,7 +109,7 @@ def fit_gap_model(tried: Sequence[TrialGap]) -> GapModel:
     """Finds how much of a model's detail to add, and how large errors are, on gaps whose values are known.
 
     Returns:
-        The filling. The share is the least-squares one over gaps of equal weight, held within 0..1; the power of the
+        The gap_model. The share is the least-squares one over gaps of equal weight, held within 0..1; the power of the
         roughness is the one with which errors of some gaps are most likely (normal) given the others.
 
     Raises:
@@ -164,9 +164,9 @@ def _unlikeliness(tables: Sequence[np.ndarray], power: float) -> float:
     """Mean over gaps of the negative log likelihood of their errors, expected from other gaps."""
     found = []
     for fold in range(FOLDS):
-        filling = _fit([table for k, table in enumerate(tables) if k % FOLDS != fold], power)
+        gap_model = _fit([table for k, table in enumerate(tables) if k % FOLDS != fold], power)
         for spline, detail, truth, distance, rough in tables[fold::FOLDS]:
-            errors = truth - spline - filling.share * detail
-            sigma = np.maximum(filling.expected(distance, rough), 1e-9 * max(filling.errors[-1], 1e-20))
+            errors = truth - spline - gap_model.share * detail
+            sigma = np.maximum(gap_model.expected(distance, rough), 1e-9 * max(gap_model.errors[-1], 1e-20))
             found.append(np.mean(np.log(sigma) + np.square(errors / sigma) / 2))
     return float(np.mean(found))

@@ -49,15 +49,15 @@ class NativeLayer:
     offset_yx: tuple[float, float]
     scale: int = 1
 
-    def window(self, unit: Block) -> tuple[int, int, int, int]:
-        """(row, col, rows, cols) of the pixels whose centres lie in a unit; they may lie outside of the layer."""
+    def window(self, block: Block) -> tuple[int, int, int, int]:
+        """(row, col, rows, cols) of the pixels whose centres lie in a block; they may lie outside of the layer."""
         first = [
             math.ceil(round(offset + ratio * edge - 0.5, 6))
-            for offset, ratio, edge in zip(self.offset_yx, self.ratio_yx, (unit.top, unit.left), strict=True)
+            for offset, ratio, edge in zip(self.offset_yx, self.ratio_yx, (block.top, block.left), strict=True)
         ]
         last = [
             math.ceil(round(offset + ratio * edge - 0.5, 6))
-            for offset, ratio, edge in zip(self.offset_yx, self.ratio_yx, (unit.bottom, unit.right), strict=True)
+            for offset, ratio, edge in zip(self.offset_yx, self.ratio_yx, (block.bottom, block.right), strict=True)
         ]
         return first[0], first[1], last[0] - first[0], last[1] - first[1]
 
@@ -78,7 +78,7 @@ class GapFillingProduct:
         tags: facts to write along.
 
     Attributes:
-        fillings: how each channel's gaps are filled; from `calibrate`.
+        gap_models: how each channel's gaps are filled; from `calibrate`.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class GapFillingProduct:
         self.engine, self.ground, self.layers, self.views, self.max_gap = engine, ground, layers, views, max_gap
         self.margin = math.ceil(max_gap / ground.base) + RING + 1
         self.reach = self.margin + engine.model.img_size
-        self.fillings: dict[int, GapModel] = {}
+        self.gap_models: dict[int, GapModel] = {}
         self.rasters = {
             f"gapfill_{layer.values.file}": RasterSpec(
                 crs=ground.crs,
@@ -127,13 +127,13 @@ class GapFillingProduct:
         }
 
     def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into units."""
+        """Base-scale (rows, cols) to be divided into blocks."""
         return self.ground.rows, self.ground.cols
 
     @torch.inference_mode()
-    def make(self, unit: Block, window: Window) -> Arrays:
-        """The unit's layers with their gaps filled, and the uncertainty of what was filled."""
-        grown = unit.grown(self.margin)
+    def make(self, block: Block, window: Window) -> Arrays:
+        """The block's layers with their gaps filled, and the uncertainty of what was filled."""
+        grown = block.grown(self.margin)
         values, fills, marks = [], [], np.zeros((grown.bottom - grown.top, grown.right - grown.left), dtype=bool)
         for layer in self.layers:
             native = layer.window(grown)
@@ -155,7 +155,7 @@ class GapFillingProduct:
             name = f"gapfill_{layer.values.file}"
             native = layer.window(grown)
             bands = self._fill(layer, value, fill, predicted, grown)
-            core = layer.window(unit)
+            core = layer.window(block)
             top, left = max(core[0], 0), max(core[1], 0)
             bottom, right = min(core[0] + core[2], layer.rows), min(core[1] + core[3], layer.cols)
             if bottom > top and right > left:
@@ -187,7 +187,7 @@ class GapFillingProduct:
         )
         found: dict[tuple[int, int], Any] = {}
         for s, numbers in wanted.items():
-            mean, spread = mosaics[s].mean, mosaics[s].spread
+            mean, spread = mosaics[s].mean, mosaics[s].std
             found |= {(s, c): (mean[k], spread[k]) for k, c in enumerate(numbers)}
         return found
 
@@ -208,11 +208,11 @@ class GapFillingProduct:
         known = np.isfinite(value)
         filled, uncertainty = value.copy(), np.where(known, 0.0, np.nan).astype(np.float32)
         if fill.any() and predicted:
-            filling = self.fillings[layer.channel]
+            gap_model = self.gap_models[layer.channel]
             spline, detail = self._details(layer, value, fill, predicted, grown)
             done = np.isfinite(spline)
-            filled[done] = (spline + filling.share * detail)[done]
-            uncertainty[done] = filling.uncertainty(known, self._roughness(layer, value))[done]
+            filled[done] = (spline + gap_model.share * detail)[done]
+            uncertainty[done] = gap_model.uncertainty(known, self._roughness(layer, value))[done]
         return np.stack([filled, uncertainty])
 
     def _roughness(self, layer: NativeLayer, value: np.ndarray) -> np.ndarray:
@@ -227,12 +227,12 @@ class GapFillingProduct:
         Squares of three sizes up to `max_gap` are taken out of the middle of tiles.
 
         Args:
-            windows: reads the ground of a unit.
+            windows: reads the ground of a block.
             tiles: (n, 2) origins of tiles to choose from, in the order of choice.
             count: gaps for each layer, at most.
 
         Returns:
-            By channel, what `fillings` is to be set to.
+            By channel, what `gap_models` is to be set to.
 
         Raises:
             ValueError: no gap could be made in a layer.
@@ -242,16 +242,16 @@ class GapFillingProduct:
         for layer in self.layers:
             collected: list[TrialGap] = []
             for top, left in tiles.tolist():
-                unit = Block(0, 0, top, left, top + size, left + size)
-                window = windows(unit.grown(self.reach))
-                native = layer.window(unit)
+                block = Block(0, 0, top, left, top + size, left + size)
+                window = windows(block.grown(self.reach))
+                native = layer.window(block)
                 edge = self.max_gap * (0.3, 0.6, 0.9)[len(collected) % 3]
                 gap = _middle(native, edge / layer.resolution_y, edge / layer.resolution_x)
                 truth = window.read(layer.channel, *native)
                 around = ndimage.binary_dilation(gap, structure=np.ones((3, 3)), iterations=RING)
                 if not np.isfinite(truth[around]).all():
                     continue
-                collected.append(self._try_gap(layer, unit, window.without(layer.channel, native, gap), truth, gap))
+                collected.append(self._try_gap(layer, block, window.without(layer.channel, native, gap), truth, gap))
                 if len(collected) == count:
                     break
             try:
@@ -260,18 +260,18 @@ class GapFillingProduct:
                 raise ValueError(f"layer '{layer.values.name}': {error}; lower --max_gap") from error
         return found
 
-    def _try_gap(self, layer: NativeLayer, unit: Block, window: Any, truth: np.ndarray, gap: np.ndarray) -> TrialGap:
+    def _try_gap(self, layer: NativeLayer, block: Block, window: Any, truth: np.ndarray, gap: np.ndarray) -> TrialGap:
         """What is said of one artificial gap, and the truth."""
-        native = layer.window(unit)
-        marks = np.zeros((unit.bottom - unit.top, unit.right - unit.left), dtype=bool)
+        native = layer.window(block)
+        marks = np.zeros((block.bottom - block.top, block.right - block.left), dtype=bool)
         rows, cols = np.nonzero(gap)
         marks[
-            np.floor(layer.base_place(native[0], native[2], 0)[rows]).astype(int) - unit.top,
-            np.floor(layer.base_place(native[1], native[3], 1)[cols]).astype(int) - unit.left,
+            np.floor(layer.base_place(native[0], native[2], 0)[rows]).astype(int) - block.top,
+            np.floor(layer.base_place(native[1], native[3], 1)[cols]).astype(int) - block.left,
         ] = True
-        predicted = self._predict(unit, marks, window)
+        predicted = self._predict(block, marks, window)
         value = np.where(gap, np.nan, truth)
-        spline, detail = self._details(layer, value, gap, predicted, unit)
+        spline, detail = self._details(layer, value, gap, predicted, block)
         return TrialGap(spline, detail, truth, gap, self._roughness(layer, value))
 
 

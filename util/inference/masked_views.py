@@ -94,19 +94,19 @@ def predict_views(
 def mosaic_views(
     engine: Engine,
     views: MaskedViews,
-    unit: Block,
+    block: Block,
     tiles: np.ndarray,
     sample_of: SampleOf,
     wanted: Mapping[int, Sequence[int]],
     *,
     observe: Mapping[int, Sequence[int]] | None = None,
 ) -> tuple[dict[int, Mosaic], dict[int, Mosaic]]:
-    """Blends what masked views of overlapping tiles say about a unit.
+    """Blends what masked views of overlapping tiles say about a block.
 
     Args:
         engine: the network.
         views: how tiles are shown.
-        unit: what to cover.
+        block: what to cover.
         tiles: (n, 2) origins of the tiles.
         sample_of: gives the tiles.
         wanted: for each scale, the channels wanted; the network is not run if there are none.
@@ -117,9 +117,9 @@ def mosaic_views(
     """
     model, device = engine.model, engine.device
     observe = observe or {}
-    rows, cols = unit.bottom - unit.top, unit.right - unit.left
+    rows, cols = block.bottom - block.top, block.right - block.left
     predicted = {s: Mosaic(len(c), rows * s, cols * s, device=device) for s, c in wanted.items()}
-    observed = {s: Mosaic(len(c), rows * s, cols * s, device=device, spread=False) for s, c in observe.items()}
+    observed = {s: Mosaic(len(c), rows * s, cols * s, device=device, with_std=False) for s, c in observe.items()}
     tapers = {s: raised_cosine(model.img_size * s).to(device) for s in wanted}
     scales = list(model.scales)
     for origins, tensors in engine.batches(tiles, sample_of):
@@ -129,7 +129,7 @@ def mosaic_views(
                 image = tensors[0] if level == 0 else tensors[1 + level]
                 ok = tensors[1] if level == 0 else tensors[len(scales) + level]
                 channels = list(observe[s])
-                place = {"row": int(top - unit.top) * s, "col": int(left - unit.left) * s}
+                place = {"row": int(top - block.top) * s, "col": int(left - block.left) * s}
                 mosaic.add(image[n, channels], ok[n, channels].float(), **place)
         views_of_them = predict_views(engine, views, origins, tensors, wanted) if wanted else ()
         for numbers, moments in views_of_them:
@@ -141,7 +141,7 @@ def mosaic_views(
                         moments[s].mean[k],
                         moments[s].weight[k] * taper,
                         squares=moments[s].squares[k] * taper,
-                        row=int(top - unit.top) * s,
-                        col=int(left - unit.left) * s,
+                        row=int(top - block.top) * s,
+                        col=int(left - block.left) * s,
                     )
     return predicted, observed

@@ -15,7 +15,7 @@ from util.geotiff.raster_spec import RasterSpec
 from util.inference.engine import Arrays, Engine, Ground, Window
 from util.inference.finetuned_task import Task, stored_classes
 from util.mosaics.dense_prediction import DensePrediction, Forward, viewed
-from util.mosaics.mosaic import Block
+from util.mosaics.mosaic import Block, origin_pairs
 
 
 def entropy(shares: np.ndarray) -> np.ndarray:
@@ -72,10 +72,10 @@ class ClassResults:
 
     def arrays(self, mean: np.ndarray, spread: np.ndarray | None, row: int, col: int) -> Arrays:
         """Where shares are known, the code of the largest; the first of equals, as in scoring."""
-        info = self.rasters["prediction_classes"]
+        spec = self.rasters["prediction_classes"]
         known = np.isfinite(mean).all(axis=0)
-        codes = np.where(known, self._codes[np.where(known, mean, 0.0).argmax(axis=0)], info.nodata)
-        found = (codes.astype(info.dtype)[None], mean, entropy(mean)[None])
+        codes = np.where(known, self._codes[np.where(known, mean, 0.0).argmax(axis=0)], spec.nodata)
+        found = (codes.astype(spec.dtype)[None], mean, entropy(mean)[None])
         return {name: (self.rasters[name], part, row, col) for name, part in zip(self.rasters, found, strict=True)}
 
 
@@ -179,17 +179,17 @@ class PixelPredictionProduct:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into units."""
+        """Base-scale (rows, cols) to be divided into blocks."""
         return self.ground.rows, self.ground.cols
 
-    def make(self, unit: Block, window: Window) -> Arrays:
-        """The unit's predictions."""
-        wants_spread = self.task.kind == "regression"
+    def make(self, block: Block, window: Window) -> Arrays:
+        """The block's predictions."""
+        with_std = self.task.kind == "regression"
         mosaic = self._prediction.mosaic(
-            unit, self.extent(), lambda origins: window.sample(origins, self._device), spread=wants_spread
+            block, self.extent(), lambda origins: window.sample(origins, self._device), with_std=with_std
         )
         s = self.task.scale
-        return self._results.arrays(mosaic.mean, mosaic.spread if wants_spread else None, unit.top * s, unit.left * s)
+        return self._results.arrays(mosaic.mean, mosaic.std if with_std else None, block.top * s, block.left * s)
 
 
 class WindowPredictionProduct:
@@ -231,20 +231,20 @@ class WindowPredictionProduct:
         self.rasters = self._results.rasters
 
     def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into units: whole cells."""
+        """Base-scale (rows, cols) to be divided into blocks: whole cells."""
         return self._cells[0] * self.stride, self._cells[1] * self.stride
 
     @torch.inference_mode()
-    def make(self, unit: Block, window: Window) -> Arrays:
-        """The predictions of the cells that begin in the unit."""
+    def make(self, block: Block, window: Window) -> Arrays:
+        """The predictions of the cells that begin in the block."""
         d, device = self.stride, self.engine.device
         rows, cols = (
             np.arange(math.ceil(first / d), math.ceil(end / d))
-            for first, end in ((unit.top, unit.bottom), (unit.left, unit.right))
+            for first, end in ((block.top, block.bottom), (block.left, block.right))
         )
         if not len(rows) or not len(cols):
             return {}
-        cells = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+        cells = origin_pairs(rows, cols)
         found = np.full((len(cells), self.task.outputs), np.nan, dtype=np.float32)
         inside = slice(self._lead, self._lead + d)
         for first in range(0, len(cells), self.engine.batch_size):

@@ -40,12 +40,12 @@ _STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
 
 
 def embedding_quicklooks(
-    info: RasterSpec, parts: Sequence[Part], into: Parts, *, clusters: int, seed: int
+    spec: RasterSpec, parts: Sequence[Part], into: Parts, *, clusters: int, seed: int
 ) -> dict[str, RasterSpec]:
     """Makes colours out of principal components and, if asked, classes.
 
     Args:
-        info: the embeddings.
+        spec: the embeddings.
         parts: their parts.
         into: gets the parts of what is made.
         clusters: number of classes, 0 = none.
@@ -59,26 +59,26 @@ def embedding_quicklooks(
     """
     if not parts:
         raise ValueError("no place has an embedding: no layer has a valid pixel here; check the layers and --aoi")
-    vectors = _sample(info, parts)
+    vectors = _sample(spec, parts)
     components = fit_components(vectors, CLUSTER_COMPONENTS if clusters else 3)
     places = components.project(vectors.T)
     low, high = np.percentile(places[:3], (2, 98), axis=1)
     share = ", ".join(f"{100 * x:.1f} %" for x in components.share[:3])
     logger.info("three components explain %s of the variance", share)
     picture = replace(
-        info,
+        spec,
         dtype="uint8",
         nodata=0,
         names=("component_1", "component_2", "component_3"),
         units=("",) * 3,
-        tags={**info.tags, "variance_explained": share, "scaled": "2 to 98 % of each component as 1 to 255"},
+        tags={**spec.tags, "variance_explained": share, "scaled": "2 to 98 % of each component as 1 to 255"},
         is_picture=True,
     )
     rasters = {"embeddings_pca": picture}
     if clusters:
         centres = fit_clusters(places.T, clusters, seed=seed)
         classes = {k: (f"class {k}", colour) for k, colour in enumerate(class_colours(len(centres)), start=1)}
-        classed = replace(info, dtype="uint8", nodata=0, names=("class",), units=("",), classes=classes)
+        classed = replace(spec, dtype="uint8", nodata=0, names=("class",), units=("",), classes=classes)
         rasters["embeddings_clusters"] = classed
     into.open({"of": "embeddings"}, resume=False)
     for number, (path, row, col, _, _) in enumerate(parts):
@@ -90,71 +90,71 @@ def embedding_quicklooks(
     return rasters
 
 
-def _sample(info: RasterSpec, parts: Sequence[Part]) -> np.ndarray:
+def _sample(spec: RasterSpec, parts: Sequence[Part]) -> np.ndarray:
     """(n, B) complete vectors, as many from each part."""
     sample = []
     for path, *_ in parts:
-        flat = read_part(path).reshape(len(info.names), -1).T
+        flat = read_part(path).reshape(len(spec.names), -1).T
         flat = flat[np.isfinite(flat).all(axis=1)]
         most = -(-SAMPLE_PLACES // len(parts))
         sample.append(flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)])
     return np.concatenate(sample)
 
 
-def draw_raster(path: Path, info: RasterSpec, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
+def draw_raster(path: Path, spec: RasterSpec, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
     """Draws a raster as PNG beside it; returns the picture's path.
 
     Args:
         path: the raster.
-        info: what it is.
+        spec: what it is.
         length_unit: of lengths on its ground.
         unit_length: that many of them in a CRS unit of x.
         where: where on the map that holds, if not everywhere.
     """
-    info, bands = _shown(path, info)
+    spec, bands = _shown(path, spec)
     pixels, width = read_reduced(path, bands=bands, most=PICTURE_PIXELS)
-    if info.is_picture:
+    if spec.is_picture:
         panels = [Panel("three principal components", pixels, style="colours")]
-    elif info.classes is not None:
+    elif spec.classes is not None:
         occurring = set(np.unique(pixels[0][np.isfinite(pixels[0])]).astype(int).tolist())
-        classes = {code: look for code, look in info.classes.items() if code in occurring} or dict(info.classes)
-        panels = [Panel(f"{len(classes)} of {len(info.classes)} classes", pixels[0], classes=classes)]
+        classes = {code: look for code, look in spec.classes.items() if code in occurring} or dict(spec.classes)
+        panels = [Panel(f"{len(classes)} of {len(spec.classes)} classes", pixels[0], classes=classes)]
     else:
-        panels = panels_of(info, pixels)
-    title = "\n".join([path.stem, *_remarks(info, width=TITLE_WIDTH * min(len(panels), 2))])
+        panels = panels_of(spec, pixels)
+    title = "\n".join([path.stem, *_remarks(spec, width=TITLE_WIDTH * min(len(panels), 2))])
     size = width * unit_length
     figure = map_figure(panels, pixel_size=size, length_unit=length_unit, title=title, where=where)
     save_figure(path.with_suffix(".png"), figure)
     return path.with_suffix(".png")
 
 
-def _remarks(info: RasterSpec, *, width: int) -> list[str]:
+def _remarks(spec: RasterSpec, *, width: int) -> list[str]:
     """What must not be lost when a picture is passed on: how good a prediction is, and that a score is inflated."""
-    return [line for key in ("score", "warning") for line in textwrap.wrap(info.tags.get(key, ""), width)]
+    return [line for key in ("score", "warning") for line in textwrap.wrap(spec.tags.get(key, ""), width)]
 
 
-def _shown(path: Path, info: RasterSpec) -> tuple[RasterSpec, list[int]]:
+def _shown(path: Path, spec: RasterSpec) -> tuple[RasterSpec, list[int]]:
     """What a picture has room for: of many shares the bands with the largest, in their order, from 1."""
-    bands = list(range(1, len(info.names) + 1))
-    if info.limits is None or len(bands) <= MOST_SHARES:
-        return info, bands
+    bands = list(range(1, len(spec.names) + 1))
+    if spec.limits is None or len(bands) <= MOST_SHARES:
+        return spec, bands
     rough = read_reduced(path, bands=bands, most=ROUGH_PIXELS)[0]
     largest = np.sort(np.argsort(-np.nanmean(rough, axis=(1, 2)))[:MOST_SHARES])
-    names, units = ([texts[k] for k in largest] for texts in (info.names, info.units))
-    return replace(info, names=tuple(names), units=tuple(units)), [bands[k] for k in largest]
+    names, units = ([texts[k] for k in largest] for texts in (spec.names, spec.units))
+    return replace(spec, names=tuple(names), units=tuple(units)), [bands[k] for k in largest]
 
 
-def panels_of(info: RasterSpec, pixels: np.ndarray) -> list[Panel]:
+def panels_of(spec: RasterSpec, pixels: np.ndarray) -> list[Panel]:
     """A panel for each band; fields of one unit in the same colours, with what was observed where that is told."""
-    if info.limits is not None:
-        bounded = zip(info.names, info.units, pixels, strict=True)
-        return [Panel(name, image, unit, limits=info.limits) for name, unit, image in bounded]
-    kinds = [name.rsplit(" ", 1)[-1] for name in info.names]
-    bands = list(zip(kinds, info.names, info.units, pixels, strict=True))
+    if spec.limits is not None:
+        bounded = zip(spec.names, spec.units, pixels, strict=True)
+        return [Panel(name, image, unit, limits=spec.limits) for name, unit, image in bounded]
+    kinds = [name.rsplit(" ", 1)[-1] for name in spec.names]
+    bands = list(zip(kinds, spec.names, spec.units, pixels, strict=True))
     if "reconstruction" in kinds and "error" in kinds:
         observed = pixels[kinds.index("reconstruction")] + pixels[kinds.index("error")]
-        name = info.names[0].removesuffix("reconstruction") + "observed"
-        bands.insert(0, ("observed", name, info.units[0], observed))
+        name = spec.names[0].removesuffix("reconstruction") + "observed"
+        bands.insert(0, ("observed", name, spec.units[0], observed))
     panels = []
     for kind, name, unit, image in bands:
         if kind == "uncertainty":  # zero where measured: what was filled stands out

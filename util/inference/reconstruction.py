@@ -70,19 +70,19 @@ class ReconstructionProduct:
         )
 
     def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into units."""
+        """Base-scale (rows, cols) to be divided into blocks."""
         return self.ground.rows, self.ground.cols
 
     @torch.inference_mode()
-    def make(self, unit: Block, window: Window) -> Arrays:
-        """The unit's predictions, their spread over views and tiles and, of reconstructions, observed minus them."""
-        tiles = self.engine.tiles_of(unit, self.ground)
+    def make(self, block: Block, window: Window) -> Arrays:
+        """The block's predictions, their spread over views and tiles and, of reconstructions, observed minus them."""
+        tiles = self.engine.tiles_of(block, self.ground)
         of_layer = self.engine.model.layers
         channels = {s: [k for c in numbers for k in of_layer[c].channels] for s, numbers in self.wanted.items()}
         predicted, observed = mosaic_views(
             self.engine,
             self.views,
-            unit,
+            block,
             tiles,
             lambda o: window.sample(o, self.engine.device),
             channels,
@@ -90,12 +90,12 @@ class ReconstructionProduct:
         )
         arrays: Arrays = {}
         for s, numbers in self.wanted.items():
-            mean, spread, seen = predicted[s].mean, predicted[s].spread, observed[s].mean
+            mean, spread, seen = predicted[s].mean, predicted[s].std, observed[s].mean
             first = 0
             for c in numbers:
                 part = slice(first, first + of_layer[c].count)
                 first = part.stop
                 bands = self.layers[c].bands(mean[part], spread[part], seen[part])
                 name = self._names[s, c]
-                arrays[name] = (self.rasters[name], bands, unit.top * s, unit.left * s)
+                arrays[name] = (self.rasters[name], bands, block.top * s, block.left * s)
         return arrays

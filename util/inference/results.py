@@ -74,22 +74,22 @@ def finish(
         OSError: a file cannot be written.
     """
     derived = Parts(parts.folder / "derived")
-    whole = {name: (info, parts) for name, info in rasters.items()}
+    whole = {name: (spec, parts) for name, spec in rasters.items()}
     if "embeddings" in rasters:
         looks = embedding_quicklooks(
             rasters["embeddings"], parts.of("embeddings"), derived, clusters=clusters, seed=seed
         )
-        whole |= {name: (info, derived) for name, info in looks.items()}
-    for name, (info, waiting) in whole.items():
+        whole |= {name: (spec, derived) for name, spec in looks.items()}
+    for name, (spec, waiting) in whole.items():
         path = output_dir / f"{name}.tif"
         found = waiting.of(name)
         if not found:
             raise ValueError(f"{path}: no valid pixel in it, so it is not written; check the layers and --aoi")
-        join(path, info, found, workspace=parts.folder)
+        join(path, spec, found, workspace=parts.folder)
         logger.info("raster   %s", path)
-    for name, (info, _) in whole.items():
+    for name, (spec, _) in whole.items():
         if name != "embeddings":
             lengths = {"length_unit": length_unit, "where": where}
-            picture = draw_raster(output_dir / f"{name}.tif", info, unit_length=unit_length, **lengths)
+            picture = draw_raster(output_dir / f"{name}.tif", spec, unit_length=unit_length, **lengths)
             logger.info("picture  %s", picture)
     parts.remove()

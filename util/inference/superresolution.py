@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 """(scale, number of a layer)."""
 
 MARGIN = 16
-"""Base-scale pixels around a unit that interpolation sees: what lies further away counts for less than 1e-8."""
+"""Base-scale pixels around a block that interpolation sees: what lies further away counts for less than 1e-8."""
 
 
 class ZoomableWindow(Protocol):
@@ -184,11 +184,11 @@ class SuperresolutionProduct:
         return f"superresolution_{self.layers[channel].file}_{scale}x"
 
     def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into units."""
+        """Base-scale (rows, cols) to be divided into blocks."""
         return self.ground.rows, self.ground.cols
 
     def _look(
-        self, unit: Block, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
+        self, block: Block, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
     ) -> tuple[dict[Pair, np.ndarray], dict[Pair, np.ndarray]]:
         """Predicted and observed images by (scale, layer), model units, NaN where unknown."""
         wanted, seen = ({s: [c for t, c in pairs if t == s] for s, _ in pairs} for pairs in (predict, observe))
@@ -196,7 +196,7 @@ class SuperresolutionProduct:
         mosaics = mosaic_views(
             self.engine,
             self.views,
-            unit,
+            block,
             tiles,
             lambda o: window.sample(o, self.engine.device),
             {s: [layers[c].first for c in cs] for s, cs in wanted.items()},
@@ -209,9 +209,9 @@ class SuperresolutionProduct:
         )
 
     @torch.inference_mode()
-    def make(self, unit: Block, window: ZoomableWindow) -> Arrays:
-        """The unit's finer grids; the network is run for those to which it adds something."""
-        grown = unit.grown(MARGIN)
+    def make(self, block: Block, window: ZoomableWindow) -> Arrays:
+        """The block's finer grids; the network is run for those to which it adds something."""
+        grown = block.grown(MARGIN)
         known = sorted({(step.known, step.channel) for step in self.steps})
         tiles = self.engine.tiles_of(grown, self.ground)
         _, observed = self._look(grown, window.zoomed(1), tiles, predict=(), observe=known)
@@ -225,15 +225,15 @@ class SuperresolutionProduct:
             bands = np.stack([inferred, interpolated])[:, core, core]
             bands = np.stack([self.layers[c].physical(band) for band in bands])
             name = self.name(c, s)
-            arrays[name] = (self.rasters[name], bands.astype(np.float32), unit.top * s, unit.left * s)
+            arrays[name] = (self.rasters[name], bands.astype(np.float32), block.top * s, block.left * s)
         return arrays
 
-    def _details(self, unit: Block, window: ZoomableWindow) -> dict[SuperresolutionStep, np.ndarray]:
+    def _details(self, block: Block, window: ZoomableWindow) -> dict[SuperresolutionStep, np.ndarray]:
         """The model's detail of the steps to which it adds something, model units, NaN where unknown."""
         useful = [step for step in self.steps if self.shares[step.channel, step.scale] > 0]
         found = {}
         for zoom in sorted({step.zoom for step in useful}):
-            fine, steps = unit.zoomed(zoom), [step for step in useful if step.zoom == zoom]
+            fine, steps = block.zoomed(zoom), [step for step in useful if step.zoom == zoom]
             pairs = sorted((step.scale // zoom, step.channel) for step in steps)
             tiles = self.engine.tiles_of(fine, self.ground.zoomed(zoom))
             predicted, _ = self._look(fine, window.zoomed(zoom), tiles, predict=pairs, observe=())
@@ -246,7 +246,7 @@ class SuperresolutionProduct:
         """Finds how much of the model's detail holds, by the same step up to the finest scale that is known.
 
         Args:
-            windows: reads the ground of a unit.
+            windows: reads the ground of a block.
             tiles: (n, 2) origins of tiles to look at.
 
         Returns:
@@ -258,9 +258,9 @@ class SuperresolutionProduct:
         pairs = sorted({(step.known, step.channel) for step in checked})
         sums = {step: np.zeros(2) for step in checked}
         for top, left in tiles.tolist() if checked else []:
-            unit = Block(0, 0, top, left, top + size, left + size)
+            block = Block(0, 0, top, left, top + size, left + size)
             predicted, observed = self._look(
-                unit, windows(unit.grown(size)), np.array([[top, left]]), predict=pairs, observe=pairs
+                block, windows(block.grown(size)), np.array([[top, left]]), predict=pairs, observe=pairs
             )
             for step in checked:
                 key = step.known, step.channel

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, raised_cosine, tile_origins
+from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, origin_pairs, raised_cosine, tile_origins, tile_stride
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """(N, C, H, W) values and validity -> (N, K, sH, sW): class shares, or values."""
@@ -44,45 +44,41 @@ class DensePrediction:
     batch_size: int
     device: torch.device
 
-    @property
-    def stride(self) -> int:
-        """Distance between tiles, base-scale pixels: whole patches."""
-        return min(self.size, max(self.patch, round(self.size * (1 - self.overlap) / self.patch) * self.patch))
+    def origins(self, block: Block, shape: tuple[int, int]) -> np.ndarray:
+        """(n, 2) origins of the tiles that share ground with a block, out of those that cover base-scale `shape`."""
+        stride = tile_stride(self.size, patch=self.patch, overlap=self.overlap)
+        lattices = [tile_origins(length, tile=self.size, stride=stride, align=self.patch) for length in shape]
+        rows = lattices[0][(lattices[0] < block.bottom) & (lattices[0] + self.size > block.top)]
+        cols = lattices[1][(lattices[1] < block.right) & (lattices[1] + self.size > block.left)]
+        return origin_pairs(rows, cols)
 
-    def origins(self, unit: Block, shape: tuple[int, int]) -> np.ndarray:
-        """(n, 2) origins of the tiles that share ground with a unit, out of those that cover base-scale `shape`."""
-        lattices = [tile_origins(length, tile=self.size, stride=self.stride, align=self.patch) for length in shape]
-        rows = lattices[0][(lattices[0] < unit.bottom) & (lattices[0] + self.size > unit.top)]
-        cols = lattices[1][(lattices[1] < unit.right) & (lattices[1] + self.size > unit.left)]
-        return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
-
-    def of(self, unit: Block, shape: tuple[int, int], sample_of: SampleOf) -> np.ndarray:
-        """Predicts a unit; arguments as of `mosaic`.
+    def of(self, block: Block, shape: tuple[int, int], sample_of: SampleOf) -> np.ndarray:
+        """Predicts a block; arguments as of `mosaic`.
 
         Returns:
             (K, rows * s, cols * s) float32, NaN where no layer has a valid pixel.
         """
-        return self.mosaic(unit, shape, sample_of).mean
+        return self.mosaic(block, shape, sample_of).mean
 
     @torch.inference_mode()
-    def mosaic(self, unit: Block, shape: tuple[int, int], sample_of: SampleOf, *, spread: bool = False) -> Mosaic:
-        """Predicts a unit.
+    def mosaic(self, block: Block, shape: tuple[int, int], sample_of: SampleOf, *, with_std: bool = False) -> Mosaic:
+        """Predicts a block.
 
         Args:
-            unit: the rectangle, base-scale pixels.
-            shape: (rows, cols) of the whole ground, base-scale pixels: tiles lie the same whatever the unit.
+            block: the rectangle, base-scale pixels.
+            shape: (rows, cols) of the whole ground, base-scale pixels: tiles lie the same whatever the block.
             sample_of: gives tiles.
-            spread: keep what the spread over tiles and views needs.
+            with_std: keep what the standard deviation over tiles and views needs.
 
         Returns:
             The blended outputs, nothing where no layer has a valid pixel.
         """
         s = self.scale
-        shape_out = ((unit.bottom - unit.top) * s, (unit.right - unit.left) * s)
-        mosaic = Mosaic(self.bands, *shape_out, device=self.device, spread=spread)
+        shape_out = ((block.bottom - block.top) * s, (block.right - block.left) * s)
+        mosaic = Mosaic(self.bands, *shape_out, device=self.device, with_std=with_std)
         taper = raised_cosine(self.size * s).to(self.device)
         taper = taper[:, None] * taper
-        origins = self.origins(unit, shape)
+        origins = self.origins(block, shape)
         for first in range(0, len(origins), self.batch_size):
             part = origins[first : first + self.batch_size]
             sample = sample_of(part)
@@ -93,7 +89,7 @@ class DensePrediction:
             outputs, squares = viewed(self.views, sample.imgs[useful], sample.valid[useful])
             weights = seen[useful].repeat_interleave(s, dim=1).repeat_interleave(s, dim=2) * taper
             for n, (row, col) in enumerate(part[useful.cpu().numpy()]):
-                place = {"row": (int(row) - unit.top) * s, "col": (int(col) - unit.left) * s}
+                place = {"row": (int(row) - block.top) * s, "col": (int(col) - block.left) * s}
                 mosaic.add(
                     outputs[n], weights[n], **place, squares=None if squares is None else squares[n] * weights[n]
                 )

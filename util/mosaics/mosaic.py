@@ -66,11 +66,11 @@ def blocks_of(rows: int, cols: int, *, edge: int) -> list[Block]:
     ]
 
 
-def blocks_of_rank(units: Sequence[Block], *, rank: int, count: int) -> list[Block]:
+def blocks_of_rank(blocks: Sequence[Block], *, rank: int, count: int) -> list[Block]:
     """The rectangles that one of `count` processes makes: those of neighbouring rows."""
-    rows = sorted({unit.row for unit in units})
+    rows = sorted({block.row for block in blocks})
     mine = set(np.array_split(np.array(rows), count)[rank].tolist())
-    return [unit for unit in units if unit.row in mine]
+    return [block for block in blocks if block.row in mine]
 
 
 def tile_origins(length: int, *, tile: int, stride: int, align: int, first: int = 0) -> np.ndarray:
@@ -96,6 +96,22 @@ def tile_origins(length: int, *, tile: int, stride: int, align: int, first: int 
     return np.append(regular, last)
 
 
+def tile_stride(tile: int, *, patch: int, overlap: float) -> int:
+    """Distance between tiles that repeat a fraction of each other, pixels: whole patches, at least one.
+
+    Args:
+        tile: tile edge, pixels.
+        patch: patch edge, pixels.
+        overlap: fraction of a tile that the next one repeats.
+    """
+    return min(tile, max(patch, round(tile * (1 - overlap) / patch) * patch))
+
+
+def origin_pairs(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+    """(R * C, 2) all pairs of a row and a column, row by row."""
+    return np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
 def raised_cosine(size: int) -> Tensor:
     """(size,) float32 weights of a tile's pixels, sin^2, highest in the middle and above zero at both ends.
 
@@ -106,7 +122,7 @@ def raised_cosine(size: int) -> Tensor:
 
 
 class WeightedMoments:
-    """Weighted mean and spread of values that come one after the other, pixel by pixel.
+    """Weighted mean and variance of values that come one after the other, pixel by pixel.
 
     Means and sums of squares are updated (West 1979), which keeps small spreads of large values.
 
@@ -137,14 +153,14 @@ class Mosaic:
         rows: rows of the window.
         cols: columns of the window.
         device: where it lives.
-        spread: keep what the spread needs.
+        with_std: keep what the standard deviation needs.
     """
 
-    def __init__(self, bands: int, rows: int, cols: int, *, device: torch.device, spread: bool = True) -> None:
+    def __init__(self, bands: int, rows: int, cols: int, *, device: torch.device, with_std: bool = True) -> None:
         self.rows, self.cols = rows, cols
         self._weight = torch.zeros((bands, rows, cols), device=device)
         self._mean = torch.zeros_like(self._weight)
-        self._squares = torch.zeros_like(self._weight) if spread else None
+        self._squares = torch.zeros_like(self._weight) if with_std else None
 
     def add(
         self,
@@ -191,7 +207,7 @@ class Mosaic:
         return torch.where(self._weight > 0, self._mean, torch.nan).cpu().numpy()
 
     @property
-    def spread(self) -> np.ndarray:
+    def std(self) -> np.ndarray:
         """(B, rows, cols) float32, weighted standard deviation of all that was merged; NaN where nothing was."""
         assert self._squares is not None
         variance = self._squares.clamp_min(0.0) / self._weight.clamp_min(1e-30)
