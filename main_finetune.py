@@ -41,7 +41,7 @@ from datasets.synthetic.sample_survey import default_survey
 from util.checkpoints import checkpoint_file, resume_state
 from util.checkpoints import run_checkpoints as ckpt
 from util.checkpoints.encoder_weights import EncoderWeights, load_encoder, read_encoder_weights
-from util.checkpoints.same_step import require_same_place
+from util.checkpoints.same_step import require_same_step
 from util.finetuning import evaluation
 from util.finetuning.compared_methods import Method, choose_folds, compared_methods, constant_prediction
 from util.finetuning.cost import baseline_costs, fit_costs
@@ -66,21 +66,18 @@ from util.options import finetune as options
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.signals import Stop
-from util.processes.terminal import progress, setup_logging
+from util.processes.terminal import progress_bar, setup_logging
 from util.records.clock import TrainingTimer
 from util.records.finetune_records import EVALUATION, METRICS, FinetuneFiles, flat_numbers
 from util.records.log import check_writable, plain
 from util.training.batch_size import choose_batch_size
 from util.training.engine import seed_step
-from util.training.lr_sched import Schedule
 from util.training.memory_forecast import base_bytes, forecast
+from util.training.setup import make_schedule
 from util.training.step_meter import StepMeter
 
 logger = logging.getLogger("main_finetune")
 
-VERSION = "0.1.0"
-DEFAULT_LR = 1e-3
-"""Peak rate when neither --lr nor --blr is given: right for the tiny model at 32 windows an update."""
 TREES = {"trees": "gradient_boosting", "forest": "random_forest"}
 
 
@@ -454,14 +451,15 @@ def begin_fit(job: FinetuneRun, arm: Method, fold: int | None) -> Fit:
     model = dist.wrap(network.to(device), device)
     batches = {"batch_size": args.batch_size, "accum_iter": args.accum_iter, "world_size": job.ranks.world_size}
     updates = updates_per_epoch(args.tiles_per_epoch, **batches)
-    schedule = Schedule(
+    schedule = make_schedule(
         tiles=args.tiles_per_epoch,
         updates=updates,
         epochs=args.epochs,
-        warmup_steps=round(args.warmup_epochs * updates),
-        peak_lr=args.lr or (args.blr * effective_batch(job) / 256 if args.blr else DEFAULT_LR),
-        min_lr=args.min_lr,
+        warmup_epochs=args.warmup_epochs,
         effective_batch=effective_batch(job),
+        lr=args.lr,
+        blr=args.blr,
+        min_lr=args.min_lr,
     )
     amp_dtype, needs_scaler = amp_policy(device, args.amp)
     updater = make_updater(
@@ -531,7 +529,7 @@ def resume_fit(job: FinetuneRun, fit: Fit) -> None:
     """
     folder = job.files.folder(fit.arm.name, fit.fold)
     found = dist.on_all(lambda: ckpt.find_resumable(folder) if job.args.resume else None)
-    require_same_place(None if found is None else found.state, f"{fit.name} in {folder}")
+    require_same_step(None if found is None else found.state, f"{fit.name} in {folder}")
     if found is not None:
         for path, reason in found.skipped:
             logger.warning("passed over %s: %s", path, reason)
@@ -570,7 +568,7 @@ def fit_epoch(job: FinetuneRun, fit: Fit, stop: Stop) -> dict[str, Any]:
         check_gradients=not fit.updater.scaler.is_enabled(),
     )
     zero, unused = torch.zeros((), device=device), torch.zeros(1, 1, device=device)
-    bar = progress(
+    bar = progress_bar(
         total=fit.schedule.updates,
         initial=place.update,
         desc=f"{fit.name} epoch {place.epoch}",
@@ -667,7 +665,7 @@ def save(job: FinetuneRun, fit: Fit, scores: dict[str, Any] | None) -> None:
         "statistics": job.opened.statistics,
         "encodings": job.opened.encodings,
         "options": vars(job.args),
-        "version": VERSION,
+        "version": checkpoint_file.VERSION,
         "base_resolution": survey.base_resolution,
         "held_out": job.held_out,
         "hidden": sorted(survey.hidden),

@@ -44,7 +44,7 @@ from util.options import inference as inference_options
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.signals import Stop
-from util.processes.terminal import progress, setup_logging
+from util.processes.terminal import progress_bar, setup_logging
 from util.records.log import check_writable
 
 logger = logging.getLogger("main_inference")
@@ -349,7 +349,7 @@ def compute(job: InferenceRun, stop: Stop) -> bool:
     def read(block: Block) -> Any:
         return read_unit(survey, block.grown(product.reach))
 
-    bar = progress(total=len(mine), desc=args.output, unit="square", enabled=ranks.is_main and not args.no_progress)
+    bar = progress_bar(total=len(mine), desc=args.output, unit="square", enabled=ranks.is_main and not args.no_progress)
     meter.restart()
     for block, window in prefetch(mine, read, workers=args.num_workers, ahead=1):
         arrays = {

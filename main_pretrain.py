@@ -37,6 +37,8 @@ from datasets.survey.tile_source import Reader, TileSource
 from datasets.synthetic.sample_survey import default_survey
 from util.checkpoints import resume_state
 from util.checkpoints import run_checkpoints as ckpt
+from util.checkpoints.checkpoint_file import VERSION
+from util.checkpoints.same_step import require_same_step
 from util.hardware.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, wait_for
 from util.metrics.skill import HeldOutEvaluator, ScoredBatch, ScoredLayer
 from util.options import common as options
@@ -45,7 +47,7 @@ from util.processes import fsdp
 from util.processes import torchrun_restarts as restarts
 from util.processes.program import RunFailed, run_program
 from util.processes.signals import Stop
-from util.processes.terminal import progress
+from util.processes.terminal import progress_bar
 from util.records.clock import TrainingTimer
 from util.records.log import check_writable
 from util.records.pretrain_records import LAST_PICTURE, LayerReportInfo, RunFiles, reconstruction_rows, score_lines
@@ -53,13 +55,11 @@ from util.training.batch_size import choose_batch_size, report_fit, report_measu
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
 from util.training.memory_forecast import Forecast, base_bytes, forecast, pretraining_step
+from util.training.setup import make_schedule
 from util.training.step_meter import StepMeter, WindowOfSteps
 
 logger = logging.getLogger("main_pretrain")
 
-VERSION = "0.1.0"
-DEFAULT_LR = 1e-3
-"""Peak rate when neither --lr nor --blr is given: right for the tiny model at 32 tiles an update."""
 MASKED_VIEWS = 64
 """Least number of masked views of held-out tiles that are scored (unless --val_tiles is smaller)."""
 VALIDATION_EPOCH = -1
@@ -243,14 +243,15 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     tiles = args.tiles_per_epoch or survey.training_tiles
     updates = updates_per_epoch(tiles, **batches)
     effective_batch = args.batch_size * args.accum_iter * ranks.world_size
-    schedule = Schedule(
+    schedule = make_schedule(
         tiles=tiles,
         updates=updates,
         epochs=args.epochs,
-        warmup_steps=round(args.warmup_epochs * updates),
-        peak_lr=args.lr or (args.blr * effective_batch / 256 if args.blr else DEFAULT_LR),
-        min_lr=args.min_lr,
+        warmup_epochs=args.warmup_epochs,
         effective_batch=effective_batch,
+        lr=args.lr,
+        blr=args.blr,
+        min_lr=args.min_lr,
     )
     updater = Updater(
         model,
@@ -337,7 +338,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
     """
     args, files, place = run.args, run.files, run.place
     state = dist.on_all(lambda: ckpt.find_checkpoint(args.resume, files.output_dir))
-    require_same_checkpoint(state, args.resume)
+    require_same_step(state, f"--resume {args.resume}")
     elsewhere = args.resume not in ("", "auto") and Path(args.resume).resolve().parent != files.output_dir.resolve()
     place.step = place.epoch * run.schedule.updates
     if state is not None:
@@ -347,7 +348,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         run.updater.scaler.load_state_dict(state["scaler"])
         resume_state.restore_rng_state(state["rng"], run.device)
         place.epoch, place.update, place.step = state["epoch"], state["update"], state["step"]
-        run.clock.take_up(state)
+        run.clock.resume(state)
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
     aside = files.open(resume_step=None if state is None or elsewhere else place.step)
     restarts.note_begun(files.output_dir)
@@ -360,23 +361,6 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
     files.describe({"options": vars(args), "environment": environment})
     if state is not None and not place.update and is_kept(args, place.epoch):
         dist.on_main_rank(lambda: files.keep_missing(epoch=place.epoch, step=place.step))
-
-
-def require_same_checkpoint(state: dict[str, Any] | None, resume: str) -> None:
-    """Refuses to start when the processes would go on from different places.
-
-    Raises:
-        ValueError: they found different checkpoints.
-    """
-    steps = dist.gather_objects(None if state is None else state["step"])
-    for rank, step in enumerate(steps):
-        if step != steps[0]:
-            first, other = ("none" if s is None else f"a checkpoint of step {s}" for s in (steps[0], step))
-            error = ValueError(
-                f"--resume {resume}: process 0 found {first}, process {rank} {other}; expected the same: --output_dir "
-                "must lie on a disk that all machines share"
-            )
-            raise dist.mark_shared(error)
 
 
 def is_kept(args: argparse.Namespace, epochs_done: int) -> bool:
@@ -502,7 +486,7 @@ def train_epoch(run: Run, stop: Stop) -> bool:
         device=device,
         check_gradients=not updater.scaler.is_enabled(),
     )
-    bar = progress(
+    bar = progress_bar(
         total=schedule.updates,
         initial=place.update,
         desc=f"epoch {place.epoch}",
@@ -767,7 +751,7 @@ def score(run: Run, evaluator: HeldOutEvaluator):
     """Scores held-out ground on all ranks; None if nothing is held out."""
     if not dist.any_rank(bool(evaluator.batches)):
         return None
-    show = partial(progress, desc="held-out", unit="batch", enabled=run.ranks.is_main and not run.args.no_progress)
+    show = partial(progress_bar, desc="held-out", unit="batch", enabled=run.ranks.is_main and not run.args.no_progress)
     weights = (run.args.base_loss_weight, run.args.scale_loss_weight)
     with whole_network(run) as network:
         return evaluator(partial(predict, run, network), loss_weights=weights, show=show)

@@ -18,7 +18,7 @@ from typing import IO, Any
 from study.outcomes import DONE
 from study.plan import Task
 from util.processes.signals import Stop
-from util.processes.terminal import progress
+from util.processes.terminal import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Pool:
         waiting = [task for task in tasks if task.name not in out.done]
         total = sum(estimate(task) for task in waiting)
         passed, drawn = 0.0, time.monotonic()
-        bar = progress(total=round(total) or None, desc="study", unit="s of work", enabled=self._show)
+        bar = progress_bar(total=round(total) or None, desc="study", unit="s of work", enabled=self._show)
         try:
             while waiting or self._running:
                 if stop.signal is not None:

@@ -22,7 +22,7 @@ from datasets.synthetic.sample_survey import write_sample_survey
 from tests import surveys
 from tests.rasters import write_grid
 from tests.small_main import SMALL
-from util.checkpoints.checkpoint_file import CHECKPOINT_KEYS
+from util.checkpoints.checkpoint_file import CHECKPOINT_KEYS, VERSION
 from util.processes import distributed as dist
 
 SCORED = {"gravity": ["1x", "2x"], "magnetics": ["1x", "2x", "4x"]}
@@ -135,7 +135,7 @@ def test_a_checkpoint_is_enough_to_rebuild_the_model(finished):
     assert (state["epoch"], state["update"]) == (2, 0)
     assert state["step"] == surveys.log(finished)[-1]["step"]
     assert [layer["name"] for layer in state["layers"]] == ["gravity", "magnetics"]
-    assert state["options"]["batch_size"] == 8 and state["version"] == main_pretrain.VERSION
+    assert state["options"]["batch_size"] == 8 and state["version"] == VERSION
     assert state["statistics"] == json.loads((finished / "statistics.json").read_text(encoding="utf-8"))
     config = json.loads(json.dumps(state["model_config"]))  # plain enough for JSON
     network = models.MaskedAutoencoderGroupChannelViT(**config)

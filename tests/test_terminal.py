@@ -73,14 +73,14 @@ class Terminal(io.StringIO):
 def test_the_bar_is_drawn_on_a_terminal_only(monkeypatch):
     for stream, enabled, drawn in ((Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)):
         monkeypatch.setattr(terminal.sys, "stderr", stream)
-        assert list(terminal.progress([1, 2, 3], desc="epoch 0", enabled=enabled)) == [1, 2, 3]
+        assert list(terminal.progress_bar([1, 2, 3], desc="epoch 0", enabled=enabled)) == [1, 2, 3]
         assert ("epoch 0" in stream.getvalue()) == drawn
 
 
 def test_a_message_stands_on_a_line_of_its_own_above_the_bar(monkeypatch, logging_restored):
     monkeypatch.setattr(terminal.sys, "stderr", Terminal())
     terminal.setup_logging(0)
-    with terminal.progress(total=10, initial=4, desc="epoch 0", unit="tile") as bar:
+    with terminal.progress_bar(total=10, initial=4, desc="epoch 0", unit="tile") as bar:
         bar.update(1)
         logging.getLogger("util").info("checkpoint written")
         assert bar.n == 5

@@ -18,6 +18,9 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+VERSION = "0.1.0"
+"""Version of the programs, stored in every checkpoint."""
+
 CHECKPOINT_KEYS = (
     "model",
     "optimizer",

@@ -8,11 +8,15 @@ from typing import Any
 from util.processes import distributed as dist
 
 
-def require_same_place(state: Mapping[str, Any] | None, name: str) -> None:
-    """Refuses to go on when processes found different checkpoints of a fit.
+def require_same_step(state: Mapping[str, Any] | None, name: str) -> None:
+    """Refuses to resume when processes found different checkpoints.
+
+    Args:
+        state: contents of the checkpoint that this process found, None if it found none.
+        name: beginning of the error message: what is resumed, or the flag that names it.
 
     Raises:
-        ValueError: naming the first process that differs.
+        ValueError: naming the first process that differs, in every process.
     """
     steps = dist.gather_objects(None if state is None else state["step"])
     for rank, step in enumerate(steps):

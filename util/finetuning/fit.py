@@ -220,4 +220,4 @@ def resume(fit: Fit, state: Mapping[str, Any]) -> None:
     fit.updater.scaler.load_state_dict(state["scaler"])
     place.epoch, place.update, place.step, place.seen = (state[key] for key in ("epoch", "update", "step", "seen"))
     place.best_epoch, place.best_score, place.best_model = best["epoch"], best["score"], best["model"]
-    fit.clock.take_up(state)
+    fit.clock.resume(state)

@@ -55,7 +55,7 @@ def setup_logging(rank: int = 0) -> None:
     logging.captureWarnings(True)
 
 
-def progress(
+def progress_bar(
     iterable: Iterable[T] | None = None,
     *,
     total: int | None = None,

@@ -58,7 +58,7 @@ class TrainingTimer:
         """What goes on in a run that is taken up."""
         return {"trained_s": self.trained_s, "trained_cpu_s": self.trained_cpu_s}
 
-    def take_up(self, state: Mapping[str, Any]) -> None:
+    def resume(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state`, or from a checkpoint that holds it; older ones have no CPU seconds."""
         self.trained_s = state.get("trained_s", 0.0)
         self.trained_cpu_s = state.get("trained_cpu_s", 0.0)
