@@ -195,8 +195,6 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> InferenceSurve
         stored_layers(state["layers"]),
         data_dir=args.data_dir,
         layers_table=args.train_path,
-        location=(),
-        spread=(),
         encodings=stored_encodings(state),
         input_size=state["model_config"]["img_size"],
         scales=scales,

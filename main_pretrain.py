@@ -24,13 +24,13 @@ import torch
 from timm.optim import param_groups_weight_decay
 
 import models_mae_group_channels as models
+from datasets.layers.layer_statistics import save_statistics
 from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoch
 from datasets.loading.prefetch import prefetch, read_ahead
 from datasets.loading.token_masks import Masks, dropped_layers, mask_fractions
 from datasets.scenes.scenes import Scenes, open_scenes, open_test_scenes
 from datasets.survey.pyramid import Pyramid, Sample
 from datasets.survey.pyramid_cache import choose_reader, to_sample
-from datasets.survey.statistics import save_statistics
 from datasets.survey.survey import Survey, open_survey, open_test_survey
 from datasets.survey.tile_reader import Tiles
 from datasets.survey.tile_source import Reader, TileSource
@@ -262,9 +262,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         clip_grad=args.clip_grad,
     )
     layers = [
-        LayerReportInfo(
-            layer.name, "degrees" if encoding.kind == "circular" else layer.units, channels, encoding.decode
-        )
+        LayerReportInfo(layer.name, encoding.unit(layer.units), channels, encoding.decode)
         for layer, encoding, channels in zip(survey.layers, survey.encodings, network.layers, strict=True)
     ]
     files = RunFiles(
@@ -372,7 +370,7 @@ def run_facts(run: Run) -> dict[str, Any]:
     """What must be the same for a run to be continued exactly, what a user decides first."""
     decisive = {key: value for key, value in vars(run.args).items() if key not in MAY_CHANGE and value is not None}
     values = [
-        {"name": item.name, "location": f"{item.location:.6g}", "spread": f"{item.spread:.6g}"}
+        {"name": item.name, "location": f"{item.centre:.6g}", "spread": f"{item.scale:.6g}"}
         for item in run.survey.statistics
     ]
     return {
@@ -403,7 +401,7 @@ def checkpoint_state(run: Run) -> dict[str, Any]:
         "rng": resume_state.collect_rng_state(run.device),
         "model_config": run.network.config,
         "layers": [asdict(layer) for layer in run.survey.layers],
-        "statistics": [asdict(item) for item in run.survey.statistics],
+        "statistics": [item.as_dict() for item in run.survey.statistics],
         "encodings": [encoding.plain() for encoding in run.survey.encodings],
         "options": {key: value for key, value in vars(run.args).items()},
         "version": VERSION,
@@ -703,7 +701,7 @@ def prepare_scoring(run: Run) -> tuple[HeldOutEvaluator, int | None]:
         scales=survey.scales,
         scored_at_base=[c in survey.scored[1] for c in range(len(survey.layers))],
         layers=[
-            ScoredLayer(channels, encoding.decode, encoding.spreads[0] if encoding.is_linear else None, encoding.means)
+            ScoredLayer(channels, encoding.decode, encoding.physical_per_model_unit, encoding.means)
             for channels, encoding in zip(run.network.layers, survey.encodings, strict=True)
         ],
         groups=run.network.channel_groups,

@@ -15,6 +15,8 @@ from typing import Any
 
 import models_mae_group_channels as models
 from datasets.layers.encoding import Encoding
+from datasets.layers.kinds import KINDS
+from datasets.layers.layer import NO_TRANSFORM
 from datasets.survey.survey import Survey, open_survey, open_test_survey, smooth_layers
 from datasets.synthetic.sample_survey import default_survey
 from util.options import common as options
@@ -175,12 +177,13 @@ def _values(layer: dict[str, Any]) -> str:
         common = sorted(layer["classes"], key=lambda row: -row["frequency"])
         shown = ", ".join(f"{row['code']:g} {row['name']} {100 * row['frequency']:.0f} %" for row in common[:6])
         return f"{len(common)} classes, commonest first: {shown}{' ...' * (len(common) > 6)}"
-    units = layer["units"] or ("degrees" if layer["kind"] == "circular" else "")
+    kind = KINDS[layer["kind"]]
+    units = layer["units"] or kind.unit("")
     text = f"{layer['min']:.6g} to {layer['max']:.6g}{' ' * bool(units)}{units}"
-    if layer["kind"] == "circular":
+    if kind.is_angle:
         return text
     text += f", mean {layer['mean']:.6g}, spread {layer['std']:.6g}"
-    return text if layer["transform"] == "none" else f"{text}, transform {layer['transform']}"
+    return text if layer["transform"] == NO_TRANSFORM else f"{text}, transform {layer['transform']}"
 
 
 def _nodata(values: Sequence[float]) -> float | str | list[float | str] | None:

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             network,
             batches(survey, network, device, most=args.val_tiles, batch_size=args.batch_size, options=state["options"]),
             layers=[
-                ScoredLayer(channels, e.decode, e.spreads[0] if e.is_linear else None, e.means)
+                ScoredLayer(channels, e.decode, e.physical_per_model_unit, e.means)
                 for channels, e in zip(network.layers, survey.encodings, strict=True)
             ],
             groups=survey.groups,
@@ -128,7 +128,7 @@ def open_data(state: dict[str, Any], layers_table: str | None) -> Survey:
     chosen = options.survey_options(trained)
     if layers_table is not None:
         chosen |= {"data_dir": None, "layers_table": layers_table}
-    survey = open_survey(**chosen, classes=[e if e.kind == "categorical" else None for e in encodings])
+    survey = open_survey(**chosen, classes=[e if e.is_classes else None for e in encodings])
     names, expected = [layer.name for layer in survey.layers], [row["name"] for row in state["layers"]]
     if names != expected:
         raise ValueError(f"layers {', '.join(names)}; expected {', '.join(expected)} as in the checkpoint")
@@ -167,7 +167,7 @@ def write_table(
         writer = csv.writer(stream)
         writer.writerow(["layer", "kind", "shown", "skill", "measure", "model", "constant", "pixels"])
         for (c, look), score in scores.items():
-            classes = survey.encodings[c].kind == "categorical"
+            classes = survey.encodings[c].is_classes
             values = [1 - x if classes else math.sqrt(x) for x in (score.report, score.constant_report)]
             row = [survey.layers[c].name, survey.encodings[c].kind, shown_text(look, names), f"{score.skill:.4f}"]
             writer.writerow([*row, "accuracy" if classes else "rmse", *(f"{v:.6g}" for v in values), score.pixels])

@@ -164,6 +164,11 @@ BAD_INPUTS: list[tuple[str, Arguments, str]] = [
         r"layer 'a' \(.*a\.tif.*loss is 'cross_entropy', expected one of mse, l1, huber .* kind continuous; correct",
     ),
     (
+        "an unknown loss",
+        with_table("path,loss\na.tif,dice\n"),
+        r"layer 'a' \(.*a\.tif.*loss is 'dice', expected one of mse, l1, huber .* kind continuous; correct",
+    ),
+    (
         "a transform that the kind has no use for",
         with_table("path,kind,transform\na.tif,circular,log\n"),
         r"layer 'a' \(.*a\.tif.*transform is 'log', expected none for a layer of kind circular; only continuous",

@@ -46,7 +46,7 @@ def scores(mask_ratio=0.75, valid=None):
     imgs = torch.cat([first, first, torch.ones_like(first)], dim=1)
     valid = torch.ones_like(imgs, dtype=torch.bool) if valid is None else valid
     chance = torch.rand(4, 3, 16, generator=torch.Generator().manual_seed(0))
-    encoding = Encoding(spreads=(2.0,))
+    encoding = Encoding(scales=(2.0,))
     layers = [ScoredLayer(LayerChannels(c), encoding.decode, 2.0, (0.0,)) for c in range(3)]
     return cross_layer_scores(
         CopyOther(),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from datasets.layers.encoding import Encoding, channel_ranges, encoding_from_dict, linear_encodings
+from datasets.layers.kinds import KINDS
 from datasets.layers.layer import Layer
 from datasets.layers.table import layers_from_directory, read_layers_table, write_layers_table
 from datasets.layers.transforms import Transform
@@ -25,8 +26,8 @@ NAN = float("nan")
 NOTHING_HELD_OUT = HoldoutBlocks(chosen=np.zeros((1, 1), dtype=bool), height=4, width=4, buffer=0)
 CLASSES = Encoding(
     "categorical",
-    locations=(),
-    spreads=(),
+    centres=(),
+    scales=(),
     codes=(3.0, 17.0, 205.0),
     names=("a", "b", "c"),
     frequencies=(0.5, 0.25, 0.25),
@@ -42,7 +43,7 @@ def encode(encoding, values):
 class TestContinuous:
     def test_there_and_back(self):
         """Tolerance: a logarithm in float32 is some 1e-7 off, which is not nothing beside 0."""
-        encoding = Encoding(transform=Transform("log"), locations=(1.0,), spreads=(2.0,))
+        encoding = Encoding(transform=Transform("log"), centres=(1.0,), scales=(2.0,))
         channels, usable = encode(encoding, [[math.e, math.e**3, NAN]])
         assert channels.tolist() == [[pytest.approx([0, 1, 0], abs=1e-6)]] and usable.tolist() == [[True, True, False]]
         torch.testing.assert_close(encoding.decode(channels)[0, :2], torch.tensor([math.e, math.e**3]))
@@ -55,10 +56,10 @@ class TestContinuous:
 
 
 class TestCircular:
-    encoding = Encoding("circular", locations=(0.1, -0.2), spreads=(0.5, 0.5))
+    encoding = Encoding("circular", centres=(0.1, -0.2), scales=(0.5, 0.5))
 
     def test_cosine_and_sine(self):
-        plain = Encoding("circular", locations=(0.0, 0.0), spreads=(1.0, 1.0))
+        plain = Encoding("circular", centres=(0.0, 0.0), scales=(1.0, 1.0))
         channels, usable = encode(plain, [[0.0, 90.0, 180.0, -90.0, NAN]])
         expected = [[[1.0, 0, -1, 0, 0]], [[0.0, 1, 0, -1, 0]]]
         np.testing.assert_allclose(channels, expected, atol=1e-6)
@@ -77,7 +78,7 @@ class TestCircular:
         expected = values % 360
         difference = (back - expected + 180) % 360 - 180
         assert difference.abs().max() < 1e-3 and back.min() >= 0 and back.max() < 360
-        tiny = Encoding("circular", locations=(0.0, 0.0), spreads=(1.0, 1.0))
+        tiny = Encoding("circular", centres=(0.0, 0.0), scales=(1.0, 1.0))
         assert tiny.decode(torch.tensor([[[1.0]], [[-1e-9]]])).item() == 0
 
     def test_the_mean_vector_costs_1(self, tmp_path):
@@ -192,10 +193,31 @@ class TestCategorical:
 
 
 def test_encodings_travel_as_plain_data():
-    for encoding in (CLASSES, Encoding("circular", locations=(0.1, 0.2)), Encoding(transform=Transform("asinh", 1, 2))):
+    for encoding in (CLASSES, Encoding("circular", centres=(0.1, 0.2)), Encoding(transform=Transform("asinh", 1, 2))):
         plain = encoding.plain()
         assert encoding_from_dict(plain) == encoding
         assert not any(isinstance(value, tuple) for value in [*plain.values(), *plain["transform"].values()])
+
+
+def test_names_in_checkpoints_stay():
+    """Checkpoints call centres `locations`, scales `spreads`, and means of training ground `centres`."""
+    plain = Encoding(centres=(3.0,), scales=(2.0,), training_means=(0.5,)).plain()
+    assert (plain["locations"], plain["spreads"], plain["centres"]) == ([3.0], [2.0], [0.5])
+    assert {"scales", "training_means"}.isdisjoint(plain)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.name)
+def test_every_kind_has_one_nature_and_whole_bands(kind):
+    codes = {"codes": (1.0, 4.0), "names": ("a", "b"), "frequencies": (0.5, 0.5)} if kind.is_classes else {}
+    encoding = kind.unfitted(Encoding(kind.name, **codes))
+    assert [kind.is_continuous, kind.is_classes, kind.is_angle].count(True) == 1
+    channels, usable = encoding.encode(torch.tensor([[[1.0, 4.0]]]))
+    assert channels.shape == (1, encoding.channels, 1, 2) and len(encoding.means) == encoding.channels
+    assert usable.all() and encoding.decode(channels)[0, 0].tolist() == pytest.approx([1, 4], abs=1e-4)
+    seen = channels[0].numpy()
+    bands = encoding.reconstruction_bands(seen, np.zeros_like(seen), seen)
+    assert bands.shape == (len(encoding.band_names), 1, 2) and bands[2].tolist() == [[0, 0]]
+    assert len(encoding.feature_names()) == len(list(encoding.features(np.ones((2, 2)))))
 
 
 class TestTable:
@@ -211,7 +233,7 @@ class TestTable:
         write_layers_table(tmp_path / "again.csv", layers)
         assert read_layers_table(tmp_path / "again.csv") == layers
 
-    @pytest.mark.parametrize("column, value", [("transform", "sqrt"), ("loss", "dice")])
+    @pytest.mark.parametrize("column, value", [("transform", "sqrt"), ("normalize", "median")])
     def test_unknown_values_are_refused(self, tmp_path, column, value):
         write_grid(tmp_path / "a.tif", ramp(4, 4))
         (tmp_path / "layers.csv").write_text(f"path,{column}\na.tif,{value}\n")
@@ -324,8 +346,6 @@ class TestReopened:
     def reopen(self, survey, folder, **options):
         return open_inference_survey(
             survey.layers,
-            location=(),
-            spread=(),
             encodings=survey.encodings,
             data_dir=str(folder),
             input_size=4,
@@ -362,8 +382,6 @@ class TestReopened:
         with pytest.raises(ValueError, match="layer 'azimuth' .*kind is continuous, expected circular as in training"):
             open_inference_survey(
                 survey.layers,
-                location=(),
-                spread=(),
                 encodings=survey.encodings,
                 layers_table=str(mixed / "layers.csv"),
                 input_size=4,

@@ -85,11 +85,9 @@ def engine(model, batch_size=7):
 def reopen(folder, *, base=400.0, scales=(1, 2), **options):
     """All rasters of a folder, in model units that are physical ones."""
     layers = main_layers(folder)
-    count = len(layers)
     return open_inference_survey(
         layers,
-        location=[0.0] * count,
-        spread=[1.0] * count,
+        encodings=[Encoding()] * len(layers),
         input_size=SIZE,
         scales=scales,
         base_resolution=base,
@@ -259,7 +257,7 @@ def make_checkpoint(survey_dir: Path, path: Path, **model) -> Path:
         "model": network.state_dict(),
         "model_config": network.config,
         "layers": [asdict(layer) for layer in survey.layers],
-        "statistics": [asdict(item) for item in survey.statistics],
+        "statistics": [item.as_dict() for item in survey.statistics],
         "options": {"scales": [1, 2, 4], "mask_ratio": 0.75, "extent": "union", "masked_bands": []},
         "version": "test",
         "base_resolution": survey.base_resolution,

@@ -29,8 +29,7 @@ def survey_of(tmp_path, *, base=100.0, **options):
     layers = [Layer(name, str(tmp_path / f"{name}.tif")) for name in ("gravity", "magnetics")]
     return open_inference_survey(
         layers,
-        location=[0.0, 0.0],
-        spread=[1.0, 1.0],
+        encodings=[Encoding()] * 2,
         input_size=8,
         scales=(1, 2),
         base_resolution=base,
@@ -140,8 +139,6 @@ def test_classes_and_directions_are_no_numbers_to_take_means_of(tmp_path):
     ]
     survey = open_inference_survey(
         layers,
-        location=(),
-        spread=(),
         encodings=encodings,
         input_size=8,
         scales=(1,),

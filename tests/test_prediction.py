@@ -20,7 +20,7 @@ import torch
 
 import main_inference
 from datasets.labels.label_map import seen_ground
-from datasets.survey.inference_survey import open_inference_survey, stored_layers
+from datasets.survey.inference_survey import open_inference_survey, stored_encodings, stored_layers
 from tests import labelled, scene_files
 from tests.labelled import CODES, finetune, write_classes, write_points, write_values
 from tests.rasters import write_grid
@@ -95,11 +95,9 @@ def pixels_of(folder, name):
 def footprint(run):
     """Base-scale pixels with a value of some layer that the network saw."""
     state = load_checkpoint(run / "checkpoint-last.pth", required=("layers",))
-    statistics = state["statistics"]
     survey = open_inference_survey(
         stored_layers(state["layers"]),
-        location=[item["location"] for item in statistics],
-        spread=[item["spread"] for item in statistics],
+        encodings=stored_encodings(state),
         input_size=8,
         scales=(1,),
         base_resolution=state["base_resolution"],

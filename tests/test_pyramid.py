@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.layers.encoding import linear_encodings
 from datasets.survey.pyramid import Pyramid, overlap_weights, pool_overlap
 from datasets.survey.stack import LayerBundle, Placement
 
@@ -19,18 +20,16 @@ def block(channels=(0,), *, rows, cols=None, ratio=1.0, ratio_x=None, aligned=Tr
     )
 
 
-def pyramid(blocks, *, tile, input_size, scales=(1, 2), scored=None, location=None, spread=None):
+def pyramid(blocks, *, tile, input_size, scales=(1, 2), scored=None, centre=None, scale=None):
     channels = sum(len(b.channels) for b in blocks)
     return Pyramid(
         blocks=blocks,
-        channels=channels,
         tile_rows=tile,
         tile_cols=tile,
         input_size=input_size,
         scales=scales,
         scored=scored or {scale: range(channels) for scale in scales},
-        location=location or [0.0] * channels,
-        spread=spread or [1.0] * channels,
+        encodings=linear_encodings(centre or [0.0] * channels, scale or [1.0] * channels),
     )
 
 
@@ -230,7 +229,7 @@ class TestProperties:
     def test_normalised_and_back(self):
         values = batch(with_holes(1, 4, 4) * 50 + 400, with_holes(2, 4, 4) * 0.01)
         make = pyramid(
-            [block((0, 1), rows=4)], tile=4, input_size=4, scales=(1,), location=[400.0, -1.0], spread=[50.0, 0.01]
+            [block((0, 1), rows=4)], tile=4, input_size=4, scales=(1,), centre=[400.0, -1.0], scale=[50.0, 0.01]
         )
         sample = make([values], [None])
         expected = (values - torch.tensor([400.0, -1.0])[:, None, None]) / torch.tensor([50.0, 0.01])[:, None, None]
@@ -239,7 +238,7 @@ class TestProperties:
         torch.testing.assert_close(back, values, equal_nan=True, rtol=1e-5, atol=1e-5)
 
     def test_nothing_valid_gives_zeros(self):
-        make = pyramid([block((0,), rows=4)], tile=4, input_size=2, location=[7.0], spread=[2.0])
+        make = pyramid([block((0,), rows=4)], tile=4, input_size=2, centre=[7.0], scale=[2.0])
         for phase in (None, torch.zeros(1, 2)):
             sample = make([batch(np.full((4, 4), NAN))], [phase])
             assert not sample.imgs.any() and not sample.valid.any()

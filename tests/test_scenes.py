@@ -188,8 +188,8 @@ class TestStatistics:
         values = [scenes.images.pixels(number, [4])[0].astype(np.float64).ravel() for number in scenes.train]
         values, found = np.concatenate(values), scenes.statistics[4]
         assert (found.name, found.normalize, found.count, found.sampled) == ("B6", "standard", len(values), False)
-        assert (found.location, found.spread) == (pytest.approx(values.mean()), pytest.approx(values.std()))
-        assert found.median == np.median(values) and found.mean == found.location
+        assert (found.centre, found.scale) == (pytest.approx(values.mean()), pytest.approx(values.std()))
+        assert found.median == np.median(values) and found.mean == found.centre
 
     def test_of_some_images_and_pixels(self, scenes, monkeypatch):
         monkeypatch.setattr("datasets.scenes.statistics.SAMPLED_IMAGES", 5)
@@ -230,7 +230,7 @@ class TestPyramid:
         sample = scenes.pyramid()(*tiles.parts)
         assert [image.shape for image in (sample.imgs, *sample.imgs_up)] == [(2, 10, 8, 8), (2, 10, 16, 16)]
         item = scenes.statistics[3]
-        finest = (tiles.arrays[0][:, 3] - item.location) / item.spread
+        finest = (tiles.arrays[0][:, 3] - item.centre) / item.scale
         assert torch.allclose(sample.imgs_up[0][:, 3], finest, atol=1e-5) and sample.valid.all()
         assert torch.allclose(
             sample.imgs[:, 3], finest.unflatten(2, (8, 2)).unflatten(1, (8, 2)).mean((2, 4)), atol=1e-5

@@ -370,8 +370,8 @@ class TestEvaluator:
 class TestKinds:
     """Two classes and an angle, one tile of 1 x 4 base pixels of which the last two are hidden (patches of 1 pixel)."""
 
-    classes = Encoding("categorical", locations=(), spreads=(), codes=(5.0, 9.0), frequencies=(0.75, 0.25))
-    angle = Encoding("circular", locations=(0.0, 0.0), spreads=(1.0, 1.0))
+    classes = Encoding("categorical", centres=(), scales=(), codes=(5.0, 9.0), frequencies=(0.75, 0.25))
+    angle = Encoding("circular", centres=(0.0, 0.0), scales=(1.0, 1.0))
 
     def scored(self, *encodings):
         layers, first = [], 0
@@ -414,7 +414,7 @@ class TestKinds:
         assert error[0].item() == pytest.approx(2**2 + 30**2, rel=1e-4) and torch.equal(error, report)
 
     def test_errors_of_transformed_layers_are_reported_in_physical_units(self):
-        encoding = Encoding(transform=Transform("log"), locations=(1.0,), spreads=(2.0,))
+        encoding = Encoding(transform=Transform("log"), centres=(1.0,), scales=(2.0,))
         hidden = torch.ones(1, 1, 1, 1, dtype=torch.bool)
         image, target = (encoding.encode(torch.tensor([[[value]]]))[0] for value in (100.0, 10.0))
         (error, report), _ = error_sums([image], [target], [hidden], hidden, self.scored(encoding))

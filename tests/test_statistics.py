@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.layers.layer import Layer
+from datasets.layers.layer_statistics import LayerStatistics, save_statistics, statistics_from_dict
 from datasets.rasters.open_band import open_band
 from datasets.survey import coverage as statistics
 from datasets.survey import statistics as fitting
 from datasets.survey.coverage import correlation_length, map_cells, mean_coverage, overlap_matrix
 from datasets.survey.stack import Stack, reference_grid
-from datasets.survey.statistics import LayerStatistics, layer_statistics, save_statistics
+from datasets.survey.statistics import fit_statistics
 from datasets.survey.tiles import HoldoutBlocks
 from tests.rasters import write_grid
 
@@ -152,37 +153,37 @@ class TestLayerStatistics:
         """Training ground is the western half: 1, 2, 3 and 6."""
         values = np.array([[1, 2, 100, 200], [3, 6, 300, NAN]], dtype=np.float32)
         held_out = HoldoutBlocks(chosen=np.array([[False, True]]), height=2, width=2, buffer=0)
-        found = layer_statistics(stack_of(tmp_path, values), 0, held_out)
+        found = fit_statistics(stack_of(tmp_path, values), 0, held_out)[0]
         assert (found.name, found.normalize, found.count, found.sampled) == ("a", "standard", 4, False)
-        assert found.mean == found.location == pytest.approx(3.0)
-        assert found.std == found.spread == pytest.approx(math.sqrt(14 / 4))
+        assert found.mean == found.centre == pytest.approx(3.0)
+        assert found.std == found.scale == pytest.approx(math.sqrt(14 / 4))
         assert found.median == pytest.approx(2.5)
 
     def test_the_buffer_is_left_out_too(self, tmp_path):
         values = np.array([[1, 2, 50, 100, 200]] * 2, dtype=np.float32)
         values[1, 0] = 3
         held_out = HoldoutBlocks(chosen=np.array([[False, False, True]]), height=2, width=2, buffer=2)
-        assert layer_statistics(stack_of(tmp_path, values), 0, held_out).mean == pytest.approx((1 + 2 + 3 + 2) / 4)
+        assert fit_statistics(stack_of(tmp_path, values), 0, held_out)[0].mean == pytest.approx((1 + 2 + 3 + 2) / 4)
 
     def test_robust(self, tmp_path):
         """Median and half the range of the middle 68 %; an outlier moves neither."""
         values = np.arange(101, dtype=np.float32)[None].repeat(2, 0)
         values[0, 100] = 1e6
-        found = layer_statistics(stack_of(tmp_path, values, normalize="robust"), 0, NOTHING_HELD_OUT)
-        assert found.location == found.median == pytest.approx(50)
-        assert found.spread == pytest.approx(34, abs=0.5)
+        found = fit_statistics(stack_of(tmp_path, values, normalize="robust"), 0, NOTHING_HELD_OUT)[0]
+        assert found.centre == found.median == pytest.approx(50)
+        assert found.scale == pytest.approx(34, abs=0.5)
         assert found.std > 1e4
 
     def test_robust_falls_back_on_the_standard_deviation(self, tmp_path):
         values = np.zeros((10, 10), dtype=np.float32)
         values[0, 0] = 10.0  # 68 % of the values are one value
-        found = layer_statistics(stack_of(tmp_path, values, normalize="robust"), 0, NOTHING_HELD_OUT)
-        assert found.location == 0 and found.spread == found.std == pytest.approx(math.sqrt(0.99))
+        found = fit_statistics(stack_of(tmp_path, values, normalize="robust"), 0, NOTHING_HELD_OUT)[0]
+        assert found.centre == 0 and found.scale == found.std == pytest.approx(math.sqrt(0.99))
 
     def test_none_leaves_values_as_they_are(self, tmp_path):
         values = np.array([[4.0, 8.0]], dtype=np.float32)
-        found = layer_statistics(stack_of(tmp_path, values, normalize="none"), 0, NOTHING_HELD_OUT)
-        assert (found.location, found.spread, found.mean, found.std) == (0.0, 1.0, 6.0, 2.0)
+        found = fit_statistics(stack_of(tmp_path, values, normalize="none"), 0, NOTHING_HELD_OUT)[0]
+        assert (found.centre, found.scale, found.mean, found.std) == (0.0, 1.0, 6.0, 2.0)
 
     @pytest.mark.parametrize("normalize", ["standard", "robust"])
     @pytest.mark.parametrize("resolution", [100.0, 200.0, 250.0])
@@ -202,7 +203,7 @@ class TestLayerStatistics:
         for name, array in (("before", values), ("after", changed)):
             (tmp_path / name).mkdir()
             stack = stack_of(tmp_path / name, (array, resolution), finest, normalize=normalize)
-            found.append(layer_statistics(stack, 0, held_out))
+            found.append(fit_statistics(stack, 0, held_out)[0])
         assert found[0] == found[1]
         assert 0 < found[0].count < side * side
 
@@ -212,24 +213,24 @@ class TestLayerStatistics:
         values[1:3, 2:6] = [[1, 2, 3, 4], [5, 6, 7, 8]]
         other = (np.random.default_rng(0).random((2, 4)), 100.0, 500_200.0, 5_999_900.0)
         stack = stack_of(tmp_path, values, other, extent="intersection")
-        found = layer_statistics(stack, 0, NOTHING_HELD_OUT)
+        found = fit_statistics(stack, 0, NOTHING_HELD_OUT)[0]
         assert (found.mean, found.count) == (4.5, 8)
 
     def test_in_memory_or_not_and_in_chunks_the_same(self, tmp_path, monkeypatch):
         stack = stack_of(tmp_path, np.random.default_rng(0).normal(1e4, 5, size=(40, 30)).astype(np.float32))
-        lazy = layer_statistics(stack, 0, NOTHING_HELD_OUT)
+        lazy = fit_statistics(stack, 0, NOTHING_HELD_OUT)[0]
         stack.load()
-        assert layer_statistics(stack, 0, NOTHING_HELD_OUT) == lazy
+        assert fit_statistics(stack, 0, NOTHING_HELD_OUT)[0] == lazy
         monkeypatch.setattr(statistics, "CHUNK_PIXELS", 100)
-        pieces = layer_statistics(stack, 0, NOTHING_HELD_OUT)
+        pieces = fit_statistics(stack, 0, NOTHING_HELD_OUT)[0]
         assert (pieces.mean, pieces.std, pieces.median) == pytest.approx((lazy.mean, lazy.std, lazy.median), rel=1e-9)
 
     def test_sampled_is_close_to_full_and_says_so(self, tmp_path, monkeypatch):
         stack = stack_of(tmp_path, np.random.default_rng(0).normal(50, 5, size=(300, 40)).astype(np.float32))
-        full = layer_statistics(stack, 0, NOTHING_HELD_OUT)
+        full = fit_statistics(stack, 0, NOTHING_HELD_OUT)[0]
         monkeypatch.setattr(statistics, "SAMPLED_PIXELS", 1000)
         monkeypatch.setattr(fitting, "SAMPLED_PIXELS", 1000)
-        sampled = layer_statistics(stack, 0, NOTHING_HELD_OUT)
+        sampled = fit_statistics(stack, 0, NOTHING_HELD_OUT)[0]
         assert sampled.sampled and not full.sampled
         assert sampled.mean == pytest.approx(full.mean, abs=0.2)
         assert sampled.std == pytest.approx(full.std, rel=0.05)
@@ -240,7 +241,7 @@ class TestLayerStatistics:
         monkeypatch.setattr(fitting, "QUANTILE_SAMPLE", 1000)
         stack = stack_of(tmp_path, np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32))
         tracemalloc.start()
-        layer_statistics(stack, 0, NOTHING_HELD_OUT)
+        fit_statistics(stack, 0, NOTHING_HELD_OUT)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 300_000
@@ -253,7 +254,7 @@ class TestLayerStatistics:
         with pytest.raises(
             ValueError, match=r"layer 'a' \(.*a\.tif\): constant \(.*\) on training ground.*dropped_bands"
         ):
-            layer_statistics(stack_of(tmp_path, values), 0, held_out)
+            fit_statistics(stack_of(tmp_path, values), 0, held_out)
 
     def test_no_valid_pixel_on_training_ground(self, tmp_path):
         values = np.full((4, 8), NAN, dtype=np.float32)
@@ -262,12 +263,14 @@ class TestLayerStatistics:
         with pytest.raises(
             ValueError, match=r"layer 'a' \(.*a\.tif\): no valid pixel on training ground; change --seed"
         ):
-            layer_statistics(stack_of(tmp_path, values), 0, held_out)
+            fit_statistics(stack_of(tmp_path, values), 0, held_out)
 
     def test_saved_as_json(self, tmp_path):
         item = LayerStatistics("a", "standard", 1.5, 2.0, 1.5, 2.0, 1.25, 12, False)
         save_statistics(tmp_path / "statistics.json", [item])
-        assert json.loads((tmp_path / "statistics.json").read_text()) == [
+        (stored,) = json.loads((tmp_path / "statistics.json").read_text())
+        assert statistics_from_dict(stored) == item
+        assert [stored] == [
             {
                 "name": "a",
                 "normalize": "standard",

@@ -54,8 +54,7 @@ def reopened(folder, values, resolution, **options):
     write_grid(folder / "a.tif", values, resolution=resolution, left=-180.0, top=90.0, crs="EPSG:4326", **options)
     return open_inference_survey(
         layers_from_directory(folder),
-        location=[0.0],
-        spread=[2.0],
+        encodings=[Encoding(scales=(2.0,))],
         input_size=SIZE,
         scales=(1,),
         base_resolution=resolution,
@@ -169,8 +168,7 @@ class TestSeam:
         assert survey.wrap_columns == 144 and survey.shape == (72, 144)
         other = open_inference_survey(
             layers_from_directory(tmp_path / "a"),
-            location=[0.0],
-            spread=[2.0],
+            encodings=[Encoding(scales=(2.0,))],
             input_size=SIZE,
             scales=(1,),
             base_resolution=12.5,

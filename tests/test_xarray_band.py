@@ -116,8 +116,8 @@ class TestSame:
             survey = open_survey(data_path=paths, **SMALL)
             found = batches(survey)
             assert same(expected, found), kind
-            assert [(s.location, s.spread) for s in survey.statistics] == [
-                (s.location, s.spread) for s in plain.statistics
+            assert [(s.centre, s.scale) for s in survey.statistics] == [
+                (s.centre, s.scale) for s in plain.statistics
             ], kind
             assert loss(survey, found[0]) == wanted, kind
             datasets = [block_dataset(survey, block) for block in survey.blocks]

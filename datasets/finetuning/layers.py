@@ -138,7 +138,7 @@ def _open_from_scratch(options: LayerOptions, local_ranks: int) -> OpenedLayers:
     return OpenedLayers(
         survey=inference_survey_from(survey, scales=(1,), hidden=options.hidden),
         layers=[asdict(layer) for layer in survey.layers],
-        statistics=[asdict(item) for item in survey.statistics],
+        statistics=[item.as_dict() for item in survey.statistics],
         encodings=[encoding.plain() for encoding in survey.encodings],
         channels={key: channels[key] for key in ("in_chans", "channel_groups")},
     )
@@ -152,8 +152,6 @@ def _open_stored(stored: Mapping[str, Any], options: LayerOptions, local_ranks: 
         stored_layers(layers),
         data_dir=options.data_dir,
         layers_table=options.layers_table,
-        location=(),
-        spread=(),
         encodings=encodings,
         input_size=options.input_size or stored["model_config"]["img_size"],
         scales=(1,),
@@ -239,7 +237,7 @@ def open_scene_layers(stored: Mapping[str, Any] | None, **options: Any) -> Opene
     return OpenedLayers(
         ground,
         [asdict(layer) for layer in scenes.layers],
-        [asdict(item) for item in scenes.statistics],
+        [item.as_dict() for item in scenes.statistics],
         [encoding.plain() for encoding in scenes.encodings],
         {} if stored is not None else {"in_chans": len(scenes.layers), "channel_groups": scenes.groups},
     )

@@ -8,11 +8,10 @@ looked at are the shares of each class, and cosine and sine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from datasets.layers.encoding import Encoding
 from datasets.survey.inference_survey import InferenceSurvey
 
 RADII = (1, 3, 8, 20)
@@ -33,8 +32,11 @@ def feature_names(survey: InferenceSurvey, *, radii: Sequence[int] = RADII) -> t
     return tuple(
         f"{survey.layers[channel].name}{plane}{suffix}"
         for channel in _shown(survey)
-        for plane in _plane_names(survey.encodings[channel])
-        for suffix in ("", *(f" {kind} {radius}" for radius in radii for kind in _kinds(survey.encodings[channel])))
+        for plane in survey.encodings[channel].feature_names()
+        for suffix in (
+            "",
+            *(f" {kind} {radius}" for radius in radii for kind in survey.encodings[channel].neighbourhood),
+        )
     )
 
 
@@ -65,36 +67,12 @@ def pixel_features(
     halves = (0.5 / scale, *(radius + 0.5 for radius in radii))
     for channel in shown:
         encoding = survey.encodings[channel]
-        count = len(_plane_names(encoding)) * (1 + len(_kinds(encoding)) * len(radii))
+        count = len(encoding.feature_names()) * (1 + len(encoding.neighbourhood) * len(radii))
         edge = _tile_edge(survey, channel, max(halves))
         for members in _by_tile(centres, edge):
             features[members, first : first + count] = _layer_features(survey, channel, centres[members], halves)
         first += count
     return features
-
-
-def _plane_names(encoding: Encoding) -> tuple[str, ...]:
-    """What is added to a layer's name for each of the planes that it is looked at as."""
-    if encoding.kind == "categorical":
-        return tuple(f" {name}" for name in encoding.names)
-    return (" cosine", " sine") if encoding.kind == "circular" else ("",)
-
-
-def _kinds(encoding: Encoding) -> tuple[str, ...]:
-    """What is known of the surroundings; spreads of shares, cosines and sines follow from their means."""
-    return ("mean", "std") if encoding.kind == "continuous" else ("mean",)
-
-
-def _planes(values: np.ndarray, encoding: Encoding) -> Iterator[np.ndarray]:
-    """The planes that a layer is looked at as, one at a time, NaN where invalid."""
-    if encoding.kind == "categorical":
-        for code in encoding.codes:
-            yield np.where(np.isnan(values), np.nan, values == np.float32(code))
-    elif encoding.kind == "circular":
-        angle = np.radians(values)
-        yield from (np.cos(angle), np.sin(angle))
-    else:
-        yield values
 
 
 def _shown(survey: InferenceSurvey) -> list[int]:
@@ -129,8 +107,8 @@ def _layer_features(survey: InferenceSurvey, channel: int, centres: np.ndarray, 
     shape = np.ceil(highs.max(axis=(0, 1))).astype(int) - first
     values = survey.stack.read(channel, int(first[0]), int(first[1]), int(shape[0]), int(shape[1]))
     encoding = survey.encodings[channel]
-    planes = _planes(values, encoding)
-    found = [_plane_features(plane, lows - first, highs - first, len(_kinds(encoding)) == 2) for plane in planes]
+    with_std = "std" in encoding.neighbourhood
+    found = [_plane_features(plane, lows - first, highs - first, with_std) for plane in encoding.features(values)]
     return np.concatenate(found, axis=1)
 
 

@@ -12,10 +12,10 @@ import torch
 from datasets.finetuning.batch import Batch, TargetStatistics, repeat_permutations
 from datasets.layers.class_table import ClassTable, default_colour
 from datasets.layers.layer import Layer
+from datasets.layers.layer_statistics import statistics_from_dict
 from datasets.scenes.image_set import CENTRE, crop_key
 from datasets.scenes.scenes import Scenes, open_scenes, open_test_scenes
 from datasets.survey.pyramid import Pyramid
-from datasets.survey.statistics import LayerStatistics
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def open_scene_ground(
         )
     statistics = None
     if stored is not None:
-        statistics = [LayerStatistics(**row) for row in stored["statistics"]]
+        statistics = [statistics_from_dict(row) for row in stored["statistics"]]
         scales = stored["model_config"].get("scales") or stored["options"].get("scales") or scales
     scenes = open_scenes(
         dataset_type=dataset_type,

@@ -1,83 +1,122 @@
-"""Kinds of layers: how values become channels of the model, and what comes out of the model becomes values again.
+"""Encodings: how values of a layer become channels of the model, and how predicted channels become values again.
 
 A continuous layer is one channel. A circular one is two, cosine and sine, so that 359 and 1 degree are neighbours and
 means are means of directions. A categorical one has a channel for each class, one-hot in the layer's own pixels and
-the class's share of the ground in coarser ones. Pooling to coarser pixels is the same mean for all of them.
+the class's fraction of the ground in coarser ones. Pooling to coarser pixels is the same mean for all of them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
-from datasets.layers.layer import Layer
+from datasets.layers.kinds import KINDS
+from datasets.layers.layer import DEFAULT_KIND
 from datasets.layers.transforms import Transform
 
 EXACT = 2**24
-"""Class codes up to this are exact in float32, in which pixels travel."""
+"""Class codes up to this are exact in float32, the type of pixels."""
 
-LOSSES = {
-    "continuous": ("", "mse", "l1", "huber"),
-    "circular": ("", "mse", "l1", "huber"),
-    "categorical": ("", "cross_entropy"),
-}
+_STORED_NAMES = {"centres": "locations", "scales": "spreads", "training_means": "centres"}
+"""Fields that checkpoints hold under another name."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How one layer's values become channels, and back.
+    """How one layer's values become channels, and back; the rules are those of its kind.
 
     Attributes:
-        kind: `continuous`, `circular` or `categorical`.
+        kind: a key of `datasets.layers.kinds.KINDS`.
         transform: of continuous values, before normalising.
-        locations: per channel, subtracted after the transform; not of categorical layers.
-        spreads: per channel, divided by.
-        codes: class codes, ascending, as they lie in the file.
+        centres: per channel, subtracted after the transform; empty for categorical layers.
+        scales: per channel, divided by.
+        codes: class codes, ascending, as stored in the file.
         names: of the classes.
         colours: of the classes, '#rrggbb'.
-        frequencies: share of each class on training ground.
-        centres: per channel, the mean over training ground in model units, if it is not 0.
+        frequencies: fraction of each class on training ground.
+        training_means: per channel, the mean over training ground in model units; empty = 0.
     """
 
-    kind: str = "continuous"
+    kind: str = DEFAULT_KIND
     transform: Transform = field(default_factory=Transform)
-    locations: tuple[float, ...] = (0.0,)
-    spreads: tuple[float, ...] = (1.0,)
+    centres: tuple[float, ...] = (0.0,)
+    scales: tuple[float, ...] = (1.0,)
     codes: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
     frequencies: tuple[float, ...] = ()
-    centres: tuple[float, ...] = ()
+    training_means: tuple[float, ...] = ()
 
     @property
     def channels(self) -> int:
         """Number of channels."""
-        return {"continuous": 1, "circular": 2, "categorical": len(self.codes)}[self.kind]
+        return KINDS[self.kind].channels(self)
+
+    @property
+    def is_continuous(self) -> bool:
+        """True if values are measurements."""
+        return KINDS[self.kind].is_continuous
+
+    @property
+    def is_classes(self) -> bool:
+        """True if values are codes of classes."""
+        return KINDS[self.kind].is_classes
+
+    @property
+    def is_angle(self) -> bool:
+        """True if values are directions in degrees."""
+        return KINDS[self.kind].is_angle
 
     @property
     def is_linear(self) -> bool:
         """True if model units are physical units but for a shift and a factor."""
-        return self.kind == "continuous" and self.transform.kind == "none"
+        return self.is_continuous and self.transform.is_identity
+
+    @property
+    def physical_per_model_unit(self) -> float | None:
+        """Size of a model unit in physical units; None where the two are not proportional."""
+        return self.scales[0] if self.is_linear else None
 
     @property
     def means(self) -> tuple[float, ...]:
-        """Per channel, the best constant in model units: the mean over training ground."""
-        return self.frequencies if self.kind == "categorical" else self.centres or (0.0,) * self.channels
+        """Per channel, the best constant prediction in model units: the mean over training ground."""
+        return KINDS[self.kind].means(self)
 
     @property
     def loss_scale(self) -> float:
-        """What errors are multiplied by, so that the best constant has an error of about 1 whatever the kind.
+        """Factor that gives the best constant prediction a loss of about 1 whatever the kind."""
+        return KINDS[self.kind].loss_scale(self)
 
-        That is so for the squared error of standardised values. The cross-entropy of the class frequencies is their
-        entropy, so it is divided by that.
-        """
-        if self.kind != "categorical":
-            return 1.0
-        return -1.0 / sum(share * math.log(share) for share in self.frequencies)
+    @property
+    def band_names(self) -> tuple[str, str, str]:
+        """Names of the `reconstruction_bands`."""
+        return KINDS[self.kind].band_names
+
+    @property
+    def error_text(self) -> str:
+        """Meaning of the last of the `reconstruction_bands`."""
+        return KINDS[self.kind].error_text
+
+    @property
+    def neighbourhood(self) -> tuple[str, ...]:
+        """Statistics of a pixel's surroundings that trees are given, `mean` and possibly `std`."""
+        return KINDS[self.kind].neighbourhood
+
+    def feature_names(self) -> tuple[str, ...]:
+        """What is appended to the layer's name for each of its `features`."""
+        return KINDS[self.kind].feature_names(self)
+
+    def features(self, values: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the planes (rows, cols) that trees are given of the layer's values, NaN where invalid."""
+        return KINDS[self.kind].features(self, values)
+
+    def unit(self, stated: str) -> str:
+        """Unit of decoded values, given the unit that the layer table states."""
+        return KINDS[self.kind].unit(stated)
 
     def encode(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Native pixels to channels.
@@ -88,65 +127,65 @@ class Encoding:
         Returns:
             (N, k, rows, cols) float32 in model units, 0 where invalid, and (N, rows, cols) bool, True = usable.
         """
-        usable = torch.isfinite(values)
-        if self.kind == "categorical":
-            codes = torch.tensor(self.codes, dtype=values.dtype, device=values.device)[:, None, None]
-            channels = (values.unsqueeze(1) == codes).to(values.dtype)
-            return channels, usable & channels.any(dim=1)
-        if self.kind == "circular":
-            angle = values.deg2rad()
-            channels = torch.stack([angle.cos(), angle.sin()], dim=1)
-        else:
-            channels = self.transform.forward(values).unsqueeze(1)
-        location, spread = self._linear(channels)
-        return torch.where(usable.unsqueeze(1), (channels - location) / spread, 0.0), usable
+        return KINDS[self.kind].encode(self, values)
 
     def decode(self, images: torch.Tensor) -> torch.Tensor:
         """Model units to values: physical units, degrees from 0 to below 360, or the code of the likeliest class.
 
         Args:
-            images: (..., k, h, w), model units; class shares of categorical layers.
+            images: (..., k, h, w), model units; class fractions of categorical layers.
 
         Returns:
             (..., h, w).
         """
-        if self.kind == "categorical":
-            codes = torch.tensor(self.codes, dtype=torch.float32, device=images.device)
-            likeliest = codes[images.nan_to_num().argmax(dim=-3)]
-            return torch.where(torch.isnan(images).any(dim=-3), torch.nan, likeliest)
-        location, spread = self._linear(images)
-        channels = images * spread + location
-        if self.kind == "circular":
-            cosine, sine = channels.unbind(dim=-3)
-            degrees = torch.atan2(sine, cosine).rad2deg() % 360
-            return torch.where(degrees == 360, 0.0, degrees)  # the remainder of a tiny negative angle is rounded up
-        return self.transform.inverse(channels.squeeze(-3))
+        return KINDS[self.kind].decode(self, images)
+
+    def physical(self, image: np.ndarray) -> np.ndarray:
+        """One channel (h, w) of a continuous layer in physical units, from model units."""
+        if self.is_linear:
+            return image * self.scales[0] + self.centres[0]
+        return self.decode(torch.from_numpy(image)[None]).numpy()
+
+    def reconstruction_bands(self, mean: np.ndarray, spread: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """What is written of a layer that was predicted several times.
+
+        Args:
+            mean: (k, h, w) mean prediction of its channels, model units; NaN where there is none.
+            spread: (k, h, w) standard deviation of the predictions.
+            seen: (k, h, w) observed channels, NaN where invalid.
+
+        Returns:
+            (3, h, w) float32: prediction, its spread and the error, in physical units or degrees; of classes the
+            code of the likeliest one, its probability, and the fraction of the ground that is of another class. NaN
+            where nothing was observed.
+        """
+        found = KINDS[self.kind].reconstruction_bands(self, mean, spread, seen)
+        return np.where(np.isfinite(seen[0]), np.stack(found), np.nan).astype(np.float32)
 
     def plain(self) -> dict[str, Any]:
-        """As plain lists and numbers, for a checkpoint; `encoding_from_dict` makes it an encoding again."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items() if k != "transform"} | {
-            "transform": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.transform).items()}
-        }
-
-    def _linear(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Location and spread, (k, 1, 1) each."""
-        location = torch.tensor(self.locations, dtype=images.dtype, device=images.device)[:, None, None]
-        spread = torch.tensor(self.spreads, dtype=images.dtype, device=images.device)[:, None, None]
-        return location, spread
+        """Plain lists and numbers, for a checkpoint; `encoding_from_dict` is the inverse."""
+        stored = {_STORED_NAMES.get(key, key): value for key, value in asdict(self).items() if key != "transform"}
+        return _with_lists(stored) | {"transform": _with_lists(asdict(self.transform))}
 
 
 def encoding_from_dict(plain: Mapping[str, Any]) -> Encoding:
     """The encoding that `Encoding.plain` wrote."""
-
-    def tuples(part: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}
-
-    return Encoding(**{**tuples(plain), "transform": Transform(**tuples(plain["transform"]))})
+    names = {written: name for name, written in _STORED_NAMES.items()}
+    fields = {names.get(key, key): value for key, value in plain.items() if key != "transform"}
+    return Encoding(**_with_tuples(fields), transform=Transform(**_with_tuples(plain["transform"])))
 
 
-def linear_encodings(location: Sequence[float], spread: Sequence[float]) -> tuple[Encoding, ...]:
-    """Encodings of continuous layers without transforms: (x - location) / spread."""
-    return tuple(Encoding(locations=(m,), spreads=(s,)) for m, s in zip(location, spread, strict=True))
+def _with_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+
+
+def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+
+
+def linear_encodings(centres: Sequence[float], scales: Sequence[float]) -> tuple[Encoding, ...]:
+    """Encodings of continuous layers without transforms: (x - centre) / scale."""
+    return tuple(Encoding(centres=(m,), scales=(s,)) for m, s in zip(centres, scales, strict=True))
 
 
 def channel_ranges(encodings: Sequence[Encoding]) -> tuple[tuple[int, ...], ...]:
@@ -156,40 +195,3 @@ def channel_ranges(encodings: Sequence[Encoding]) -> tuple[tuple[int, ...], ...]
         ranges.append(tuple(range(first, first + encoding.channels)))
         first += encoding.channels
     return tuple(ranges)
-
-
-def check_layer_kind(layer: Layer) -> None:
-    """Refuses what does not fit the kind of a layer.
-
-    Raises:
-        ValueError: a loss, transform or unit that its kind has no use for.
-    """
-    if layer.kind not in LOSSES:
-        raise ValueError(f"{layer.where}: kind is '{layer.kind}', expected one of {', '.join(LOSSES)}; correct it")
-    if layer.loss not in LOSSES[layer.kind]:
-        raise ValueError(
-            f"{layer.where}: loss is '{layer.loss}', expected one of {', '.join(LOSSES[layer.kind][1:])} for a layer "
-            f"of kind {layer.kind}; correct it, or leave it empty"
-        )
-    if layer.transform != "none" and layer.kind != "continuous":
-        raise ValueError(
-            f"{layer.where}: transform is '{layer.transform}', expected none for a layer of kind {layer.kind}; only "
-            "continuous layers are transformed"
-        )
-    if layer.kind == "circular" and layer.units.lower().startswith("rad"):
-        raise ValueError(
-            f"{layer.where}: units are '{layer.units}', expected degrees for a layer of kind circular; convert it"
-        )
-
-
-def values_text(layer: Layer, encoding: Encoding, minimum: float, maximum: float) -> str:
-    """What a layer's values are, in a few words."""
-    if layer.kind == "categorical":
-        commonest = max(range(len(encoding.codes)), key=lambda k: encoding.frequencies[k])
-        return (
-            f"{len(encoding.codes)} classes, the commonest {encoding.codes[commonest]:g} ({encoding.names[commonest]}) "
-            f"with {100 * encoding.frequencies[commonest]:.0f} %"
-        )
-    units = layer.units or ("degrees" if layer.kind == "circular" else "")
-    text = f"{minimum:.6g} to {maximum:.6g}{' ' * bool(units)}{units}"
-    return text if layer.transform == "none" else f"{text}, transform {layer.transform}"

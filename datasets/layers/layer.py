@@ -4,49 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-KINDS = ("continuous", "categorical", "circular")
-
-
-NORMALIZE = ("standard", "robust", "none")
-
-
-LOSSES = ("mse", "l1", "huber", "cross_entropy")
-
-
-TRANSFORMS = ("none", "log", "asinh", "quantile")
+DEFAULT_KIND = "continuous"
+NO_TRANSFORM = "none"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One band of one raster: a channel of the model.
+    """One band of one raster: a channel of the model, or several.
 
     Attributes:
         name: unique name, used in logs, tables and checkpoints.
         path: file, or anything else that GDAL opens (/vsi path, `netcdf:file.nc:variable`).
         band: number of the band, from 1.
-        kind: `continuous`, `categorical` (class codes) or `circular` (degrees).
+        kind: a key of `datasets.layers.kinds.KINDS`: `continuous`, `categorical` (class codes) or `circular` (degrees).
         group: label of the channel group, None = grouped by native resolution.
         nodata: stored value that means no data, besides the one that the file declares.
         units: physical units, for display.
         normalize: `standard` (mean and standard deviation), `robust` (median and quartiles) or `none`.
         loss_weight: weight in the loss, 0 = input only.
         kind_stated: True if a person has stated the kind: a continuous band may then carry a colour table.
-        transform: `none`, `log`, `asinh` or `quantile`, applied to continuous values before normalising.
-        loss: `mse`, `l1`, `huber` or `cross_entropy`, empty = the usual one of the kind.
+        transform: a key of `datasets.layers.transforms.TRANSFORMS`, applied to continuous values before normalising.
+        loss: the model's name of a loss, empty = the default of the kind.
         classes: table (CSV) that declares the class codes, None = those found in the file.
     """
 
     name: str
     path: str
     band: int = 1
-    kind: str = "continuous"
+    kind: str = DEFAULT_KIND
     group: str | None = None
     nodata: float | None = None
     units: str = ""
     normalize: str = "standard"
     loss_weight: float = 1.0
     kind_stated: bool = False
-    transform: str = "none"
+    transform: str = NO_TRANSFORM
     loss: str = ""
     classes: str | None = None
 
@@ -54,3 +46,13 @@ class Layer:
     def where(self) -> str:
         """How messages name the layer: name, file and band."""
         return f"layer '{self.name}' ({self.path}, band {self.band})"
+
+    @property
+    def has_default_kind(self) -> bool:
+        """True if nobody has stated the kind: the file may then decide it."""
+        return self.kind == DEFAULT_KIND and not self.kind_stated
+
+    @property
+    def is_transformed(self) -> bool:
+        """True if values are transformed before they are normalised."""
+        return self.transform != NO_TRANSFORM

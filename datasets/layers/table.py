@@ -12,9 +12,12 @@ from pathlib import Path
 
 from rasterio.errors import RasterioError
 
+from datasets.layers.continuous import NORMALIZE
 from datasets.layers.discovery import RasterContents, inspect_raster, rasters_among
-from datasets.layers.layer import KINDS, LOSSES, NORMALIZE, TRANSFORMS, Layer
+from datasets.layers.kinds import KINDS
+from datasets.layers.layer import Layer
 from datasets.layers.paths import absolute_path, clean_label, file_of, is_plain_path, parse_array_path, stem_of
+from datasets.layers.transforms import TRANSFORMS
 
 COLUMNS = (
     *("path", "name", "band", "kind", "group", "nodata", "units"),
@@ -104,7 +107,7 @@ def write_layers_table(path: str | Path, layers: Sequence[Layer]) -> None:
             cells = {column: getattr(layer, column) for column in COLUMNS}
             cells["path"] = absolute_path(layer.path, Path.cwd())
             cells["classes"] = None if layer.classes is None else absolute_path(layer.classes, Path.cwd())
-            if layer.kind == "continuous" and not layer.kind_stated:
+            if layer.has_default_kind:
                 cells["kind"] = ""
             writer.writerow(["" if cells[column] is None else cells[column] for column in COLUMNS])
 
@@ -182,15 +185,15 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
         name="",
         path=path,
         band=int(band or 1),
-        kind=_choice(cells, "kind", where, KINDS),
+        kind=_choice(cells, "kind", where, tuple(KINDS)),
         group=cells.get("group"),
         nodata=None if nodata is None or math.isnan(nodata) else nodata,  # NaN is never valid: nothing to add
         units=cells.get("units", ""),
-        normalize=_choice(cells, "normalize", where, NORMALIZE),
+        normalize=_choice(cells, "normalize", where, tuple(NORMALIZE)),
         loss_weight=1.0 if weight is None else weight,
         kind_stated="kind" in cells,
-        transform=_choice(cells, "transform", where, TRANSFORMS),
-        loss=_choice(cells, "loss", where, LOSSES) if "loss" in cells else "",
+        transform=_choice(cells, "transform", where, tuple(TRANSFORMS)),
+        loss=cells.get("loss", "").lower(),
         classes=absolute_path(cells["classes"], folder) if "classes" in cells else None,
     )
     if band is not None:

@@ -13,6 +13,7 @@ from rasterio.windows import Window
 from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
 from datasets.ground.warp import WARP_BLOCK, warp_window
+from datasets.layers.kinds import kind_of
 from datasets.layers.layer import Layer
 from datasets.rasters.chunk_cache import CHUNKS
 from datasets.rasters.handles import _begin_session, close_dataset, gdal_session, open_dataset
@@ -190,7 +191,7 @@ class RasterBand:
 
     def _read_inside(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         if self.warped:
-            how = Resampling.bilinear if self.layer.kind == "continuous" else Resampling.nearest
+            how = Resampling.bilinear if kind_of(self.layer).is_continuous else Resampling.nearest
             values = warp_window(self.source.read, self.source, self.grid, (row, col, rows, cols), resampling=how)
         else:
             values = self.flip(self.source.read(*self.to_source(row, col, rows, cols)))

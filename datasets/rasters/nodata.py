@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from datasets.rasters.moments import RunningMoments
+from datasets.layers.moments import RunningMoments
 
 # No geophysical quantity reaches 1e30 in any unit in use, and every "huge" dummy (1e30, -1e32, 1.70141e38,
 # -3.4e38) does.

@@ -25,7 +25,7 @@ from rasterio.warp import calculate_default_transform
 
 from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
-from datasets.layers.encoding import check_layer_kind
+from datasets.layers.kinds import CLASSES, check_layer_kind, kind_of
 from datasets.layers.layer import Layer
 from datasets.layers.paths import is_plain_path, parse_array_path
 from datasets.rasters.band import BandSource, RasterBand
@@ -212,12 +212,12 @@ def _recognise_classes(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[L
     Raises:
         ValueError: class codes with a scale or offset, or of a kind that does not fit what the table says of the layer.
     """
-    sign = "" if layer.kind_stated or layer.kind != "continuous" else _sign_of_classes(layer, dataset)
+    sign = _sign_of_classes(layer, dataset) if layer.has_default_kind else ""
     if sign:
-        layer = replace(layer, kind="categorical")
+        layer = replace(layer, kind=CLASSES)
     check_layer_kind(layer)
     scale, offset = dataset.scales[layer.band - 1], dataset.offsets[layer.band - 1]
-    if layer.kind == "categorical" and (scale, offset) != (1.0, 0.0):
+    if kind_of(layer).is_classes and (scale, offset) != (1.0, 0.0):
         raise ValueError(
             f"{layer.where}: scale {scale:g} and offset {offset:g}, expected none on class codes (kind categorical); "
             "remove them, or set kind=continuous in layers.csv if these are measurements"

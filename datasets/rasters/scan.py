@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from datasets.ground.warp import WARP_BLOCK
+from datasets.layers.kinds import kind_of
 from datasets.layers.layer import Layer
+from datasets.layers.moments import RunningMoments
+from datasets.layers.transforms import TRANSFORMS
 from datasets.rasters.band import RasterBand
-from datasets.rasters.moments import RunningMoments
 from datasets.rasters.nodata import NodataScan, listed, stored_values
 
 # Larger layers are scanned in part: every n-th chunk, n the smallest that keeps to this many pixels.
@@ -72,7 +74,7 @@ def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
         ValueError: it cannot be read to the end, has no valid pixel, or only one value.
     """
     thin = math.ceil(band.grid.rows * band.grid.cols / SCAN_PIXELS)
-    if band.layer.transform == "log":  # one value that has no logarithm is too many
+    if TRANSFORMS[band.layer.transform].only_positive:  # one value that is not positive is too many
         thin = 1
     try:
         found = _look(band, thin)
@@ -107,7 +109,7 @@ class _Findings:
 
 
 def _look(band: RasterBand, thin: int) -> _Findings:
-    census = NodataScan(band.dtype, recognise=band.layer.kind != "categorical")
+    census = NodataScan(band.dtype, recognise=not kind_of(band.layer).is_classes)
     source = band.source
     for window in _chunks(source.rows, source.cols, block=source.block, thin=thin):
         raw, invalid = source.read_stored(*window)
@@ -160,9 +162,10 @@ def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) 
             f"{where}: all nodata: none of {found.pixels} pixels{inside} is valid (invalid: {rule}), "
             "expected data; correct the nodata value, or leave the layer out"
         )
-    if band.layer.transform == "log" and found.moments.minimum <= 0:
+    if TRANSFORMS[band.layer.transform].only_positive and found.moments.minimum <= 0:
         raise ValueError(
-            f"{where}: smallest value {found.moments.minimum:.9g}, expected values above 0 for transform log; choose "
+            f"{where}: smallest value {found.moments.minimum:.9g}, expected values above 0 for transform "
+            f"{band.layer.transform}; choose "
             "transform asinh, or declare such values as nodata"
         )
     if np.float32(found.moments.minimum) != np.float32(found.moments.maximum):
@@ -175,7 +178,7 @@ def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) 
 
 def _suspicions(layer: Layer, found: _Findings) -> Iterator[str]:
     moments = found.moments
-    if layer.kind == "categorical":
+    if kind_of(layer).is_classes:
         return
     for value, count in found.doubtful:
         yield (
@@ -187,8 +190,7 @@ def _suspicions(layer: Layer, found: _Findings) -> Iterator[str]:
             f"looks like classes: only {found.distinct} distinct whole numbers; set kind=categorical in layers.csv if "
             "they are not measurements"
         )
-    if layer.kind == "circular" and -3.2 < moments.minimum and moments.maximum < 6.4:
-        yield f"from {moments.minimum:.3g} to {moments.maximum:.3g}, which looks like radians: expected degrees"
+    yield from kind_of(layer).suspicions(moments.minimum, moments.maximum)
     step = float(np.spacing(np.float32(max(abs(moments.minimum), abs(moments.maximum)))))
     if step > 0.01 * moments.std:
         yield (

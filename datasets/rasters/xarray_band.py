@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.layers.kinds import CLASSES, kind_of
 from datasets.layers.layer import Layer
 from datasets.layers.paths import ArrayPath, clean_label, is_remote, parse_array_path
 from datasets.rasters.band import BandSource
@@ -118,8 +119,8 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
     dtype = "uint8" if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=").name
     dtype = f"u{dtype}" if unsigned else dtype
     stated, rule, notes = _nodata(layer, attributes, dtype, variable.dtype)
-    if "flag_values" in attributes and layer.kind == "continuous" and not layer.kind_stated:
-        layer = replace(layer, kind="categorical")
+    if "flag_values" in attributes and layer.has_default_kind:
+        layer = replace(layer, kind=CLASSES)
         notes.append(
             "the variable has flag_values: taken for a layer of kind categorical; set kind=continuous in layers.csv if "
             "its numbers are measurements"
@@ -133,7 +134,7 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
             f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected finite numbers and a scale "
             "other than 0; correct its attributes"
         )
-    if layer.kind == "categorical" and (scale, offset) != (1.0, 0.0):
+    if kind_of(layer).is_classes and (scale, offset) != (1.0, 0.0):
         raise ValueError(
             f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected none on class codes (kind "
             "categorical); remove them, or set kind=continuous in layers.csv if these are measurements"

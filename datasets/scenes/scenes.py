@@ -16,13 +16,13 @@ import numpy as np
 
 from datasets.layers.encoding import Encoding, linear_encodings
 from datasets.layers.layer import Layer
+from datasets.layers.layer_statistics import LayerStatistics
 from datasets.scenes.image_set import CENTRE, SceneSet, crop_key, of_other_table, open_scene_set
 from datasets.scenes.images import CROP_SHARE
 from datasets.scenes.statistics import scene_statistics
 from datasets.survey.pyramid import Pyramid
 from datasets.survey.scales_and_groups import given_groups
 from datasets.survey.stack import LayerBundle, Placement
-from datasets.survey.statistics import LayerStatistics
 from datasets.survey.tile_reader import Tiles
 
 
@@ -74,7 +74,7 @@ class Scenes:
     def encodings(self) -> tuple[Encoding, ...]:
         """Per layer, how its values become a channel."""
         statistics = self.statistics
-        return linear_encodings([item.location for item in statistics], [item.spread for item in statistics])
+        return linear_encodings([item.centre for item in statistics], [item.scale for item in statistics])
 
     @property
     def scored(self) -> dict[int, tuple[int, ...]]:
@@ -135,7 +135,6 @@ class Scenes:
         block = LayerBundle(tuple(range(channels)), size, size, aligned=True, placement=Placement(1.0, 1.0, 0.0, 0.0))
         return Pyramid(
             blocks=[block],
-            channels=channels,
             tile_rows=size,
             tile_cols=size,
             input_size=self.input_size,

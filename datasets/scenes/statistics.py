@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from datasets.layers.layer_statistics import LayerStatistics
+from datasets.layers.moments import RunningMoments
 from datasets.loading.prefetch import prefetch
-from datasets.rasters.moments import RunningMoments
 from datasets.scenes.image_set import SceneSet
-from datasets.survey.statistics import LayerStatistics
 
 SAMPLED_IMAGES = 512
 """Training images whose values statistics are of: the mean of so many is far better known than it need be."""
@@ -54,9 +54,7 @@ def scene_statistics(images: SceneSet, numbers: np.ndarray, *, seed: int) -> tup
     found = {c: (m, np.concatenate(values)) for c, m, values in zip(shown, moments, kept, strict=True)}
     sampled = len(sample) < len(numbers) or any(m.count % 1 for m in moments)
     return tuple(
-        _statistics_of(name, *found[c], images=len(sample), sampled=sampled)
-        if c in found
-        else LayerStatistics(name, "none", 0.0, 1.0, 0.0, 1.0, 0.0, 0, False)
+        _statistics_of(name, *found[c], images=len(sample), sampled=sampled) if c in found else LayerStatistics(name)
         for c, name in enumerate(images.band_names)
     )
 
@@ -73,8 +71,8 @@ def _statistics_of(
     return LayerStatistics(
         name=name,
         normalize="standard",
-        location=moments.mean,
-        spread=moments.std,
+        centre=moments.mean,
+        scale=moments.std,
         mean=moments.mean,
         std=moments.std,
         median=float(np.median(kept)),

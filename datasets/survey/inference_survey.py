@@ -252,13 +252,11 @@ def open_inference_survey(
     *,
     data_dir: str | None = None,
     layers_table: str | None = None,
-    location: Sequence[float],
-    spread: Sequence[float],
     input_size: int,
     scales: Sequence[int],
     base_resolution: float | None,
     finest_scale: int,
-    encodings: Sequence[Encoding] | None = None,
+    encodings: Sequence[Encoding],
     hidden: Sequence[int] = (),
     extent: str = "union",
     reproject: bool = False,
@@ -271,13 +269,11 @@ def open_inference_survey(
         trained: the model's layers in channel order.
         data_dir: directory of rasters in which to find them by name.
         layers_table: table of layers in which to find them by name; with neither, their own paths are used.
-        location: per layer, subtracted from physical values.
-        spread: per layer, divided by.
         input_size: base-scale pixels along a tile's edge.
         scales: scales of the model, 1 first.
         base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
         finest_scale: largest scale that training was asked for.
-        encodings: per layer, how values become channels; in the place of location and spread.
+        encodings: per layer, how values become channels.
         hidden: layers that training presented as wholly invalid; they need not be there.
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
@@ -300,7 +296,7 @@ def open_inference_survey(
         where=data_dir or layers_table,
         extra=extra,
     )
-    encodings = linear_encodings(location, spread) if encodings is None else tuple(encodings)
+    encodings = tuple(encodings)
     stack, summaries, notes = _open_stack(trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject)
     if extra:
         notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
@@ -392,7 +388,6 @@ def _pyramid(
     blocks = make_bundles(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
     pyramid = Pyramid(
         blocks=blocks,
-        channels=len(stack),
         tile_rows=rows,
         tile_cols=cols,
         input_size=input_size,
@@ -455,12 +450,12 @@ def _strangers(
     """What to say of layers of measurements whose values are not at all those of training."""
     return [
         f"layer '{layer.name}': values here are about {summary.mean:.6g}, in training they were "
-        f"{encoding.locations[0]:.6g} with a spread of {encoding.spreads[0]:.3g}: the model has not seen such values; "
+        f"{encoding.centres[0]:.6g} with a spread of {encoding.scales[0]:.3g}: the model has not seen such values; "
         "are the units the same?"
         for layer, summary, encoding in zip(trained, summaries, encodings, strict=True)
         if summary is not None
         and encoding.is_linear
-        and abs(summary.mean - encoding.locations[0]) > STRANGE * max(encoding.spreads[0], summary.std)
+        and abs(summary.mean - encoding.centres[0]) > STRANGE * max(encoding.scales[0], summary.std)
     ]
 
 

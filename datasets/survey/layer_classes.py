@@ -11,6 +11,7 @@ import numpy as np
 from datasets.ground.grid import GDAL_ERRORS
 from datasets.layers.class_table import MAX_CLASSES, default_colour, read_class_rows
 from datasets.layers.encoding import EXACT, Encoding
+from datasets.layers.kinds import CLASSES, kind_of
 from datasets.layers.layer import Layer
 from datasets.rasters.band import RasterBand
 from datasets.rasters.legend import read_legend
@@ -75,7 +76,7 @@ def layer_classes(
     tables: list[Encoding | None] = []
     notes = []
     for number, band in enumerate(bands):
-        if band.layer.kind != "categorical":
+        if not kind_of(band.layer).is_classes:
             tables.append(None)
             continue
         table, found = find_classes(band, declared[number] if declared and number < len(declared) else None)
@@ -111,9 +112,9 @@ def read_classes(layer: Layer) -> Encoding:
 def _encoding(codes: tuple[float, ...], names: Mapping[Any, str], colours: Mapping[Any, str]) -> Encoding:
     """An encoding of these codes, with names and colours for those that have none."""
     return Encoding(
-        "categorical",
-        locations=(),
-        spreads=(),
+        CLASSES,
+        centres=(),
+        scales=(),
         codes=codes,
         names=tuple(names.get(code, "") or f"{code:g}" for code in codes),
         colours=tuple(colours.get(code, "") or default_colour(number) for number, code in enumerate(codes)),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from datasets.layers.encoding import Encoding, channel_ranges, linear_encodings
+from datasets.layers.encoding import Encoding, channel_ranges
 from datasets.survey.stack import LayerBundle
 
 LEAST_WEIGHT = 1e-4
@@ -104,33 +104,27 @@ class Pyramid:
 
     Args:
         blocks: the blocks of a stack.
-        channels: number of layers.
         tile_rows: tile height, reference pixels.
         tile_cols: tile width, reference pixels.
         input_size: base-scale pixels along an edge, H = W.
         scales: reconstructed scales, 1 first.
         scored: for each scale, the numbers of the layers that are scored at it.
-        location: per layer, subtracted from physical values.
-        spread: per layer, divided by.
-        encodings: per layer, how its values become channels; in the place of location and spread.
+        encodings: per layer, how its values become channels.
     """
 
     def __init__(
         self,
         *,
         blocks: Sequence[LayerBundle],
-        channels: int,
         tile_rows: float,
         tile_cols: float,
         input_size: int,
         scales: Sequence[int],
         scored: Mapping[int, Sequence[int]],
-        location: Sequence[float] = (),
-        spread: Sequence[float] = (),
-        encodings: Sequence[Encoding] | None = None,
+        encodings: Sequence[Encoding],
     ) -> None:
         self.blocks = tuple(blocks)
-        self.encodings = linear_encodings(location, spread) if encodings is None else tuple(encodings)
+        self.encodings = tuple(encodings)
         self.ranges = channel_ranges(self.encodings)
         self.channels = sum(len(numbers) for numbers in self.ranges)
         self.input_size = input_size

@@ -16,8 +16,10 @@ import numpy as np
 
 from datasets.ground.grid import Grid
 from datasets.ground.wraparound import latitude_weights, pixel_size_lines, pixel_size_m
-from datasets.layers.encoding import Encoding, channel_ranges, values_text
+from datasets.layers.encoding import Encoding, channel_ranges
+from datasets.layers.kinds import kind_of
 from datasets.layers.layer import Layer
+from datasets.layers.layer_statistics import LayerStatistics
 from datasets.layers.table import with_transforms, write_layers_table
 from datasets.rasters.open_band import layer_crs, open_band
 from datasets.rasters.scan import BandSummary
@@ -29,7 +31,7 @@ from datasets.survey.open_layers import check_numbers, choose_layers, scan_bands
 from datasets.survey.pyramid import Pyramid
 from datasets.survey.scales_and_groups import channel_groups, score_scales
 from datasets.survey.stack import LayerBundle, Stack, make_bundles, reference_grid
-from datasets.survey.statistics import LayerStatistics, fit_statistics
+from datasets.survey.statistics import fit_statistics
 from datasets.survey.tile_reader import TileReader
 from datasets.survey.tiles import TileIndex, index_tiles
 
@@ -91,7 +93,7 @@ class Survey:
         """What will be read, as lines to log."""
         lines = []
         for channel, (band, summary) in enumerate(zip(self.stack.bands, self.summaries, strict=True)):
-            values = values_text(band.layer, self.encodings[channel], summary.minimum, summary.maximum)
+            values = kind_of(band.layer).describe(band.layer, self.encodings[channel], summary.minimum, summary.maximum)
             scored = " ".join(f"{scale}x" for scale in self.scales if channel in self.scored[scale]) or "no scale"
             lines.append(
                 f"layer {channel} {band.layer.name}: {band.grid.cols} x {band.grid.rows} pixels of "
@@ -143,7 +145,7 @@ class Survey:
                 layer.loss_weight for layer, numbers in zip(self.layers, channels, strict=True) for _ in numbers
             ],
         }
-        if any(encoding.kind != "continuous" for encoding in self.encodings) or any(la.loss for la in self.layers):
+        if not all(encoding.is_continuous for encoding in self.encodings) or any(la.loss for la in self.layers):
             options["layers"] = [
                 {
                     "kind": encoding.kind,
@@ -164,7 +166,6 @@ class Survey:
         source = source or self
         return Pyramid(
             blocks=source.blocks,
-            channels=len(self.stack),
             tile_rows=source.tiles.height,
             tile_cols=source.tiles.width,
             input_size=self.input_size,
@@ -340,7 +341,9 @@ def open_survey(
         tiles=tiles,
         blocks=make_bundles(stack, tile_rows=height, tile_cols=width, step=step),
         correlation_cells=tuple(
-            _correlation_cells(m.mean, cell * input_size / height) if band.layer.kind == "continuous" else float("nan")
+            _correlation_cells(m.mean, cell * input_size / height)
+            if kind_of(band.layer).is_continuous
+            else float("nan")
             for band, m in zip(bands, maps, strict=True)
         ),
         layer_warnings=tuple(notes + class_notes + wraparound_remarks(bands, reference)),
@@ -366,7 +369,7 @@ def open_test_survey(survey: Survey, table: str, *, chosen: Mapping[str, Any]) -
         "layers_table": table,
         "base_resolution": survey.base_resolution,
     }
-    replaced["classes"] = [e if e.kind == "categorical" else None for e in survey.encodings]
+    replaced["classes"] = [e if e.is_classes else None for e in survey.encodings]
     other = open_survey(**{**chosen, **replaced, "val_fraction": 0.0, "tile_overlap": 0.5})
     names, expected = [layer.name for layer in other.layers], [layer.name for layer in survey.layers]
     if names != expected:

@@ -15,8 +15,8 @@ import numpy as np
 
 from datasets.layers.encoding import Encoding
 from datasets.layers.layer import Layer
+from datasets.layers.layer_statistics import LayerStatistics
 from datasets.survey.pyramid import Pyramid, Sample
-from datasets.survey.statistics import LayerStatistics
 from datasets.survey.tile_reader import Tiles
 
 

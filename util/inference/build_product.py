@@ -79,7 +79,7 @@ def gapfill(inputs: InferenceInputs, *, views: MaskedViews, max_gap: float | Non
     finest = {
         c: max(s for s in scored if c in scored[s] and c in inputs.known[s]) for c in scored[1] if c in inputs.known[1]
     }
-    measured = [c for c, layer in enumerate(inputs.layers) if layer.encoding.kind == "continuous"]
+    measured = [c for c, layer in enumerate(inputs.layers) if layer.encoding.is_continuous]
     left_out = [inputs.layers[c].name for c in measured if c not in finest]
     if not finest:
         raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")

@@ -60,19 +60,28 @@ class Decoder(Protocol):
         """`continuous`, `circular` or `categorical`."""
 
     @property
-    def is_linear(self) -> bool:
-        """True if model units are physical units but for a shift and a factor."""
+    def is_continuous(self) -> bool:
+        """True if values are measurements."""
 
     @property
-    def locations(self) -> tuple[float, ...]:
-        """Per channel, physical units where a model unit is 0, if linear."""
+    def band_names(self) -> tuple[str, str, str]:
+        """Names of the `reconstruction_bands`."""
 
     @property
-    def spreads(self) -> tuple[float, ...]:
-        """Per channel, physical units per model unit, if linear."""
+    def error_text(self) -> str:
+        """Meaning of the last of the `reconstruction_bands`."""
+
+    def unit(self, stated: str) -> str:
+        """Unit of decoded values, given the unit that the layer table states."""
 
     def decode(self, images: Tensor) -> Tensor:
         """Model units (..., k, h, w) -> values (..., h, w)."""
+
+    def physical(self, image: np.ndarray) -> np.ndarray:
+        """One channel (h, w) of a continuous layer in physical units, from model units."""
+
+    def reconstruction_bands(self, mean: np.ndarray, spread: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """(3, h, w) prediction, its spread and the error, from (k, h, w) each in model units."""
 
 
 @dataclass(frozen=True)
@@ -86,42 +95,7 @@ class LayerValues:
 
     def physical(self, image: np.ndarray) -> np.ndarray:
         """One channel (h, w) of a continuous layer in physical units, from model units."""
-        encoding = self.encoding
-        if encoding.is_linear:
-            return image * encoding.spreads[0] + encoding.locations[0]
-        return encoding.decode(torch.from_numpy(image)[None]).numpy()
-
-    def bands(self, mean: np.ndarray, spread: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """What is written of a layer that was predicted several times.
-
-        Args:
-            mean: (k, h, w) mean prediction of its channels, model units; NaN where there is none.
-            spread: (k, h, w) standard deviation of the predictions.
-            seen: (k, h, w) observed channels, NaN where invalid.
-
-        Returns:
-            (3, h, w): prediction, spread and observed minus predicted, physical units (degrees); spread is half of
-            what lies between mean - spread and mean + spread where values are transformed, and follows from the
-            length of the mean vector where they are directions. Of classes: the likeliest one's code, its probability,
-            and the share of the ground that is of another one. NaN where nothing was observed.
-        """
-        encoding, known = self.encoding, np.isfinite(seen[0])
-        if encoding.kind == "continuous" and encoding.is_linear:
-            factor = encoding.spreads[0]
-            found = [self.physical(mean[0]), spread[0] * factor, (seen[0] - mean[0]) * factor]
-        elif encoding.kind == "continuous":
-            value, low, high = (self.physical(x) for x in (mean[0], mean[0] - spread[0], mean[0] + spread[0]))
-            found = [value, (high - low) / 2, self.physical(seen[0]) - value]
-        elif encoding.kind == "circular":
-            value, truth = (encoding.decode(torch.from_numpy(x)).numpy() for x in (mean, seen))
-            vector = [mean[k] * encoding.spreads[k] + encoding.locations[k] for k in range(2)]
-            length = np.hypot(*vector).clip(1e-6, 1.0)
-            found = [value, np.rad2deg(np.sqrt(-2 * np.log(length))), (truth - value + 180) % 360 - 180]
-        else:
-            chosen = np.nan_to_num(mean).argmax(axis=0)[None]
-            share, right = (np.take_along_axis(x, chosen, axis=0)[0] for x in (mean, seen))
-            found = [encoding.decode(torch.from_numpy(mean)).numpy(), share / mean.sum(axis=0), 1 - right]
-        return np.where(known, np.stack(found), np.nan).astype(np.float32)
+        return self.encoding.physical(image)
 
 
 @dataclass

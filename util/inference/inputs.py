@@ -64,14 +64,13 @@ class InferenceInputs:
         Raises:
             ValueError: there are no continuous layers.
         """
-        kinds = [layer.encoding.kind for layer in self.layers]
-        others = [f"'{layer.name}' ({kinds[c]})" for c, layer in enumerate(self.layers) if kinds[c] != "continuous"]
-        if len(others) == len(kinds):
+        others = [f"'{y.name}' ({y.encoding.kind})" for y in self.layers if not y.encoding.is_continuous]
+        if len(others) == len(self.layers):
             raise ValueError(f"no continuous layer: {', '.join(others)} cannot be {cannot}")
         if others:
             logger.warning("%s cannot be %s", ", ".join(others), cannot)
         scored = self.engine.model.scored_layers
-        return {s: tuple(c for c in numbers if kinds[c] == "continuous") for s, numbers in scored.items()}
+        return {s: tuple(c for c in numbers if self.layers[c].encoding.is_continuous) for s, numbers in scored.items()}
 
     def refuse_normalised(self, output: str) -> None:
         """Refuses models whose predictions have no physical units.

@@ -48,12 +48,6 @@ class ReconstructionProduct:
 
     def _raster(self, scale: int, layer: LayerValues, tags: Mapping[str, str]) -> RasterSpec:
         ground, resolution = self.ground, self.ground.base / scale
-        kind = layer.encoding.kind
-        names = ("class", "probability", "error") if kind == "categorical" else ("reconstruction", "spread", "error")
-        unit = {"continuous": layer.unit, "circular": "degrees", "categorical": ""}[kind]
-        error = (
-            "share of the ground that is of another class" if kind == "categorical" else "observed minus reconstruction"
-        )
         return RasterSpec(
             crs=ground.crs,
             left=ground.left,
@@ -64,9 +58,15 @@ class ReconstructionProduct:
             cols=ground.cols * scale,
             dtype="float32",
             nodata=math.nan,
-            names=tuple(f"{layer.name} {name}" for name in names),
-            units=(unit,) * len(names),
-            tags={**tags, "layer": layer.name, "kind": kind, "scale": f"{scale}x", "error": error},
+            names=tuple(f"{layer.name} {name}" for name in layer.encoding.band_names),
+            units=(layer.encoding.unit(layer.unit),) * 3,
+            tags={
+                **tags,
+                "layer": layer.name,
+                "kind": layer.encoding.kind,
+                "scale": f"{scale}x",
+                "error": layer.encoding.error_text,
+            },
         )
 
     def extent(self) -> tuple[int, int]:
@@ -95,7 +95,7 @@ class ReconstructionProduct:
             for c in numbers:
                 part = slice(first, first + of_layer[c].count)
                 first = part.stop
-                bands = self.layers[c].bands(mean[part], spread[part], seen[part])
+                bands = self.layers[c].encoding.reconstruction_bands(mean[part], spread[part], seen[part])
                 name = self._names[s, c]
                 arrays[name] = (self.rasters[name], bands, block.top * s, block.left * s)
         return arrays

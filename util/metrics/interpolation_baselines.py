@@ -100,14 +100,14 @@ def baseline_images(
     for layer in layers:
         part, seen = slice(layer.first, layer.first + layer.count), known[:, layer.first]
         for n in range(len(values)):
-            if layer.kind == "categorical":
+            if layer.has_fractions:
                 filled[n, part] = nearest_visible(values[n, part], seen[n], fallback=means[part])
                 continue
             for c in layer.channels:
                 filled[n, c] = interpolate_visible(values[n, c], seen[n], fallback=means[c])
     flat = torch.tensor(means, dtype=torch.float32)[:, None, None].expand(values.shape)
     images = torch.from_numpy(filled)
-    is_share = torch.tensor([layer.kind == "categorical" for layer in layers for _ in layer.channels])
+    is_share = torch.tensor([layer.has_fractions for layer in layers for _ in layer.channels])
     finer = []
     for s in scales:
         repeated = images.repeat_interleave(s, -1).repeat_interleave(s, -2)

@@ -55,11 +55,11 @@ class ScoredLayer:
             target: likewise the truth; finite.
         """
         image, target = self.channels.of(image).float(), self.channels.of(target)
-        if self.channels.kind == "categorical":
+        if self.channels.has_fractions:
             entropy = -(target * (image + LOG_FLOOR).log()).sum(dim=1)
             right = target.gather(1, image.argmax(dim=1, keepdim=True)).squeeze(1)
             return entropy, target.sum(dim=1) - right
-        if self.channels.kind == "circular":
+        if self.channels.is_angle:
             degrees = (self.decode(image) - self.decode(target) + 180) % 360 - 180
             return degrees.square(), degrees.square()
         error = (image - target).squeeze(1).square()
@@ -134,7 +134,7 @@ def baseline_error_sums(
     flat, filled = baseline_images(batch.imgs, batch.valid, hidden, means=means, scales=scales, layers=channels)
     on_cpu = [t.cpu() for t in targets], [v.cpu() for v in valid], hidden.cpu()
     found = [error_sums(flat, *on_cpu, layers)[0], error_sums(filled, *on_cpu, layers)[0]]
-    classes = [layer if layer.channels.kind == "categorical" else None for layer in layers]
+    classes = [layer if layer.channels.has_fractions else None for layer in layers]
     if not any(classes):
         return torch.stack(found + found[1:] * (len(MIXTURES) - 1))
     for share in MIXTURES[1:]:
@@ -294,8 +294,8 @@ class HeldOutEvaluator:
         sums, counts, losses = (self._sum_over_ranks(x) for x in (sums, counts, losses))
         model = sums / counts
         if not self._base_in_units:
-            kinds = [layer.channels.kind == "continuous" for layer in self._layers]
-            model[:, :, 0, kinds] = float("nan")
+            continuous = [layer.channels.is_continuous for layer in self._layers]
+            model[:, :, 0, continuous] = float("nan")
         base, finer = (losses[:2] / losses[2]).tolist()
         constant, filled = (sums / counts for sums in self._free)
         return Scores(

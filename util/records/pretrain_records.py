@@ -255,7 +255,7 @@ class RunFiles:
             at = (0, level, channel)
             errors = [float(source[at]) for source in (scores.model, scores.mean, scores.interpolation)]
             reports = [float(source[at]) for source in scores.reports]
-            if layer.channels.kind == "categorical":
+            if layer.channels.has_fractions:
                 values = dict(zip(CLASS_ERRORS, errors, strict=True))
                 values |= {name: 1 - report for name, report in zip(ACCURACIES, reports, strict=True)}
             else:
