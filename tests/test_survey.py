@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from rasterio.warp import transform
 
 from datasets.loading.prefetch import prefetch
-from datasets.survey import memory
-from datasets.survey import survey as grid
+from datasets.survey import memory, open_layers
 from datasets.survey.survey import open_survey, open_test_survey, smooth_layers
 from datasets.survey.tile_reader import TileReader
 from tests.rasters import ramp, write_grid
