@@ -200,7 +200,7 @@ def test_peak_memory_grows_with_what_is_used(monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone counts the program that starts another")
 def test_peak_memory_is_not_that_of_the_program_that_started_it():
     block = torch.ones(200 << 18)  # 200 MiB
-    code = "import util.device, torch; print(util.device.peak_memory_bytes(torch.device('cpu')))"
+    code = "import util.hardware.device, torch; print(util.hardware.device.peak_memory_bytes(torch.device('cpu')))"
     alone = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
     taken = devices.used_memory_bytes(CPU)
     assert 1 << 25 < alone < taken - block.nbytes // 2  # a new process holds torch, and none of the block

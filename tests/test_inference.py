@@ -608,8 +608,8 @@ class TestStopping:
     @pytest.mark.parametrize(
         ("where", "left"),
         [
-            ("ckpt.load_checkpoint", []),
-            ("reopen_survey", []),
+            ("checkpoint_file.load_checkpoint", []),
+            ("open_inference_survey", []),
             ("makers.position_means", []),
             ("results.join", [".embeddings.parts"]),
         ],

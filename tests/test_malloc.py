@@ -10,8 +10,8 @@ from util.hardware import malloc as allocator
 
 COUNT = """
 import resource, sys
-from util.allocator import keep_freed_memory, usual_memory
-assert keep_freed_memory() if sys.argv[1] == "keep" else usual_memory()
+from util.hardware.malloc import default_malloc, keep_freed_memory
+assert keep_freed_memory() if sys.argv[1] == "keep" else default_malloc()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     b"x" * 96_000_000

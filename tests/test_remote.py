@@ -169,7 +169,7 @@ def test_local_files_are_tried_once(tmp_path, monkeypatch, caplog):
         calls.append(path)
         raise rasterio.errors.RasterioIOError("broken")
 
-    monkeypatch.setattr(handles, "open_dataset", fails)
+    monkeypatch.setattr("datasets.rasters.band.open_dataset", fails)
     with pytest.raises(OSError, match="layer 'a' .*broken"):
         opened.read(0, 0, 2, 2)
     assert len(calls) == 1 and not caplog.records

@@ -300,5 +300,5 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], quick:
 
 
 def test_importing_the_module_does_not_wait_for_what_only_writing_needs() -> None:
-    code = "import sys, datasets.sample_survey; sys.exit('geopandas' in sys.modules)"
+    code = "import sys, datasets.synthetic.sample_survey; sys.exit('geopandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Serve a folder's files on localhost with byte ranges: `python -m scripts.file_server FOLDER` prints its port.
+"""Serve a folder's files on localhost with byte ranges: `python -m scripts.benchmarks.http_server FOLDER` prints its port.
 
 For measurements and tests of layers over HTTP: it counts the bytes it sends, and fails when told to. A process of its
 own, because GDAL opens files without letting other threads of its process run.
@@ -49,7 +49,7 @@ class Served:
 def serve(folder: Path) -> Iterator[Served]:
     """Serves a folder's files on a free port of localhost."""
     command = [sys.executable, "-m", "scripts.benchmarks.http_server", str(folder)]
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         assert process.stdout is not None
         try:
