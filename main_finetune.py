@@ -216,7 +216,7 @@ def prepare(
     restarts.note_begun(output_dir)
     if aside is not None and ranks.is_main:
         logger.warning("%s held an earlier run: now in %s", output_dir, aside)
-    files.describe({"options": vars(args), "environment": environment, "folds": data.folds.numbers()})
+    files.describe({"options": vars(args), "environment": environment, "folds": data.folds.summary()})
     return job, partial(compare, job)
 
 
@@ -341,7 +341,7 @@ def run_facts(job: FinetuneRun) -> dict[str, Any]:
             "layers": [{"name": layer.name, "units": layer.units} for layer in job.opened.survey.layers],
             "statistics": [f"{item['location']:.6g} {item['spread']:.6g}" for item in job.opened.statistics],
             "weights of --finetune": None if job.encoder is None else job.encoder.digest(),
-            "folds": job.data.folds.numbers(),
+            "folds": job.data.folds.summary(),
         }
     )
 
@@ -670,7 +670,7 @@ def save(job: FinetuneRun, fit: Fit, scores: dict[str, Any] | None) -> None:
         "held_out": job.held_out,
         "hidden": sorted(survey.hidden),
         "ground": survey.ground(),
-        "folds": job.data.folds.numbers(),
+        "folds": job.data.folds.summary(),
         "task": job.data.description(),
         "training": asdict(fit.examples.facts),
         "arm": fit.arm.name,
@@ -707,7 +707,7 @@ def score(job: FinetuneRun, outputs: Predictor, fold: int, *, validation: bool =
         truth_of=partial(data.ground.truth, fold=fold, validation=validation),
         shape=data.ground.labels.values.shape,
         blocks_of=folds.blocks_of,
-        sums=BlockSums(int(folds.block_grid.max()) + 1, data.outputs),
+        sums=BlockSums(int(folds.block_numbers.max()) + 1, data.outputs),
     )
 
 
@@ -780,7 +780,7 @@ def prepare_evaluation(
     tell(opened, data, ranks)
     if where.is_fold and args.dataset_type == "grid":
         resume_state.check_same_configuration(
-            state["folds"], plain(data.folds.numbers()), "folds (labels or layers changed)"
+            state["folds"], plain(data.folds.summary()), "folds (labels or layers changed)"
         )
     output_dir = Path(args.output_dir)
     files = FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main)
@@ -795,12 +795,12 @@ def evaluate(job: FinetuneRun, state: dict[str, Any], where: evaluation.Where, _
     objective = objective_of(job.args, job.data.task, TargetStatistics(**state["training"]))
     outcome = score(job, network_outputs(job, network, objective), state["fold"] if where.is_fold else 0)
     logger.info("%s: %s", where.what, headline(job.data.kind, outcome.scores, job.data.units))
-    warnings = [text for text in (where.warning, job.data.folds.leak) if text]
+    warnings = [text for text in (where.warning, job.data.folds.leak_warning) if text]
     for text in warnings if job.ranks.is_main else ():
         logger.warning("%s", text)
     facts = {"checkpoint": job.args.resume, "scored": where.what, "warning": "; ".join(warnings) or None}
     path = job.files.write(
-        EVALUATION, {**facts, "task": job.data.kind, "split": job.data.folds.numbers(), "test": outcome.scores}
+        EVALUATION, {**facts, "task": job.data.kind, "split": job.data.folds.summary(), "test": outcome.scores}
     )
     logger.info("scores       %s", path)
 
@@ -820,8 +820,8 @@ def report(job: FinetuneRun) -> dict[str, Any]:
         names=data.names,
         arms=[arm.name for arm in job.arms],
         folds=job.folds,
-        facts=data.folds.numbers(),
-        leak=data.folds.leak,
+        facts=data.folds.summary(),
+        leak=data.folds.leak_warning,
         units=data.units,
     )
     metrics = collect(scored, files)

@@ -136,7 +136,7 @@ def test_what_is_labelled_under_nodata_changes_nothing(survey, tmp_path):
         data.append(targets(survey, write_grid(path, codes, nodata=0)))
     first, second = data
     assert np.array_equal(first.labels.values, second.labels.values)
-    assert first.folds.numbers() == second.folds.numbers()
+    assert first.folds.summary() == second.folds.summary()
     assert first.targets.fold(0).facts == second.targets.fold(0).facts
 
 

@@ -19,11 +19,11 @@ from datasets.survey.stack import Stack, reference_grid
 from datasets.survey.statistics import fit_statistics
 from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
-from datasets.survey.tiles import HoldoutBlocks
+from tests.blocks import holdout_blocks
 from tests.rasters import ramp, write_grid
 
 NAN = float("nan")
-NOTHING_HELD_OUT = HoldoutBlocks(chosen=np.zeros((1, 1), dtype=bool), height=4, width=4, buffer=0)
+NOTHING_HELD_OUT = holdout_blocks([[False]], 4, 4)
 CLASSES = Encoding(
     "categorical",
     centres=(),
@@ -179,7 +179,7 @@ class TestCategorical:
         path = write_grid(tmp_path / "a.tif", np.repeat([[3] * 8, [7] * 8], 4, axis=0).astype("uint8"))
         band = open_band(Layer("a", str(path), kind="categorical"))
         stack = Stack([band], reference_grid([band]))
-        held = HoldoutBlocks(chosen=np.array([[False], [True]]), height=4, width=8, buffer=0)
+        held = holdout_blocks([[False], [True]], 4, 8)
         with pytest.raises(ValueError, match="3 alone on training ground, expected at least two classes; change"):
             fit_statistics(stack, 0, held, find_classes(band)[0])
 

@@ -12,8 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main_finetune
-from datasets.folds.folds import CONTROL_WARNING
-from datasets.folds.make_folds import LEAK_WARNING
+from datasets.folds.folds import CONTROL_WARNING, LEAK_WARNING
 from tests import labelled, surveys
 from tests.rasters import write_grid
 from util.records.finetune_records import FinetuneFiles

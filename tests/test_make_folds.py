@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.folds.blocks import assign_blocks, auto_block, block_grid_of, counts_on, even_block_grid, label_ranking
-from datasets.folds.folds import CONTROL_WARNING
-from datasets.folds.make_folds import LEAK_WARNING, count_points, folds_from_rectangles, make_folds
+from datasets.folds.assignment import assign_blocks, auto_block, label_ranking
+from datasets.folds.blocks import block_grid_from_rectangles, count_points, counts_in_blocks, even_block_grid
+from datasets.folds.folds import CONTROL_WARNING, LEAK_WARNING
+from datasets.folds.make_folds import LabelCells, folds_from_rectangles, make_folds
 
+CELL_OPTIONS = ("shape", "cell", "wrap", "names")
 OPTIONS = {"shape": (64, 64), "cell": 4, "tile": 8, "folds": 3, "buffer": 4, "seed": 0, "block": 1}
 
 
@@ -22,9 +24,25 @@ def full(rows=64, cols=64, *, cell=4, kinds=1):
     return counts
 
 
+def cells_and_options(counts, options):
+    """The `LabelCells` that some of the options describe, and the others."""
+    rest = dict(options)
+    return LabelCells(counts, **{key: rest.pop(key) for key in CELL_OPTIONS if key in rest}), rest
+
+
 def make(counts=None, **options):
     options = OPTIONS | options
-    return make_folds(full(*options["shape"], cell=options["cell"]) if counts is None else counts, **options)
+    counts = full(*options["shape"], cell=options["cell"]) if counts is None else counts
+    labels, options = cells_and_options(counts, options)
+    return make_folds(labels, **options)
+
+
+def fold_of_cells(folds):
+    """Fold of the ground at each cell's centre, -1 = never tested."""
+    row, col = (
+        (np.arange(0, n, folds.cell) + np.minimum(np.arange(0, n, folds.cell) + folds.cell, n)) / 2 for n in folds.shape
+    )
+    return folds.fold_at(*(each.ravel() for each in np.meshgrid(row, col, indexing="ij"))).reshape(len(row), len(col))
 
 
 def everything(folds, scale=1):
@@ -61,9 +79,9 @@ def cases(draw):
 
 def made(case, **more):
     """The folds of a case; None where it is refused for what `TestErrors` looks at."""
-    counts, options = case
+    labels, options = cells_and_options(*case)
     try:
-        return make_folds(counts, **(options | more))
+        return make_folds(labels, **(options | more))
     except ValueError as error:
         assert "hold a label" in str(error) or "no label is left" in str(error) or "keeps none" in str(error)
         return None
@@ -78,7 +96,7 @@ class TestPixels:
         tested = np.array([folds.testing(fold, *everything(folds, scale), scale=scale) for fold in range(folds.count)])
         assert tested.sum(axis=0).max() == 1
         centre = case[0].sum(axis=2) > 0
-        np.testing.assert_array_equal(folds.fold_of[centre] >= 0, True)
+        np.testing.assert_array_equal(fold_of_cells(folds)[centre] >= 0, True)
         for fold in range(folds.count):
             away = tested[fold]
             if folds.early_stopping:
@@ -109,8 +127,9 @@ class TestPixels:
     def test_the_buffer_is_measured_from_edge_to_edge(self):
         """Ground of 12 x 12 with one tested block at rows and columns 4 to 7: a buffer of 2 leaves a rim of 2."""
         counts = full(12, 12, cell=1)
+        labels = LabelCells(counts, shape=(12, 12), cell=1)
         folds = folds_from_rectangles(
-            [(400, 400, 800, 800)], counts, left=0, top=1200, resolution=100, shape=(12, 12), cell=1, buffer=2, seed=0
+            [(400, 400, 800, 800)], labels, left=0, top=1200, resolution=100, buffer=2, seed=0
         )
         expected = np.ones((12, 12), dtype=bool)
         expected[2:10, 2:10] = False
@@ -120,7 +139,6 @@ class TestPixels:
         folds = make(shape=(16, 16))
         blocks = folds.blocks_of(0, 0, 16, 16)
         np.testing.assert_array_equal(blocks, np.kron([[0, 1], [2, 3]], np.ones((8, 8))))
-        np.testing.assert_array_equal(folds.block_ids, blocks[::4, ::4])
         np.testing.assert_array_equal(folds.block_at([-1, 0, 15.9, 8], [3, 8, 15.9, 7.9]), [-1, 1, 3, 2])
         assert folds.blocks_of(14, 14, 3, 3)[2, 2] == -1
 
@@ -147,24 +165,25 @@ class TestPoints:
             assert training_at[k] == expected
 
     def test_counting(self):
-        counts = count_points(
-            [0, 3.9, 4, 9.9, -0.1, 10], [0, 0, 5, 9, 2, 2], [0, 1, 1, 0, 0, 0], shape=(10, 10), cell=4, kinds=2
-        )
+        row, col = np.array([0, 3.9, 4, 9.9, -0.1, 12]), np.array([0, 0, 5, 9, 2, 2])
+        counts = count_points(row, col, np.array([0, 1, 1, 0, 0, 0]), shape=(10, 10), cell=4, kinds=2)
         expected = np.zeros((3, 3, 2), dtype=np.int64)
-        expected[0, 0] = (1, 1)
+        expected[0, 0] = (2, 1)
         expected[1, 1, 1] = 1
-        expected[2, 2, 0] = 1
+        expected[2, 2, 0] = expected[2, 0, 0] = 1
         np.testing.assert_array_equal(counts, expected)
 
-    def test_a_share_of_points_is_a_share_of_them(self):
+    def test_a_fraction_of_points_is_a_fraction_of_them(self):
         rng = np.random.default_rng(0)
         row, col = rng.uniform(0, 64, (2, 300))
-        counts = count_points(row, col, None, shape=(64, 64), cell=4)
+        counts = count_points(row, col, np.zeros(300, dtype=int), shape=(64, 64), cell=4, kinds=1)
         few, many = (make(counts, buffer=0, label_fraction=share) for share in (0.2, 0.6))
         kept, more = few.training_at(0, row, col), many.training_at(0, row, col)
         everyone = few.training_at(0, row, col, all_labels=True)
         np.testing.assert_array_equal(everyone, few.fold_at(row, col) != 0)
-        assert kept.sum() == few.facts["trained"][0] and not (kept & ~more).any() and not (more & ~everyone).any()
+        assert (
+            kept.sum() == few.label_counts["trained"][0] and not (kept & ~more).any() and not (more & ~everyone).any()
+        )
         assert kept.sum() / everyone.sum() == pytest.approx(0.2, abs=0.02)  # half of a cell's points, of about 200
 
 
@@ -189,10 +208,10 @@ class TestLabelFraction:
             for fold in range(5):
                 window = everything(part)
                 kept = part.training(fold, *window).sum()
-                assert kept == part.facts["trained"][fold]
+                assert kept == part.label_counts["trained"][fold]
                 # to half a cell of 16 pixels
                 assert abs(kept - share * whole.training(fold, *window).sum()) <= 8
-                by_class = np.array(part.facts["trained_classes"][fold])
+                by_class = np.array(part.label_counts["trained_classes"][fold])
                 assert by_class.min() > 0.3 * by_class.mean()
 
     def test_classes_keep_step_in_the_order(self):
@@ -211,18 +230,18 @@ class TestLabelFraction:
         np.testing.assert_array_equal(label_ranking(counts, np.random.default_rng(0)), [[last, last], [0, last]])
 
 
-class TestDeal:
+class TestAssignment:
     @given(case=cases())
     @settings(max_examples=20, deadline=None)
     def test_the_same_seed_gives_the_same_folds(self, case):
         one, two = made(case), made(case)
         if one is not None:
-            np.testing.assert_array_equal(one.fold_of, two.fold_of)
-            assert one.numbers() == two.numbers()
+            np.testing.assert_array_equal(fold_of_cells(one), fold_of_cells(two))
+            assert one.summary() == two.summary()
 
     @pytest.mark.parametrize("split", ["blocks", "random"])
     def test_another_seed_gives_others(self, split):
-        assert (make(split=split).fold_of != make(split=split, seed=1).fold_of).any()
+        assert (fold_of_cells(make(split=split)) != fold_of_cells(make(split=split, seed=1))).any()
 
     def test_labels_are_balanced(self):
         rng = np.random.default_rng(0)
@@ -244,7 +263,7 @@ class TestDeal:
             counts[row, col] = (8, 8)
         for seed in range(5):
             folds = make(counts, folds=4, seed=seed)
-            assert np.array(folds.facts["tested_classes"])[:, 1].tolist() == [8, 8, 8, 8]
+            assert np.array(folds.label_counts["tested_classes"])[:, 1].tolist() == [8, 8, 8, 8]
 
     def test_automatic_blocks(self):
         ground = {"cell": 4, "shape": (128, 128), "tile": 16}
@@ -264,11 +283,11 @@ class TestDeal:
 
     def test_blocks_are_cut_to_whole_cells(self):
         folds = make(shape=(30, 30), cell=4, tile=5)
-        assert folds.lattice.row_lines.tolist() == [0, 8, 16, 24, 30]
+        assert folds.block_grid.row_lines.tolist() == [0, 8, 16, 24, 30]
 
     def test_counts_of_blocks(self):
         counts = full(19, 20, kinds=2)
-        sums = counts_on(even_block_grid((19, 20), 8), counts, 4)
+        sums = counts_in_blocks(even_block_grid((19, 20), 8), counts, 4)
         np.testing.assert_array_equal(sums.sum(axis=2), [[64, 64, 32], [96, 96, 48]])
         np.testing.assert_array_equal(sums.sum(axis=(0, 1)), counts.sum(axis=(0, 1)))
 
@@ -277,38 +296,42 @@ class TestRandom:
     def test_neighbours_are_tested_and_every_output_says_so(self):
         folds = make(split="random", buffer=8, tile=16)
         assert folds.buffer == 0
-        assert folds.numbers()["warning"] == folds.leak == LEAK_WARNING
+        assert folds.summary()["warning"] == folds.leak_warning == LEAK_WARNING
         assert LEAK_WARNING in folds.describe()
         np.testing.assert_array_equal(folds.training(0, *everything(folds)), ~folds.testing(0, *everything(folds)))
-        assert folds.lattice.row_lines[1] == 4
+        assert folds.block_grid.row_lines[1] == 4
 
     def test_a_clean_split_does_not(self):
-        assert make().leak == "" and make().numbers()["warning"] is None and "WARNING" not in make().describe()
+        assert make().leak_warning == "" and make().summary()["warning"] is None and "WARNING" not in make().describe()
 
 
 class TestFromCheckpoint:
-    GROUND = {"left": 1000.0, "top": 9000.0, "resolution": 100.0, "shape": (40, 60), "cell": 4, "buffer": 4, "seed": 0}
+    GROUND = {"left": 1000.0, "top": 9000.0, "resolution": 100.0, "buffer": 4, "seed": 0}
+
+    @staticmethod
+    def labels(counts=None):
+        return LabelCells(full(40, 60) if counts is None else counts, shape=(40, 60), cell=4)
 
     def test_ground_held_out_in_pretraining_is_tested(self):
         """Two blocks of 8 x 8, the second sticking out of the ground in the east."""
         rectangles = [(1800.0, 7400.0, 2600.0, 8200.0), (6600.0, 8200.0, 7400.0, 9000.0)]
-        folds = folds_from_rectangles(rectangles, full(40, 60), **self.GROUND)
+        folds = folds_from_rectangles(rectangles, self.labels(), **self.GROUND)
         expected = np.full((40, 60), -1)
         expected[8:16, 8:16] = 0
         expected[0:8, 56:60] = 1
         np.testing.assert_array_equal(folds.blocks_of(0, 0, 40, 60), expected)
         np.testing.assert_array_equal(folds.testing(0, 0, 0, 40, 60), expected >= 0)
         np.testing.assert_array_equal(folds.training(0, 0, 0, 40, 60), ~too_near(expected >= 0, 4))
-        assert folds.count == 1 and folds.facts["blocks"] == [2] and folds.facts["tested"] == [64 + 32]
+        assert folds.count == 1 and folds.label_counts["blocks"] == [2] and folds.label_counts["tested"] == [64 + 32]
 
     def test_only_whole_pixels_are_tested(self):
         """Half a pixel into columns 8 and 16, and rounding as in text files."""
-        folds = folds_from_rectangles([(1850.0, 7399.99999, 2650.0, 8200.0)], full(40, 60), **self.GROUND)
+        folds = folds_from_rectangles([(1850.0, 7399.99999, 2650.0, 8200.0)], self.labels(), **self.GROUND)
         assert np.argwhere(folds.testing(0, 0, 0, 40, 60)).min(axis=0).tolist() == [8, 9]
         assert np.argwhere(folds.testing(0, 0, 0, 40, 60)).max(axis=0).tolist() == [15, 15]
 
     def test_rectangles_that_overlap(self):
-        lattice, numbers = block_grid_of(np.array([[0, 0, 4, 4], [2, 2, 6, 6]]), (8, 8))
+        lattice, numbers = block_grid_from_rectangles(np.array([[0, 0, 4, 4], [2, 2, 6, 6]]), (8, 8))
         np.testing.assert_array_equal(lattice.row_lines, [0, 2, 4, 6, 8])
         np.testing.assert_array_equal(numbers, [[0, 0, -1, -1], [0, 1, 1, -1], [-1, 1, 1, -1], [-1] * 4])
 
@@ -324,7 +347,7 @@ class TestFromCheckpoint:
         counts = full(40, 60)
         counts[:5] = 0
         with pytest.raises(ValueError, match=message):
-            folds_from_rectangles(rectangles, counts, **self.GROUND)
+            folds_from_rectangles(rectangles, self.labels(counts), **self.GROUND)
 
 
 class TestErrors:
@@ -342,8 +365,8 @@ class TestErrors:
                 {"buffer": 64},
                 "fold 0 of 3: no label is left to train on.*buffer of 64 base pixels.*smaller --val_buffer",
             ),
-            ({"label_fraction": 0.0}, "--label_fraction 0: expected a share"),
-            ({"label_fraction": 1.5}, "--label_fraction 1.5: expected a share"),
+            ({"label_fraction": 0.0}, "--label_fraction 0: expected a fraction"),
+            ({"label_fraction": 1.5}, "--label_fraction 1.5: expected a fraction"),
             ({"label_fraction": 1e-6}, "--label_fraction 1e-06 keeps none of the [0-9]+ training labels of fold 0"),
             ({"buffer": -1}, "--val_buffer of -1 base pixels"),
             ({"shape": (64, 60)}, r"label counts of shape \(16, 16, 1\): expected \(16, 15, classes\)"),
@@ -365,12 +388,12 @@ class TestErrors:
         counts = np.concatenate([counts, np.zeros_like(counts)], axis=2)
         counts[:2, :2] = (0, 16)
         folds = make(counts, names=("host", "ore"))
-        number = int(folds.fold_of[0, 0])
+        number = int(fold_of_cells(folds)[0, 0])
         assert folds.warnings == (f"fold {number}: only class 'host' is left in training",)
 
     def test_little_left_to_train_on_is_said(self):
         folds = make(buffer=12)
-        assert min(folds.facts["left"]) < 0.25
+        assert min(folds.label_counts["left"]) < 0.25
         assert "of the labels lie outside tested ground and its buffer; a smaller --val_buffer" in folds.warnings[0]
 
     def test_a_tested_class_without_training_label_is_said(self):
@@ -378,13 +401,13 @@ class TestErrors:
         counts = np.concatenate([counts, np.zeros_like(counts[..., :1])], axis=2)
         counts[:2, :2] = (0, 0, 16)
         folds = make(counts)
-        assert folds.warnings == (f"fold {folds.fold_of[0, 0]}: tested but without a training label: class 2",)
+        assert folds.warnings == (f"fold {fold_of_cells(folds)[0, 0]}: tested but without a training label: class 2",)
 
 
 def test_facts_add_up():
     counts = full(kinds=2)
     folds = make(counts)
-    numbers = folds.numbers()
+    numbers = folds.summary()
     assert json.loads(json.dumps(numbers)) == numbers
     assert sum(numbers["tested"]) == counts.sum() and sum(numbers["blocks"]) == 64
     np.testing.assert_array_equal(np.sum(numbers["tested_classes"], axis=0), counts.sum(axis=(0, 1)))
@@ -395,8 +418,8 @@ def test_facts_add_up():
 
 
 def test_round_a_body_the_buffer_goes_on_where_the_columns_come_back():
-    flat, turned = make(), make(turn=64)
-    np.testing.assert_array_equal(flat.fold_grid >= 0, turned.fold_grid >= 0)
+    flat, turned = make(), make(wrap=64)
+    np.testing.assert_array_equal(flat.fold_numbers >= 0, turned.fold_numbers >= 0)
     at = np.arange(64) + 0.5
     for fold in range(3):
         tested = turned.testing(fold, *everything(turned))
@@ -412,8 +435,9 @@ def test_round_a_body_the_buffer_goes_on_where_the_columns_come_back():
 
 
 def test_rectangles_across_the_line_where_columns_come_back():
-    options = {"left": -180.0, "top": 32.0, "resolution": 1.0, "shape": (64, 360), "cell": 4, "buffer": 4, "seed": 0}
-    folds = folds_from_rectangles([(170.0, 0.0, 190.0, 16.0)], full(64, 360), turn=360, **options)
+    options = {"left": -180.0, "top": 32.0, "resolution": 1.0, "buffer": 4, "seed": 0}
+    labels = LabelCells(full(64, 360), shape=(64, 360), cell=4, wrap=360)
+    folds = folds_from_rectangles([(170.0, 0.0, 190.0, 16.0)], labels, **options)
     tested = folds.testing(0, *everything(folds))
     assert tested[16:32, :10].all() and tested[16:32, 350:].all() and tested.sum() == 16 * 20
     assert not folds.training(0, *everything(folds))[16:32, 10:14].any()
@@ -421,16 +445,18 @@ def test_rectangles_across_the_line_where_columns_come_back():
 
 def test_the_leaking_control_has_the_same_folds_and_trains_on_everything():
     clean, control = make(), make(split="leaking")
-    assert np.array_equal(control.fold_grid, clean.fold_grid) and np.array_equal(control.block_grid, clean.block_grid)
+    assert np.array_equal(control.fold_numbers, clean.fold_numbers) and np.array_equal(
+        control.block_numbers, clean.block_numbers
+    )
     for fold in range(3):
         assert np.array_equal(control.testing(fold, *everything(clean)), clean.testing(fold, *everything(clean)))
         assert control.training(fold, *everything(clean)).all()
         assert not (clean.training(fold, *everything(clean)) & clean.testing(fold, *everything(clean))).any()
-    assert control.numbers()["warning"] == CONTROL_WARNING and "WARNING leaking" in control.describe()
+    assert control.summary()["warning"] == CONTROL_WARNING and "WARNING leaking" in control.describe()
 
 
 def test_kept_labels_have_a_seed_of_their_own():
     one, other = (make(label_fraction=0.3, label_seed=seed) for seed in (1, 2))
-    assert np.array_equal(one.fold_grid, other.fold_grid)
-    assert not np.array_equal(one.places, other.places)
-    assert np.array_equal(make(label_fraction=0.3).places, make(label_fraction=0.3, label_seed=0).places)
+    assert np.array_equal(one.fold_numbers, other.fold_numbers)
+    assert not np.array_equal(one.label_ranks, other.label_ranks)
+    assert np.array_equal(make(label_fraction=0.3).label_ranks, make(label_fraction=0.3, label_seed=0).label_ranks)

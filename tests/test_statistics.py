@@ -17,11 +17,11 @@ from datasets.survey import statistics as fitting
 from datasets.survey.coverage import correlation_length, map_cells, mean_coverage, overlap_matrix
 from datasets.survey.stack import Stack, reference_grid
 from datasets.survey.statistics import fit_statistics
-from datasets.survey.tiles import HoldoutBlocks
+from tests.blocks import holdout_blocks
 from tests.rasters import write_grid
 
 NAN = np.nan
-NOTHING_HELD_OUT = HoldoutBlocks(chosen=np.zeros((1, 1), dtype=bool), height=4, width=4, buffer=0)
+NOTHING_HELD_OUT = holdout_blocks([[False]], 4, 4)
 
 
 def stack_of(folder, *arrays, extent="union", normalize="standard", **options):
@@ -152,7 +152,7 @@ class TestLayerStatistics:
     def test_written_out(self, tmp_path):
         """Training ground is the western half: 1, 2, 3 and 6."""
         values = np.array([[1, 2, 100, 200], [3, 6, 300, NAN]], dtype=np.float32)
-        held_out = HoldoutBlocks(chosen=np.array([[False, True]]), height=2, width=2, buffer=0)
+        held_out = holdout_blocks([[False, True]], 2, 2)
         found = fit_statistics(stack_of(tmp_path, values), 0, held_out)[0]
         assert (found.name, found.normalize, found.count, found.sampled) == ("a", "standard", 4, False)
         assert found.mean == found.centre == pytest.approx(3.0)
@@ -162,7 +162,7 @@ class TestLayerStatistics:
     def test_the_buffer_is_left_out_too(self, tmp_path):
         values = np.array([[1, 2, 50, 100, 200]] * 2, dtype=np.float32)
         values[1, 0] = 3
-        held_out = HoldoutBlocks(chosen=np.array([[False, False, True]]), height=2, width=2, buffer=2)
+        held_out = holdout_blocks([[False, False, True]], 2, 2, 2)
         assert fit_statistics(stack_of(tmp_path, values), 0, held_out)[0].mean == pytest.approx((1 + 2 + 3 + 2) / 4)
 
     def test_robust(self, tmp_path):
@@ -191,7 +191,7 @@ class TestLayerStatistics:
         rng = np.random.default_rng(0)
         side = int(4000 / resolution)
         values = rng.normal(size=(side, side)).astype(np.float32)
-        held_out = HoldoutBlocks(chosen=rng.random((4, 4)) < 0.3, height=10, width=10, buffer=3)
+        held_out = holdout_blocks(rng.random((4, 4)) < 0.3, 10, 10, 3)
         assert held_out.chosen.any()
         changed = values.copy()
         for row, col, height, width in held_out.rectangles():  # pixels that touch the block at all
@@ -250,7 +250,7 @@ class TestLayerStatistics:
     def test_constant_on_training_ground(self, tmp_path, value):
         values = np.full((7, 20), value, dtype=np.float32)
         values[:, 10:] += np.arange(10)
-        held_out = HoldoutBlocks(chosen=np.array([[False, True]]), height=7, width=10, buffer=0)
+        held_out = holdout_blocks([[False, True]], 7, 10)
         with pytest.raises(
             ValueError, match=r"layer 'a' \(.*a\.tif\): constant \(.*\) on training ground.*dropped_bands"
         ):
@@ -259,7 +259,7 @@ class TestLayerStatistics:
     def test_no_valid_pixel_on_training_ground(self, tmp_path):
         values = np.full((4, 8), NAN, dtype=np.float32)
         values[:, 4:] = np.arange(16).reshape(4, 4)
-        held_out = HoldoutBlocks(chosen=np.array([[False, True]]), height=4, width=4, buffer=0)
+        held_out = holdout_blocks([[False, True]], 4, 4)
         with pytest.raises(
             ValueError, match=r"layer 'a' \(.*a\.tif\): no valid pixel on training ground; change --seed"
         ):

@@ -8,7 +8,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from datasets.ground.summed_area import summed_area_table, window_sums
-from datasets.survey.tiles import Coverage, HoldoutBlocks, auto_val_block, index_tiles, origins
+from datasets.survey.tiles import Coverage, auto_val_block, index_tiles, origins
+from tests.blocks import holdout_blocks
 
 OPTIONS = {
     "height": 16,
@@ -43,7 +44,7 @@ def gap(tile, size, block):
 def assert_apart(tiles, index):
     for tile in tiles:
         for block in index.held_out.rectangles():
-            assert gap(tile, (index.height, index.width), block) >= index.held_out.buffer
+            assert gap(tile, (index.height, index.width), block) >= index.held_out.grid.buffer
 
 
 class TestSums:
@@ -117,7 +118,7 @@ class TestHeldOut:
     @given(seed=st.integers(0, 999), block=st.integers(3, 9), buffer=st.integers(0, 12), data=st.data())
     def test_touched_means_closer_than_the_buffer(self, seed, block, buffer, data):
         chosen = np.random.default_rng(seed).random((3, 4)) < 0.3
-        held_out = HoldoutBlocks(chosen=chosen, height=block, width=block + 1, buffer=buffer)
+        held_out = holdout_blocks(chosen, block, block + 1, buffer)
         height, width = data.draw(st.integers(1, 10)), data.draw(st.integers(1, 10))
         rows = np.arange(0, 3 * block + 6)  # some ground beyond the last whole block
         cols = np.arange(0, 4 * (block + 1) + 6)
@@ -133,14 +134,12 @@ class TestHeldOut:
         )
 
     def test_rectangles(self):
-        held_out = HoldoutBlocks(chosen=np.array([[False, True], [True, False]]), height=10, width=20, buffer=3)
+        held_out = holdout_blocks([[False, True], [True, False]], 10, 20, 3)
         assert held_out.rectangles() == [(0, 20, 10, 20), (10, 0, 10, 20)]
 
     def test_training_ground_written_out(self):
         """One block of 2 x 2 pixels at (2, 2), a buffer of one pixel around it."""
-        held_out = HoldoutBlocks(
-            chosen=np.array([[False, False, False], [False, True, False]]), height=2, width=2, buffer=1
-        )
+        held_out = holdout_blocks([[False, False, False], [False, True, False]], 2, 2, 1)
         expected = np.ones((6, 7), dtype=bool)
         expected[1:5, 1:5] = False
         np.testing.assert_array_equal(held_out.training_ground(np.arange(6), np.arange(7)), expected)

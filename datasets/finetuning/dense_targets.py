@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from datasets.finetuning.batch import Batch, TargetStatistics, WindowReader, repeat_permutations
-from datasets.folds.make_folds import Folds
+from datasets.folds.folds import Folds
 from datasets.ground.summed_area import summed_area_table, window_sums
 from datasets.labels.label_map import UNLABELLED, LabelMap, strips
 from datasets.loading.augment import TURNS

@@ -11,8 +11,10 @@ import numpy as np
 
 from datasets.finetuning.dense_targets import DenseTargets
 from datasets.finetuning.scene_targets import SceneGround, SceneSplit, SceneTargets, open_scene_targets
-from datasets.finetuning.window_targets import WindowTargets, point_examples, tile_examples
-from datasets.folds.make_folds import LABEL_CELL, Folds, folds_from_rectangles, make_folds, one_fold
+from datasets.finetuning.window_targets import WindowExamples, WindowTargets, point_examples, tile_examples
+from datasets.folds.blocks import count_points
+from datasets.folds.folds import Folds
+from datasets.folds.make_folds import LABEL_CELL, LabelCells, folds_from_rectangles, make_folds, one_fold
 from datasets.labels.label_map import LabelMap, seen_ground
 from datasets.labels.open_labels import TargetGrid, open_labels
 from datasets.labels.points import open_points
@@ -228,7 +230,7 @@ def open_targets(
     if task == "classification":
         examples = tile_examples(burned, size=survey.input_size, least_labelled=min_labelled)
         assert burned.classes is not None
-        counts = _count_points(examples.centres, examples.classes, survey.shape, kinds=len(burned.classes.codes))
+        counts = _count_examples(examples, survey.shape, kinds=len(burned.classes.codes))
         cell = LABEL_CELL
     else:
         cell = max(
@@ -296,7 +298,7 @@ def _open_points(
         least_distance=background_distance,
         seed=split.seed,
     )
-    counts = _count_points(examples.centres, examples.classes, survey.shape, kinds=len(table.codes))
+    counts = _count_examples(examples, survey.shape, kinds=len(table.codes))
     folds = _cut(counts, survey, split, table.names, cell=LABEL_CELL)
     return FinetuneData(
         targets=WindowTargets(survey, examples, folds, kinds=len(table.codes), jitter=jitter),
@@ -324,50 +326,42 @@ def _holds_points(path: str) -> bool:
     return "Point" in str(pyogrio.read_info(path).get("geometry_type")) if Path(path).exists() else True
 
 
-def _count_points(centres: np.ndarray, classes: np.ndarray, shape: tuple[int, int], *, kinds: int) -> np.ndarray:
+def _count_examples(examples: WindowExamples, shape: tuple[int, int], *, kinds: int) -> np.ndarray:
     """(cell rows, cell cols, K) examples in each cell of `LABEL_CELL` base-scale pixels."""
-    counts = np.zeros((-(-shape[0] // LABEL_CELL), -(-shape[1] // LABEL_CELL), kinds), dtype=np.int64)
-    rows = np.clip(centres[:, 0] // LABEL_CELL, 0, counts.shape[0] - 1).astype(np.int64)
-    cols = np.clip(centres[:, 1] // LABEL_CELL, 0, counts.shape[1] - 1).astype(np.int64)
-    np.add.at(counts, (rows, cols, classes), 1)
-    return counts
+    row, col = examples.centres.T
+    return count_points(row, col, examples.classes, shape=shape, cell=LABEL_CELL, kinds=kinds)
 
 
 def _cut(
     counts: np.ndarray, survey: InferenceSurvey, split: SplitOptions, names: Sequence[str] | None, *, cell: int
 ) -> Folds:
+    labels = LabelCells(counts, survey.shape, cell, wrap=survey.wrap_columns, names=names)
     if split.split == "all":
-        return one_fold(counts, shape=survey.shape, cell=cell, tile=survey.input_size)
-    common: dict[str, Any] = {
-        "shape": survey.shape,
-        "cell": cell,
-        "buffer": split.buffer,
-        "label_fraction": split.label_fraction,
-        "names": names,
-        "turn": survey.wrap_columns,
-    }
+        return one_fold(labels, tile=survey.input_size)
     if split.split == "from_checkpoint":
         assert split.rectangles is not None
         grid = survey.stack.reference
         return folds_from_rectangles(
             [(r[0], r[1], r[2], r[3]) for r in split.rectangles],
-            counts,
+            labels,
             left=grid.left,
             top=grid.top,
             resolution=survey.base_resolution,
+            buffer=split.buffer,
             seed=split.label_seed,
-            **common,
+            label_fraction=split.label_fraction,
         )
     return make_folds(
-        counts,
+        labels,
         tile=survey.input_size,
         folds=split.folds,
+        buffer=split.buffer,
         split=split.split,
         block=split.block,
         early_stopping=split.early_stopping,
         seed=split.seed,
+        label_fraction=split.label_fraction,
         label_seed=split.label_seed,
-        **common,
     )
 
 

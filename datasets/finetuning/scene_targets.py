@@ -81,16 +81,21 @@ class SceneSplit:
     label_fraction: float
     warnings: tuple[str, ...] = ()
     count: int = 1
-    leak: str = ""
+
+    @property
+    def leak_warning(self) -> str:
+        """Empty: images of one location are on one side."""
+        return ""
 
     def describe(self) -> str:
         """One line for the log."""
         how = "those of --test_path" if self.given else "locations held out"
         return f"{self.trained} images to train on ({100 * self.label_fraction:g} %), {self.tested} tested: {how}"
 
-    def numbers(self) -> dict[str, Any]:
-        """Facts for log and JSON."""
-        return {"split": "test table" if self.given else "locations", **asdict(self), "warning": None}
+    def summary(self) -> dict[str, Any]:
+        """Options and counts for the log and for JSON."""
+        split = "test table" if self.given else "locations"
+        return {"split": split, **asdict(self), "leak": "", "warning": None}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from datasets.finetuning.batch import Batch, TargetStatistics, WindowReader, repeat_permutations
-from datasets.folds.make_folds import Folds
+from datasets.folds.folds import Folds
 from datasets.labels.label_map import LabelMap
 from datasets.loading.augment import TURNS
 from datasets.survey.inference_survey import InferenceSurvey

@@ -1,10 +1,10 @@
-"""Which windows are tiles: whole-pixel arithmetic on the reference grid, and nothing else.
+"""Which windows are tiles: whole-pixel arithmetic on the reference grid.
 
-Pure functions of numbers: no files, no clock, no global generator. Tile `i` of epoch `e` follows from
+Pure functions of numbers: no files, no clock, no global generator. Tile `i` of epoch `e` is a function of
 (seed, e, i) alone, so it is the same whatever the number of workers or ranks.
 
-On a grid that goes round a body columns are taken modulo the turn: a tile's first column lies within the grid, and the
-tile goes on beyond its last. On round bodies ground weighs by its area.
+On a grid that wraps around a planet, columns are taken modulo its width: a tile's first column lies within the grid,
+and the tile may continue across the seam. On a planet ground is weighted by its area.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from functools import cached_property
 
 import numpy as np
 
+from datasets.folds.blocks import BlockGrid, whole_block_grid
 from datasets.ground.summed_area import summed_area_table, window_sums
 from datasets.ground.wraparound import LatitudeWeights
 
 SHIFT_TRIES = 8
-"""Random shifts drawn for a training tile before its unshifted place is used."""
-
+"""Random shifts drawn for a training tile before its unshifted origin is used."""
 
 AUTO_VAL_BLOCKS = 12
 """Held-out blocks are as large as they can be with at least this many blocks in the survey."""
 
-LEAST_SHARE = 1e-6
-"""Valid shares this close are equal (they are sums of rounded numbers), and a tile with less has nothing to show."""
+LEAST_FRACTION = 1e-6
+"""Valid fractions this close are equal (they are sums of rounded numbers), and a tile with less counts as empty."""
 
 
-def is_enough(share: np.ndarray, min_valid: float) -> np.ndarray:
-    """Whether windows with these valid shares can be tiles, (n,) bool; one without valid ground never is."""
-    return share >= max(min_valid - LEAST_SHARE, LEAST_SHARE)
+def is_enough(fraction: np.ndarray, min_valid: float) -> np.ndarray:
+    """Whether windows with these valid fractions can be tiles, (n,) bool; one without valid ground never is."""
+    return fraction >= max(min_valid - LEAST_FRACTION, LEAST_FRACTION)
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the ground carries valid pixels, on square cells of reference pixels.
+    """Fraction of the ground that has valid pixels, on square cells of reference pixels.
 
     Attributes:
-        fraction: (cell rows, cell cols) float32, share of valid ground, averaged over layers.
+        fraction: (cell rows, cell cols) float32, fraction of valid ground, averaged over layers.
         cell: edge of a cell, reference pixels.
-        turn: reference columns after which the ground repeats, 0 = never.
+        wrap: reference columns after which the ground repeats, 0 = never.
     """
 
     fraction: np.ndarray
     cell: int
-    turn: int = 0
+    wrap: int = 0
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """Summed-area table of the fractions, twice if they go round: made once, as it takes longer than looking."""
-        return summed_area_table(np.tile(self.fraction, (1, 2)) if self.turn else self.fraction)
+        """Summed-area table of the fractions, side by side with a copy if they wrap; computed once."""
+        return summed_area_table(np.tile(self.fraction, (1, 2)) if self.wrap else self.fraction)
 
     def of_windows(self, rows: np.ndarray, cols: np.ndarray, *, height: int, width: int) -> np.ndarray:
-        """Valid share of windows.
+        """Valid fraction of windows.
 
         Args:
             rows: (n,) first reference rows.
@@ -62,12 +62,12 @@ class Coverage:
             width: window width, reference pixels.
 
         Returns:
-            (n,) float64 in 0..1. Exact when origins and size are multiples of the cell; else of whole cells near it.
+            (n,) float64 in 0..1. Exact if origins and size are multiples of the cell, else that of whole cells near it.
         """
         top, left = rows // self.cell, cols // self.cell
         stop = (cols + width) // self.cell
-        if self.turn:
-            beyond = cols + width - self.turn
+        if self.wrap:
+            beyond = cols + width - self.wrap
             stop = np.where(beyond > 0, self.fraction.shape[1] + beyond // self.cell, stop)
         bottom = np.minimum(np.maximum((rows + height) // self.cell, top + 1), self._table.shape[0] - 1)
         right = np.minimum(np.maximum(stop, left + 1), self._table.shape[1] - 1)
@@ -77,58 +77,27 @@ class Coverage:
 
 @dataclass(frozen=True)
 class HoldoutBlocks:
-    """Contiguous square-ish blocks kept out of training.
+    """Contiguous blocks kept out of training.
 
     Attributes:
+        grid: cuts the survey into blocks, in reference pixels, with the buffer between them and training.
         chosen: (block rows, block cols) bool, True where a block is held out.
-        height: block height, reference pixels.
-        width: block width, reference pixels.
-        buffer: distance that training keeps from a held-out block, reference pixels.
-        turn: reference columns after which the ground repeats, 0 = never.
     """
 
+    grid: BlockGrid
     chosen: np.ndarray
-    height: int
-    width: int
-    buffer: int
-    turn: int = 0
 
     def touched(self, rows: np.ndarray, cols: np.ndarray, *, height: int, width: int) -> np.ndarray:
-        """Whether windows come closer than the buffer to a held-out block, (n,) bool."""
-        table = summed_area_table(self.chosen)
-        top, bottom = self._span(rows, height, self.height, self.chosen.shape[0])
-        found = np.zeros(len(rows), dtype=bool)
-        for shift in self._shifts():
-            left, right = self._span(cols + shift, width, self.width, self.chosen.shape[1])
-            found |= window_sums(table, top, left, bottom, right) > 0
-        return found
+        """Whether windows come nearer to a held-out block than the buffer, (n,) bool."""
+        return self.grid.windows_near(self.chosen, (rows, rows + height), (cols, cols + width))
 
     def training_ground(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
         """True for reference pixels (outer product of rows and cols) that lie outside blocks and buffers."""
-        top, bottom = self._span(rows, 1, self.height, self.chosen.shape[0])
-        table = summed_area_table(self.chosen).astype(np.int32)
-        strips = table[bottom] - table[top]
-        ground = np.ones((len(rows), len(cols)), dtype=bool)
-        for shift in self._shifts():
-            left, right = self._span(cols + shift, 1, self.width, self.chosen.shape[1])
-            ground &= strips[:, right] == strips[:, left]
-        return ground
-
-    def _shifts(self) -> tuple[int, ...]:
-        """By how much columns are moved to be seen from every side."""
-        return (-self.turn, 0, self.turn) if self.turn else (0,)
-
-    def _span(self, first: np.ndarray, size: int, block: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """Half-open range of blocks, along one axis, that windows with their buffer reach into."""
-        start = np.clip((first - self.buffer) // block, 0, limit)
-        stop = np.clip((first + size - 1 + self.buffer) // block + 1, 0, limit)
-        return start, np.maximum(start, stop)
+        return ~self.grid.is_near(self.chosen, (rows, rows + 1), (cols, cols + 1))
 
     def rectangles(self) -> list[tuple[int, int, int, int]]:
         """Held-out blocks as (row, col, height, width), reference pixels."""
-        return [
-            (int(r) * self.height, int(c) * self.width, self.height, self.width) for r, c in np.argwhere(self.chosen)
-        ]
+        return self.grid.rectangles(self.chosen)
 
 
 @dataclass(frozen=True)
@@ -144,10 +113,10 @@ class TileIndex:
         train: (n, 2) int64 unshifted (row, col) origins of training tiles.
         val: (m, 2) int64 origins of validation tiles, inside held-out blocks.
         held_out: the held-out blocks.
-        coverage: valid share of the ground.
-        min_valid: least valid share of a tile.
+        coverage: valid fraction of the ground.
+        min_valid: least valid fraction of a tile.
         shape: (rows, cols) of the reference grid.
-        ground: how the grid lies on a round body, by whose area tiles are drawn; None = on a plane.
+        ground: how the grid lies on a planet, so that tiles are drawn by area; None = on a plane.
     """
 
     height: int
@@ -164,7 +133,7 @@ class TileIndex:
     ground: LatitudeWeights | None = None
 
     @property
-    def turn(self) -> int:
+    def wrap(self) -> int:
         """Reference columns after which the ground repeats, 0 = never."""
         return 0 if self.ground is None else self.ground.turn
 
@@ -174,8 +143,8 @@ class TileIndex:
         Args:
             seed: seed of the run.
             epoch: number of the epoch.
-            tiles: how many; default one for each unshifted tile. More than those repeat with other shifts. On a
-                round body a tile is drawn as often as its share of the area asks for, rounded up or down at random.
+            tiles: number of windows; default one for each unshifted tile. More than those repeat with other shifts.
+                On a planet a tile is drawn in proportion to its area, rounded up or down at random.
 
         Returns:
             (tiles, 2) int64 (row, col) origins. Each tile is shifted by up to half a stride; a shift that would
@@ -195,12 +164,12 @@ class TileIndex:
         half = np.array([self.stride_y // 2 // self.step, self.stride_x // 2 // self.step])
         shifts = shift_rng.integers(-half, half + 1, size=(SHIFT_TRIES, tiles, 2)) * self.step
         last = np.array([self.shape[0] - self.height, self.shape[1] - self.width]) // self.step * self.step
-        round_cols = -(-self.turn // self.step) * self.step
+        wrap_cols = -(-self.wrap // self.step) * self.step
         pending = np.arange(tiles)
         for attempt in shifts:
             moved = self.train[order[pending]] + attempt[pending]
-            if self.turn:
-                moved[:, 1] %= round_cols
+            if self.wrap:
+                moved[:, 1] %= wrap_cols
                 moved[:, 0] = np.clip(moved[:, 0], 0, last[0])
             else:
                 moved = np.clip(moved, 0, last)
@@ -213,9 +182,9 @@ class TileIndex:
 
     def _is_training_tile(self, origins: np.ndarray) -> np.ndarray:
         rows, cols = origins[:, 0], origins[:, 1]
-        share = self.coverage.of_windows(rows, cols, height=self.height, width=self.width)
+        fraction = self.coverage.of_windows(rows, cols, height=self.height, width=self.width)
         touched = self.held_out.touched(rows, cols, height=self.height, width=self.width)
-        good = is_enough(share, self.min_valid) & ~touched
+        good = is_enough(fraction, self.min_valid) & ~touched
         return good if self.ground is None else good & ~self.ground.is_polar(rows, self.height)
 
 
@@ -233,20 +202,20 @@ def origins(length: int, tile: int, stride: int, step: int) -> np.ndarray:
 
 
 def draw_by_weight(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Numbers drawn in proportion to weights, each within one of its share: systematic sampling in random order.
+    """Draws numbers in proportion to weights, each to within one of its expected count: systematic sampling, shuffled.
 
     Args:
         weights: (n,) float, above 0.
-        count: how many to draw.
-        rng: decides all.
+        count: number of draws.
+        rng: source of randomness.
 
     Returns:
         (count,) int64 numbers 0..n - 1 in random order. Equal weights and n draws give every number once.
     """
     order = rng.permutation(len(weights))
     ends = np.cumsum(weights[order])
-    places = (np.arange(count) + rng.random()) * (ends[-1] / max(count, 1))
-    drawn = order[np.minimum(np.searchsorted(ends, places, side="right"), len(order) - 1)]
+    positions = (np.arange(count) + rng.random()) * (ends[-1] / max(count, 1))
+    drawn = order[np.minimum(np.searchsorted(ends, positions, side="right"), len(order) - 1)]
     return rng.permutation(drawn).astype(np.int64)
 
 
@@ -273,22 +242,22 @@ def index_tiles(
     seed: int,
     ground: LatitudeWeights | None = None,
 ) -> TileIndex:
-    """Lays training tiles on a stride and holds out contiguous blocks for validation.
+    """Places training tiles on a stride and holds out contiguous blocks for validation.
 
     Args:
-        coverage: valid share of the ground.
+        coverage: valid fraction of the ground.
         shape: (rows, cols) of the reference grid.
         height: tile height, reference pixels.
         width: tile width, reference pixels.
         step: tile origins are multiples of this, reference pixels.
-        overlap: share of a tile that the next one repeats, 0 <= overlap < 1.
-        min_valid: least valid share of a tile, 0..1.
-        val_fraction: share of the valid ground to hold out, 0 <= val_fraction < 1; 0 holds out nothing.
-        val_block: edge of a held-out block in tiles, at most as many as the survey is high or wide; 0 chooses it
+        overlap: fraction of a tile that the next one repeats, 0 <= overlap < 1.
+        min_valid: least valid fraction of a tile, 0..1.
+        val_fraction: fraction of the valid ground to hold out, 0 <= val_fraction < 1; 0 holds out nothing.
+        val_block: edge of a held-out block in tiles, at most the survey's height or width; 0 chooses it
             (`auto_val_block`).
-        buffer: distance that training keeps from held-out blocks, reference pixels.
+        buffer: distance between training windows and held-out blocks, reference pixels.
         seed: decides which blocks are held out.
-        ground: how the grid lies on a round body, None = on a plane.
+        ground: how the grid lies on a planet, None = on a plane.
 
     Returns:
         The index. No training window comes within `buffer` of a held-out block; validation windows lie wholly inside.
@@ -303,25 +272,16 @@ def index_tiles(
         )
     stride_y = max(step, round(height * (1 - overlap) / step) * step)
     stride_x = max(step, round(width * (1 - overlap) / step) * step)
-    turn = ground.turn if ground is not None else 0
-    coverage = replace(coverage, turn=turn)
-    cols = np.arange(0, turn, stride_x, dtype=np.int64) if turn else origins(shape[1], width, stride_x, step)
-    anchors = _grid(origins(shape[0], height, stride_y, step), cols)
-    if ground is not None:
-        polar = ground.is_polar(anchors[:, 0], height)
-        if polar.all():
-            raise ValueError(
-                f"all {len(anchors)} tiles are centred too near a pole for a grid in longitude and latitude that goes "
-                "round; choose a smaller --input_size, or reproject the layers to a polar projection"
-            )
-        anchors = anchors[~polar]
-    share = coverage.of_windows(anchors[:, 0], anchors[:, 1], height=height, width=width)
-    anchors = anchors[is_enough(share, min_valid)]
-    if not len(anchors):
-        raise ValueError(
-            f"no tile reaches --min_valid {min_valid:g}: the best of {len(share)} has {share.max():.2f} valid ground; "
-            "lower --min_valid or choose a smaller --input_size"
-        )
+    coverage = replace(coverage, wrap=0 if ground is None else ground.turn)
+    anchors = _anchors(
+        coverage,
+        shape,
+        tile=(height, width),
+        stride=(stride_y, stride_x),
+        step=step,
+        min_valid=min_valid,
+        ground=ground,
+    )
     edge = val_block or auto_val_block(shape, height=height, width=width)
     held_out = _choose_blocks(
         coverage,
@@ -335,14 +295,13 @@ def index_tiles(
         seed=seed,
         ground=ground,
     )
-    train = anchors[~held_out.touched(anchors[:, 0], anchors[:, 1], height=height, width=width)]
     return TileIndex(
         height=height,
         width=width,
         step=step,
         stride_y=stride_y,
         stride_x=stride_x,
-        train=train,
+        train=anchors[~held_out.touched(anchors[:, 0], anchors[:, 1], height=height, width=width)],
         val=_validation_tiles(
             coverage, held_out, height=height, width=width, step=step, min_valid=min_valid, ground=ground
         ),
@@ -352,6 +311,46 @@ def index_tiles(
         shape=shape,
         ground=ground,
     )
+
+
+def _anchors(
+    coverage: Coverage,
+    shape: tuple[int, int],
+    *,
+    tile: tuple[int, int],
+    stride: tuple[int, int],
+    step: int,
+    min_valid: float,
+    ground: LatitudeWeights | None,
+) -> np.ndarray:
+    """(n, 2) origins of the tiles on the stride that have enough valid ground, in the whole survey.
+
+    Args:
+        tile: (height, width); the other arguments are those of `index_tiles`.
+        stride: (rows, cols) between tiles.
+
+    Raises:
+        ValueError: there is none.
+    """
+    wrap = coverage.wrap
+    cols = np.arange(0, wrap, stride[1], dtype=np.int64) if wrap else origins(shape[1], tile[1], stride[1], step)
+    anchors = _grid(origins(shape[0], tile[0], stride[0], step), cols)
+    if ground is not None:
+        polar = ground.is_polar(anchors[:, 0], tile[0])
+        if polar.all():
+            raise ValueError(
+                f"all {len(anchors)} tiles are centred too near a pole for a grid in longitude and latitude that goes "
+                "round; choose a smaller --input_size, or reproject the layers to a polar projection"
+            )
+        anchors = anchors[~polar]
+    fraction = coverage.of_windows(anchors[:, 0], anchors[:, 1], height=tile[0], width=tile[1])
+    anchors = anchors[is_enough(fraction, min_valid)]
+    if not len(anchors):
+        raise ValueError(
+            f"no tile reaches --min_valid {min_valid:g}: the best of {len(fraction)} has {fraction.max():.2f} valid "
+            "ground; lower --min_valid or choose a smaller --input_size"
+        )
+    return anchors
 
 
 def _grid(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -371,40 +370,39 @@ def _choose_blocks(
     seed: int,
     ground: LatitudeWeights | None,
 ) -> HoldoutBlocks:
-    """Takes blocks in random order until the wanted share of valid ground is held out and training still has tiles."""
-    chosen = np.zeros((max(shape[0] // block[0], 1), max(shape[1] // block[1], 1)), dtype=bool)
+    """Holds out blocks in random order until they cover the wanted fraction of valid ground.
 
-    def held(mask: np.ndarray) -> HoldoutBlocks:
-        turn = 0 if ground is None else ground.turn
-        return HoldoutBlocks(chosen=mask, height=block[0], width=block[1], buffer=buffer, turn=turn)
-
+    A block without which training would have no tile is skipped.
+    """
+    grid = whole_block_grid(shape, height=block[0], width=block[1], buffer=buffer, wrap=coverage.wrap)
+    chosen = np.zeros(grid.shape, dtype=bool)
     if val_fraction == 0:
-        return held(chosen)
+        return HoldoutBlocks(grid, chosen)
     corners = _grid(np.arange(chosen.shape[0]) * block[0], np.arange(chosen.shape[1]) * block[1])
-    share = coverage.of_windows(corners[:, 0], corners[:, 1], height=block[0], width=block[1])
-    usable = is_enough(share, min_valid)
+    fraction = coverage.of_windows(corners[:, 0], corners[:, 1], height=block[0], width=block[1])
+    usable = is_enough(fraction, min_valid)
     rng = np.random.default_rng((seed, 2))
     if ground is None:
         wanted = val_fraction * float(coverage.fraction.sum()) * coverage.cell**2
-        sizes, order = share * (block[0] * block[1]), rng.permutation(len(corners))
-    else:  # blocks come by area as well: the order of exponential waiting times (Efraimidis & Spirakis 2006)
+        sizes, order = fraction * (block[0] * block[1]), rng.permutation(len(corners))
+    else:  # blocks are drawn by area as well, by exponential waiting times (Efraimidis & Spirakis 2006)
         areas = ground.areas(corners[:, 0], block[0])
         usable &= ~ground.is_polar(corners[:, 0], block[0])
         cell_areas = ground.areas(np.arange(len(coverage.fraction)) * coverage.cell, coverage.cell)
         wanted = val_fraction * float(cell_areas @ coverage.fraction.sum(axis=1)) * coverage.cell
-        sizes, order = share * areas * block[1], np.argsort(rng.exponential(size=len(corners)) / areas)
-    taken = 0.0
+        sizes, order = fraction * areas * block[1], np.argsort(rng.exponential(size=len(corners)) / areas)
+    held = 0.0
     for number in order:
         if not usable[number]:
             continue
         trial = chosen.copy()
         trial.flat[number] = True
-        left = ~held(trial).touched(anchors[:, 0], anchors[:, 1], height=tile[0], width=tile[1])
-        if not left.any():
+        touched = HoldoutBlocks(grid, trial).touched(anchors[:, 0], anchors[:, 1], height=tile[0], width=tile[1])
+        if touched.all():
             continue
         chosen = trial
-        taken += float(sizes[number])
-        if taken >= wanted:
+        held += float(sizes[number])
+        if held >= wanted:
             break
     if not chosen.any():
         raise ValueError(
@@ -412,7 +410,7 @@ def _choose_blocks(
             f"a tile: the survey is {shape[1]} x {shape[0]}; choose a smaller --input_size, --val_buffer or "
             "--min_valid, a finer --base_resolution, or --val_fraction 0 to train without held-out ground"
         )
-    return held(chosen)
+    return HoldoutBlocks(grid, chosen)
 
 
 def _validation_tiles(
@@ -434,5 +432,5 @@ def _validation_tiles(
     found = np.concatenate(tiles)
     if ground is not None:
         found = found[~ground.is_polar(found[:, 0], height)]
-    share = coverage.of_windows(found[:, 0], found[:, 1], height=height, width=width)
-    return found[is_enough(share, min_valid)]
+    fraction = coverage.of_windows(found[:, 0], found[:, 1], height=height, width=width)
+    return found[is_enough(fraction, min_valid)]
