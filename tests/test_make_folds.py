@@ -12,7 +12,7 @@ from datasets.folds.blocks import block_grid_from_rectangles, count_points, coun
 from datasets.folds.folds import CONTROL_WARNING, LEAK_WARNING
 from datasets.folds.make_folds import LabelCells, folds_from_rectangles, make_folds
 
-CELL_OPTIONS = ("shape", "cell", "wrap", "names")
+CELL_OPTIONS = ("shape", "cell", "wrap_columns", "names")
 OPTIONS = {"shape": (64, 64), "cell": 4, "tile": 8, "folds": 3, "buffer": 4, "seed": 0, "block": 1}
 
 
@@ -418,7 +418,7 @@ def test_facts_add_up():
 
 
 def test_round_a_body_the_buffer_goes_on_where_the_columns_come_back():
-    flat, turned = make(), make(wrap=64)
+    flat, turned = make(), make(wrap_columns=64)
     np.testing.assert_array_equal(flat.fold_numbers >= 0, turned.fold_numbers >= 0)
     at = np.arange(64) + 0.5
     for fold in range(3):
@@ -436,7 +436,7 @@ def test_round_a_body_the_buffer_goes_on_where_the_columns_come_back():
 
 def test_rectangles_across_the_line_where_columns_come_back():
     options = {"left": -180.0, "top": 32.0, "resolution": 1.0, "buffer": 4, "seed": 0}
-    labels = LabelCells(full(64, 360), shape=(64, 360), cell=4, wrap=360)
+    labels = LabelCells(full(64, 360), shape=(64, 360), cell=4, wrap_columns=360)
     folds = folds_from_rectangles([(170.0, 0.0, 190.0, 16.0)], labels, **options)
     tested = folds.testing(0, *everything(folds))
     assert tested[16:32, :10].all() and tested[16:32, 350:].all() and tested.sum() == 16 * 20

@@ -206,7 +206,7 @@ class TestTiles:
         """Against counting on the circle: blocks of 8 x 8 in one row of blocks, the last 8 columns in none."""
         blocks = np.zeros((1, 8), dtype=bool)
         blocks[0, list(chosen)] = True
-        held_out = holdout_blocks(blocks, 8, 8, buffer, wrap=72)
+        held_out = holdout_blocks(blocks, 8, 8, buffer, wrap_columns=72)
         held = {c for b in chosen for c in range(8 * b, 8 * b + 8)}
         near = {(c + d) % 72 for c in held for d in range(-buffer, buffer + 1)}
         cols = np.arange(72)
@@ -218,7 +218,7 @@ class TestTiles:
     def test_coverage_goes_round(self):
         fraction = np.ones((4, 36), dtype=np.float32)
         fraction[:, :2] = 0  # the four columns east of the line
-        coverage = Coverage(fraction, 2, wrap=72)
+        coverage = Coverage(fraction, 2, wrap_columns=72)
         share = coverage.of_windows(np.zeros(3, int), np.array([64, 68, 70]), height=8, width=8)
         np.testing.assert_allclose(share, [1.0, 0.5, 0.5])
 
@@ -254,7 +254,7 @@ class TestTiles:
         assert np.abs(90 - (moved[:, 0] + 2) * 5).max() <= 80
         assert (index.train[:, 0] == 0).any()  # 90 to 70 degrees, centred on 80
         regional = self.index(height=4, width=4, ground=latitude_weights(replace(WHOLE, cols=60)), shape=(36, 60))
-        assert regional.wrap == 0 and (regional.train[:, 0] == 0).any()
+        assert regional.wrap_columns == 0 and (regional.train[:, 0] == 0).any()
 
     def test_nothing_but_poles_is_refused(self):
         with pytest.raises(ValueError, match="all 2 tiles are centred too near a pole.*polar projection"):
@@ -303,7 +303,7 @@ class TestSurvey:
     def test_the_moon_and_the_log(self, tmp_path):
         write_global(tmp_path / "a.tif", 5.0, left=0.0, crs=MOON)
         opened = open_survey(data_dir=str(tmp_path), **SMALL)
-        assert opened.tiles.wrap == 72 and opened.warnings == ()
+        assert opened.tiles.wrap_columns == 72 and opened.warnings == ()
         assert "303.2 km high at latitude" in opened.lines()[-2] and "the grid goes round" in opened.lines()[-1]
         across, along = opened.base_pixel((18 - 8, 0))  # a tile centred on the equator
         assert across == pytest.approx(along) == pytest.approx(10 * math.radians(1_737_400.0))
@@ -311,11 +311,11 @@ class TestSurvey:
     def test_what_does_not_divide_a_turn_is_told(self, tmp_path):
         write_grid(tmp_path / "a.tif", ramp(250, 514), resolution=0.7, left=-180.0, top=87.5, crs="EPSG:4326")
         opened = open_survey(data_dir=str(tmp_path), **SMALL)
-        assert opened.tiles.wrap == 0
+        assert opened.tiles.wrap_columns == 0
         assert any("a turn is 514.286 pixels, not a whole number: tiles do not cross" in w for w in opened.warnings)
         write_global(tmp_path / "b.tif", 0.5)
         opened = open_survey(data_dir=str(tmp_path), **SMALL)
-        assert opened.tiles.wrap == 720
+        assert opened.tiles.wrap_columns == 720
         assert any("layer 'a': a turn is 514.286 of its pixels" in w for w in opened.warnings)
 
     def test_repeated_columns_are_told(self, tmp_path):

@@ -335,7 +335,7 @@ def _count_examples(examples: WindowExamples, shape: tuple[int, int], *, kinds: 
 def _cut(
     counts: np.ndarray, survey: InferenceSurvey, split: SplitOptions, names: Sequence[str] | None, *, cell: int
 ) -> Folds:
-    labels = LabelCells(counts, survey.shape, cell, wrap=survey.wrap_columns, names=names)
+    labels = LabelCells(counts, survey.shape, cell, wrap_columns=survey.wrap_columns, names=names)
     if split.split == "all":
         return one_fold(labels, tile=survey.input_size)
     if split.split == "from_checkpoint":

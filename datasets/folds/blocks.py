@@ -24,13 +24,13 @@ class BlockGrid:
         row_lines: (m + 1,) int64 ascending pixel rows of the lines; the first is 0, no rectangle lies beyond the last.
         col_lines: (n + 1,) int64, likewise in columns.
         buffer: width of the buffer around chosen rectangles, from edge to edge, pixels.
-        wrap: columns after which the ground repeats, 0 = never. The buffer continues across that seam.
+        wrap_columns: columns after which the ground repeats, 0 = never. The buffer continues across that seam.
     """
 
     row_lines: np.ndarray
     col_lines: np.ndarray
     buffer: int = 0
-    wrap: int = 0
+    wrap_columns: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -140,7 +140,7 @@ class BlockGrid:
     @property
     def _shifts(self) -> tuple[int, ...]:
         """Columns by which the same ground may lie elsewhere."""
-        return (0, self.wrap, -self.wrap) if self.wrap else (0,)
+        return (0, self.wrap_columns, -self.wrap_columns) if self.wrap_columns else (0,)
 
 
 def _interval_of(lines: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +168,7 @@ def _any_chosen(chosen: np.ndarray, rows: Spans, cols: Spans) -> np.ndarray:
     return strips[:, right - first_col] > strips[:, left - first_col]
 
 
-def even_block_grid(shape: tuple[int, int], edge: int, *, buffer: int = 0, wrap: int = 0) -> BlockGrid:
+def even_block_grid(shape: tuple[int, int], edge: int, *, buffer: int = 0, wrap_columns: int = 0) -> BlockGrid:
     """Cuts ground into squares of `edge` pixels.
 
     The remainder at the end of an axis is a block of its own if it is at least half an edge long, else part of its
@@ -178,7 +178,7 @@ def even_block_grid(shape: tuple[int, int], edge: int, *, buffer: int = 0, wrap:
         shape: (rows, cols) of the ground, pixels.
         edge: edge of a square, pixels.
         buffer: as in `BlockGrid`.
-        wrap: likewise.
+        wrap_columns: likewise.
     """
 
     def lines(length: int) -> np.ndarray:
@@ -187,10 +187,12 @@ def even_block_grid(shape: tuple[int, int], edge: int, *, buffer: int = 0, wrap:
             inner = inner[:-1]
         return np.concatenate([[0], inner, [length]]).astype(np.int64)
 
-    return BlockGrid(lines(shape[0]), lines(shape[1]), buffer, wrap)
+    return BlockGrid(lines(shape[0]), lines(shape[1]), buffer, wrap_columns)
 
 
-def whole_block_grid(shape: tuple[int, int], *, height: int, width: int, buffer: int = 0, wrap: int = 0) -> BlockGrid:
+def whole_block_grid(
+    shape: tuple[int, int], *, height: int, width: int, buffer: int = 0, wrap_columns: int = 0
+) -> BlockGrid:
     """Cuts as many whole blocks as fit out of ground, at least one; the remainder belongs to no block.
 
     Args:
@@ -198,16 +200,16 @@ def whole_block_grid(shape: tuple[int, int], *, height: int, width: int, buffer:
         height: of a block, pixels.
         width: likewise.
         buffer: as in `BlockGrid`.
-        wrap: likewise.
+        wrap_columns: likewise.
     """
     rows, cols = max(shape[0] // height, 1), max(shape[1] // width, 1)
     return BlockGrid(
-        np.arange(rows + 1, dtype=np.int64) * height, np.arange(cols + 1, dtype=np.int64) * width, buffer, wrap
+        np.arange(rows + 1, dtype=np.int64) * height, np.arange(cols + 1, dtype=np.int64) * width, buffer, wrap_columns
     )
 
 
 def block_grid_from_rectangles(
-    rectangles: np.ndarray, shape: tuple[int, int], *, buffer: int = 0, wrap: int = 0
+    rectangles: np.ndarray, shape: tuple[int, int], *, buffer: int = 0, wrap_columns: int = 0
 ) -> tuple[BlockGrid, np.ndarray]:
     """Cuts ground along the edges of given rectangles.
 
@@ -215,7 +217,7 @@ def block_grid_from_rectangles(
         rectangles: (n, 4) int64 (top, left, bottom, right) pixels within the ground.
         shape: (rows, cols) of the ground.
         buffer: as in `BlockGrid`.
-        wrap: likewise.
+        wrap_columns: likewise.
 
     Returns:
         The grid, and for each of its rectangles the number of the given one that contains it (the last of several),
@@ -225,7 +227,7 @@ def block_grid_from_rectangles(
         np.unique(np.concatenate([[0, shape[0]], rectangles[:, [0, 2]].ravel()])).astype(np.int64),
         np.unique(np.concatenate([[0, shape[1]], rectangles[:, [1, 3]].ravel()])).astype(np.int64),
         buffer,
-        wrap,
+        wrap_columns,
     )
     numbers = np.full(grid.shape, -1, dtype=np.int32)
     for number, (top, left, bottom, right) in enumerate(rectangles):

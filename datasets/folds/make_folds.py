@@ -48,7 +48,7 @@ class LabelCells:
         counts: (cell rows, cell cols, K) labels of each class (K = 1 for values).
         shape: (rows, cols) of the ground, base pixels.
         cell: edge of a cell, base pixels.
-        wrap: columns after which the ground repeats, base pixels; 0 = never.
+        wrap_columns: columns after which the ground repeats, base pixels; 0 = never.
         names: of the classes, for messages.
 
     Raises:
@@ -58,7 +58,7 @@ class LabelCells:
     counts: np.ndarray
     shape: tuple[int, int]
     cell: int
-    wrap: int = 0
+    wrap_columns: int = 0
     names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ def make_folds(
         totals = labels.counts.sum(axis=2)
         tiles = block or auto_block(totals, cell=labels.cell, shape=labels.shape, tile=tile, folds=folds)
         edge, blocks = block_edge(tiles * tile, labels.cell), f"blocks of {tiles} x {tiles} tiles"
-    grid = even_block_grid(labels.shape, edge, buffer=0 if is_random else buffer, wrap=labels.wrap)
+    grid = even_block_grid(labels.shape, edge, buffer=0 if is_random else buffer, wrap_columns=labels.wrap_columns)
     labelled = labels.in_blocks(grid).sum(axis=2) > 0
     draft = Folds(
         shape=labels.shape,
@@ -170,13 +170,15 @@ def folds_from_rectangles(
         raise ValueError(f"{flag}: pre-training held out no block (--val_fraction 0); {remedy}")
     edges = np.asarray(rectangles, dtype=np.float64)
     spans = np.stack([top - edges[:, 3], edges[:, 0] - left, top - edges[:, 1], edges[:, 2] - left], axis=1)
-    pixels = _whole_pixels(spans, resolution=resolution, shape=labels.shape, wrap=labels.wrap)
+    pixels = _whole_pixels(spans, resolution=resolution, shape=labels.shape, wrap_columns=labels.wrap_columns)
     if not len(pixels):
         raise ValueError(
             f"{flag}: none of the {len(edges)} blocks that pre-training held out lies on this ground; give the rasters "
             f"of pre-training as --data_dir, or {remedy}"
         )
-    grid, block_numbers = block_grid_from_rectangles(pixels, labels.shape, buffer=buffer, wrap=labels.wrap)
+    grid, block_numbers = block_grid_from_rectangles(
+        pixels, labels.shape, buffer=buffer, wrap_columns=labels.wrap_columns
+    )
     if not labels.in_blocks(grid)[block_numbers >= 0].any():
         raise ValueError(f"{flag}: no label lies in the {len(pixels)} blocks that pre-training held out; {remedy}")
     draft = Folds(
@@ -249,17 +251,17 @@ def _number_blocks(labelled: np.ndarray, *, folds: int, blocks: str) -> np.ndarr
     return numbers
 
 
-def _whole_pixels(spans: np.ndarray, *, resolution: float, shape: tuple[int, int], wrap: int) -> np.ndarray:
+def _whole_pixels(spans: np.ndarray, *, resolution: float, shape: tuple[int, int], wrap_columns: int) -> np.ndarray:
     """(k, 4) int64 (top, left, bottom, right) of the whole base pixels in rectangles that contain any on the ground.
 
     Args:
         spans: (n, 4) distances of the rectangles' edges from the ground's corner, CRS units, in the same order.
         resolution: edge of a base pixel, CRS units.
         shape: (rows, cols) of the ground, base pixels.
-        wrap: columns after which the ground repeats, 0 = never.
+        wrap_columns: columns after which the ground repeats, 0 = never.
     """
-    period = np.array([0.0, 1.0, 0.0, 1.0]) * wrap * resolution
-    spans = np.concatenate([spans, spans + period, spans - period]) if wrap else spans
+    period = np.array([0.0, 1.0, 0.0, 1.0]) * wrap_columns * resolution
+    spans = np.concatenate([spans, spans + period, spans - period]) if wrap_columns else spans
     first = np.maximum(np.ceil(spans[:, :2] / resolution - _ALMOST), 0).astype(np.int64)
     stop = np.minimum(np.floor(spans[:, 2:] / resolution + _ALMOST), shape).astype(np.int64)
     return np.concatenate([first, stop], axis=1)[(stop > first).all(axis=1)]

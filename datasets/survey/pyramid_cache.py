@@ -188,7 +188,7 @@ def why_not_cached(survey: TileSource) -> str:
     if not isinstance(survey, Survey):
         return "scenes are read one by one; use --cache auto"
     step, tiles = survey.tiles.step, survey.tiles
-    if tiles.wrap:
+    if tiles.wrap_columns:
         return "the layers go round, and tiles cross the edge of the grid; use --cache auto"
     if (tiles.height, tiles.width) == (survey.input_size * step, survey.input_size * step):
         return ""

@@ -40,17 +40,17 @@ class Coverage:
     Attributes:
         fraction: (cell rows, cell cols) float32, fraction of valid ground, averaged over layers.
         cell: edge of a cell, reference pixels.
-        wrap: reference columns after which the ground repeats, 0 = never.
+        wrap_columns: reference columns after which the ground repeats, 0 = never.
     """
 
     fraction: np.ndarray
     cell: int
-    wrap: int = 0
+    wrap_columns: int = 0
 
     @cached_property
     def _table(self) -> np.ndarray:
         """Summed-area table of the fractions, side by side with a copy if they wrap; computed once."""
-        return summed_area_table(np.tile(self.fraction, (1, 2)) if self.wrap else self.fraction)
+        return summed_area_table(np.tile(self.fraction, (1, 2)) if self.wrap_columns else self.fraction)
 
     def of_windows(self, rows: np.ndarray, cols: np.ndarray, *, height: int, width: int) -> np.ndarray:
         """Valid fraction of windows.
@@ -66,8 +66,8 @@ class Coverage:
         """
         top, left = rows // self.cell, cols // self.cell
         stop = (cols + width) // self.cell
-        if self.wrap:
-            beyond = cols + width - self.wrap
+        if self.wrap_columns:
+            beyond = cols + width - self.wrap_columns
             stop = np.where(beyond > 0, self.fraction.shape[1] + beyond // self.cell, stop)
         bottom = np.minimum(np.maximum((rows + height) // self.cell, top + 1), self._table.shape[0] - 1)
         right = np.minimum(np.maximum(stop, left + 1), self._table.shape[1] - 1)
@@ -133,7 +133,7 @@ class TileIndex:
     ground: LatitudeWeights | None = None
 
     @property
-    def wrap(self) -> int:
+    def wrap_columns(self) -> int:
         """Reference columns after which the ground repeats, 0 = never."""
         return 0 if self.ground is None else self.ground.turn
 
@@ -164,11 +164,11 @@ class TileIndex:
         half = np.array([self.stride_y // 2 // self.step, self.stride_x // 2 // self.step])
         shifts = shift_rng.integers(-half, half + 1, size=(SHIFT_TRIES, tiles, 2)) * self.step
         last = np.array([self.shape[0] - self.height, self.shape[1] - self.width]) // self.step * self.step
-        wrap_cols = -(-self.wrap // self.step) * self.step
+        wrap_cols = -(-self.wrap_columns // self.step) * self.step
         pending = np.arange(tiles)
         for attempt in shifts:
             moved = self.train[order[pending]] + attempt[pending]
-            if self.wrap:
+            if self.wrap_columns:
                 moved[:, 1] %= wrap_cols
                 moved[:, 0] = np.clip(moved[:, 0], 0, last[0])
             else:
@@ -272,7 +272,7 @@ def index_tiles(
         )
     stride_y = max(step, round(height * (1 - overlap) / step) * step)
     stride_x = max(step, round(width * (1 - overlap) / step) * step)
-    coverage = replace(coverage, wrap=0 if ground is None else ground.turn)
+    coverage = replace(coverage, wrap_columns=0 if ground is None else ground.turn)
     anchors = _anchors(
         coverage,
         shape,
@@ -332,8 +332,12 @@ def _anchors(
     Raises:
         ValueError: there is none.
     """
-    wrap = coverage.wrap
-    cols = np.arange(0, wrap, stride[1], dtype=np.int64) if wrap else origins(shape[1], tile[1], stride[1], step)
+    wrap_columns = coverage.wrap_columns
+    cols = (
+        np.arange(0, wrap_columns, stride[1], dtype=np.int64)
+        if wrap_columns
+        else origins(shape[1], tile[1], stride[1], step)
+    )
     anchors = _grid(origins(shape[0], tile[0], stride[0], step), cols)
     if ground is not None:
         polar = ground.is_polar(anchors[:, 0], tile[0])
@@ -374,7 +378,7 @@ def _choose_blocks(
 
     A block without which training would have no tile is skipped.
     """
-    grid = whole_block_grid(shape, height=block[0], width=block[1], buffer=buffer, wrap=coverage.wrap)
+    grid = whole_block_grid(shape, height=block[0], width=block[1], buffer=buffer, wrap_columns=coverage.wrap_columns)
     chosen = np.zeros(grid.shape, dtype=bool)
     if val_fraction == 0:
         return HoldoutBlocks(grid, chosen)
