@@ -209,8 +209,19 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Makes `peak_memory_bytes` forget what was used before; without Linux's /proc a process keeps its peak."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError as error:
+        logger.debug("peak memory: %s", error)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Returns the most memory used so far: by tensors on a GPU, resident for this process elsewhere."""
+    """Returns the most memory used so far, or since `reset_peak_memory`: by tensors on a GPU, by this process elsewhere."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:  # Linux's getrusage counts the program that started this one too

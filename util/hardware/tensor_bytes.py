@@ -20,13 +20,12 @@ class LiveBytes(TorchDispatchMode):
 
     Attributes:
         now: bytes held.
-        peak: most bytes held since the beginning or the last `forget_peak`.
-        largest: bytes of the largest storage made since then.
+        peak: most bytes held so far.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = self.largest = 0
+        self.now = self.peak = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(
@@ -51,11 +50,6 @@ class LiveBytes(TorchDispatchMode):
         self._known[key] = weakref.ref(storage, freed)
         self.now += size
         self.peak = max(self.peak, self.now)
-        self.largest = max(self.largest, size)
-
-    def forget_peak(self) -> None:
-        """Looks for the peak and the largest storage from here on."""
-        self.peak, self.largest = self.now, 0
 
 
 @contextmanager

@@ -1,24 +1,21 @@
-"""Finds the largest batch that fits into memory, and the accumulation that keeps the updates what they were."""
+"""Batch size: the largest that fits into memory, with the accumulation that keeps an update the same."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 
 from util.hardware.device import memory_limit_bytes, peak_memory_bytes, used_memory_bytes
 from util.options.common import DEFAULT_BATCH_SIZE
 from util.processes import distributed as dist
-from util.training.memory_forecast import MIB, Forecast, Step, try_step
+from util.training.memory import MIB, MemoryTrials
 
 logger = logging.getLogger(__name__)
 
 CPU_MARGIN = 0.85
-"""Share of the memory limit of a CPU that a predicted peak may take: predictions are wrong by up to 15 %."""
+"""Fraction of the host's free memory that training may take: scoring, pictures and other programs take some, too."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,7 @@ def choose_batch_size(
     effective_batch: int | None,
     ranks: dist.Ranks,
     device: torch.device,
-    forecast: Callable[..., Forecast],
-    trials: Sequence[tuple[Step, nn.Module]],
+    trials: MemoryTrials,
 ) -> BatchSize:
     """Chooses the batch size and the accumulation where `auto` or an effective batch was asked for.
 
@@ -47,91 +43,101 @@ def choose_batch_size(
         effective_batch: samples of an update over all processes; None to leave it to the other two.
         ranks: which process this is; every process must call it.
         device: where it trains.
-        forecast: the memory that a batch of so many samples will take; knows `accum_iter`, too.
-        trials: steps that are really done to try a batch on a GPU, with the model that does them, on the device.
+        trials: measures the memory of a batch.
 
     Raises:
         ValueError: options contradict each other, the effective batch does not divide, or no batch fits.
     """
     if batch_size != "auto" and effective_batch is None:
         return BatchSize(int(batch_size), accum_iter)
-    share = samples_of_each(ranks.world_size, accum_iter=accum_iter, effective_batch=effective_batch)
+    samples = samples_of_each(ranks.world_size, accum_iter=accum_iter, effective_batch=effective_batch)
     if batch_size != "auto":
-        return _divided(int(batch_size), share, effective_batch=effective_batch, processes=ranks.world_size)
-    limit = memory_limit_bytes(device)
-
-    def is_predicted(batch: int) -> bool:
-        found = forecast(batch, accum_iter=share // batch)
-        if device.type == "cuda":
-            return found.total <= limit
-        return found.base + (found.total - found.base) * ranks.local_world_size <= CPU_MARGIN * limit
-
-    def fits(batch: int) -> bool:
-        how: dict[str, Any] = {"device": device, "shared": ranks.world_size > 1, "accumulates": batch < share}
-        return all(try_step(step, model, batch_size=batch, **how) for step, model in trials)
+        return _divided(int(batch_size), samples, effective_batch=effective_batch, processes=ranks.world_size)
+    limit = memory_for_training(device, ranks)
 
     def find() -> int:
-        found = largest_batch(share, is_predicted)
-        if device.type == "cuda":
-            found = largest_batch(share, fits, first=found or 1)
+        found = trials.largest_fitting(divisors(samples), limit)
         if not found:
             raise ValueError(
-                f"--batch_size auto: not even one sample fits into {limit / MIB:.0f} MiB (predicted: "
-                f"{forecast(1).describe()}); use --grad_checkpointing, --amp fp16 on a GPU, or a smaller --model"
+                f"--batch_size auto: not even one sample fits into {limit / MIB:.0f} MiB (expected "
+                f"{trials.expected(1) / MIB:.0f} MiB or more); use --grad_checkpointing, --amp fp16 on a GPU, or a "
+                "smaller --model"
             )
         return found
 
     smallest = min(dist.gather_objects(dist.on_all(find)))
-    chosen = BatchSize(smallest, share // smallest)
+    chosen = BatchSize(smallest, samples // smallest)
     logger.info(
         "--batch_size auto: %d, --accum_iter %d (effective batch %d, limit %.0f MiB)",
         chosen.batch_size,
         chosen.accum_iter,
-        share * ranks.world_size,
+        samples * ranks.world_size,
         limit / MIB,
     )
     return chosen
 
 
-def _divided(batch_size: int, share: int, *, effective_batch: int | None, processes: int) -> BatchSize:
-    """A given batch size, with the accumulation that gives `share` samples a process.
+def _divided(batch_size: int, samples: int, *, effective_batch: int | None, processes: int) -> BatchSize:
+    """A given batch size, with the accumulation that gives this number of samples a process.
 
     Raises:
         ValueError: the batch size does not divide them.
     """
-    if share % batch_size:
-        best = max(k for k in divisors(share) if k <= batch_size)
+    if samples % batch_size:
+        best = max(k for k in divisors(samples) if k <= batch_size)
         raise ValueError(
-            f"--effective_batch {effective_batch}: {share} samples for each of {processes} processes "
+            f"--effective_batch {effective_batch}: {samples} samples for each of {processes} processes "
             f"are no multiple of --batch_size {batch_size}; use --batch_size {best}"
         )
-    return BatchSize(batch_size, share // batch_size)
+    return BatchSize(batch_size, samples // batch_size)
 
 
-def report_fit(found: Forecast, device: torch.device) -> None:
-    """Says what memory training will take, whether that is there, and what to do if not."""
+def memory_for_training(device: torch.device, ranks: dist.Ranks) -> int:
+    """Bytes that a process may have in use at its peak, the same in all; every process must call it.
+
+    On a GPU its whole memory; elsewhere what this process uses now and its part of what is free on the machine.
+    """
     limit = memory_limit_bytes(device)
+    if device.type != "cuda":
+        used = used_memory_bytes(device)
+        limit = used + round((CPU_MARGIN * limit - used) / ranks.local_world_size)
+    return min(dist.gather_objects(limit))
+
+
+def predict_memory(trials: MemoryTrials, batch_size: int, *, device: torch.device, ranks: dist.Ranks) -> float:
+    """Tries smaller batches; says what memory training will take, whether it fits, and what to do if not.
+
+    Every process must call it.
+
+    Returns:
+        Expected peak in bytes.
+    """
+    limit = memory_for_training(device, ranks)
+    dist.on_all(lambda: trials.try_small(max(1, batch_size // 2), limit))
+    predicted = trials.expected(batch_size)
+    tried = ", ".join(f"{size}: {peak / MIB:.0f}" for size, peak in sorted(trials.peaks.items())) or "none"
+    logger.info("dry run: predicted peak memory %.0f MiB (MiB of batches tried: %s)", predicted / MIB, tried)
     where = "this card's" if device.type == "cuda" else "this process can get"
-    logger.info("dry run: predicted peak memory %s", found.describe())
-    if found.total <= limit:
+    if predicted <= limit:
         logger.info("dry run: it fits: %s %.0f MiB", where, limit / MIB)
-        return
-    logger.warning(
-        "dry run: it does not fit: %s %.0f MiB; use a smaller --batch_size with a larger --accum_iter (--batch_size "
-        "auto finds both), --grad_checkpointing, or on a GPU --amp fp16",
-        where,
-        limit / MIB,
-    )
+    else:
+        logger.warning(
+            "dry run: it does not fit: %s %.0f MiB; use a smaller --batch_size with a larger --accum_iter "
+            "(--batch_size auto finds both), --grad_checkpointing, or on a GPU --amp fp16",
+            where,
+            limit / MIB,
+        )
+    return predicted
 
 
-def report_measured(found: Forecast, device: torch.device) -> None:
-    """Says what was taken, beside the prediction."""
-    taken = used_memory_bytes(device) if device.type == "cuda" else peak_memory_bytes(device)
+def report_measured(predicted: float, device: torch.device) -> None:
+    """Says what memory was used, beside the prediction."""
+    used = used_memory_bytes(device) if device.type == "cuda" else peak_memory_bytes(device)
     logger.info(
         "dry run: peak memory predicted %.0f MiB, measured %.0f MiB, ratio %.2f",
-        found.total / MIB,
-        taken / MIB,
-        found.total / taken,
+        predicted / MIB,
+        used / MIB,
+        predicted / used,
     )
 
 
@@ -159,26 +165,3 @@ def samples_of_each(processes: int, *, accum_iter: int, effective_batch: int | N
 def divisors(number: int) -> list[int]:
     """All whole numbers that divide a number, in growing order."""
     return [k for k in range(1, number + 1) if number % k == 0]
-
-
-def largest_batch(share: int, fits: Callable[[int], bool], *, first: int = 0) -> int:
-    """Finds the largest divisor that fits, supposing that none fits above one that does not.
-
-    Args:
-        share: samples of one process in an update.
-        fits: whether a batch fits; asked at most once for a divisor.
-        first: the divisor to ask first, where there is a guess; larger ones come then, one after another.
-
-    Returns:
-        The divisor; 0 if none fits.
-    """
-    sizes = divisors(share)
-    low, high = -1, len(sizes)  # sizes[low] fits, sizes[high] does not
-    if first in sizes:
-        high = sizes.index(first)
-        while high < len(sizes) and fits(sizes[high]):
-            low, high = high, high + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(sizes[middle]) else (low, middle)
-    return sizes[low] if low >= 0 else 0
