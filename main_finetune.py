@@ -72,7 +72,7 @@ from util.records.finetune_records import EVALUATION, METRICS, FinetuneFiles, fl
 from util.records.log import check_writable, plain
 from util.training.batch_size import choose_batch_size
 from util.training.engine import seed_step
-from util.training.memory_forecast import base_bytes, forecast
+from util.training.memory import memory_trials
 from util.training.setup import make_schedule
 from util.training.step_meter import StepMeter
 
@@ -199,16 +199,16 @@ def prepare(
     examples = dist.on_all(lambda: {fold: data.targets.fold(fold) for fold in fits})
     files = FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main)
     job = FinetuneRun(args, ranks, device, opened, data, encoder, held_out, arms, folds, examples, files)
-    memory_before, networks = base_bytes(device), []
+    networks = []
     for arm in arms:
         if arm.kind == "network":
             network, lines = dist.on_all(partial(build_network, job, arm))
-            networks.append((network, arm))
+            networks.append(network)
             for text in lines if arm == arms[0] else ():
                 logger.info("%s", text)
 
     if args.batch_size == "auto" or args.effective_batch is not None:
-        choose_batches(job, *max(networks, key=lambda pair: trained_weights(pair[0])), memory_before)
+        choose_batches(job, max(networks, key=trained_weights))
     del networks
 
     # records
@@ -220,35 +220,28 @@ def prepare(
     return job, partial(compare, job)
 
 
-def choose_batches(job: FinetuneRun, network: Any, arm: Method, memory_before: int) -> None:
+def choose_batches(job: FinetuneRun, network: Any) -> None:
     """Chooses `batch_size` and `accum_iter` by the network that trains most weights.
 
     Raises:
         ValueError: nothing fits, or the options contradict each other.
     """
     args, ranks, device = job.args, job.ranks, job.device
-
-    def build() -> Any:
-        twin = models.build_finetune_model(network.config)
-        if arm.frozen:
-            models.freeze_encoder(twin)
-        return twin
-
+    network = network.to(device)
     step = fit_step(
         network,
         objective_of(args, job.data.task, next(iter(job.examples.values())).facts),
-        build=build,
         weight_decay=args.weight_decay,
         clip_grad=args.clip_grad,
         amp_dtype=amp_policy(device, args.amp)[0],
     )
-    memory = partial(
-        forecast,
+    trials = memory_trials(
         step,
-        device_type=device.type,
-        base=memory_before,
+        network,
+        device=device,
+        accumulates=True,
+        shares_gradients=ranks.world_size > 1,
         batches_ahead=read_ahead(args.num_workers),
-        processes=ranks.world_size,
     )
     chosen = choose_batch_size(
         args.batch_size,
@@ -256,8 +249,7 @@ def choose_batches(job: FinetuneRun, network: Any, arm: Method, memory_before: i
         effective_batch=args.effective_batch,
         ranks=ranks,
         device=device,
-        forecast=memory,
-        trials=[(step, network.to(device))],
+        trials=trials,
     )
     args.batch_size, args.accum_iter = chosen.batch_size, chosen.accum_iter
 

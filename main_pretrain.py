@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -51,12 +51,13 @@ from util.processes.terminal import progress_bar
 from util.records.clock import TrainingTimer
 from util.records.log import check_writable
 from util.records.pretrain_records import LAST_PICTURE, LayerReportInfo, RunFiles, reconstruction_rows, score_lines
-from util.training.batch_size import choose_batch_size, report_fit, report_measured
+from util.training.batch_size import choose_batch_size, predict_memory, report_measured
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
-from util.training.memory_forecast import Forecast, base_bytes, forecast, pretraining_step
+from util.training.memory import memory_trials
 from util.training.setup import make_schedule
 from util.training.step_meter import StepMeter, WindowOfSteps
+from util.training.training_step import pretraining_step
 
 logger = logging.getLogger("main_pretrain")
 
@@ -132,7 +133,7 @@ class Run:
     layers: list[LayerReportInfo]
     clock: TrainingTimer
     place: Progress
-    memory: Callable[..., Forecast]
+    predicted_memory: float | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,7 +204,6 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
     # model
-    memory_before = base_bytes(device)
     torch.manual_seed(args.seed)
     network = models.build_model(args.model, **options.model_options(args), **survey.channel_options()).to(device)
     masks = Masks(
@@ -215,15 +215,13 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     )
 
     # optimiser and schedule
-    step = pretraining_step(network, mask_ratio=args.mask_ratio, amp_dtype=amp_dtype, clip_grad=args.clip_grad)
-    memory = partial(
-        forecast,
-        step,
-        device_type=device.type,
-        base=memory_before,
+    trials = memory_trials(
+        pretraining_step(network, mask_ratio=args.mask_ratio, amp_dtype=amp_dtype, clip_grad=args.clip_grad),
+        network,
+        device=device,
+        accumulates=args.batch_size == "auto" or args.accum_iter > 1,
+        shares_gradients=ranks.world_size > 1 and not args.fsdp,
         batches_ahead=read_ahead(args.num_workers),
-        processes=ranks.world_size,
-        shared_out=args.fsdp,
     )
     chosen = choose_batch_size(
         args.batch_size,
@@ -231,10 +229,12 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         effective_batch=args.effective_batch,
         ranks=ranks,
         device=device,
-        forecast=memory,
-        trials=[(step, network)],
+        trials=trials,
     )
     args.batch_size, args.accum_iter = chosen.batch_size, chosen.accum_iter
+    predicted_memory = None
+    if args.dry_run and not args.fsdp:
+        predicted_memory = predict_memory(trials, chosen.batch_size, device=device, ranks=ranks)
     if args.fsdp:
         model = fsdp.shard(network, [*network.blocks, *network.decoder_blocks], device)
     else:
@@ -289,7 +289,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         layers=layers,
         clock=TrainingTimer(),
         place=Progress(args.start_epoch),
-        memory=memory,
+        predicted_memory=predicted_memory,
     )
     logger.info(
         "%s: %.2f M parameters; %d tiles and %d updates an epoch, effective batch %d, peak rate %.3g",
@@ -586,7 +586,7 @@ def fetch_tiles(reader: Reader, origins: np.ndarray, micro: MicroBatch, *, run: 
 def dry_run(run: Run) -> None:
     """Does the first update of the first epoch twice, the first time to warm up, and says what an epoch would cost.
 
-    Before it the peak memory is predicted, and as many batches read as wait while a run trains. Nothing is written.
+    Before it as many batches are read as wait while a run trains. Nothing is written.
     Scoring, pictures and checkpoints are not part of it.
 
     Raises:
@@ -603,8 +603,6 @@ def dry_run(run: Run) -> None:
         start_update=0,
     )
     update = list(islice(plan, args.accum_iter))
-    memory = run.memory(args.batch_size, accum_iter=args.accum_iter)
-    report_fit(memory, run.device)
     fetch = partial(fetch_tiles, run.reader, origins, run=run, epoch=0)
     waiting = [fetch(update[0]) for _ in range(read_ahead(args.num_workers))]
     seconds = reading = 0.0
@@ -632,7 +630,8 @@ def dry_run(run: Run) -> None:
         seconds * schedule.updates * args.epochs / 3600,
         float(loss.detach()),
     )
-    report_measured(memory, run.device)
+    if run.predicted_memory is not None:
+        report_measured(run.predicted_memory, run.device)
     del waiting
 
 

@@ -153,7 +153,7 @@ def _add_memory(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where it runs (cpu)")
     command.add_argument("--amp", choices=("off", "fp16", "bf16"), default="off", help="autocast (off)")
-    command.add_argument("--predict_only", action="store_true", help="measure nothing; needs no GPU for cuda")
+    command.add_argument("--predict_only", action="store_true", help="count tensors alone; measure nothing")
 
 
 RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {

@@ -22,7 +22,8 @@ from datasets.synthetic.sample_survey import default_survey
 from util.options import common as options
 from util.processes.terminal import setup_logging
 from util.training.flops import StepCost, step_cost
-from util.training.memory_forecast import count_step, pretraining_step
+from util.training.memory import count_tensors
+from util.training.training_step import pretraining_step
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -51,14 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.batch_size == "auto":
             raise ValueError("--batch_size auto: expected a number here; main_pretrain --dry_run says what fits")
         cost = step_cost(network, batch_size=args.batch_size, mask_ratio=args.mask_ratio)
-        step = pretraining_step(network, mask_ratio=args.mask_ratio, amp_dtype=None)
-        memory = count_step(step, batch_size=args.batch_size)
+        step = pretraining_step(network, mask_ratio=args.mask_ratio)
+        memory = count_tensors(step, batch_size=args.batch_size)
     except (ValueError, OSError) as error:
         print(f"describe_grids: error: {error}", file=sys.stderr)
         return 2
-    facts = describe(
-        survey, cost, memory.peak, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size
-    )
+    facts = describe(survey, cost, memory, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size)
     facts["tiles"]["val"] = len(scored.held_out_tiles)
     print(json.dumps(facts, indent=2, allow_nan=False) if args.json else as_text(facts))
     return 0

@@ -6,12 +6,13 @@ from unittest import mock
 import pytest
 import torch
 
-from tests import labelled, small_main, surveys
+from tests import labelled, surveys
 from util.hardware import device as devices
 from util.processes.distributed import Ranks
 from util.training import batch_size as batches
-from util.training.batch_size import choose_batch_size, divisors, largest_batch, samples_of_each
-from util.training.memory_forecast import Forecast, StepMemory
+from util.training import memory
+from util.training.batch_size import choose_batch_size, divisors, samples_of_each
+from util.training.memory import MemoryTrials
 
 CPU = torch.device("cpu")
 ALONE = Ranks()
@@ -19,48 +20,38 @@ SAMPLE = 1000
 """Bytes of a sample in the pretended step."""
 
 
-def pretended(batch, accum_iter=1):
-    step = StepMemory(weights=0, moments=0, gradients=0, batch=batch * SAMPLE, peak=batch * SAMPLE)
-    return Forecast(step, "cuda", base=0)  # without what a CPU's allocator adds
+def pretended(most=10**9):
+    """Trials of a step that takes `SAMPLE` bytes a sample, and runs out of memory above a size."""
+    return MemoryTrials(lambda size: size * SAMPLE if size <= most else None, without_batch=0)
 
 
-def chosen(limit, *, ranks=ALONE, device=CPU, trials=(), batch_size="auto", accum_iter=1, effective_batch=None):
-    with mock.patch.object(batches, "memory_limit_bytes", lambda _: limit):
+def chosen(
+    limit,
+    *,
+    ranks=ALONE,
+    device=CPU,
+    batch_size="auto",
+    accum_iter=1,
+    effective_batch=None,
+    most=10**9,
+):
+    with (
+        mock.patch.object(batches, "memory_limit_bytes", lambda _: limit),
+        mock.patch.object(batches, "used_memory_bytes", lambda _: 0),
+    ):
         found = choose_batch_size(
             batch_size,
             accum_iter=accum_iter,
             effective_batch=effective_batch,
             ranks=ranks,
             device=device,
-            forecast=pretended,
-            trials=trials,
+            trials=pretended(most),
         )
     return found.batch_size, found.accum_iter
 
 
-class TestDecision:
-    @pytest.mark.parametrize("share", [1, 2, 7, 12, 32, 96, 360])
-    def test_the_largest_divisor_that_fits_whatever_is_asked_first(self, share):
-        sizes = divisors(share)
-        assert sizes[0] == 1 and sizes[-1] == share
-        for limit in range(share + 1):
-            for first in (0, *sizes):
-                asked = []
-                found = largest_batch(share, lambda b, a=asked, most=limit: a.append(b) or b <= most, first=first)
-                assert found == max((k for k in sizes if k <= limit), default=0)
-                assert len(asked) == len(set(asked)) and set(asked) <= set(sizes)
-                if first:
-                    assert asked[0] == first
-
-    def test_bisection_asks_few(self):
-        asked = []
-        assert largest_batch(2**20, lambda b: asked.append(b) or b <= 1000) == 512
-        assert len(asked) <= 5
-
-    def test_a_good_guess_needs_two_trials(self):
-        asked = []
-        assert largest_batch(96, lambda b: asked.append(b) or b <= 30, first=24) == 24
-        assert asked == [24, 32]
+def test_divisors():
+    assert [divisors(number) for number in (1, 7, 12)] == [[1], [1, 7], [1, 2, 3, 4, 6, 12]]
 
 
 class TestChoice:
@@ -85,7 +76,9 @@ class TestChoice:
 
     def test_all_processes_take_the_smallest(self):
         limit = 16 * SAMPLE / batches.CPU_MARGIN + 1
-        with mock.patch.object(batches.dist, "gather_objects", lambda found: [found, 4]):
+        with mock.patch.object(
+            batches.dist, "gather_objects", lambda found: [found, min(found, 4)] if found < 100 else [found]
+        ):
             assert chosen(limit, ranks=Ranks(0, 2, 0, 1)) == (4, 8)
 
     def test_numbers_stay_as_they_are(self):
@@ -94,16 +87,9 @@ class TestChoice:
     def test_an_effective_batch_decides_the_accumulation_of_a_number(self):
         assert chosen(0, batch_size=8, effective_batch=48, ranks=Ranks(1, 2, 1, 2)) == (8, 3)
 
-    def test_a_gpu_is_tried_from_the_prediction_on(self):
-        tried = []
-
-        def one_pass(step, model, *, batch_size, **how):
-            tried.append((batch_size, how["accumulates"]))
-            return batch_size <= 16
-
-        with mock.patch.object(batches, "try_step", one_pass):
-            assert chosen(8.5 * SAMPLE, device=torch.device("cuda"), trials=[(None, None)]) == (16, 2)
-        assert tried == [(8, True), (16, True), (32, False)]
+    def test_a_gpu_is_filled_until_its_memory_runs_out(self):
+        assert chosen(10**9, device=torch.device("cuda"), most=16) == (16, 2)
+        assert chosen(16 * SAMPLE, device=torch.device("cuda")) == (16, 2)  # without a margin
 
     def test_nothing_fits(self):
         with pytest.raises(ValueError, match=r"--batch_size auto: not even one sample .*--grad_checkpointing"):
@@ -134,23 +120,12 @@ def survey(tmp_path_factory):
 
 def fits_at_most(batch):
     """Pretends that no larger batch fits on this machine."""
-
-    def limit(*_):
-        return 1 << 40
-
-    def found(step, batch_size, **_):
-        return Forecast(StepMemory(0, 0, 0, 0, 1 << (41 if batch_size > batch else 10)), "cuda", base=0)
-
-    return limit, found
+    return mock.patch.object(memory, "try_batch", lambda *given, **_: 1 << (62 if given[2] > batch else 10))
 
 
 def test_pretraining_goes_as_with_the_numbers_found(survey, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    limit, found = fits_at_most(4)
-    with (
-        mock.patch.object(batches, "memory_limit_bytes", limit),
-        mock.patch.object(small_main.main_pretrain, "forecast", found),
-    ):
+    with fits_at_most(4):
         assert surveys.train(survey, tmp_path / "auto", "--batch_size", "auto", "--effective_batch", "8") == 0
     assert "--batch_size auto: 4, --accum_iter 2 (effective batch 8" in caplog.text
     assert surveys.train(survey, tmp_path / "given", "--batch_size", "4", "--accum_iter", "2") == 0
@@ -163,11 +138,7 @@ def test_resumed_where_less_fits(survey, tmp_path, caplog, capsys):
     flags = ["--batch_size", "auto", "--effective_batch", "8"]
     assert surveys.train(survey, tmp_path, "--epochs", "1", *flags) == 0
     assert surveys.checkpoint(tmp_path)["options"]["batch_size"] == 8
-    limit, found = fits_at_most(2)
-    with (
-        mock.patch.object(batches, "memory_limit_bytes", limit),
-        mock.patch.object(small_main.main_pretrain, "forecast", found),
-    ):
+    with fits_at_most(2):
         assert surveys.train(survey, tmp_path, "--epochs", "2", "--resume", "auto", *flags) == 0
         again = surveys.checkpoint(tmp_path)
         assert (again["options"]["batch_size"], again["options"]["accum_iter"], again["step"]) == (2, 4, 14)
@@ -204,6 +175,8 @@ def test_without_a_network_there_is_no_batch(survey, tmp_path, capsys):
 @pytest.mark.parametrize(("limit", "text"), [(1 << 40, "it fits: this process can get"), (5000, "it does not fit")])
 def test_what_to_do_if_it_does_not_fit(caplog, limit, text):
     caplog.set_level(logging.INFO)
-    with mock.patch.object(batches, "memory_limit_bytes", lambda _: limit):
-        batches.report_fit(pretended(6), CPU)
+    trials = pretended()
+    with mock.patch.object(batches, "memory_for_training", lambda *_: limit):
+        assert batches.predict_memory(trials, 6, device=CPU, ranks=ALONE) == 6 * SAMPLE
+    assert list(trials.peaks) == [1, 2]
     assert text in caplog.text and ("--batch_size auto" in caplog.text) == (limit == 5000)

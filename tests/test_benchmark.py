@@ -115,7 +115,7 @@ def test_memory_is_predicted_and_measured(capsys):
     flags = "memory --models tiny=1 --layers 2 --input_size 16 --checkpointing no".split()
     (row,) = run(capsys, *flags)["rows"]
     assert row["model"] == "tiny" and row["batch"] == 1
-    assert row["ratio"] == pytest.approx(1, abs=0.15)
-    assert row["predicted_mib"] > row["base_mib"] + row["tensors_mib"]
+    assert row["ratio"] == pytest.approx(row["predicted_mib"] / row["measured_mib"]) == pytest.approx(1, abs=0.15)
+    assert row["predicted_mib"] > row["base_mib"] and row["tensors_mib"] > 0
     (row,) = run(capsys, *flags, "--device", "cuda", "--amp", "fp16", "--predict_only")["rows"]
-    assert row["measured_mib"] is None and row["predicted_mib"] > 600
+    assert "measured_mib" not in row and row["tensors_mib"] > 0

@@ -119,14 +119,14 @@ def test_an_infinite_gradient_leaves_all_weights_alone(tmp_path):
 
 def test_one_process_is_refused(survey, tmp_path, capsys):
     assert surveys.train(survey, tmp_path / "output", "--fsdp") == 2
-    assert "--fsdp shares the weights out over processes, but there is only one" in capsys.readouterr().err
+    assert "--fsdp splits the weights over processes, but there is only one" in capsys.readouterr().err
 
 
 def test_a_compiled_model_is_refused(survey, tmp_path):
     arguments = surveys.arguments(survey, tmp_path / "output", *FSDP, "--compile")
     results = surveys.run_ranks(arguments, tmp_path, limit_s=60)
     assert [status for status, _ in results] == [2, 2], results
-    assert "--fsdp does not go with --compile" in messages(results)[0]
+    assert "--fsdp cannot be combined with --compile" in messages(results)[0]
 
 
 def add_up() -> None:
@@ -140,4 +140,4 @@ def test_sums_instead_of_means_are_refused(survey, tmp_path):
     results = surveys.run_ranks(arguments, tmp_path, limit_s=60, before=(add_up, add_up))
     assert [status for status, _ in results] == [2, 2], results
     (message,) = messages(results)
-    assert "adds gradients up on cpu where it should average them; use a newer torch or GPUs" in message
+    assert "sums gradients on cpu where it should average them; use a newer torch or GPUs" in message

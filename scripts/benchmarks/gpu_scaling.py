@@ -16,7 +16,8 @@ import torch
 from models_mae_group_channels import build_model
 from scripts.benchmarks.step import divide
 from util.training.flops import step_cost
-from util.training.memory_forecast import count_step, pretraining_step
+from util.training.memory import count_tensors
+from util.training.training_step import pretraining_step
 
 RASTERS = {"sample": 2_048, "state": 20_000, "continent 100 m": 40_000, "continent 80 m": 50_000}
 """Edges in pixels of the finest layer: 205 km, 2,000 km and 4,000 km at 100 m, and 4,000 km at 80 m."""
@@ -118,8 +119,7 @@ def run_scaling(args: argparse.Namespace) -> dict[str, Any]:
                 "gflop_a_tile": cost.step_flops / 1e9,
                 "gradient_mb": trained / 25e4,
             }
-            step = pretraining_step(model, mask_ratio=0.75, amp_dtype=None)
-            memory = count_step(step, batch_size=args.batch_size).peak / 2**30
+            memory = count_tensors(pretraining_step(model), batch_size=args.batch_size) / 2**30
             rows += [
                 facts | row | {"memory_gib": memory}
                 for raster in args.rasters

@@ -1,4 +1,4 @@
-"""Peak memory of training: as it is predicted from the options, and as a process of its own then takes it."""
+"""Peak memory of training: as trials of smaller batches predict it, and as it is measured, each case in its process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 
 from models_mae_group_channels import MaskedAutoencoderGroupChannelViT, build_model
 from scripts.benchmarks.common import describe_machine
-from util.hardware.device import amp_policy, peak_memory_bytes, used_memory_bytes
+from util.hardware.device import amp_policy, memory_limit_bytes, peak_memory_bytes, used_memory_bytes
 from util.hardware.malloc import keep_freed_memory
-from util.training.memory_forecast import CUDA_CONTEXT, MIB, Step, base_bytes, forecast, pretraining_step
+from util.training.memory import MIB, count_tensors, memory_trials
+from util.training.training_step import TrainingStep, pretraining_step
 
 STEPS = 3
-"""Updates that are measured: the first two have the peak but for a few per cent."""
+"""Updates that are measured: the peak grows by a few per cent at most after the second."""
 
 
 def run_memory(args: argparse.Namespace) -> dict[str, Any]:
@@ -42,28 +43,24 @@ def run_memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _row(case: dict[str, Any], *, measures: bool) -> dict[str, Any]:
-    """Prediction and measurement of a case, in MiB."""
-    base = CUDA_CONTEXT if case["device"] == "cuda" else base_bytes(torch.device("cpu"))
-    taken = None
-    if measures:
-        command = [sys.executable, "-m", "scripts.benchmarks.memory", json.dumps(case)]
-        found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-        base, taken = found["base"], found["peak"]
+    """Counted tensors, and the peak as trials of smaller batches tell it and as it is measured, in MiB."""
     with torch.device("meta"):
         step = make_step(case, make_model(case))
-    predicted = forecast(step, case["batch"], device_type=case["device"], base=base)
-    return {
-        "tensors_mib": predicted.tensors / MIB,
-        "base_mib": base / MIB,
-        "predicted_mib": predicted.total / MIB,
-        "measured_mib": None if taken is None else taken / MIB,
-        "ratio": None if taken is None else predicted.total / taken,
-        "ratio_above_base": None if taken is None else (predicted.total - base) / (taken - base),
+    row: dict[str, Any] = {"tensors_mib": count_tensors(step, batch_size=case["batch"]) / MIB}
+    if not measures:
+        return row
+    command = [sys.executable, "-m", "scripts.benchmarks.memory", json.dumps(case)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    return row | {
+        "base_mib": found["base"] / MIB,
+        "predicted_mib": found["predicted"] / MIB,
+        "measured_mib": found["peak"] / MIB,
+        "ratio": found["predicted"] / found["peak"],
     }
 
 
 def make_model(case: dict[str, Any]) -> MaskedAutoencoderGroupChannelViT:
-    """The model of a case; layers are dealt to two groups."""
+    """The model of a case; layers are divided into two groups."""
     return build_model(
         case["model"],
         img_size=case["input_size"],
@@ -75,31 +72,35 @@ def make_model(case: dict[str, Any]) -> MaskedAutoencoderGroupChannelViT:
     )
 
 
-def make_step(case: dict[str, Any], model: MaskedAutoencoderGroupChannelViT) -> Step:
+def make_step(case: dict[str, Any], model: MaskedAutoencoderGroupChannelViT) -> TrainingStep:
     """The step of a case, as pre-training does it."""
     amp_dtype, _ = amp_policy(torch.device("cpu"), case["amp"])
-    return pretraining_step(model, mask_ratio=0.75, amp_dtype=amp_dtype)
+    return pretraining_step(model, amp_dtype=amp_dtype)
 
 
-def measure(case: dict[str, Any]) -> dict[str, int]:
-    """Bytes taken before the model, and at the peak of a few updates, in this process."""
+def measure(case: dict[str, Any]) -> dict[str, float]:
+    """Bytes in use before the model, the peak that trials tell, and that of a few updates, in this process."""
     device = torch.device(case["device"])
     if device.type == "cuda":
         torch.zeros(1, device=device)
     keep_freed_memory()
-    base = base_bytes(device)
+    base = used_memory_bytes(device)
     torch.manual_seed(0)
     model = make_model(case).to(device).train()
     step = make_step(case, model)
-    updater, kept = step.updater(model, device.type), None
+    trials = memory_trials(step, model, device=device, accumulates=False, shares_gradients=False, batches_ahead=0)
+    trials.try_small(max(1, case["batch"] // 2), memory_limit_bytes(device))
+    predicted = trials.expected(case["batch"])
+    updater = step.updater(model, device.type)
     batch = step.make_batch(case["batch"], device)
     for _ in range(STEPS):
         with updater.autocast():
-            loss, kept = step.loss(model, batch)
+            loss, results = step.loss(model, batch)
         updater.backward(loss)
         updater.step(1e-4)
-    del kept
-    return {"base": base, "peak": used_memory_bytes(device) if device.type == "cuda" else peak_memory_bytes(device)}
+    del results
+    peak = used_memory_bytes(device) if device.type == "cuda" else peak_memory_bytes(device)
+    return {"base": base, "predicted": predicted, "peak": peak}
 
 
 if __name__ == "__main__":

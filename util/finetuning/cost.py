@@ -6,17 +6,17 @@ import copy
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from util.finetuning.fit import Fit
 from util.hardware.device import peak_memory_bytes
 from util.records.clock import TrainingTimer
+from util.training.flops import count_flops
 
 
 def window_flops(network: Any, *, input_size: int) -> int:
     """FLOPs of one training window, forward and backward, counted on the meta device, where nothing is computed.
 
-    Those of matrix products, convolutions and attention, two for a multiply-add; what is frozen has no backward part.
+    As in `util/training/flops.py`; frozen weights have no backward pass.
 
     Args:
         network: takes (1, C, H, W) values and validity; is not touched.
@@ -24,9 +24,7 @@ def window_flops(network: Any, *, input_size: int) -> int:
     """
     twin = copy.deepcopy(network).to("meta").train()
     images = torch.empty(1, twin.config["in_chans"], input_size, input_size, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        twin(images, torch.empty_like(images, dtype=torch.bool)).sum().backward()
-    return int(counter.get_total_flops())
+    return count_flops(lambda: twin(images, torch.empty_like(images, dtype=torch.bool)).sum())[1]
 
 
 def fit_costs(fit: Fit, *, device: torch.device, input_size: int) -> dict[str, Any]:

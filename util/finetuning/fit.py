@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from util.finetuning.objectives import DenseValues, Objective
 from util.records.clock import TrainingTimer
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
-from util.training.memory_forecast import Step
+from util.training.training_step import TrainingStep
 
 
 @dataclass
@@ -147,17 +149,15 @@ def fit_step(
     network: Any,
     objective: Objective,
     *,
-    build: Callable[[], Any],
     weight_decay: float,
     clip_grad: float,
     amp_dtype: torch.dtype | None,
-) -> Step:
-    """The step of a fit, to predict or try what memory it takes.
+) -> TrainingStep:
+    """The step of a fit, to measure the memory that it takes.
 
     Args:
         network: as it will be trained.
         objective: what is learned.
-        build: builds a network like it.
         weight_decay: of AdamW.
         clip_grad: largest gradient norm.
         amp_dtype: of autocast.
@@ -171,8 +171,8 @@ def fit_step(
         images = torch.zeros(size, config["in_chans"], edge, edge, device=device)
         return images, torch.ones_like(images, dtype=torch.bool), torch.zeros(size, *shape, dtype=dtype, device=device)
 
-    return Step(
-        make_model=build,
+    return TrainingStep(
+        make_model=partial(copy.deepcopy, network),
         make_batch=make_batch,
         loss=lambda model, batch: (objective.loss(model, *batch), None),
         make_optimizer=lambda model: make_adamw(param_groups_weight_decay(model, weight_decay), lr=1e-3),

@@ -221,7 +221,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Returns the most memory used so far, or since `reset_peak_memory`: by tensors on a GPU, by this process elsewhere."""
+    """Returns the most memory used, so far or since `reset_peak_memory`: by tensors on a GPU, else by this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     try:  # Linux's getrusage counts the program that started this one too

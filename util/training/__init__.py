@@ -1,1 +1,1 @@
-"""One update, schedule, batch size, memory and cost of training."""
+"""One update, learning rate, batch size, memory and FLOPs of training."""

@@ -155,6 +155,7 @@ def try_batch(
     finally:  # the tensors of a pass that failed are gone with its frames
         network.zero_grad(set_to_none=True)
         _free_unused(device)
+        reset_peak_memory(device)
 
 
 def count_tensors(step: TrainingStep, *, batch_size: int) -> int:
