@@ -524,7 +524,7 @@ def resume_fit(job: FinetuneRun, fit: Fit) -> None:
     require_same_step(None if found is None else found.state, f"{fit.name} in {folder}")
     if found is not None:
         for path, reason in found.skipped:
-            logger.warning("passed over %s: %s", path, reason)
+            logger.warning("skipped %s: %s", path, reason)
         resume(fit, found.state)
         logger.info("%s: going on at epoch %d, update %d", fit.name, fit.place.epoch, fit.place.update)
     dist.on_main_rank(lambda: job.files.forget(fit.arm.name, fit.fold, from_epoch=fit.place.epoch))

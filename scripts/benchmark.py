@@ -1,12 +1,12 @@
-"""Measures what the program does with a machine: one table, or one JSON object, for each of the subcommands.
+"""Benchmarks: each subcommand prints a table, or one JSON object.
 
 python -m scripts.benchmark loader      tiles a second from memory and from files
-python -m scripts.benchmark step        a training step, ours beside the published recipe
-python -m scripts.benchmark numerics    what each switch of a step does to the loss
+python -m scripts.benchmark step        a training step, compared with the published recipe
+python -m scripts.benchmark numerics    effect of each switch of a step on the loss
 python -m scripts.benchmark heads       FLOPs of the cross-scale heads
-python -m scripts.benchmark scale       rasters of 4,000 and of 100,000 pixels along an edge
-python -m scripts.benchmark scaling     time and cost on 1, 8 and 64 GPUs, worked out and not measured
-python -m scripts.benchmark inference   mapping a raster, beside the bare encoder
+python -m scripts.benchmark scale       opening and reading rasters of 4,000 and of 100,000 pixels along an edge
+python -m scripts.benchmark scaling     time and cost on 1, 8 and 64 GPUs, estimated, not measured
+python -m scripts.benchmark inference   mapping a raster, compared with the encoder alone
 python -m scripts.benchmark memory      peak memory of training, predicted and measured
 """
 
@@ -28,10 +28,7 @@ from scripts.benchmarks import memory as bench_memory
 from scripts.benchmarks import raster_size as bench_scale
 from scripts.benchmarks import step as bench_step
 from scripts.benchmarks.common import table
-from scripts.benchmarks.step import divide
 from util.options.common import positive_int
-
-__all__ = ["divide", "main", "parse_arguments"]
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -40,11 +37,11 @@ def get_args_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_loader(commands.add_parser("loader", help="tiles a second, from memory and from files"))
     _add_step(commands.add_parser("step", help="forward, backward and update of a batch, by recipe"))
-    _add_numerics(commands.add_parser("numerics", help="what each switch does to the loss"))
-    _add_heads(commands.add_parser("heads", help="share of forward FLOPs in the cross-scale heads"))
-    _add_scale(commands.add_parser("scale", help="time and memory to begin on rasters of several sizes"))
-    bench_scaling.add_options(commands.add_parser("scaling", help="time and cost on many GPUs, worked out"))
-    _add_inference(commands.add_parser("inference", help="rate of mapping beside the bare encoder's"))
+    _add_numerics(commands.add_parser("numerics", help="effect of each switch on the loss"))
+    _add_heads(commands.add_parser("heads", help="fraction of forward FLOPs in the cross-scale heads"))
+    _add_scale(commands.add_parser("scale", help="time and memory until the first batch, by size of raster"))
+    bench_scaling.add_options(commands.add_parser("scaling", help="time and cost on many GPUs, estimated"))
+    _add_inference(commands.add_parser("inference", help="mapping a raster, compared with the encoder alone"))
     _add_memory(commands.add_parser("memory", help="peak memory, predicted and measured"))
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -169,7 +166,7 @@ RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark; returns the exit status."""
+    """Runs one benchmark; returns the exit status."""
     args = parse_arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -1,10 +1,10 @@
-"""Time the reading of batches: rasters, zarr and netCDF, from disk and over HTTP, and plain xbatcher on the same data.
+"""Times reading batches from rasters, zarr and netCDF, on disk and over HTTP, and with plain xbatcher.
 
 python -m scripts.benchmark_sources --pixels 2048 --tile 64 --batch_size 16 --batches 12
 
 Needs the packages of requirements-xarray.txt. Each source reads the same tiles in the same order, one batch in turn, so
-that whatever else the machine does falls on all alike. Plain xbatcher lays its own tiles, in order; it is timed on as
-many of the same size, masked to NaN by xarray.
+that other load on the machine affects all alike. Plain xbatcher chooses its own tiles, in order; it is timed on as many
+tiles of the same size, masked to NaN by xarray.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=int, default=16, help="tiles in a batch (16)")
     parser.add_argument("--batches", type=int, default=12, help="timed batches of each source (12)")
     parser.add_argument("--warmup", type=int, default=2, help="batches of each before timing (2)")
-    parser.add_argument("--cold", action="store_true", help="forget what was decoded before every batch")
+    parser.add_argument("--cold", action="store_true", help="drop decoded blocks before every batch")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
+    """Reads the command line."""
     return get_args_parser().parse_args(argv)
 
 
@@ -83,7 +83,7 @@ def write_data(folder: Path, pixels: int) -> None:
 
 
 def plain_xbatcher(store: str, *, tile: int, batch_size: int) -> Callable[[int], list[torch.Tensor]]:
-    """Batches as anyone would make them: xarray masks, xbatcher slices one tile after the other, both stacked."""
+    """Batches without our code: xarray masks, xbatcher slices one tile after the other, and both are stacked."""
     xarray, xbatcher = require("xarray", "plain xbatcher"), require("xbatcher", "plain xbatcher")
     generators = []
     for group, edge in (("fine", tile), ("coarse", tile // 2)):
@@ -142,7 +142,7 @@ def make_readers(folder: Path, served: Served, args: argparse.Namespace) -> dict
 def time_in_turn(
     readers: dict[str, Callable[[int], object]], served: Served, *, batches: int, warmup: int, cold: bool
 ) -> dict[str, dict[str, float]]:
-    """Batches a second and bytes sent by the server, batch by batch in turn."""
+    """Batches a second of each source, and bytes sent by the server, one batch of each in turn."""
     times: dict[str, list[float]] = {name: [] for name in readers}
     sent = dict.fromkeys(readers, 0)
     for n in range(warmup + batches):
@@ -168,7 +168,7 @@ def time_in_turn(
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures and prints a table; exit status 2 for bad input."""
     args = parse_arguments(argv)
-    warnings.simplefilter("ignore")  # consolidated metadata is no part of zarr's third format yet
+    warnings.simplefilter("ignore")  # consolidated metadata is not part of zarr format 3 yet
     try:
         if args.tile % 8:
             raise ValueError(f"--tile {args.tile}: expected a multiple of 8 pixels")
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{facts['machine']}; {args.pixels} x {args.pixels} pixels and half of that, tiles of {args.tile}, batches of "
         f"{args.batch_size}, one thread, {args.batches} batches of each in turn, "
-        f"{'nothing' if args.cold else 'what was decoded'} kept between them"
+        f"decoded blocks {'dropped' if args.cold else 'cached'} between them"
     )
     for name, row in found.items():
         kib = row["sent_bytes_per_batch"] / 1024

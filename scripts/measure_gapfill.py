@@ -1,9 +1,9 @@
-"""Measures how well gaps are filled: holes are punched into a survey, filled, and compared with what was there.
+"""Measures the error of gap filling: punches holes into a survey, fills them, and compares with the true values.
 
     python -m scripts.measure_gapfill --checkpoint output_dir/checkpoint-last.pth --holes 4 8 16
 
 The same holes are filled by linear interpolation (SciPy, Delaunay triangles) and by a thin-plate spline, which is
-minimum curvature (SciPy, `RBFInterpolator`), from the valid pixels around each. Prints a table.
+minimum curvature (SciPy, `RBFInterpolator`), from the valid pixels around each hole. Prints a table.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from util.options import common as options
 logger = logging.getLogger(__name__)
 
 RIM = 12
-"""Valid pixels around a hole that baselines see, at most."""
+"""Width of the rim around a hole whose valid pixels the baselines use, in pixels."""
 SPLINE_POINTS = 1500
-"""Points of the rim that the spline goes through, at most: the nearest to the hole."""
+"""Most points of the rim that the spline interpolates: the nearest to the hole."""
 TRIES = 4000
 
 Hole = tuple[slice, slice]
@@ -49,20 +49,20 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--holes", type=options.positive_int, nargs="+", default=[4, 8, 16], help="edges of holes, base pixels (4 8 16)"
     )
     parser.add_argument("--count", type=options.positive_int, default=30, help="holes of each size and layer (30)")
-    parser.add_argument("--seed", type=options.count, default=0, help="seed of the places (0)")
+    parser.add_argument("--seed", type=options.count, default=0, help="seed of the positions of holes (0)")
     parser.add_argument("--inference", nargs=argparse.REMAINDER, default=[], help="further options of main_inference")
     return parser
 
 
 def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: np.random.Generator) -> list[Hole]:
-    """Chooses squares among valid pixels, apart from each other, from pixels already taken and from real gaps.
+    """Chooses squares of valid pixels, away from each other, from pixels already taken and from real gaps.
 
     Args:
         values: (rows, cols), NaN where invalid.
         edge: edge of a square, pixels.
-        count: how many, at most.
-        taken: (rows, cols) bool; the squares and what must stay around them are added.
-        rng: decides where.
+        count: largest number of squares.
+        taken: (rows, cols) bool, pixels already taken; the squares are added.
+        rng: draws the positions.
 
     Returns:
         (row slice, column slice) of each.
@@ -81,14 +81,14 @@ def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: 
 
 
 def baselines(values: np.ndarray, hole: Hole) -> tuple[np.ndarray, np.ndarray]:
-    """A hole filled linearly and by a thin-plate spline from the valid pixels around it."""
+    """Fills a hole linearly, and by a thin-plate spline, from the valid pixels around it."""
     around = tuple(slice(max(0, side.start - RIM), side.stop + RIM) for side in hole)
     window = values[around]
     targets = np.argwhere(np.ones_like(values[hole])) + [hole[k].start - around[k].start for k in (0, 1)]
     known = np.argwhere(np.isfinite(window))
     numbers = window[np.isfinite(window)]
-    middle = targets.mean(axis=0)
-    near = np.argsort(np.abs(known - middle).max(axis=1), kind="stable")[:SPLINE_POINTS]
+    centre = targets.mean(axis=0)
+    near = np.argsort(np.abs(known - centre).max(axis=1), kind="stable")[:SPLINE_POINTS]
     linear = LinearNDInterpolator(known, numbers)(targets)
     linear = np.where(np.isfinite(linear), linear, NearestNDInterpolator(known, numbers)(targets))
     spline = RBFInterpolator(known[near], numbers[near], kernel="thin_plate_spline")(targets)
@@ -97,15 +97,15 @@ def baselines(values: np.ndarray, hole: Hole) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_punched(layer: Layer, folder: Path, holes: Sequence[Hole]) -> Layer:
-    """Copies a layer's valid pixels to a file with the holes as nodata."""
+    """Copies a layer to a file with the holes as nodata."""
     band = open_band(layer)
     values = band.read(0, 0, band.grid.rows, band.grid.cols)
     for hole in holes:
         values[hole] = np.nan
     path = folder / f"{layer.name}.tif"
-    place = {"crs": band.grid.crs, "transform": band.grid.transform, "nodata": np.nan}
+    georeference = {"crs": band.grid.crs, "transform": band.grid.transform, "nodata": np.nan}
     with rasterio.open(
-        path, "w", driver="GTiff", dtype="float32", count=1, height=band.grid.rows, width=band.grid.cols, **place
+        path, "w", driver="GTiff", dtype="float32", count=1, height=band.grid.rows, width=band.grid.cols, **georeference
     ) as sink:
         sink.write(values, 1)
     return replace(layer, path=str(path), band=1, nodata=None)
@@ -150,10 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(layer: Layer, folder: Path, holes: Sequence[Hole]) -> str:
-    """One row of the table: root mean square errors, the share of errors within the uncertainty, and the log score.
+    """One row of the table: root mean square errors, the fraction of errors within the uncertainty, and the log score.
 
     The log score is the mean of ln(uncertainty) + (error / uncertainty)^2 / 2 over pixels: lower where uncertainties
-    are as large as errors are, place by place.
+    match the errors pixel by pixel.
     """
     band = open_band(layer)
     truth = band.read(0, 0, band.grid.rows, band.grid.cols)
@@ -165,14 +165,14 @@ def measure(layer: Layer, folder: Path, holes: Sequence[Hole]) -> str:
     with rasterio.open(folder / f"{layer.name}.tif") as file:
         punched = file.read(1)
     errors: dict[str, list[np.ndarray]] = {"linear": [], "spline": [], "model": []}
-    shares, scores = [], []
+    ratios, scores = [], []
     for hole in holes:
         linear, spline = baselines(punched, hole)
         for name, guess in (("linear", linear), ("spline", spline), ("model", filled[hole])):
             errors[name].append(np.square(guess - truth[hole]).ravel())
-        shares.append((np.abs(filled[hole] - truth[hole]) / sigma[hole]).ravel())
-        scores.append(np.log(sigma[hole]).ravel() + np.square(shares[-1]) / 2)
-    ratio = np.concatenate(shares)
+        ratios.append((np.abs(filled[hole] - truth[hole]) / sigma[hole]).ravel())
+        scores.append(np.log(sigma[hole]).ravel() + np.square(ratios[-1]) / 2)
+    ratio = np.concatenate(ratios)
     numbers = [f"{np.sqrt(np.mean(np.concatenate(part))):.4g}" for part in errors.values()]
     inside = [f"{100 * np.mean(ratio <= k):.0f} %" for k in (1, 2)]
     return f"{len(holes)} | {' | '.join([*numbers, *inside])} | {np.mean(np.concatenate(scores)):.2f} |"

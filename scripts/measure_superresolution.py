@@ -1,10 +1,10 @@
-"""Measures how well a coarse layer is predicted at finer pixels: it is averaged, predicted, and compared with itself.
+"""Measures the error of superresolution: averages a layer, predicts its finer pixels, and compares with the true ones.
 
     python -m scripts.measure_superresolution --checkpoint output_dir/checkpoint-last.pth --layer magnetics --factor 2
 
-With `--truth` the layer is taken as it is, and the result compared with another raster of it: for a layer that the
-model has only ever seen as coarse as it is. Beside the prediction stand interpolation that keeps the measured means,
-PyTorch's bicubic interpolation, and pixels repeated. Prints a table.
+With `--truth` the layer is not averaged, and the result is compared with a finer raster of the same layer: for a layer
+that the model was trained on at its coarse resolution. The prediction is compared with interpolation that preserves the
+measured means, PyTorch's bicubic interpolation, and repeated pixels. Prints a table.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def average(values: np.ndarray, factor: int) -> np.ndarray:
-    """Means over squares of `factor` pixels, NaN where any is; rows and columns that fill no square are cut off."""
+    """Means over squares of `factor` pixels, NaN where any is; incomplete rows and columns of squares are cut off."""
     rows, cols = (size // factor for size in values.shape)
     squares = values[: rows * factor, : cols * factor].reshape(rows, factor, cols, factor)
     return squares.mean(axis=(1, 3), dtype=np.float64).astype(np.float32)
@@ -60,19 +60,19 @@ def read_whole(band: RasterBand) -> np.ndarray:
 
 
 def write_averaged(band: RasterBand, factor: int, folder: Path) -> Layer:
-    """Writes a layer with pixels `factor` times as large."""
+    """Writes a layer averaged to pixels `factor` times as large."""
     values, grid = average(read_whole(band), factor), band.grid
     path = folder / f"{band.layer.name}.tif"
     right, down = grid.resolution_x * factor, grid.resolution_y * factor
-    place = {"crs": grid.crs, "transform": Affine(right, 0, grid.left, 0, -down, grid.top), "nodata": np.nan}
+    georeference = {"crs": grid.crs, "transform": Affine(right, 0, grid.left, 0, -down, grid.top), "nodata": np.nan}
     shape = {"height": values.shape[0], "width": values.shape[1]}
-    with rasterio.open(path, "w", driver="GTiff", dtype="float32", count=1, **shape, **place) as sink:
+    with rasterio.open(path, "w", driver="GTiff", dtype="float32", count=1, **shape, **georeference) as sink:
         sink.write(values, 1)
     return replace(band.layer, path=str(path), band=1, nodata=None)
 
 
-def guesses(coarse: np.ndarray, factor: int) -> dict[str, np.ndarray]:
-    """The coarse pixels `factor` times finer, by bicubic interpolation and repeated; gaps from the nearest pixel."""
+def simple_refinements(coarse: np.ndarray, factor: int) -> dict[str, np.ndarray]:
+    """Coarse pixels refined by `factor`, by bicubic interpolation and by repeating; gaps take the nearest pixel."""
     nearest = ndimage.distance_transform_edt(~np.isfinite(coarse), return_distances=False, return_indices=True)
     filled = torch.from_numpy(coarse[tuple(nearest)])[None, None]
     bicubic = torch.nn.functional.interpolate(filled, scale_factor=factor, mode="bicubic")[0, 0].numpy()
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [layer for layer in layers if layer.name == args.layer]
     if not chosen:
         names = ", ".join(layer.name for layer in layers)
-        sys.stderr.write(f"measure_superresolution: error: no layer '{args.layer}'; expected one of {names}\n")
+        print(f"measure_superresolution: error: no layer '{args.layer}'; expected one of {names}", file=sys.stderr)
         return 2
     band = open_band(chosen[0])
     truth = open_band(replace(chosen[0], path=args.truth, band=1, nodata=None)) if args.truth else band
@@ -110,13 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def row_of(path: Path, truth: RasterBand, coarse: RasterBand) -> str:
-    """One row of the table: root mean square errors against the layer at the result's pixels."""
+    """One row of the table: root mean square errors against the true layer averaged to the pixels of the result."""
     with rasterio.open(path) as file:
         found, edge = file.read(), file.res[0]
         share = file.tags()["share_of_model_detail"]
     expected = average(read_whole(truth), round(edge / truth.grid.resolution_x))
     images = {"predicted": found[0], "interpolated": found[1]}
-    images |= guesses(read_whole(coarse), round(coarse.grid.resolution_x / edge))
+    images |= simple_refinements(read_whole(coarse), round(coarse.grid.resolution_x / edge))
     rows, cols = (min(image.shape[k] for image in (expected, *images.values())) for k in (0, 1))
     known = np.isfinite([image[:rows, :cols] for image in (expected, *images.values())]).all(axis=0)
     errors = [

@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_passed_over(survey, labels, straight, tmp_path,
     last = tmp_path / "fits/scratch-fold1/checkpoint-last.pth"
     last.write_bytes(last.read_bytes()[:-40])
     assert labelled.finetune(survey, tmp_path, "--resume", "auto", labels=labels) == 0
-    assert f"passed over {last}: " in caplog.text
+    assert f"skipped {last}: " in caplog.text
     assert_same_end(tmp_path, straight)
 
 

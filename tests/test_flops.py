@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from models_mae_group_channels import build_model
-from scripts import benchmark
+from scripts.benchmarks.step import divide
 from util.training.flops import head_share, step_cost
 
 
@@ -39,7 +39,7 @@ def test_heads_are_what_finer_scales_add():
 @pytest.mark.parametrize("layers", [2, 8, 20, 100])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_light_heads_stay_within_their_share(name, layers, groups):
-    channel_groups = benchmark.divide(layers, groups)
+    channel_groups = divide(layers, groups)
     with torch.device("meta"):
         model = build_model(name, in_chans=layers, channel_groups=channel_groups, depth=6 if name == "tiny" else 12)
         light = type(model)(**{**model.config, "scale_heads": "subpixel"})

@@ -73,4 +73,4 @@ def test_layers_that_do_not_fit_are_read_from_files():
 
 def test_an_unknown_raster_is_refused(capsys):
     assert benchmark.main(["scaling", "--rasters", "moon"]) == 2
-    assert f"--rasters moon: unknown, expected out of {', '.join(RASTERS)}" in capsys.readouterr().err
+    assert f"--rasters moon: unknown, expected one or more of {', '.join(RASTERS)}" in capsys.readouterr().err

@@ -394,8 +394,8 @@ def test_a_damaged_checkpoint_is_passed_over(survey, straight, tmp_path, caplog,
     assert [surveys.checkpoint(tmp_path, name)["step"] for name in ("last", "previous")] == [11, 7]
     damage(tmp_path / "checkpoint-last.pth")
     assert surveys.train(survey, tmp_path, "--resume", "auto") == 0
-    assert f"passed over {tmp_path / 'checkpoint-last.pth'}: checkpoint" in caplog.text and reason in caplog.text
-    assert f"going on from {tmp_path / 'checkpoint-previous.pth'}" in caplog.text
+    assert f"skipped {tmp_path / 'checkpoint-last.pth'}: checkpoint" in caplog.text and reason in caplog.text
+    assert f"resuming from {tmp_path / 'checkpoint-previous.pth'}" in caplog.text
     assert_same_end(tmp_path, straight)
 
 

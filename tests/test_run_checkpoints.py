@@ -323,7 +323,7 @@ def test_a_damaged_last_does_not_replace_a_good_previous(tmp_path, caplog):
         ckpt.save_run_checkpoint(tmp_path, make_state(step), epoch_file=False)
     damage(tmp_path / "checkpoint-last.pth")
     ckpt.save_run_checkpoint(tmp_path, make_state(2), epoch_file=False)  # as after resuming from step 1
-    assert "not kept as checkpoint-previous.pth" in caplog.text
+    assert "not renamed to checkpoint-previous.pth" in caplog.text
     assert checkpoint_file.load_checkpoint(tmp_path / "checkpoint-last.pth")["step"] == 2
     assert checkpoint_file.load_checkpoint(tmp_path / "checkpoint-previous.pth")["step"] == 1
 

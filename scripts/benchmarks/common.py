@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine they ran on, timing side by side, tables."""
+"""Shared by the benchmarks: a description of the machine, timing in turn, tables, test rasters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESOLUTION = 100.0
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Hardware and versions that a time belongs to."""
+    """Hardware and versions that times were measured with."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {
         "device": f"{device.type} {name}",
@@ -51,12 +51,12 @@ def time_in_turn(
     device: torch.device | None = None,
     before: Callable[[str], None] = lambda name: None,
 ) -> dict[str, dict[str, float]]:
-    """Times jobs in turn, so that whatever else the machine does falls on all alike.
+    """Times jobs in turn, so that other load on the machine affects all alike.
 
     Args:
-        jobs: what to run, by name.
+        jobs: functions to run, by name.
         repeats: timed runs of each.
-        warmup: runs of each before.
+        warmup: untimed runs of each before.
         device: a GPU to wait for after each run.
         before: called with the job's name ahead of each run, outside of the time.
 
@@ -104,13 +104,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return "-"
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float) and abs(value) < 1e4
-        else f"{value:.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.0f}"
+    return str(value)
 
 
 def write_raster(path: Path, *, size: int, resolution: float, seed: int = 0, block: int = 256) -> None:

@@ -1,7 +1,7 @@
-"""What a pre-training would take on one and on many GPUs: arithmetic from counted FLOPs and stated rates, not measured.
+"""Time and cost of pre-training on one and on many GPUs: arithmetic from counted FLOPs and stated rates, not measured.
 
-Every rate is an option. Two cases bracket the answer: in the good one a GPU reaches the larger share of its peak and
-gradients are sent wholly while others are computed, in the bad one the smaller share, and they are sent afterwards.
+Every rate is an option. Two cases bracket the answer: in the good one a GPU reaches the larger fraction of its peak and
+all gradients are sent while others are computed; in the bad one it reaches the smaller, and they are sent afterwards.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ MEASURED_LAYERS, MEASURED_EDGE = 2, 384
 
 @dataclass(frozen=True)
 class Rates:
-    """What is assumed of the machines.
+    """Assumed rates of the machines.
 
     Attributes:
         peak: FLOP/s of a GPU's matrix units in half precision.
-        share: of that peak that a step reaches.
+        share: fraction of that peak that a step reaches.
         link: bytes a second between the GPUs of a node.
         network: bytes a second between nodes.
-        loader: tiles a second that are ready for a GPU.
+        loader: tiles a second that the loader delivers to a GPU.
         overlaps: gradients are sent while others are computed.
     """
 
@@ -50,26 +50,26 @@ class Rates:
 
 
 def ring_seconds(size: float, *, gpus: int, rates: Rates) -> float:
-    """Time to add `size` bytes up over all GPUs in a ring: each sends and gets 2 (n - 1) / n of them.
+    """Time of an all-reduce of `size` bytes in a ring: each GPU sends and receives 2 (n - 1) / n of them.
 
-    The slowest link of the ring decides; latencies are left out.
+    The slowest link of the ring decides; latency is neglected.
     """
     slowest = rates.link if gpus <= GPUS_A_NODE else min(rates.link, rates.network)
     return 2 * (gpus - 1) / gpus * size / slowest
 
 
 def tiles_of(size: int, *, edge: int, overlap: float) -> int:
-    """Windows of `edge` pixels on a square raster all of whose ground is valid."""
+    """Number of windows of `edge` pixels on a square raster without gaps."""
     stride = max(1, round(edge * (1 - overlap)))
     along = (size - edge) // stride + 1 if size >= edge else 0
     return along * along
 
 
 def update_seconds(tiles: int, *, flops: float, gradient_bytes: float, gpus: int, rates: Rates) -> dict[str, float]:
-    """Time of an update by what takes it, and in all.
+    """Time of an update: of each of its parts, and in all.
 
     Args:
-        tiles: in the update, on all GPUs together.
+        tiles: tiles of the update, on all GPUs together.
         flops: of a tile, forward and backward.
         gradient_bytes: sent once an update.
         gpus: number of GPUs.
@@ -86,9 +86,9 @@ def update_seconds(tiles: int, *, flops: float, gradient_bytes: float, gpus: int
 
 
 def loader_rate(args: argparse.Namespace, *, size: int, layers: int) -> float:
-    """Tiles a second for each process: out of memory where the layers of all a node's processes fit, else out of files.
+    """Tiles a second for each process: from memory if the layers of all processes of a node fit, else from files.
 
-    The rates measured are those of two layers of one tile size; it is assumed that they go with the pixels read.
+    The measured rates are those of two layers and one tile size; they are assumed to scale with the pixels read.
     """
     held = 4 * size * size * layers * GPUS_A_NODE
     rate = args.loader_memory if held <= args.host_gib * 2**30 else args.loader_files
@@ -96,14 +96,14 @@ def loader_rate(args: argparse.Namespace, *, size: int, layers: int) -> float:
 
 
 def run_scaling(args: argparse.Namespace) -> dict[str, Any]:
-    """The table: time, GPU hours, cost, memory and what limits, for each model, number of layers, raster and GPUs.
+    """Time, GPU hours, cost, memory and bottleneck for each model, number of layers, raster and number of GPUs.
 
     Raises:
         ValueError: unknown model or raster.
     """
     unknown = [name for name in args.rasters if name not in RASTERS]
     if unknown:
-        raise ValueError(f"--rasters {unknown[0]}: unknown, expected out of {', '.join(RASTERS)}")
+        raise ValueError(f"--rasters {unknown[0]}: unknown, expected one or more of {', '.join(RASTERS)}")
     rows = []
     for name in args.models:
         for layers in args.layers:
@@ -131,7 +131,7 @@ def run_scaling(args: argparse.Namespace) -> dict[str, Any]:
 def _rows(
     args: argparse.Namespace, raster: str, *, layers: int, flops: float, gradient_bytes: float
 ) -> list[dict[str, Any]]:
-    """A model on a raster, for each number of GPUs."""
+    """Rows of a model on a raster, one for each number of GPUs."""
     size = RASTERS[raster]
     tiles = tiles_of(size, edge=FINEST * args.input_size, overlap=args.overlap)
     links = {"peak": args.peak_tflops * 1e12, "link": args.link_gb_s * 1e9, "network": args.network_gbit_s / 8 * 1e9}

@@ -1,7 +1,7 @@
-"""Serve a folder's files on localhost with byte ranges: `python -m scripts.benchmarks.http_server FOLDER` prints its port.
+"""Serves a folder on localhost with byte ranges: `python -m scripts.benchmarks.http_server FOLDER` prints its port.
 
-For measurements and tests of layers over HTTP: it counts the bytes it sends, and fails when told to. A process of its
-own, because GDAL opens files without letting other threads of its process run.
+For measurements and tests of layers over HTTP: it counts the bytes it sends, and answers with errors on request. It
+runs in a process of its own, because GDAL opens files without letting other threads of its process run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def serve(folder: Path) -> Iterator[Served]:
 
 
 class _State:
-    """What the server has done and is to do; shared by its threads."""
+    """Bytes sent, and the errors to answer with; shared by the server's threads."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -81,7 +81,7 @@ class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        """Sends a file or a part of it, or takes orders."""
+        """Sends a file or a part of it, or answers a request to `CONTROL`."""
         path, _, query = self.path.partition("?")
         if path != CONTROL:
             self._answer(with_body=True)
@@ -127,7 +127,7 @@ class _Handler(SimpleHTTPRequestHandler):
             self.wfile.write(part)
 
     def log_message(self, *arguments: Any) -> None:
-        """Says nothing of requests."""
+        """Logs no requests."""
 
 
 def main(folder: str) -> None:

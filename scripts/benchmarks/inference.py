@@ -1,4 +1,4 @@
-"""Rate of mapping whole rasters, beside that of the bare encoder on batches that lie ready."""
+"""Tiles a second of mapping whole rasters, compared with the encoder alone on batches in memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from util.processes.signals import Stop
 
 
 def run_inference(args: argparse.Namespace) -> dict[str, Any]:
-    """Embeddings of a whole raster, from reading to written parts, in turn with the encoder alone; a row a model."""
+    """Times embeddings of a whole raster, from reading to writing, in turn with the encoder alone, for each model."""
     device = torch.device(args.device)
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -63,7 +63,7 @@ def _measure(model: str, folder: Path, args: argparse.Namespace, device: torch.d
 
 
 def _checkpoint(model: str, folder: Path, args: argparse.Namespace) -> Path:
-    """Weights as good as untrained: what they are does not change the time."""
+    """Writes nearly untrained weights: their values do not change the time."""
     output = folder / f"weights-{model}"
     flags = f"--model {model} --input_size {args.input_size} --patch_size {args.patch_size} --epochs 1 --batch_size 1"
     flags += f" --tiles_per_epoch 1 --val_fraction 0 --figure_every 0 --no_progress --device {args.device}"
@@ -73,7 +73,7 @@ def _checkpoint(model: str, folder: Path, args: argparse.Namespace) -> Path:
     finally:
         logging.disable(logging.NOTSET)
     if status:
-        raise ValueError("no checkpoint to measure with; run main_pretrain with these options to see why")
+        raise ValueError("no checkpoint was written to measure with; run main_pretrain with these options to see why")
     return output / "checkpoint-last.pth"
 
 
@@ -86,7 +86,7 @@ def _prepare(
 
 
 def _map(job: main_inference.InferenceRun) -> None:
-    """All of the loop, whose results are thrown away."""
+    """Runs the whole loop; its results are thrown away."""
     job.parts.open({}, resume=False)
     with Stop() as stop:
         main_inference.compute(job, stop)

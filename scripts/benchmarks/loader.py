@@ -1,4 +1,4 @@
-"""Rates of the loader: native windows and tiles ready for the model, from memory and from files."""
+"""Tiles a second of the loader: native windows and tiles ready for the model, from memory and from files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from scripts.benchmarks.common import RESOLUTION, describe_machine, time_in_turn
 from util.hardware.malloc import keep_freed_memory
 
 CPU = torch.device("cpu")
-KEPT_SIZE = 2000
-"""Largest raster whose blocks stay decoded: 20 MiB of our 256, and 40 of GDAL's 128, half of them for bare reads."""
+CACHED_SIZE = 2000
+"""Largest raster whose blocks stay decoded: 20 MiB of our cache of 256, and 40 of GDAL's 128, half for bare reads."""
 
 
 @contextmanager
@@ -39,9 +39,9 @@ def opened(*, size: int, input_size: int, cache: str) -> Iterator[tuple[Survey, 
 
 
 def run_loader(args: argparse.Namespace) -> dict[str, Any]:
-    """Tiles a second of every way to read, in turn; threads ahead of a consumer that only counts."""
+    """Tiles a second of every way to read, timed in turn; where threads read ahead, the consumer does nothing."""
     keep_freed_memory()
-    small = {"size": min(args.size, KEPT_SIZE), "input_size": args.input_size, "cache": "none"}
+    small = {"size": min(args.size, CACHED_SIZE), "input_size": args.input_size, "cache": "none"}
     with (
         opened(size=args.size, input_size=args.input_size, cache="ram") as (survey, _),
         opened(**small) as (windowed, folder),
@@ -101,7 +101,7 @@ def _handles(folder: Path) -> list[rasterio.DatasetReader]:
 
 
 def _bare(handles: list[rasterio.DatasetReader], survey: Survey, part: np.ndarray) -> None:
-    """The same windows by rasterio alone, handles kept open, results thrown away."""
+    """Reads the same windows with rasterio alone: handles stay open, results are thrown away."""
     height, width = survey.tiles.height, survey.tiles.width
     for row, col in part.tolist():
         for factor, handle in enumerate(handles, start=1):
@@ -110,7 +110,7 @@ def _bare(handles: list[rasterio.DatasetReader], survey: Survey, part: np.ndarra
 
 
 def _decoding(args: argparse.Namespace) -> dict[str, float]:
-    """Tiles a second where nothing is decoded yet: files are opened anew, so that neither we nor GDAL have blocks."""
+    """Tiles a second where nothing is decoded yet: files are opened anew, so that no cache holds any block."""
     rates: dict[str, list[float]] = {"ours": [], "bare": []}
     with opened(size=args.size, input_size=args.input_size, cache="none") as (survey, folder):
         origins = survey.tiles.epoch(seed=0, epoch=0, tiles=args.batch_size)

@@ -1,4 +1,4 @@
-"""Whether cost follows the work alone: time and memory to begin on rasters of several sizes, tiles a second after."""
+"""Rasters of several sizes: time and memory until the first batch, and tiles a second after it."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ TILE = 192
 """Tile edge in pixels of the raster: 48 base pixels at scale 4."""
 BATCH = 32
 ONE_BLOCK = 1 << 20
-"""Decoded bytes that GDAL and we keep while rates are measured: a raster that fits would be decoded only once."""
+"""Bytes of decoded blocks in either cache while rates are measured: a raster that fits would be decoded only once."""
 
 
 def run_scale(args: argparse.Namespace) -> dict[str, Any]:
-    """Each size in a process of its own, whose peak memory is its own; then tiles of all of them in turn."""
+    """Opens each size in a process of its own, to measure its peak memory; then times tiles of all sizes in turn."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder) / str(size) for size in args.sizes]
@@ -67,7 +67,7 @@ def begin(folder: str) -> dict[str, Any]:
 
 
 def rates(folders: Sequence[str], *, repeats: int) -> dict[str, Any]:
-    """Reads tiles at random places near the diagonals, each of which has to be decoded, from rasters in turn."""
+    """Reads tiles at random places near the diagonals, from each raster in turn; each tile has to be decoded."""
     readers, edges = [], []
     for folder in folders:
         bands = [open_band(layer) for layer in layers_from_directory(folder)]

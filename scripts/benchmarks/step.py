@@ -1,4 +1,4 @@
-"""Times of a training step by recipe: the published one, ours, and ours with one of its switches off."""
+"""Time of a training step by recipe: the published one, that of main_pretrain, and that with one switch changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from models_mae_group_channels import SCALE_HEADS, MaskedAutoencoderGroupChannelViT, build_model
-from scripts.benchmarks.common import describe_machine, table, time_in_turn
+from scripts.benchmarks.common import describe_machine, time_in_turn
 from util.hardware.malloc import default_malloc, keep_freed_memory
 from util.training.engine import Updater, make_adamw
 from util.training.flops import head_share, step_cost
@@ -23,17 +23,17 @@ from util.training.flops import head_share, step_cost
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a step is computed; as it is, the way that main_pretrain does."""
+    """How a step is computed; the defaults are those of main_pretrain."""
 
     heads: str = "subpixel"
     fused_attention: bool = True
     fused_adamw: bool = True
     fused_norms: bool = True
     kept_memory: bool = True
-    reads_loss: bool = False  # every step, which makes a GPU wait
+    reads_loss: bool = False  # every step, which waits for the GPU
     checkpointing: bool = False
     compiled: bool = False
-    amp: str = ""  # as the command says
+    amp: str = ""  # as on the command line
 
 
 OURS = Recipe()
@@ -53,7 +53,7 @@ SWITCHES = {
     "fp16": replace(OURS, amp="fp16"),
     "compiled": replace(OURS, compiled=True),
 }
-"""What may change the loss: recipes, and switches that are options of training."""
+"""Recipes and training options that may change the loss."""
 
 
 class WrittenOutNorm2d(nn.Module):
@@ -66,12 +66,12 @@ class WrittenOutNorm2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) in and out."""
         centred = x - x.mean(dim=1, keepdim=True)
-        spread = torch.sqrt(centred.pow(2).mean(dim=1, keepdim=True) + self.eps)
-        return self.weight[:, None, None] * (centred / spread) + self.bias[:, None, None]
+        std = torch.sqrt(centred.pow(2).mean(dim=1, keepdim=True) + self.eps)
+        return self.weight[:, None, None] * (centred / std) + self.bias[:, None, None]
 
 
 class LoopUpdater(Updater):
-    """Updates with an optimiser that goes from parameter to parameter."""
+    """Updates with an optimiser that loops over parameters instead of fusing them."""
 
     def step(self, lr: float) -> Tensor:
         """Clips, updates and clears."""
@@ -84,12 +84,12 @@ class LoopUpdater(Updater):
 
 
 def divide(layers: int, groups: int) -> list[list[int]]:
-    """Divide layers into groups as even as can be."""
+    """Divides layers into groups of nearly equal size."""
     return [list(range(layers))[i::groups] for i in range(min(groups, layers))]
 
 
 def make_model(name: str, recipe: Recipe, **arguments: Any) -> MaskedAutoencoderGroupChannelViT:
-    """A model as a recipe has it."""
+    """The model of a recipe."""
     model = build_model(name, scale_heads=recipe.heads, grad_checkpointing=recipe.checkpointing, **arguments)
     for module in list(model.modules()):
         if isinstance(module, Attention) and not recipe.fused_attention:
@@ -120,7 +120,7 @@ def make_step(
     compiled: bool = False,
     lr: float = 1e-4,
 ) -> Callable[[], Tensor]:
-    """A training step as a recipe has it, on one batch after another; returns the total loss."""
+    """The training step of a recipe, on each batch in turn; it returns the total loss."""
     device, amp = next(model.parameters()).device, recipe.amp or amp
     groups = param_groups_weight_decay(model, 0.05)
     updater = (Updater if recipe.fused_adamw else LoopUpdater)(
@@ -153,7 +153,7 @@ def make_step(
 
 
 def matmul_flops(device: torch.device, amp: str, *, edge: int = 2048) -> Callable[[], Tensor]:
-    """A product of two square matrices in the number format of a step, to measure what is reached there."""
+    """A product of two square matrices in the precision of a step, as the highest rate that the device reaches."""
     dtype = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[amp]
     a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
     return lambda: a @ b
@@ -226,7 +226,7 @@ def _rows(
 
 
 def run_numerics(args: argparse.Namespace) -> dict[str, Any]:
-    """Trains alike with each switch changed in turn; says how far the losses then are from those of the defaults."""
+    """Trains with each switch changed in turn; compares the losses with those of the defaults."""
     device = torch.device(args.device)
     losses: dict[str, Tensor] = {}
     for recipe_name in args.recipes:
@@ -255,7 +255,7 @@ def run_numerics(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_heads(args: argparse.Namespace) -> dict[str, Any]:
-    """Counts the shares of forward FLOPs in the cross-scale heads: a row for each model, layers and groups."""
+    """Fraction of forward FLOPs in the cross-scale heads: a row for each model, number of layers and of groups."""
     rows = []
     for name in args.models:
         for count in args.layers:
@@ -274,8 +274,3 @@ def run_heads(args: argparse.Namespace) -> dict[str, Any]:
                     row[heads] = head_share(model)
                 rows.append(row)
     return {"rows": rows}
-
-
-def as_table(result: dict[str, Any]) -> str:
-    """The result as text."""
-    return table(result["rows"])

@@ -1,9 +1,9 @@
-"""Our tiles through xbatcher: its generator does the slicing, our plan says which windows make which batch.
+"""Training tiles through xbatcher: its generator slices the windows that the tile index chooses for each batch.
 
-xbatcher lays windows on a regular lattice, in order, and leaves out what does not fit. What training needs besides are
-edge tiles, held-out blocks, a new order and new shifts every epoch, tiles round a globe, and validity as NaN: all of it
-is in the origins that `TileIndex.epoch` gives, and these become the generator's selectors here. Any loop written for
-xbatcher, its loaders for torch and keras among them, can then train on the same batches as ours, to the bit.
+xbatcher places windows on a regular lattice, in order, and drops those that do not fit. Training also needs edge tiles,
+held-out blocks, a new order and new shifts every epoch, tiles that wrap around a planet, and validity as NaN: all of
+this is in the origins that `TileIndex.epoch` returns, which become the generator's selectors here. Any loop written for
+xbatcher, including its loaders for torch and keras, can then train on the same batches, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from datasets.survey.tile_reader import Tiles
 
 ROWS, COLS = "y", "x"
 TURN = "columns_of_turn"
-"""Attribute of datasets that go round a body: columns after which they repeat; as many as a tile has are repeated."""
+"""Attribute of datasets that wrap around a planet: columns after which they repeat. One tile width is repeated."""
 
 
 class TileBatches:
-    """Batches of native pixels of one block of layers, out of an xarray dataset, in the order of our plan.
+    """Batches of native pixels of one bundle of layers, read from an xarray dataset in the order of the tile index.
 
     Args:
         dataset: variables (y, x) of one grid: the block's layers in order, physical units, NaN = invalid, row 0 in the
             north (`block_dataset` makes one).
         block: the layers that travel together.
         origins: (n, 2) reference (row, col) of tiles, in order.
-        batch_size: tiles in a batch; the last has what is left.
+        batch_size: tiles in a batch; the last batch has the rest.
 
     Attributes:
         generator: the `xbatcher.BatchGenerator`; each batch is a dataset with dimensions sample, y and x.
@@ -104,7 +104,7 @@ def epoch_batches(
         seed: seed of the run.
         epoch: number of the epoch.
         batch_size: tiles in a batch.
-        tiles: how many tiles; default one for each window.
+        tiles: number of tiles; default one for each window.
 
     Yields:
         `Tiles`.
@@ -120,7 +120,7 @@ def epoch_batches(
 
 
 def _padded(dataset: Any, windows: list[dict[str, slice]]) -> tuple[Any, list[dict[str, slice]]]:
-    """The dataset with as much NaN around it as windows stick out, and the windows in it."""
+    """Pads the dataset with NaN by as much as windows stick out; returns it with the windows shifted to match."""
     margins = {}
     for dim in (ROWS, COLS):
         before = max(0, -min(window[dim].start for window in windows))

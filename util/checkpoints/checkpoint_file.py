@@ -1,4 +1,12 @@
-"""One checkpoint file: written to a temporary name, checksummed, renamed; loaded with weights_only=True."""
+"""One checkpoint file: written whole or not at all, checked byte for byte when read.
+
+A checkpoint is an ordinary `torch.save` file, so any tool can open it with `torch.load(path, weights_only=True)`. It
+differs in its zip comment, which ends the file and holds the optimiser step and the SHA-256 of everything before it:
+
+    GRID-MAE step=000000001200 sha256=<64 hexadecimal digits>
+
+torch does not check the CRC-32 of what it reads, and a CRC does not cover the zip's own headers; the digest covers all.
+"""
 
 from __future__ import annotations
 
@@ -36,24 +44,14 @@ CHECKPOINT_KEYS = (
     "version",
 )
 
-
 _COMMENT = re.compile(rb"GRID-MAE step=(\d{12}) sha256=([0-9a-f]{64})")
-
-
 _COMMENT_BYTES = len(b"GRID-MAE step=" + b"0" * 12 + b" sha256=" + b"0" * 64)
-
-
 _DIGEST_BYTES = 64  # the hexadecimal digest, last in the file and the only part it does not cover
-
-
-_CHUNK_BYTES = 1 << 22
-
-
+CHUNK_BYTES = 1 << 22
 _PLAIN_TYPES = (str, int, float, bool, bytes, type(None))
 
-
-# Files that this process wrote or checked, with their (inode, size, mtime) then: they need no second reading.
 _verified: dict[Path, tuple[int, int, int]] = {}
+"""(inode, size, mtime) of files when this process wrote or checked them: they need no second reading."""
 
 
 class CheckpointError(ValueError):
@@ -61,12 +59,11 @@ class CheckpointError(ValueError):
 
 
 class _DigestingFile:
-    """A write-only file for torch.save that hashes what passes and keeps the first error instead of raising
-    it.
+    """A write-only file for torch.save that hashes all bytes, and remembers the first error instead of raising it.
 
-    torch's zip writer turns an exception in the middle of a record into different errors in different
-    versions, and warns from a destructor. Here the remaining writes are only counted, so that the whole size
-    is known when `seal` reports the error.
+    torch's zip writer turns an exception in the middle of a record into different errors in different versions, and
+    warns from a destructor. Here the writes after an error are only counted, so that the whole size is known when
+    `seal` reports it.
     """
 
     def __init__(self, raw: io.RawIOBase) -> None:
@@ -82,7 +79,7 @@ class _DigestingFile:
         return self._size + len(self._held) + _COMMENT_BYTES
 
     def write(self, data: Any) -> int:
-        """Writes `data` (bytes-like) but for the last two bytes seen so far; returns its length."""
+        """Writes `data` (bytes-like), holding back the last two bytes so far; returns its length."""
         view = memoryview(data).cast("B")
         if len(view) >= 2:
             self._put(self._held)
@@ -95,11 +92,10 @@ class _DigestingFile:
         return len(view)
 
     def flush(self) -> None:
-        """Does nothing: the file is synchronised once, by `seal`."""
+        """Does nothing: the file is synced once, by `seal`."""
 
     def seal(self, step: int) -> None:
-        """Ends the file with the zip comment (step, digest of every byte before the digest) and synchronises
-        it.
+        """Ends the file with the zip comment (step, digest of every byte before the digest) and syncs it to disk.
 
         Raises:
             OSError: the first error of any write.
@@ -122,23 +118,21 @@ class _DigestingFile:
 
 
 def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Writes `state` to `path` whole or not at all: to a temporary file in the same folder, synchronised,
-    then renamed.
+    """Writes `state` to `path` whole or not at all: to a temporary file in the same folder, synced, then renamed.
 
     Args:
         path: the file to write; an existing one is replaced only when the new one is complete on disk.
         state: tensors, str, int, float, bool, bytes, None, and dicts, lists and tuples of them.
-            `state["step"]`, if there, is the number of optimiser updates and is repeated at the end of the
-            file.
+            `state["step"]`, if there, is the number of optimiser updates, repeated at the end of the file.
 
     Raises:
-        TypeError: a value that `torch.load(weights_only=True)` would refuse, named by its place in `state`.
-        OSError: the file could not be written (full disk, file-size limit, no permission): the temporary file
-            is removed, and files written earlier are as they were.
+        TypeError: a value that `torch.load(weights_only=True)` would refuse; names its place in `state`.
+        OSError: the file could not be written (full disk, file-size limit, no permission); the temporary file is
+            removed, and earlier files are unchanged.
     """
     path = Path(path)
     _check_plain(state, "state")
-    temporary = _temporary_for(path)
+    temporary = temporary_path(path)
     needed: int | None = None
     try:
         temporary.unlink(missing_ok=True)
@@ -149,11 +143,11 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
             out.seal(int(state.get("step", 0)))
         os.replace(temporary, path)
     except OSError as error:
-        raise _write_error(path, error, needed=needed) from error
+        raise write_error(path, error, needed=needed) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     _remember(path)
 
 
@@ -172,13 +166,13 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: cut short, damaged, not one of ours, without a required key, or holding anything but
-            plain data (a pickle that would run code is refused, not run).
+        CheckpointError: cut short, damaged, not written by this program, without a required key, or holding anything
+            but plain data (a pickle that would run code is refused, not run).
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file; give the path of a checkpoint-<epoch>.pth")
-    _check_digest(path)
+    check_digest(path)
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -204,11 +198,11 @@ def load_checkpoint(
     return state
 
 
-def _check_digest(path: Path) -> None:
+def check_digest(path: Path) -> None:
     """Raises CheckpointError unless the file ends with the digest of all bytes before it."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        comment = _read_comment(file, size)
+        comment = read_comment(file, size)
         if comment is None:
             raise CheckpointError(
                 f"checkpoint {path}: cut short, damaged, or not written by this program: its {size} bytes "
@@ -217,7 +211,7 @@ def _check_digest(path: Path) -> None:
         file.seek(0)
         digest = hashlib.sha256()
         left = size - _DIGEST_BYTES
-        while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
             digest.update(chunk)
             left -= len(chunk)
     found, expected = digest.hexdigest(), comment[1]
@@ -228,7 +222,7 @@ def _check_digest(path: Path) -> None:
         )
 
 
-def _read_comment(file: BinaryIO, size: int) -> tuple[int, str] | None:
+def read_comment(file: BinaryIO, size: int) -> tuple[int, str] | None:
     """Returns (step, digest) from the end of an open checkpoint of `size` bytes, None where there is none."""
     if size <= _COMMENT_BYTES:
         return None
@@ -238,7 +232,7 @@ def _read_comment(file: BinaryIO, size: int) -> tuple[int, str] | None:
 
 
 def _check_plain(value: Any, place: str) -> None:
-    """Raises TypeError, naming the place, for what a weights-only load would refuse."""
+    """Raises TypeError, naming the place, for a value that a weights-only load would refuse."""
     if type(value) in _PLAIN_TYPES or isinstance(value, torch.Tensor):
         return
     if type(value) in (dict, OrderedDict):
@@ -256,6 +250,11 @@ def _check_plain(value: Any, place: str) -> None:
         )
 
 
+def is_verified(path: Path) -> bool:
+    """Whether this process wrote or checked the file, and it has not changed since."""
+    return _verified.get(path.absolute()) == _identity(path)
+
+
 def _identity(path: Path) -> tuple[int, int, int]:
     stat = path.stat()
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -265,12 +264,13 @@ def _remember(path: Path) -> None:
     _verified[path.absolute()] = _identity(path)
 
 
-def _temporary_for(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
+    """Hidden name beside a file, of this process alone, to write to before renaming."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _write_error(path: Path, error: OSError, *, needed: int | None) -> OSError:
-    """Returns the OSError to raise: what failed, where, bytes needed and free, and what is safe."""
+def write_error(path: Path, error: OSError, *, needed: int | None) -> OSError:
+    """Returns the OSError to raise: the file, the cause, bytes needed and free, and the remedy."""
     try:
         free = f"{shutil.disk_usage(path.parent).free} bytes free"
     except OSError:
@@ -283,8 +283,8 @@ def _write_error(path: Path, error: OSError, *, needed: int | None) -> OSError:
     )
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes renames in the folder survive a power cut, where the system lets a folder be synchronised."""
+def sync_folder(folder: Path) -> None:
+    """Makes renames in the folder survive a power cut, where the system can sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,14 +1,4 @@
-"""Checkpoints: written whole or not at all, checked byte for byte when read, one always good.
-
-A checkpoint is an ordinary `torch.save` file, so any tool can open it with `torch.load(path,
-weights_only=True)`. It differs in its zip comment, which ends the file and holds the optimiser step and the
-SHA-256 of everything before it:
-
-    GRID-MAE step=000000001200 sha256=<64 hexadecimal digits>
-
-torch does not check the CRC-32 of what it reads, and a CRC does not cover the zip's own headers; the digest
-covers all.
-"""
+"""The checkpoints of a run: the last, the one before and those of epochs, of which one is always good."""
 
 from __future__ import annotations
 
@@ -24,18 +14,17 @@ from typing import Any, NamedTuple
 import torch
 
 from util.checkpoints.checkpoint_file import (
-    _CHUNK_BYTES,
     CHECKPOINT_KEYS,
+    CHUNK_BYTES,
     CheckpointError,
-    _check_digest,
-    _identity,
-    _read_comment,
-    _sync_folder,
-    _temporary_for,
-    _verified,
-    _write_error,
+    check_digest,
+    is_verified,
     load_checkpoint,
+    read_comment,
     save_checkpoint,
+    sync_folder,
+    temporary_path,
+    write_error,
 )
 
 logger = logging.getLogger(__name__)
@@ -46,31 +35,20 @@ RUN_FILES = ("checkpoint-*.pth", "log.txt", "layers.csv", "categories.csv", "sta
 
 
 class Resumable(NamedTuple):
-    """The checkpoint to go on from: path and contents, and (path, reason) of each newer one passed over."""
+    """The checkpoint to resume from: path and contents, and (path, reason) of each newer one skipped."""
 
     path: Path
     state: dict[str, Any]
     skipped: list[tuple[Path, str]]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# One file
-# ------------------------------------------------------------------------------------------------------------
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The checkpoints of one run
-# ------------------------------------------------------------------------------------------------------------
-
-
 def save_run_checkpoint(output_dir: str | os.PathLike[str], state: Mapping[str, Any], *, epoch_file: bool) -> Path:
-    """Writes checkpoint-last.pth, keeps the one before as checkpoint-previous.pth, and returns the path
-    written.
+    """Writes checkpoint-last.pth, keeps the one before as checkpoint-previous.pth, and returns the path written.
 
-    At every instant, whatever is killed, at least one complete checkpoint bears a name that `find_resumable`
-    looks for: the new file takes the name of the last one in a single rename, and only then does the old one,
-    still held by a second hard link (a copy where the file system has none), replace the one before it. An
-    old last one that turns out damaged does not replace a good previous one.
+    Whenever the process is killed, at least one complete checkpoint has a name that `find_resumable` looks for: the
+    new file takes the name of the last one in a single rename, and only then does the old one, still held by a second
+    hard link (a copy where the file system has none), replace the one before it. A damaged last one does not replace
+    a good previous one.
 
     Args:
         output_dir: folder of the run; made if missing.
@@ -79,7 +57,7 @@ def save_run_checkpoint(output_dir: str | os.PathLike[str], state: Mapping[str, 
 
     Raises:
         KeyError: a key of `CHECKPOINT_KEYS` is missing.
-        TypeError, OSError: as `save_checkpoint`; earlier checkpoints stay intact.
+        TypeError, OSError: as `save_checkpoint`; earlier checkpoints are intact.
     """
     missing = [key for key in CHECKPOINT_KEYS if key not in state]
     if missing:
@@ -91,14 +69,14 @@ def save_run_checkpoint(output_dir: str | os.PathLike[str], state: Mapping[str, 
     old_last: Path | None = None
     try:
         if _worth_keeping(last):
-            old_last = _temporary_for(previous)
+            old_last = temporary_path(previous)
             _link_or_copy(last, old_last)
         save_checkpoint(last, state)
         if old_last is not None:
             os.replace(old_last, previous)
         if epoch_file:
             _keep_as(last, folder / f"checkpoint-{int(state['epoch'])}.pth")
-        _sync_folder(folder)
+        sync_folder(folder)
     finally:
         if old_last is not None:
             # Two names of the same file: rename() then leaves both, so the temporary one may still be there.
@@ -108,9 +86,9 @@ def save_run_checkpoint(output_dir: str | os.PathLike[str], state: Mapping[str, 
 
 
 def keep_missing(output_dir: str | os.PathLike[str], *, epoch: int, step: int) -> None:
-    """Gives the run's checkpoint of a step the name checkpoint-<epoch>.pth too, if no file bears it.
+    """Gives the run's checkpoint of a step its second name, checkpoint-<epoch>.pth, unless a file has that name.
 
-    For a run that was killed between the two names of its last checkpoint.
+    For a run that was killed before it could give its last checkpoint the second name.
 
     Raises:
         OSError: the second name, or a copy, could not be made.
@@ -125,11 +103,11 @@ def keep_missing(output_dir: str | os.PathLike[str], *, epoch: int, step: int) -
 def find_resumable(output_dir: str | os.PathLike[str], *, map_location: str | torch.device = "cpu") -> Resumable | None:
     """Returns the newest good checkpoint of a run, by optimiser step, or None where the run has none.
 
-    Damaged ones are passed over, each with its reason in `skipped`; the caller says so. Nothing is changed on
-    disk, so all ranks may call it. Temporary files of a killed save are ignored; the next save removes them.
+    Damaged ones are skipped, each with its reason in `skipped`, which the caller logs. Nothing is changed on disk, so
+    all ranks may call it. Temporary files of a killed save are ignored; the next save removes them.
 
     Raises:
-        CheckpointError: there are checkpoints but all are damaged; names each with its reason.
+        CheckpointError: there are checkpoints but all are damaged; gives the reason of each.
     """
     skipped: list[tuple[Path, str]] = []
     for path in _candidates(Path(output_dir)):
@@ -147,7 +125,7 @@ def find_resumable(output_dir: str | os.PathLike[str], *, map_location: str | to
 
 
 def find_checkpoint(resume: str, output_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Returns the state that a run goes on from.
+    """Returns the state that a run resumes from, None if it starts afresh.
 
     Args:
         resume: empty (none), `auto` (the newest good checkpoint of the run, None if it has none), or a file.
@@ -166,17 +144,16 @@ def find_checkpoint(resume: str, output_dir: str | os.PathLike[str]) -> dict[str
         logger.info("--resume auto: %s holds no checkpoint, starting afresh", output_dir)
         return None
     for path, reason in found.skipped:
-        logger.warning("passed over %s: %s", path, reason)
-    logger.info("going on from %s", found.path)
+        logger.warning("skipped %s: %s", path, reason)
+    logger.info("resuming from %s", found.path)
     return found.state
 
 
 def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """Moves what an earlier run left into a new folder earlier-<n> beside it; returns it, None if no run did.
+    """Moves the files of an earlier run into a new folder earlier-<n>; returns it, None if there are none.
 
-    For a run that starts afresh in a folder already used: nothing is overwritten, a later resume cannot
-        mistake the earlier run's checkpoints for its own, and TensorBoard shows the earlier run as one of its
-        own.
+    For a run that starts afresh in a folder already used: nothing is overwritten, a later resume cannot mistake the
+    earlier run's checkpoints for its own, and TensorBoard shows the earlier run as a run of its own.
 
     Args:
         output_dir: checkpoints, log, tables and pictures are moved.
@@ -185,40 +162,39 @@ def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str
     folder = Path(output_dir)
     found = [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
     found += [path for path in sorted(Path(log_dir or folder).glob("events.out.tfevents.*")) if path.is_file()]
-    return _move_to_earlier(found, folder)
+    return move_to_earlier(found, folder)
 
 
 def set_newer_aside(output_dir: str | os.PathLike[str], step: int) -> Path | None:
     """Moves checkpoints beyond `step`, or damaged at their end, to a new folder earlier-<n>; returns it, None if none.
 
-    For a run that goes on from an earlier checkpoint than its newest: the next `find_resumable` must not take up
-    the future that was given up.
+    For a run that resumes from an earlier checkpoint than its newest: the next `find_resumable` must not return one of
+    the updates that are about to be repeated.
     """
     folder = Path(output_dir)
     steps = {path: _stated_step(path) for path in _candidates(folder)}
-    return _move_to_earlier([path for path, stated in steps.items() if stated is None or stated > step], folder)
+    return move_to_earlier([path for path, stated in steps.items() if stated is None or stated > step], folder)
 
 
-def _move_to_earlier(found: Sequence[Path], folder: Path) -> Path | None:
-    """Moves files into a new folder earlier-<n>; returns it, None where there is nothing to move."""
-    if not found:
+def move_to_earlier(files: Sequence[Path], folder: Path) -> Path | None:
+    """Moves files into a new folder earlier-<n> in `folder`; returns it, None if there is nothing to move."""
+    if not files:
         return None
     number = 1
     while (folder / f"earlier-{number}").exists():
         number += 1
     target = folder / f"earlier-{number}"
     target.mkdir(parents=True)
-    for path in found:
+    for path in files:
         shutil.move(path, target / path.name)
     return target
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """Returns the run's checkpoint files, newest first by the step each states; those that state none come
-    first.
+    """Returns the run's checkpoint files, newest first by the step each states; those that state none come first.
 
-    A file without a readable end is damaged, so loading it fails fast and it is reported; at equal steps the
-    last one comes before the one kept for the epoch.
+    A file without a readable end is damaged, so loading it fails fast and is reported; at equal steps
+    checkpoint-last.pth comes before that of the epoch.
     """
     order = {LAST: 0, PREVIOUS: 1}
 
@@ -238,7 +214,7 @@ def _stated_step(path: Path) -> int | None:
     """Returns the optimiser step that a checkpoint states at its end, None where that cannot be read."""
     try:
         with open(path, "rb") as file:
-            comment = _read_comment(file, path.stat().st_size)
+            comment = read_comment(file, path.stat().st_size)
     except OSError:
         return None
     return comment[0] if comment else None
@@ -248,19 +224,19 @@ def _worth_keeping(last: Path) -> bool:
     """True if checkpoint-last.pth is whole; reads it only if this process neither wrote nor read it."""
     if not last.is_file():
         return False
-    if _verified.get(last.absolute()) == _identity(last):
+    if is_verified(last):
         return True
     try:
-        _check_digest(last)
+        check_digest(last)
     except (CheckpointError, OSError) as error:
-        logger.warning("not kept as %s: %s", PREVIOUS, error)
+        logger.warning("not renamed to %s: %s", PREVIOUS, error)
         return False
     return True
 
 
 def _keep_as(source: Path, target: Path) -> None:
-    """Gives the file a second name, replacing what bore it, in one step."""
-    temporary = _temporary_for(target)
+    """Gives the file a second name, atomically replacing any file of that name."""
+    temporary = temporary_path(target)
     try:
         _link_or_copy(source, temporary)
         os.replace(temporary, target)
@@ -270,7 +246,7 @@ def _keep_as(source: Path, target: Path) -> None:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    """Makes `target` a second name of `source`, or a copy where the file system has no hard links."""
+    """Hard-links `target` to `source`, or copies it where the file system has no hard links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -279,13 +255,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
         logger.debug("no hard links in %s, copying instead", source.parent)
     try:
         with open(source, "rb") as reader, open(target, "xb") as writer:
-            shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
+            shutil.copyfileobj(reader, writer, CHUNK_BYTES)
             writer.flush()
             os.fsync(writer.fileno())
     except OSError as error:
         with contextlib.suppress(OSError):
             target.unlink(missing_ok=True)
-        raise _write_error(target, error, needed=source.stat().st_size) from error
+        raise write_error(target, error, needed=source.stat().st_size) from error
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -293,8 +269,3 @@ def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".checkpoint-*.pth.*.tmp"):
         logger.warning("removing %s, left by a save that was interrupted", path)
         path.unlink(missing_ok=True)
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What travels in a checkpoint
-# ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Which device and number format to compute in, checked before the first batch; what the machine offers."""
+"""Device, precision and memory: selects the GPU or CPU, tests it before the first batch, describes the machine."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def amp_policy(device: torch.device, choice: str = "auto") -> tuple[torch.dtype 
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Returns versions, device and machine as plain values, to state when a run starts and keep with it."""
+    """Returns versions, device and machine as plain values, to log and store with a run."""
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -186,9 +186,9 @@ def _usable_cpus() -> int:
 
 
 def busy_note() -> str:
-    """A warning if other programs keep this machine's cores busy while several threads are to share the work; or "".
+    """Returns a warning if other programs keep the cores busy that several threads want to use; or "".
 
-    Threads wait for one another at the end of each operation, so one that does not get a core holds up all.
+    Threads wait for one another at the end of each operation, so one that gets no core delays all.
     """
     threads, cpus = torch.get_num_threads(), _usable_cpus()
     if threads == 1 or not hasattr(os, "getloadavg"):
@@ -204,7 +204,7 @@ def busy_note() -> str:
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when the device has done what it was given: before a clock is read."""
+    """Waits until the device has finished, so that a clock can be read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -224,7 +224,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory used, so far or since `reset_peak_memory`: by tensors on a GPU, else by this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    try:  # Linux's getrusage counts the program that started this one too
+    try:  # on Linux getrusage includes the program that started this one
         lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
@@ -233,7 +233,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def used_memory_bytes(device: torch.device) -> int:
-    """Returns the memory in use now: of the card, by whomever, on a GPU; resident for this process elsewhere."""
+    """Returns the memory in use now: on a GPU that of all programs, elsewhere the resident memory of this process."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
@@ -245,7 +245,7 @@ def used_memory_bytes(device: torch.device) -> int:
 
 
 def memory_limit_bytes(device: torch.device) -> int:
-    """Returns how large `used_memory_bytes` can get: the card's memory, or what is in use now and what is free."""
+    """Returns the largest possible `used_memory_bytes`: the GPU's memory, or what is in use now plus what is free."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - used_memory_bytes(device)

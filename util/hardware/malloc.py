@@ -1,7 +1,7 @@
-"""Keeps memory that was freed for the next step instead of handing it back to the system.
+"""The C library's malloc: keeps freed memory for the next step instead of returning it to the system.
 
 A step allocates and frees the same large tensors again and again. By default glibc returns those above some size to the
-system, which then hands out zeroed pages anew: a fifth of a small model's step on a CPU goes there.
+system, which then provides new zeroed pages: this takes a fifth of a small model's step on a CPU.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ _LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Lets the C library keep what is freed, for the rest of this process.
+    """Makes the C library keep freed memory, for the rest of this process.
 
-    The peak is higher for it, by about ten of the largest tensors: a smaller limit would cost less memory, but tensors
-    above it are then made of fresh pages at every step (docs/performance.md, Memory).
+    This raises the peak, by about ten times the largest tensor. A smaller threshold would cost less memory, but tensors
+    above it would get new pages at every step (docs/performance.md, Memory).
 
     Returns:
-        True if the C library took the setting; other ones than glibc do not know it, and nothing changes.
+        True if the C library accepted the setting; others than glibc do not know it, and nothing changes.
     """
     return _set(mmap_threshold=1024 * _MIB, trim_threshold=_LARGEST, arenas=1)
 
 
 def default_malloc() -> bool:
-    """Goes back to what glibc settles on by itself in a long run, and returns what is free now: for comparisons."""
+    """Restores the thresholds that glibc reaches by itself in a long run, and returns free memory: for comparisons."""
     done = _set(mmap_threshold=32 * _MIB, trim_threshold=64 * _MIB, arenas=0)
     if done:
         return_freed_memory()
@@ -35,7 +35,7 @@ def default_malloc() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Hands back what is free now, so that what remains is in use; does nothing without glibc."""
+    """Returns free memory to the system, so that only memory in use remains; does nothing without glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

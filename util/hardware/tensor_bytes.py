@@ -1,4 +1,4 @@
-"""Counts the bytes that tensors hold at any time while code runs, also where the tensors hold no memory at all."""
+"""Counts the bytes that tensors hold while code runs, also of fake tensors that have shapes but no memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """Within its context, adds up the storages that operations make, and takes each off again when it is freed.
+    """Within its context, adds the storages that operations create, and subtracts each when it is freed.
 
-    What an operation needs only while it runs is not seen: a few per cent.
+    Temporary memory inside an operation is not counted: a few per cent.
 
     Attributes:
         now: bytes held.
@@ -31,14 +31,14 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs an operation and notes what it made."""
+        """Runs an operation and counts the storages of its results."""
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, torch.Tensor):
-                self._note(value.untyped_storage())
+                self._add(value.untyped_storage())
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
+    def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()  # an address: unique as long as the storage lives
         if key in self._known:
             return
@@ -54,8 +54,7 @@ class LiveBytes(TorchDispatchMode):
 
 @contextmanager
 def counted() -> Iterator[LiveBytes]:
-    """A context in which nothing is computed or drawn, and tensors on the CPU have shapes but no memory; yields the
-    count of the bytes they would hold.
+    """A context of fake tensors: nothing is computed or drawn; yields the count of the bytes they would hold.
 
     Autocast, attention kernels and checkpointing choose as they would on a CPU.
     """

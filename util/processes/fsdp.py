@@ -27,8 +27,8 @@ def refuse_unfit(*, world_size: int, compiled: bool, device: torch.device) -> No
     """Refuses --fsdp where it has no effect or would not compute the same; every process must call it.
 
     Raises:
-        ValueError: one process, a compiled model, or a torch that sums gradients where it should average them (seen with
-            torch 2.7 over gloo, without any error).
+        ValueError: one process, a compiled model, or a torch that sums gradients where it should average them (torch
+            2.7 over gloo, without any error).
     """
     if world_size == 1:
         raise ValueError(
@@ -111,6 +111,8 @@ def load_states(
         optim_state_dict=by_name,
         options=StateDictOptions(full_state_dict=True),
     )
+    for own, stored in zip(optimizer.param_groups, optimizer_state["param_groups"], strict=True):
+        own["betas"] = tuple(stored["betas"])  # torch makes a list of it
 
 
 def _trained_names(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

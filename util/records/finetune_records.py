@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from util.checkpoints import resume_state
+from util.checkpoints.run_checkpoints import move_to_earlier
 from util.plots.reconstruction import save_figure
 from util.records.log import JsonLines, Writer, make_writer, plain
 
@@ -71,15 +71,7 @@ class FinetuneFiles:
         """Moves all of an earlier run into a new folder earlier-<n>."""
         found = [path for name in OF_A_RUN for path in sorted(self.output_dir.glob(name))]
         found += sorted(self.log_dir.glob(EVENTS))
-        if not found:
-            return None
-        number = 1
-        while (target := self.output_dir / f"earlier-{number}").exists():
-            number += 1
-        target.mkdir()
-        for path in found:
-            shutil.move(path, target / path.name)
-        return target
+        return move_to_earlier(found, self.output_dir)
 
     def folder(self, arm: str, fold: int | None) -> Path:
         """Where a fit keeps its checkpoints; the one on all labels does so in the run's folder itself."""

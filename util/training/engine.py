@@ -1,4 +1,4 @@
-"""One optimiser step, and what is remembered of it without making the device wait."""
+"""One optimiser step: mixed precision, accumulation, clipping, and the random seed of a step."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def make_adamw(groups: list[dict], *, lr: float, betas: tuple[float, float] = (0
 
 
 def seed_step(seed: int, *, step: int, rank: int) -> None:
-    """Sets the global generators for one update, so that what draws from them does not depend on the updates before.
+    """Seeds the global generators for one update, so that random draws do not depend on the updates before.
 
-    Stochastic depth (torch), timm's mixing (numpy) and erasing (Python) take no generator of their own; seeded anew at
-    each update, a run that is resumed draws what it would have drawn.
+    Stochastic depth (torch), timm's mixup (numpy) and random erasing (Python) take no generator of their own. Seeded
+    at each update, a resumed run draws the same numbers as an uninterrupted one.
 
     Args:
         seed: seed of the run.
         step: number of the update.
-        rank: of this process: each drops and mixes for itself.
+        rank: of this process: each draws its own numbers.
     """
     state = np.random.SeedSequence((seed, step, rank)).generate_state(3)
     torch.manual_seed(int(state[0]))
@@ -84,7 +84,7 @@ class Updater:
             lr: rate of this step.
 
         Returns:
-            Gradient norm before clipping, a tensor on the device: nothing waits for it.
+            Gradient norm before clipping, a tensor on the device, so that the host does not wait.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -95,7 +95,7 @@ class Updater:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            # The hook by which GradScaler tells a fused optimiser to leave the weights alone, without a sync.
+            # The attribute by which GradScaler makes a fused optimiser skip an update, without a sync.
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step, so that resuming cannot get it wrong."""
+"""Learning rate as a pure function of the step, so that a resumed run has the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def learning_rate(step: int, *, peak: float, floor: float, warmup_steps: int, to
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run is and how its rate goes.
+    """Length of a run and its learning rate.
 
     Attributes:
         tiles: tiles in an epoch.

@@ -1,4 +1,4 @@
-"""Running sums of losses and gradient norms on the device, read without synchronising every update."""
+"""Sums of losses and gradient norms on the device, read every few updates so that ordinary steps do not wait."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class WindowOfSteps:
-    """What a `StepMeter` saw since it was last read.
+    """Means over the updates since a `StepMeter` was last read.
 
     Attributes:
         updates: number of updates.
@@ -34,15 +34,15 @@ class WindowOfSteps:
 
 
 class StepMeter:
-    """Collects losses on the device and hands them over once a window, so that ordinary steps do not wait.
+    """Sums losses and gradient norms on the device until they are read.
 
     Args:
         updates: most updates between two reads.
         scales: number of scales S.
         channels: number of layers C.
         device: where the losses live.
-        check_gradients: count a non-finite gradient norm as a failure too (not under a gradient scaler, which
-            meets such norms while it looks for its scale).
+        check_gradients: treat a non-finite gradient norm as a failure, too (not under a gradient scaler, where such
+            norms are normal while it searches for its scale).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class StepMeter:
         error_sums: torch.Tensor,
         error_counts: torch.Tensor,
     ) -> None:
-        """Adds a micro-batch: (total, base, finer) losses with their weight, and per-layer error sums and counts."""
+        """Adds a micro-batch: (total, base, finer) losses with their weight, and error sums and counts by layer."""
         self._rows[self.count, :3] += torch.stack([x.detach().float() for x in losses]) * weight
         self._sums += torch.stack([error_sums, error_counts]).float() * (weight > 0)
 
@@ -80,14 +80,14 @@ class StepMeter:
         reduce_mean: Callable[[torch.Tensor], torch.Tensor],
         reduce_sum: Callable[[torch.Tensor], torch.Tensor],
     ) -> WindowOfSteps:
-        """Reads and clears the window. The only place where the host waits for the device.
+        """Returns the means and clears the sums: the only place where the host waits for the device.
 
         Args:
             reduce_mean: averages a tensor over ranks.
             reduce_sum: adds a tensor over ranks.
 
         Returns:
-            The window, the same on every rank but for `bad_here`.
+            The means, the same on every rank but for `bad_here`.
         """
         here = self._rows[: self.count].clone()
         rows = reduce_mean(here.clone()).cpu()
