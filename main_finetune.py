@@ -174,7 +174,7 @@ def prepare(
         no_network=args.no_network,
     )
     output_dir, environment = Path(args.output_dir), begin(args, device, ranks)
-    if restarts.begun_before(output_dir):
+    if restarts.was_restarted(output_dir):
         args.resume = "auto"
 
     # weights, layers, labels, folds
@@ -213,7 +213,7 @@ def prepare(
 
     # records
     aside = dist.on_main_rank(lambda: files.begin(run_facts(job), resume=bool(args.resume)))
-    restarts.note_begun(output_dir)
+    restarts.mark_started(output_dir)
     if aside is not None and ranks.is_main:
         logger.warning("%s held an earlier run: now in %s", output_dir, aside)
     files.describe({"options": vars(args), "environment": environment, "folds": data.folds.summary()})
@@ -496,7 +496,7 @@ def build_network(job: FinetuneRun, arm: Method) -> tuple[Any, list[str]]:
     torch.manual_seed(args.seed)
     network, lines = models.build_finetune_model(config), []
     if arm.pretrained and job.encoder is not None:
-        lines = load_encoder(network, job.encoder).lines()
+        lines = load_encoder(network, job.encoder).summary_lines()
     if arm.frozen:
         models.freeze_encoder(network)
     return network, lines

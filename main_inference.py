@@ -122,7 +122,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     inference_options.check(args)
     output_dir = Path(args.output_dir)
     dist.on_main_rank(lambda: check_writable(output_dir, flag="--output_dir"))
-    if restarts.begun_before(output_dir):
+    if restarts.was_restarted(output_dir):
         args.resume = args.overwrite = True  # what lies there now is this run's own, or was to be replaced
     environment = describe_environment(device) | {"processes": ranks.world_size}
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
@@ -168,7 +168,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     facts = {**inputs.tags, **inference_options.decisive(args), "ground": list(survey.shape)}
     facts["files"] = [[layer.name, layer.path, layer.band] for layer in survey.layers]
     dist.on_main_rank(lambda: begin_or_resume(job, facts))
-    restarts.note_begun(output_dir)
+    restarts.mark_started(output_dir)
     return job
 
 

@@ -349,7 +349,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         run.clock.resume(state)
         logger.info("resumed at epoch %d, update %d (step %d)", place.epoch, place.update, place.step)
     aside = files.open(resume_step=None if state is None or elsewhere else place.step)
-    restarts.note_begun(files.output_dir)
+    restarts.mark_started(files.output_dir)
     if aside is not None:
         what = "an earlier run" if state is None or elsewhere else "newer checkpoints"
         logger.warning("%s held %s: now in %s", files.output_dir, what, aside)

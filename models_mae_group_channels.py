@@ -32,7 +32,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from models_vit_group_channels import MODEL_SIZES as MODEL_SIZES
-from models_vit_group_channels import NORM_LAYER, SENTINEL_GROUPS, GroupChannelEncoder, check_images, model_size
+from models_vit_group_channels import NORM_LAYER, GroupChannelEncoder, check_images, model_size
 from models_vit_group_channels import GroupChannelsVisionTransformer as GroupChannelsVisionTransformer
 from models_vit_group_channels import ModelSize as ModelSize
 from models_vit_group_channels import check_partition as check_partition
@@ -45,7 +45,7 @@ from util.model.layer_losses import (
     layers_of_channels,
     to_fractions,
 )
-from util.model.patches import patchify, random_masking, token_validity, unpatchify
+from util.model.patches import SENTINEL_GROUPS, patchify, random_masking, token_validity, unpatchify
 from util.model.reconstruction_losses import error_totals, masked_patch_mean, patch_moments, pixel_mean
 from util.model.scale_heads import (
     SubpixelHead,

@@ -24,12 +24,11 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from util.model.patches import token_validity
+from util.model.patches import SENTINEL_GROUPS, token_validity
 from util.model.pos_embed import sincos_1d, sincos_2d
 from util.model.scale_heads import at_least_float32, full_precision
 from util.model.task_heads import HEAD_WIDTH, make_task_head
 
-SENTINEL_GROUPS = ((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))  # the groups of SatMAE and SatMAE++
 NORM_LAYER = partial(nn.LayerNorm, eps=1e-6)
 
 

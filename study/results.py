@@ -191,15 +191,6 @@ def write_results(path: Path, runs: Iterable[Run]) -> None:
     os.replace(waiting, path)
 
 
-def append_results(path: Path, runs: Iterable[Run]) -> None:
-    """Adds runs to a table, which is made if it is not there; one process at a time.
-
-    Raises:
-        ValueError: as `read_results` and `write_results`.
-    """
-    write_results(path, [*(read_results(path) if path.exists() else []), *runs])
-
-
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Parsed rows, each with its line as `line`."""
     csv.field_size_limit(_LONGEST_CELL)

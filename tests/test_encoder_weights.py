@@ -73,7 +73,7 @@ def test_a_checkpoint_of_pretraining_goes_into_every_model(tmp_path):
         left_out = {name.split(".")[0] for name in report.left_out}
         assert {"mask_token", "decoder_blocks", "decoder_pos_embed", "subpixel_heads"} <= left_out
         assert ("norm" in left_out) == ("fc_norm" in new)
-        text = "\n".join(report.lines())
+        text = "\n".join(report.summary_lines())
         assert f"{len(report.loaded)} tensors loaded" in text and "decoder_norm (2)" in text and "head (" in text
 
 
@@ -251,6 +251,6 @@ def test_positions_are_interpolated_to_tiles_of_another_size(tmp_path):
     model = make_finetuned(img_size=24)
     report = load_encoder(model, weights)
     assert report.interpolated == "pos_embed from 4 x 4 to 6 x 6 patches" and "pos_embed" in report.loaded
-    assert "interpolated: pos_embed" in "\n".join(report.lines())
+    assert "interpolated: pos_embed" in "\n".join(report.summary_lines())
     assert torch.equal(model.pos_embed[:, :1], pretrained.pos_embed[:, :1]) and model.pos_embed.shape == (1, 37, 16)
     assert model(torch.zeros(1, 3, 24, 24)).shape == (1, 2, 24, 24)

@@ -11,7 +11,7 @@ import torch
 
 from datasets.layers.layer import Layer
 from datasets.layers.table import read_layers_table
-from datasets.rasters import handles, retry, xarray_store
+from datasets.rasters import retry, xarray_store
 from datasets.rasters.chunk_cache import CHUNKS
 from datasets.rasters.handles import close_datasets
 from datasets.rasters.open_band import open_band

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from study.results import COSTS, Run, append_results, read_results, write_results
+from study.results import COSTS, Run, read_results, write_results
 from tests.study_runs import classes_run, errors_run
 
 COST = {name: 10.5 + number for number, name in enumerate(COSTS)}
@@ -59,15 +59,14 @@ def test_a_row_for_each_block(tmp_path):
     ]
 
 
-def test_runs_are_appended_and_a_run_is_not_added_twice(tmp_path):
+def test_runs_of_several_arms_and_a_run_is_not_written_twice(tmp_path):
     path = tmp_path / "results.csv"
     first, second = classes_run("a", [0.5]), classes_run("b", [0.5])
-    append_results(path, [first])
-    append_results(path, [second])
+    write_results(path, [first, second])
     assert [run.arm for run in read_results(path)] == ["a", "b"]
     before = path.read_bytes()
     with pytest.raises(ValueError, match="block 0 is tested twice: by a, full, 1 of the labels, seed 0, fold 0"):
-        append_results(path, [first])
+        write_results(path, [first, second, classes_run("a", [0.5])])
     assert path.read_bytes() == before
 
 

@@ -91,7 +91,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(survey, straight,
     with Agent(surveys.arguments(survey, output, *PAIR), tmp_path / "said.txt", *flags, kills=[[1, 10]]) as agent:
         message = agent.wait()
     assert f"{output} held an earlier run: now in {output / 'earlier-1'}" in message
-    assert f"started again by torchrun: going on with what {output} holds" in message
+    assert f"restarted by torchrun: resuming the run in {output}" in message
     assert "resumed at epoch 1, update 0 (step 7)" in message
     assert_same_end(output, straight)
     assert [path.name for path in (output / "earlier-1").iterdir()] == ["checkpoint-last.pth"]
@@ -111,7 +111,7 @@ def test_killed_again_and_again(survey, tmp_path):
     flags = ["--standalone", "--nproc-per-node=2", f"--max-restarts={len(kills)}"]
     with Agent(surveys.arguments(survey, output, *arguments), tmp_path / "said.txt", *flags, kills=kills) as agent:
         message = agent.wait(600)
-    assert message.count("started again by torchrun") >= len(steps)
+    assert message.count("restarted by torchrun") >= len(steps)
     assert_same_end(output, tmp_path / "straight")
     assert not list(output.glob("earlier-*"))
 
@@ -151,6 +151,6 @@ def test_two_machines_that_lose_processes(survey, straight, tmp_path, meeting):
     """
     arguments = surveys.arguments(survey, tmp_path / "output", *PAIR)
     messages = run_two_machines(arguments, tmp_path, meeting, kills=[[1, 9], [0, 12]])
-    again = sum(message.count("started again by torchrun") for message in messages)
+    again = sum(message.count("restarted by torchrun") for message in messages)
     assert again == 2 or (meeting == "c10d" and again == 1)
     assert_same_end(tmp_path / "output", straight)

@@ -1,8 +1,7 @@
-"""Encoder weights out of a checkpoint, ours or one published with SatMAE or SatMAE++, into a model for fine-tuning.
+"""Encoder weights for fine-tuning, from a checkpoint of this program or one published with SatMAE or SatMAE++.
 
-Loading is strict: what a checkpoint holds and a model lacks, or the other way round, is refused unless it is listed
-below. What differs in shape is refused with both sides named, but for the position embedding, which is interpolated
-when tiles have another size.
+Loading is strict: a parameter that only the checkpoint or only the model has is refused unless it is listed below, and
+so are different shapes, except of the position embedding, which is interpolated if tiles have another size.
 """
 
 from __future__ import annotations
@@ -23,33 +22,33 @@ import torch
 from torch import Tensor, nn
 
 from util.checkpoints.checkpoint_file import CheckpointError, load_checkpoint
+from util.model.patches import SENTINEL_GROUPS
 from util.model.pos_embed import resize_positions
 
 PRETRAINING_ONLY = ("mask_token", "decoder_", "proj_up_conv.", "proj_up_norm.", "up_block", "subpixel_heads.")
-"""Beginnings of the names that pre-training alone has; left out."""
+"""Prefixes of parameters that only pre-training has; not loaded."""
 TASK_ONLY = ("head.",)
-"""What was fitted to another task; left out of the weights, and new in the model."""
+"""Prefixes of parameters of a task; not loaded, and new in the model."""
 MAY_BE_LEFT_OUT = ("norm.", "fc_norm.", "channel_cls_embed")
-"""Left out where the model has none: `norm` under a mean over tokens, the others in pre-training."""
+"""Not loaded if the model has none: `norm` with a mean over tokens, the others in pre-training."""
 MAY_BE_NEW = (*TASK_ONLY, "fc_norm.", "channel_cls_embed", "nodata_token")
-"""Keeps the model's initial values where the weights have none; `norm` too, if they have `fc_norm` in its stead."""
+"""Keep their initial values if the weights have none; so does `norm` if the weights have `fc_norm` instead."""
 COMPARED = ("in_chans", "channel_groups", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "channel_embed")
-"""Arguments of the encoder that must be equal; `img_size` may differ."""
+"""Arguments of the encoder that must agree; `img_size` may differ."""
 HEAD_WIDTH = 64  # numbers per attention head in every published and named size
-SENTINEL_GROUPS = [[0, 1, 2, 6], [3, 4, 5, 7], [8, 9]]  # of the published models, where they do not say
 _NOT_NEEDED = ("model", "optimizer", "scaler", "rng")
 
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """Weights as they were read, and what they say of their model.
+    """Weights as read from a file, with the description of their model.
 
     Attributes:
         path: the file.
         state: parameters by name, on the CPU.
-        config: arguments of the model; of a published one those of its encoder, found from names and shapes.
-        contents: what else the file holds but for the optimiser: `layers`, `statistics`, `options`,
-            `base_resolution` and so on; `args` (a dict) and `epoch` of a published one.
+        config: arguments of the model; those of a published encoder are inferred from names and shapes.
+        contents: the other contents of the file without the optimiser: `layers`, `statistics`, `options`,
+            `base_resolution` and so on; of a published one `args` (a dict) and `epoch`.
         published: not written by this program.
     """
 
@@ -60,7 +59,7 @@ class EncoderWeights:
     published: bool
 
     def digest(self) -> str:
-        """First digits of a SHA-256 over names and values, to tell whether weights are the same."""
+        """First digits of a SHA-256 over names and values, to recognise the same weights."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state.items()):
             digest.update(name.encode())
@@ -70,26 +69,26 @@ class EncoderWeights:
 
 @dataclass(frozen=True)
 class EncoderReport:
-    """What became of weights and parameters, by name."""
+    """Names of the parameters that were loaded, skipped, new or interpolated."""
 
     loaded: tuple[str, ...]
     left_out: tuple[str, ...]
     new: tuple[str, ...]
-    interpolated: str  # what was interpolated, from which grid to which; "" if nothing
+    interpolated: str  # parameter and both grids; "" if none
 
-    def lines(self) -> list[str]:
-        """The report in words, one line each."""
+    def summary_lines(self) -> list[str]:
+        """The report as lines for the log."""
         lines = [f"encoder weights: {len(self.loaded)} tensors loaded"]
         if self.interpolated:
             lines.append(f"interpolated: {self.interpolated}")
-        for what, names in (("not needed here, left out", self.left_out), ("new, not out of the file", self.new)):
+        for what, names in (("not needed, not loaded", self.left_out), ("new, not in the file", self.new)):
             if names:
                 lines.append(f"{what}: {', '.join(_summary(names))}")
         return lines
 
 
 def _summary(names: Sequence[str]) -> list[str]:
-    """First parts of dotted names, with the number of tensors."""
+    """First parts of dotted names, with their numbers of tensors."""
     counts: dict[str, int] = {}
     for name in names:
         first = name.split(".")[0]
@@ -97,16 +96,11 @@ def _summary(names: Sequence[str]) -> list[str]:
     return [f"{first} ({count})" for first, count in counts.items()]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Reading
-# ------------------------------------------------------------------------------------------------------------
-
-
 def read_encoder_weights(path: str | os.PathLike[str]) -> EncoderWeights:
-    """Read a checkpoint of this program, checked byte for byte, or a published one, without running what it holds.
+    """Reads a checkpoint of this program, checked byte for byte, or a published one, without running any code in it.
 
     Args:
-        path: a file of `util.checkpoint.save_checkpoint` from pre-training or fine-tuning, or a published .pth: a dict
+        path: a file of `save_checkpoint` from pre-training or fine-tuning, or a published .pth: a dict
             with the parameters under `model` and the options, an argparse.Namespace, under `args`.
 
     Raises:
@@ -117,7 +111,7 @@ def read_encoder_weights(path: str | os.PathLike[str]) -> EncoderWeights:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights {path}: no such file; give the path of a checkpoint, such as one's output_dir"
+            f"weights {path}: no such file; give the path of a checkpoint, such as checkpoint-last.pth in an output_dir"
         )
     ours = _has_our_checksum(path)
     contents = load_checkpoint(path, required=("model", "model_config")) if ours else _load_published(path)
@@ -146,7 +140,7 @@ def _has_our_checksum(path: Path) -> bool:
 
 
 def _load_published(path: Path) -> dict[str, Any]:
-    """The dict that a file without our checksum holds; large tensors stay in the file until they are copied."""
+    """Reads a file without our checksum; large tensors stay in the file until they are copied."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -172,10 +166,10 @@ def _load_published(path: Path) -> dict[str, Any]:
 
 
 def _config_from_shapes(path: Path, state: Mapping[str, Tensor], args: Any) -> dict[str, Any]:
-    """Arguments of the encoder whose parameters these are.
+    """Infers the arguments of an encoder from its parameters.
 
-    What shapes do not tell is taken from the options, or else as published: heads of 64 numbers, and for groups of 4,
-    4 and 2 channels those of SatMAE; other groups hold consecutive channels.
+    Arguments that shapes do not determine come from the options, or else are those published: heads of width 64, and
+    for groups of 4, 4 and 2 channels those of SatMAE; other groups hold consecutive channels.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     sizes: list[int] = []
@@ -212,7 +206,7 @@ def _published_groups(sizes: Sequence[int], stated: Any) -> list[list[int]]:
 
 
 def _grid_edge(positions: int) -> int:
-    """Edge of the square grid of patches, where the first of the positions is the class token's."""
+    """Edge of the square grid of patches; the first position is that of the class token."""
     return round((positions - 1) ** 0.5)
 
 
@@ -220,20 +214,15 @@ def _count_blocks(names: Mapping[str, Any]) -> int:
     return len({match[1] for name in names if (match := re.match(r"blocks\.(\d+)\.", name))})
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Loading
-# ------------------------------------------------------------------------------------------------------------
-
-
 def load_encoder(model: nn.Module, weights: EncoderWeights) -> EncoderReport:
-    """Put encoder weights into a model for fine-tuning, strictly.
+    """Loads encoder weights into a model for fine-tuning, strictly.
 
     Args:
-        model: of `models_vit_group_channels`, with its `config`; not wrapped. Untouched if anything is refused.
+        model: of `models_vit_group_channels`, with its `config`; not wrapped. Unchanged if anything is refused.
         weights: from `read_encoder_weights`.
 
     Returns:
-        What was loaded, what was left out, and what is new.
+        Names of the parameters loaded, skipped and new.
 
     Raises:
         ValueError: the encoders differ in anything but the number of patches, or a name is missing or unknown.
@@ -268,7 +257,7 @@ def load_encoder(model: nn.Module, weights: EncoderWeights) -> EncoderReport:
 
 
 def _is_left_out(name: str, own: Mapping[str, Any]) -> bool:
-    """Whether a weight is not for this model, by the lists above."""
+    """Whether a weight is not loaded into this model, by the lists above."""
     return name.startswith((*PRETRAINING_ONLY, *TASK_ONLY)) or (name not in own and name.startswith(MAY_BE_LEFT_OUT))
 
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+SENTINEL_GROUPS = ((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))
+"""Channel groups of the published models, SatMAE and SatMAE++."""
+
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images into patches, keeping the channels apart.
