@@ -317,7 +317,7 @@ def open_labels_on(
 
 def tell(opened: OpenedLayers, data: FinetuneData, ranks: dist.Ranks) -> None:
     """Says what was opened."""
-    for text in (*opened.survey.lines(), *data.lines(), data.folds.describe()):
+    for text in (*opened.survey.summary_lines(), *data.summary_lines(), data.folds.describe()):
         logger.info("%s", text)
     for text in (*opened.survey.warnings, *data.notes):
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)

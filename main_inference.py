@@ -130,7 +130,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     # data
     state = checkpoint_file.load_checkpoint(args.checkpoint, required=NEEDED)
     survey = dist.on_all(lambda: open_data(args, state))
-    for text in survey.lines():
+    for text in survey.summary_lines():
         logger.info("%s", text)
     if ranks.is_main:
         for text in (*survey.warnings, *(f"layer '{name}' is absent" for name in survey.missing)):

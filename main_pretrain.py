@@ -197,10 +197,12 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
     survey = dist.on_all(lambda: open_data(args, ranks))
     scored = dist.on_all(lambda: scored_tiles(args, survey))
-    for text in survey.lines():
+    for text in survey.summary_lines():
         logger.info("%s", text)
     reader = dist.on_all(lambda: choose_reader(survey, device, cache=args.cache, local_ranks=ranks.local_world_size))
-    for text in dict.fromkeys(text for source in (survey, scored.survey) for text in source.notes(args.patch_size)):
+    for text in dict.fromkeys(
+        text for source in (survey, scored.survey) for text in source.training_warnings(args.patch_size)
+    ):
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
     # model

@@ -32,7 +32,7 @@ from datasets.rasters.xarray_store import require
 from datasets.survey.survey import Survey, open_survey
 from datasets.survey.tile_reader import TileReader
 from scripts.benchmarks.http_server import Served, serve
-from scripts.benchmarks.xbatcher_tiles import TileBatches, block_dataset
+from scripts.benchmarks.xbatcher_tiles import TileBatches, bundle_dataset
 
 CRS = "EPSG:28354"
 BLOCK = 256
@@ -124,13 +124,14 @@ def make_readers(folder: Path, served: Served, args: argparse.Namespace) -> dict
     origins = surveys["zarr"].tiles.epoch(seed=0, epoch=0, tiles=needed)
 
     def of_survey(survey: Survey) -> Callable[[int], object]:
-        reader = TileReader(survey.stack, survey.blocks)
+        reader = TileReader(survey.stack, survey.bundles)
         return lambda n: reader.read(origins[n * args.batch_size : (n + 1) * args.batch_size])
 
     readers: dict[str, Callable[[int], object]] = {name: of_survey(survey) for name, survey in surveys.items()}
     memory = surveys["in memory"]
     parts = [
-        TileBatches(block_dataset(memory, block), block, origins, batch_size=args.batch_size) for block in memory.blocks
+        TileBatches(bundle_dataset(memory, bundle), bundle, origins, batch_size=args.batch_size)
+        for bundle in memory.bundles
     ]
     readers["in memory, tiles through xbatcher"] = lambda n: [part[n] for part in parts]
     plain = {"tile": args.tile, "batch_size": args.batch_size}

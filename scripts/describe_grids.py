@@ -17,7 +17,7 @@ import models_mae_group_channels as models
 from datasets.layers.encoding import Encoding
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import NO_TRANSFORM
-from datasets.survey.survey import Survey, open_survey, open_test_survey, smooth_layers
+from datasets.survey.survey import Survey, open_survey, open_test_survey
 from datasets.synthetic.sample_survey import default_survey
 from util.options import common as options
 from util.processes.terminal import setup_logging
@@ -128,7 +128,7 @@ def describe(
             "layers_in_memory": survey.stack.in_memory,
             "layers_bytes": survey.stack.memory_bytes,
         },
-        "warnings": [*survey.warnings, *smooth_layers(survey, patch_size)],
+        "warnings": survey.training_warnings(patch_size),
     }
 
 

@@ -276,7 +276,9 @@ class TestSurvey:
         assert survey.channels == ((0,), (1, 2), (3, 4, 5)) and options["in_chans"] == 6
         assert options["channel_groups"] == ((0, 1, 2), (3, 4, 5)) and options["scored"][4] == (0, 1, 2, 3, 4, 5)
         assert [row["kind"] for row in options["layers"]] == ["continuous", "circular", "categorical"]
-        assert "3 classes, the commonest" in survey.lines()[2] and "transform asinh" in survey.lines()[0]
+        assert (
+            "3 classes, the commonest" in survey.summary_lines()[2] and "transform asinh" in survey.summary_lines()[0]
+        )
 
     def test_coarser_pixels_hold_class_shares_and_mean_directions(self, mixed):
         """Each base pixel against its 4 x 4 native ones, counted by hand."""
@@ -392,4 +394,4 @@ class TestReopened:
 
 
 def reader(survey):
-    return TileReader(survey.stack, survey.blocks)
+    return TileReader(survey.stack, survey.bundles)

@@ -58,17 +58,17 @@ def tiles_of(survey, *, epoch=0):
     origins = survey.tiles.epoch(seed=0, epoch=epoch)
     grid = survey.stack.reference
     west = grid.left + origins[:, 1] * grid.resolution_x
-    return TileReader(survey.stack, survey.blocks).read(origins), west
+    return TileReader(survey.stack, survey.bundles).read(origins), west
 
 
 class TestGlobe:
     def test_degrees_of_the_earth(self):
-        globe = planet_of(WGS84)
-        assert (globe.turn, globe.west, globe.equator, globe.degrees) == (360.0, -180.0, 0.0, pytest.approx(1.0))
+        planet = planet_of(WGS84)
+        assert (planet.period, planet.west, planet.equator, planet.degrees) == (360.0, -180.0, 0.0, pytest.approx(1.0))
         # Lengths of a degree on the WGS 84 ellipsoid, from the tables (NGA TR8350.2): equator and 60 degrees.
-        assert globe.ground_m(0.0) == pytest.approx((111_319.49, 110_574.28), rel=1e-6)
-        assert globe.ground_m(60.0) == pytest.approx((55_800.0, 111_412.3), rel=1e-5)
-        assert globe.ground_m(90.0)[0] == pytest.approx(0.0, abs=1e-6)
+        assert planet.ground_m(0.0) == pytest.approx((111_319.49, 110_574.28), rel=1e-6)
+        assert planet.ground_m(60.0) == pytest.approx((55_800.0, 111_412.3), rel=1e-5)
+        assert planet.ground_m(90.0)[0] == pytest.approx(0.0, abs=1e-6)
 
     @pytest.mark.parametrize("crs, radius", [(MOON, 1_737_400.0), ("IAU_2015:49900", 3_396_190.0)])
     def test_other_bodies(self, crs, radius):
@@ -77,14 +77,16 @@ class TestGlobe:
 
     @pytest.mark.parametrize("crs", ["IAU_2015:30110", "+proj=eqc +R=1737400 +lon_0=180 +units=m +no_defs"])
     def test_metres_of_a_cylindrical_map(self, crs):
-        globe = planet_of(CRS.from_user_input(crs))
-        assert globe.turn == pytest.approx(2 * math.pi * 1_737_400.0) and globe.west == pytest.approx(-globe.turn / 2)
-        assert globe.latitude(globe.turn / 8) == pytest.approx(45.0)
-        assert globe.ground_m(globe.turn / 6) == pytest.approx((0.5, 1.0))  # at 60 degrees
+        planet = planet_of(CRS.from_user_input(crs))
+        assert planet.period == pytest.approx(2 * math.pi * 1_737_400.0) and planet.west == pytest.approx(
+            -planet.period / 2
+        )
+        assert planet.latitude(planet.period / 8) == pytest.approx(45.0)
+        assert planet.ground_m(planet.period / 6) == pytest.approx((0.5, 1.0))  # at 60 degrees
 
     def test_grads(self):
-        globe = planet_of(CRS.from_epsg(4807))
-        assert globe.turn == pytest.approx(400.0) and globe.latitude(50.0) == pytest.approx(45.0)
+        planet = planet_of(CRS.from_epsg(4807))
+        assert planet.period == pytest.approx(400.0) and planet.latitude(50.0) == pytest.approx(45.0)
 
     def test_projected_ground_is_flat(self):
         assert planet_of(CRS.from_epsg(28354)) is None
@@ -127,7 +129,8 @@ class TestGrid:
         assert first.startswith("a base pixel is 279 km wide and 557.1 km high at latitude 60, 556.6 km wide and ")
         assert "cross -180" in second and "poleward of 80 degrees are neither trained on nor scored" in second
         assert pixel_size_lines(replace(WHOLE, cols=30), 0.001, (18, 18)) == [
-            "a base pixel is 111.3 m wide and 110.6 m high at latitude 0; tiles are drawn by their ground's area"
+            "a base pixel is 111.3 m wide and 110.6 m high at latitude 0; tiles are drawn in proportion to their area "
+            "on the ground"
         ]
 
 
@@ -175,7 +178,7 @@ class TestStack:
         np.testing.assert_array_equal(seen(stack, 1, 0, 0, 5), [np.nan, 0, 1, 2, 3])
         common = Stack(bands, reference_grid(bands, extent="intersection"))
         assert (common.reference.left, common.reference.cols) == (175.0, 3)
-        np.testing.assert_array_equal(seen(common, 2, 0, 0, 3), [160 + 71, 160, 160 + 1])  # row 16 of the globe
+        np.testing.assert_array_equal(seen(common, 2, 0, 0, 3), [160 + 71, 160, 160 + 1])  # row 16 of the planet
 
     def test_a_column_that_repeats_is_not_used_twice(self, tmp_path):
         values = np.concatenate([ramp(36, 72), ramp(36, 72)[:, :1]], axis=1)
@@ -296,7 +299,7 @@ class TestSurvey:
         rolled = np.roll(global_grid(4.0, seed=1), -45, axis=1)  # begins at longitude 0: the line is in the middle
         origins = np.array([[30, 180 - 16]])  # longitude 148 to 180, reference pixels of 2 degrees
         for first in range(-8, 9, 2):
-            tile = TileReader(opened.stack, opened.blocks).read(origins + [0, first + 8])
+            tile = TileReader(opened.stack, opened.bundles).read(origins + [0, first + 8])
             col = 45 + (180 - 8 + first) // 2 - 90  # of the rolled grid, 4 degrees
             np.testing.assert_array_equal(tile.arrays[1][0, 0], rolled[15:23, col : col + 8])
 
@@ -304,7 +307,10 @@ class TestSurvey:
         write_global(tmp_path / "a.tif", 5.0, left=0.0, crs=MOON)
         opened = open_survey(data_dir=str(tmp_path), **SMALL)
         assert opened.tiles.wrap_columns == 72 and opened.warnings == ()
-        assert "303.2 km high at latitude" in opened.lines()[-2] and "the grid goes round" in opened.lines()[-1]
+        assert (
+            "303.2 km high at latitude" in opened.summary_lines()[-2]
+            and "the grid wraps around the planet" in opened.summary_lines()[-1]
+        )
         across, along = opened.base_pixel((18 - 8, 0))  # a tile centred on the equator
         assert across == pytest.approx(along) == pytest.approx(10 * math.radians(1_737_400.0))
 
@@ -312,11 +318,13 @@ class TestSurvey:
         write_grid(tmp_path / "a.tif", ramp(250, 514), resolution=0.7, left=-180.0, top=87.5, crs="EPSG:4326")
         opened = open_survey(data_dir=str(tmp_path), **SMALL)
         assert opened.tiles.wrap_columns == 0
-        assert any("a turn is 514.286 pixels, not a whole number: tiles do not cross" in w for w in opened.warnings)
+        assert any(
+            "a full circle is 514.286 pixels, not a whole number: tiles do not cross" in w for w in opened.warnings
+        )
         write_global(tmp_path / "b.tif", 0.5)
         opened = open_survey(data_dir=str(tmp_path), **SMALL)
         assert opened.tiles.wrap_columns == 720
-        assert any("layer 'a': a turn is 514.286 of its pixels" in w for w in opened.warnings)
+        assert any("layer 'a': a full circle is 514.286 of its pixels" in w for w in opened.warnings)
 
     def test_repeated_columns_are_told(self, tmp_path):
         values = np.concatenate([global_grid(5.0), global_grid(5.0)[:, :1]], axis=1)

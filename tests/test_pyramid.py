@@ -20,10 +20,10 @@ def block(channels=(0,), *, rows, cols=None, ratio=1.0, ratio_x=None, aligned=Tr
     )
 
 
-def pyramid(blocks, *, tile, input_size, scales=(1, 2), scored=None, centre=None, scale=None):
-    channels = sum(len(b.channels) for b in blocks)
+def pyramid(bundles, *, tile, input_size, scales=(1, 2), scored=None, centre=None, scale=None):
+    channels = sum(len(b.channels) for b in bundles)
     return Pyramid(
-        blocks=blocks,
+        bundles=bundles,
         tile_rows=tile,
         tile_cols=tile,
         input_size=input_size,

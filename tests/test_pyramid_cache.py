@@ -42,7 +42,7 @@ def both(opened, origins=None):
     origins = opened.tiles.epoch(seed=3, epoch=1) if origins is None else origins
     samples = (
         PyramidCache(opened, CPU).read(origins),
-        to_sample(TileReader(opened.stack, opened.blocks).read(origins), opened.pyramid(), CPU),
+        to_sample(TileReader(opened.stack, opened.bundles).read(origins), opened.pyramid(), CPU),
     )
     return [[s.imgs, s.valid, *s.imgs_up, *s.valid_up] for s in samples]
 
@@ -181,7 +181,7 @@ def test_on_a_gpu_without_a_copy_of_pixels(tmp_path):
     opened, device = survey(tmp_path), torch.device("cuda")
     origins = opened.tiles.train[:5]
     ours = choose_reader(opened, device, cache="device").read(origins)
-    theirs = to_sample(TileReader(opened.stack, opened.blocks).read(origins), opened.pyramid(), device)
+    theirs = to_sample(TileReader(opened.stack, opened.bundles).read(origins), opened.pyramid(), device)
     assert ours.imgs.is_cuda
     for a, b in zip(ours.imgs_up, theirs.imgs_up, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

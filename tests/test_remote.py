@@ -71,7 +71,7 @@ def test_batches_over_http_are_those_of_files(tmp_path):
     options = {"input_size": 16, "scales": (1, 2, 4), "cache": "none", "val_fraction": 0.0}
     plain = open_survey(data_dir=str(survey), **options)
     origins = plain.tiles.train[:6]
-    expected = TileReader(plain.stack, plain.blocks).read(origins)
+    expected = TileReader(plain.stack, plain.bundles).read(origins)
     with serve(tmp_path) as served:
         table = tmp_path / "remote.csv"
         rows = [f"/vsicurl/{served.url}/survey/{name}.tif,{name}" for name in ("gravity", "magnetics")]
@@ -79,7 +79,7 @@ def test_batches_over_http_are_those_of_files(tmp_path):
         assert [layer.name for layer in read_layers_table(table)] == ["gravity", "magnetics"]
         for source in ({"data_path": [f"{served.url}/both.zarr"]}, {"layers_table": str(table)}):
             remote = open_survey(**source, **options)
-            found = TileReader(remote.stack, remote.blocks).read(origins)
+            found = TileReader(remote.stack, remote.bundles).read(origins)
             assert all(
                 torch.equal(a.nan_to_num(9e9), b.nan_to_num(9e9))
                 for a, b in zip(expected.arrays, found.arrays, strict=True)

@@ -178,9 +178,9 @@ class TestSplit:
     def test_another_table(self, fmow, scenes):
         test = open_test_scenes(scenes, str(fmow.parent / "val.csv"))
         assert len(test.held_out_tiles) == 6 and test.statistics == scenes.statistics and test.training_tiles == 0
-        assert not test.notes(8)
+        assert not test.training_warnings(8)
         again = open_test_scenes(scenes, str(fmow))
-        assert "train.csv: 24 of 24 images are trained on too" in again.notes(8)[0]
+        assert "train.csv: 24 of 24 images are trained on too" in again.training_warnings(8)[0]
 
 
 class TestStatistics:

@@ -55,7 +55,7 @@ def survey(folder, **options):
 def samples(opened, origins=None):
     """The tiles at some origins as the model gets them."""
     origins = opened.tiles.train if origins is None else np.array(origins)
-    return opened.pyramid()(*TileReader(opened.stack, opened.blocks).read(origins).parts)
+    return opened.pyramid()(*TileReader(opened.stack, opened.bundles).read(origins).parts)
 
 
 def flat(sample):
@@ -147,7 +147,7 @@ class TestScales:
         opened = survey(two_resolutions(tmp_path), base_resolution=250.0, scales=(1, 2))
         assert (opened.tiles.height, opened.tiles.step) == (10, 1)
         assert opened.scored == {1: (0, 1, 2), 2: (0, 2)}
-        assert not any(block.aligned for block in opened.blocks if block.placement.ratio_x == 0.5)
+        assert not any(bundle.aligned for bundle in opened.bundles if bundle.placement.ratio_x == 0.5)
 
     def test_anisotropic_pixels(self, tmp_path):
         """50 m along the rows, 100 m across them: base pixels stay square on the ground."""
@@ -224,7 +224,7 @@ class TestReading:
 
     def test_the_same_tiles_whatever_the_number_of_reading_threads(self, odd_survey):
         opened = survey(odd_survey, cache="none", base_resolution=400.0)
-        reader, origins = TileReader(opened.stack, opened.blocks), opened.tiles.epoch(seed=0, epoch=0)
+        reader, origins = TileReader(opened.stack, opened.bundles), opened.tiles.epoch(seed=0, epoch=0)
         jobs = [origins[k : k + 3] for k in range(0, len(origins), 3)]
         alone, *others = (list(prefetch(jobs, reader.read, workers=workers)) for workers in (0, 2, 4))
         for other in others:
@@ -245,7 +245,7 @@ class TestReading:
         """Value 10 * row + column of the 100 m layer: base pixel (0, 0) of a tile is the mean of a 4 x 4 square."""
         folder = make(tmp_path, a=ramp(40, 40), b=(ramp(20, 20), {"resolution": 200.0}))
         opened = survey(folder, cache="none")
-        assert opened.blocks[0].aligned and opened.blocks[1].aligned
+        assert opened.bundles[0].aligned and opened.bundles[1].aligned
         make_physical = opened.pyramid().to_physical
         sample = samples(opened, [[8, 12], [24, 0]])
         corner = make_physical(sample.imgs)[:, :, 0, 0]
@@ -326,7 +326,7 @@ class TestReading:
         shifted = {"resolution": 200.0, "left": 500_000.0 + offset, "top": 6_000_000.0 - offset}
         opened = survey(make(tmp_path, a=field(40), b=(field(20), shifted)))
         assert opened.tiles.shape == (40, 40)
-        assert all(block.aligned for block in opened.blocks)
+        assert all(bundle.aligned for bundle in opened.bundles)
 
     def test_one_row_or_column_of_pixels(self, tmp_path):
         """Handled where a tile fits, refused like any survey that is too small where not."""
@@ -339,7 +339,7 @@ class TestReading:
     def test_several_bands_of_one_file(self, tmp_path):
         opened = survey(make(tmp_path, stack=np.stack([field(40, seed=k) for k in range(3)])))
         assert [layer.band for layer in opened.layers] == [1, 2, 3]
-        assert opened.groups == ((0, 1, 2),) and len(opened.blocks) == 1
+        assert opened.groups == ((0, 1, 2),) and len(opened.bundles) == 1
         np.testing.assert_allclose(
             [s.mean for s in opened.statistics], [field(40, seed=k).mean() for k in range(3)], rtol=1e-5
         )
@@ -386,7 +386,7 @@ class TestSurvey:
 
     def test_lines_say_what_will_be_read(self, tmp_path):
         opened = survey(two_resolutions(tmp_path), masked_bands=[2])
-        lines = opened.lines()
+        lines = opened.summary_lines()
         assert lines[0].startswith("layer 0 a: 40 x 40 pixels of 100, 100 % valid, ")
         assert lines[1].endswith("scored at 1x 2x") and lines[2].endswith("scored at no scale")
         assert "base pixel 400, tile 4 pixels = 1600" in lines[-1]
@@ -396,8 +396,8 @@ class TestSurvey:
         where = {"crs": "EPSG:4326", "resolution": 0.01, "left": 130.0, "top": -30.0}
         opened = survey(make(tmp_path, a=(field(40), where)))
         assert opened.base_resolution == pytest.approx(0.04)
-        assert opened.lines()[-1].startswith("a base pixel is 3.")  # km, at 30 degrees south
-        assert opened.lines()[-1].endswith("tiles are drawn by their ground's area")
+        assert opened.summary_lines()[-1].startswith("a base pixel is 3.")  # km, at 30 degrees south
+        assert opened.summary_lines()[-1].endswith("tiles are drawn in proportion to their area on the ground")
 
     def test_undeclared_dummy_is_taken_for_nodata_and_told(self, tmp_path):
         values = field(40)
@@ -434,7 +434,7 @@ class TestSurvey:
         first = survey(make(tmp_path / "a", a=field(40), b=(field(20, seed=1), {"resolution": 200.0})))
         other = survey(make(tmp_path / "b", a=field(40, seed=5), b=field(40, seed=6)), base_resolution=400.0)
         origins = np.array([[8, 8]])
-        tiles = TileReader(other.stack, other.blocks).read(origins)
+        tiles = TileReader(other.stack, other.bundles).read(origins)
         sample = first.pyramid(other)(*tiles.parts)
         centre, scale = first.statistics[0].centre, first.statistics[0].scale
         expected = (field(40, seed=5)[8:12, 8:12].mean() - centre) / scale
@@ -463,7 +463,7 @@ class TestTestSurvey:
     def test_a_layer_that_is_coarser_there_is_not_scored_finer_than_its_pixels(self, tmp_path):
         coarse = (field(20, seed=5), {"resolution": 200.0})
         survey, other = self.opened(tmp_path, "path\na.tif\nb.tif\n", a=coarse, b=coarse)
-        sample = survey.pyramid(other)(*TileReader(other.stack, other.blocks).read(other.tiles.train).parts)
+        sample = survey.pyramid(other)(*TileReader(other.stack, other.bundles).read(other.tiles.train).parts)
         assert survey.scored[4] == (0,) and sample.valid_up[0].all() and not sample.valid_up[1].any()
 
     def test_other_layers_are_refused(self, tmp_path):
@@ -474,9 +474,9 @@ class TestTestSurvey:
 class TestTiles:
     def test_arrays_and_phases(self, odd_survey):
         opened = survey(odd_survey, base_resolution=400.0)
-        tiles = TileReader(opened.stack, opened.blocks).read(np.array([[4, 8], [0, 0]]))
-        assert [array.shape[:2] for array in tiles.arrays] == [(2, len(b.channels)) for b in opened.blocks]
-        assert [phase is None for phase in tiles.phases] == [block.aligned for block in opened.blocks]
+        tiles = TileReader(opened.stack, opened.bundles).read(np.array([[4, 8], [0, 0]]))
+        assert [array.shape[:2] for array in tiles.arrays] == [(2, len(b.channels)) for b in opened.bundles]
+        assert [phase is None for phase in tiles.phases] == [bundle.aligned for bundle in opened.bundles]
         assert all(array.dtype == torch.float32 for array in tiles.arrays)
         moved = tiles.to(torch.device("cpu"))
         assert all(

@@ -201,7 +201,7 @@ def test_files_that_begin_elsewhere_give_the_same_run_and_results(tmp_path, caps
             rasters.append(file.read())
     np.testing.assert_array_equal(*rasters)
     log = capsys.readouterr().err
-    assert "the grid goes round: tiles cross -180" in log and "km wide and" in log
+    assert "the grid wraps around the planet: tiles cross -180" in log and "km wide and" in log
 
 
 @pytest.mark.slow

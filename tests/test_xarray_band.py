@@ -28,7 +28,7 @@ from datasets.rasters.xarray_store import forget, open_groups
 from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
 from scripts import describe_grids
-from scripts.benchmarks.xbatcher_tiles import block_dataset, epoch_batches
+from scripts.benchmarks.xbatcher_tiles import bundle_dataset, epoch_batches
 from tests import small_main
 from tests.arrays import dataset_of, store_of, write_store
 from tests.rasters import ramp, write_grid
@@ -60,7 +60,7 @@ def stores(folder):
 
 def batches(survey, *, size=8):
     origins = survey.tiles.epoch(seed=0, epoch=0)
-    reader = TileReader(survey.stack, survey.blocks)
+    reader = TileReader(survey.stack, survey.bundles)
     return [reader.read(origins[k : k + size]) for k in range(0, len(origins), size)]
 
 
@@ -120,7 +120,7 @@ class TestSame:
                 (s.centre, s.scale) for s in plain.statistics
             ], kind
             assert loss(survey, found[0]) == wanted, kind
-            datasets = [block_dataset(survey, block) for block in survey.blocks]
+            datasets = [bundle_dataset(survey, bundle) for bundle in survey.bundles]
             through = list(epoch_batches(survey, datasets, seed=0, epoch=0, batch_size=8))
             assert same(expected, through), kind
         assert loss(survey, through[0]) == wanted

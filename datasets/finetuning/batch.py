@@ -40,7 +40,7 @@ class WindowReader:
 
     def __init__(self, survey: InferenceSurvey) -> None:
         grid = survey.stack.reference
-        self._reader = TileReader(survey.stack, survey.blocks)
+        self._reader = TileReader(survey.stack, survey.bundles)
         self._step = np.array([survey.base_resolution / grid.resolution_y, survey.base_resolution / grid.resolution_x])
 
     def read(self, origins: np.ndarray) -> Tiles:

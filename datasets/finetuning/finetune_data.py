@@ -108,7 +108,7 @@ class FinetuneData:
             "colours": None if table is None else list(table.colours),
         }
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """What is predicted, as lines to log."""
         if self.classes is None:
             assert self.labels is not None

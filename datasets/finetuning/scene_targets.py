@@ -54,9 +54,9 @@ class SceneGround:
         """What a user should know."""
         return self.scenes.images.notes
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """What will be read, as lines to log."""
-        return self.scenes.lines()
+        return self.scenes.summary_lines()
 
     def ground(self) -> dict[str, Any]:
         """The table of the images."""

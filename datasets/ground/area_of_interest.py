@@ -33,13 +33,13 @@ class AreaOfInterest:
         path: file they came from.
         crs: CRS of the polygons' coordinates.
         polygons: shapely polygons and multipolygons, none empty.
-        turn: length of a full circle of longitude, CRS units: polygons lie at x, and whole turns away; 0 = only at x.
+        period: length of a full circle of longitude, CRS units: polygons repeat at this distance in x; 0 = they do not.
     """
 
     path: str
     crs: CRS
     polygons: tuple[shapely.Geometry, ...]
-    turn: float = 0.0
+    period: float = 0.0
 
     @property
     def bounds(self) -> tuple[float, float, float, float]:
@@ -48,14 +48,14 @@ class AreaOfInterest:
         return float(left), float(bottom), float(right), float(top)
 
     def near(self, left: float, bottom: float, right: float, top: float) -> list[shapely.Geometry]:
-        """Polygons whose bounds meet a rectangle, each moved by as many turns as it takes."""
+        """Polygons whose bounds meet a rectangle, each shifted by as many periods as it takes."""
         lows_x, lows_y, highs_x, highs_y = shapely.bounds(np.array(self.polygons, dtype=object)).T
         found = []
         for k in np.flatnonzero((lows_y <= top) & (highs_y >= bottom)):
-            first = math.ceil((left - highs_x[k]) / self.turn) if self.turn else 0
-            last = math.floor((right - lows_x[k]) / self.turn) if self.turn else 0
+            first = math.ceil((left - highs_x[k]) / self.period) if self.period else 0
+            last = math.floor((right - lows_x[k]) / self.period) if self.period else 0
             for turns in range(first, last + 1):
-                shift = turns * self.turn
+                shift = turns * self.period
                 if lows_x[k] + shift <= right and highs_x[k] + shift >= left:
                     found.append(affinity.translate(self.polygons[k], shift) if turns else self.polygons[k])
         return found
@@ -114,8 +114,8 @@ def load_area_of_interest(path: str | Path, crs: CRS) -> AreaOfInterest:
         )
     if kept.crs is None:
         raise ValueError(f"area of interest {path}: has no CRS, expected one; set it (for example with ogr2ogr -a_srs)")
-    globe = planet_of(crs)
-    return AreaOfInterest(str(path), crs, _to_crs(kept, crs, path), 0.0 if globe is None else globe.turn)
+    planet = planet_of(crs)
+    return AreaOfInterest(str(path), crs, _to_crs(kept, crs, path), 0.0 if planet is None else planet.period)
 
 
 def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[shapely.Geometry, ...]:
@@ -130,9 +130,9 @@ def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[sh
                 f"area of interest {path}: cannot be brought from {str(shapes.crs)[:60]} to {crs.to_string()[:60]} "
                 f"({error}); give polygons of the same planet, with its CRS (GeoJSON is always of Earth)"
             ) from error
-        globe = planet_of(crs)
-        if globe is not None:
-            shapes = shapes.apply(lambda shape: _unwrapped(shape, globe))
+        planet = planet_of(crs)
+        if planet is not None:
+            shapes = shapes.apply(lambda shape: _unwrapped(shape, planet))
     polygons = [part for part in shapes.make_valid() if part is not None and not part.is_empty and part.area > 0]
     if not polygons or not np.isfinite(shapely.total_bounds(np.array(polygons, dtype=object))).all():
         raise ValueError(
@@ -142,30 +142,30 @@ def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[sh
     return tuple(polygons)
 
 
-def _unwrapped(shape: shapely.Geometry, globe: Planet) -> shapely.Geometry:
-    """Polygons whose vertices were brought to longitudes one by one: rings across the date line made whole again.
+def _unwrapped(shape: shapely.Geometry, planet: Planet) -> shapely.Geometry:
+    """Polygons with rings across the date line made whole again; their vertices were reprojected one by one.
 
-    Neighbouring vertices are taken to lie less than half a turn apart. A ring around a pole ends a turn from where it
-    began: it is led along the pole.
+    Neighbouring vertices are taken to lie less than half a circle apart. A ring around a pole ends a full circle from
+    where it began: it is closed along the pole.
     """
     if not isinstance(shape, shapely.Polygon | shapely.MultiPolygon):
         return shape
     parts = []
     for polygon in getattr(shape, "geoms", [shape]):
-        part = _unwrapped_ring(polygon.exterior, globe)
+        part = _unwrapped_ring(polygon.exterior, planet)
         for interior in polygon.interiors:
-            hole = _unwrapped_ring(interior, globe)
-            turns = round((hole.centroid.x - part.centroid.x) / globe.turn)
+            hole = _unwrapped_ring(interior, planet)
+            turns = round((hole.centroid.x - part.centroid.x) / planet.period)
             for k in (-1 - turns, -turns, 1 - turns):
-                part = part.difference(affinity.translate(hole, k * globe.turn))
+                part = part.difference(affinity.translate(hole, k * planet.period))
         parts.append(part)
     return shapely.union_all(parts)
 
 
-def _unwrapped_ring(ring: shapely.LinearRing, globe: Planet) -> shapely.Geometry:
+def _unwrapped_ring(ring: shapely.LinearRing, planet: Planet) -> shapely.Geometry:
     x, y = np.asarray(ring.coords)[:, :2].T
-    x = np.unwrap(x, period=globe.turn)
-    if abs(x[-1] - x[0]) > globe.turn / 2:
-        pole = globe.equator + math.copysign(90.0, float(globe.latitude(y).mean())) / globe.degrees
+    x = np.unwrap(x, period=planet.period)
+    if abs(x[-1] - x[0]) > planet.period / 2:
+        pole = planet.equator + math.copysign(90.0, float(planet.latitude(y).mean())) / planet.degrees
         x, y = np.append(x, [x[-1], x[0]]), np.append(y, [pole, pole])
     return shapely.make_valid(shapely.Polygon(np.stack([x, y], axis=1)))

@@ -11,12 +11,15 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.warp import transform as transform_points
 
-# What rasterio raises when GDAL fails: some of GDAL's own errors pass through it unchanged.
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
+"""Errors that rasterio raises when GDAL fails: some of GDAL's own errors pass through it unchanged."""
 
 
-# A dataset whose places in two CRS differ by less than this share of a pixel is in both.
-_CRS_SHARE = 0.01
+SNAP = 0.01
+"""Fraction of a pixel: misfits below it, over the whole grid, are rounding of coordinates, not geometry."""
+
+ALIKE = 1.01
+"""Resolutions within this factor count as equal: warping makes 99.97 m of 100 m."""
 
 
 @dataclass(frozen=True)
@@ -77,4 +80,4 @@ def crs_agree(grid: Grid, crs: CRS) -> bool:
         return False
     moved_x = np.abs(np.subtract(there_x, xs)) / grid.resolution_x
     moved_y = np.abs(np.subtract(there_y, ys)) / grid.resolution_y
-    return bool(np.all(np.maximum(moved_x, moved_y) < _CRS_SHARE))
+    return bool(np.all(np.maximum(moved_x, moved_y) < SNAP))

@@ -1,4 +1,4 @@
-"""Round bodies: CRS in longitude and latitude, or in the metres of an equidistant cylindrical map, of any ellipsoid."""
+"""Planets and moons: CRS in longitude and latitude, or equidistant cylindrical in metres, on any ellipsoid."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from rasterio.crs import CRS
 
 @dataclass(frozen=True)
 class Planet:
-    """How the coordinates of a CRS lie on a round body.
+    """How the coordinates of a CRS lie on a planet.
 
     Attributes:
-        turn: length of a full circle of longitude, CRS units.
+        period: length of a full circle of longitude, CRS units.
         west: x of the meridian opposite to the middle one (-180 degrees), CRS units.
         equator: y of the equator, CRS units.
         degrees: degrees of latitude in a CRS unit of y.
@@ -26,7 +26,7 @@ class Planet:
         semi_minor_m: polar radius, metres.
     """
 
-    turn: float
+    period: float
     west: float
     equator: float
     degrees: float
@@ -34,7 +34,7 @@ class Planet:
     semi_minor_m: float
 
     def latitude(self, y: Any) -> Any:
-        """Latitude of y coordinates, degrees, held within -90..90."""
+        """Latitude of y coordinates, degrees, clipped to -90..90."""
         return np.clip((np.asarray(y, dtype=np.float64) - self.equator) * self.degrees, -90.0, 90.0)
 
     def ground_m(self, y: float) -> tuple[float, float]:
@@ -44,16 +44,16 @@ class Planet:
         root = math.sqrt(1 - squared * math.sin(latitude) ** 2)
         parallel = self.semi_major_m * math.cos(latitude) / root
         meridian = self.semi_major_m * (1 - squared) / root**3
-        return parallel * 2 * math.pi / self.turn, meridian * math.radians(self.degrees)
+        return parallel * 2 * math.pi / self.period, meridian * math.radians(self.degrees)
 
 
 def planet_of(crs: CRS) -> Planet | None:
-    """The round body of a CRS in longitude and latitude, or of an equidistant cylindrical one; else None."""
-    return _globe_of(crs.to_wkt())
+    """The planet of a CRS in longitude and latitude, or of an equidistant cylindrical one; else None."""
+    return _planet_of_wkt(crs.to_wkt())
 
 
 @lru_cache(maxsize=64)
-def _globe_of(wkt: str) -> Planet | None:
+def _planet_of_wkt(wkt: str) -> Planet | None:
     try:
         crs = pyproj.CRS.from_wkt(wkt)
         ellipsoid = crs.ellipsoid
@@ -71,11 +71,11 @@ def _globe_of(wkt: str) -> Planet | None:
         (x, x_east), (y, y_north) = place([middle, middle + 45.0], [0.0, 45.0])
     except ProjError:
         return None
-    turn = (x_east - x) * 8
-    return Planet(turn, x - turn / 2, y, 45.0 / (y_north - y), *axes)
+    period = (x_east - x) * 8
+    return Planet(period, x - period / 2, y, 45.0 / (y_north - y), *axes)
 
 
 def longitude_periods(crs: CRS) -> tuple[float, ...]:
-    """By how much x may differ for the same ground, CRS units, nothing first: a turn to either side on a round body."""
-    globe = planet_of(crs)
-    return (0.0,) if globe is None else (0.0, globe.turn, -globe.turn)
+    """Shifts in x that lead to the same ground, CRS units: 0, and on a planet a full circle to either side."""
+    planet = planet_of(crs)
+    return (0.0,) if planet is None else (0.0, planet.period, -planet.period)

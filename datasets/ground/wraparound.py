@@ -1,6 +1,6 @@
-"""Grids that go round a body: columns that come back to themselves, ground that shrinks towards the poles.
+"""Grids that wrap around a planet: columns that repeat, and pixels that narrow towards the poles.
 
-A grid whose columns go once round has no first column: where its file happens to begin decides nothing.
+The result does not depend on the column at which the file of such a grid begins.
 """
 
 from __future__ import annotations
@@ -10,72 +10,69 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datasets.ground.grid import Grid
+from datasets.ground.grid import SNAP, Grid
 from datasets.ground.planet import planet_of
 
-SNAP = 0.01
-"""A turn this close to a whole number of pixels is one: misfits of less than this share of a pixel are rounding."""
-
 POLAR_LATITUDE = 80.0
-"""Degrees. Of grids that go round a body, tiles centred poleward of this are neither trained on nor scored.
+"""Degrees. Tiles of grids that wrap around a planet are neither trained on nor scored if centred poleward of this.
 
-Pixels there are less than 0.18 as wide as high."""
+Pixels there are less than 0.18 times as wide as high."""
 
 
 def latitude_weights(grid: Grid) -> LatitudeWeights | None:
-    """How a reference grid lies on a round body; None if it lies on none."""
-    globe = planet_of(grid.crs)
-    if globe is None:
+    """The areas of a reference grid's rows on a planet; None if its CRS is not in longitude and latitude."""
+    planet = planet_of(grid.crs)
+    if planet is None:
         return None
     y = grid.top - np.arange(grid.rows + 1) * grid.resolution_y
-    sines = np.sin(np.radians(globe.latitude(y))) / 2
+    sines = np.sin(np.radians(planet.latitude(y))) / 2
     if not wraps(grid):
         return LatitudeWeights(0, sines, 0.5)
     return LatitudeWeights(wrap_columns(grid), sines, math.sin(math.radians(POLAR_LATITUDE)) / 2)
 
 
 def pixel_size_m(grid: Grid, row: float) -> tuple[float, float]:
-    """Metres on the ground of a CRS unit of x and of y at a row of a grid; ones if it lies on no round body."""
-    globe = planet_of(grid.crs)
-    return (1.0, 1.0) if globe is None else globe.ground_m(grid.top - row * grid.resolution_y)
+    """Metres on the ground of a CRS unit of x and of y at a row of a grid; (1, 1) if the grid is not on a planet."""
+    planet = planet_of(grid.crs)
+    return (1.0, 1.0) if planet is None else planet.ground_m(grid.top - row * grid.resolution_y)
 
 
 def pixel_size_lines(grid: Grid, base: float, rows: tuple[int, int]) -> list[str]:
-    """What pixels of a grid on a round body measure on the ground, and how tiles are drawn there, as lines to log.
+    """Sizes on the ground of pixels of a grid on a planet, and how tiles are drawn there, as lines to log.
 
     Args:
         grid: the reference grid.
         base: edge of a base-scale pixel, CRS units.
         rows: centre rows of the northernmost and the southernmost training tile.
     """
-    globe = planet_of(grid.crs)
-    if globe is None:
+    planet = planet_of(grid.crs)
+    if planet is None:
         return []
     places = []
     for row in sorted(set(rows)):
         across, along = (format_length(base * metres) for metres in pixel_size_m(grid, row))
-        latitude = float(globe.latitude(grid.top - row * grid.resolution_y))
+        latitude = float(planet.latitude(grid.top - row * grid.resolution_y))
         places.append(f"{across} wide and {along} high at latitude {latitude:.4g}")
-    lines = [f"a base pixel is {', '.join(places)}; tiles are drawn by their ground's area"]
+    lines = [f"a base pixel is {', '.join(places)}; tiles are drawn in proportion to their area on the ground"]
     if wraps(grid):
         lines.append(
-            f"the grid goes round: tiles cross {float(globe.west):g}; those centred poleward of {POLAR_LATITUDE:g} "
-            "degrees are neither trained on nor scored"
+            f"the grid wraps around the planet: tiles cross {float(planet.west):g}; those centred poleward of "
+            f"{POLAR_LATITUDE:g} degrees are neither trained on nor scored"
         )
     return lines
 
 
 def format_length(metres: float) -> str:
-    """A length as a person writes it."""
+    """A length in metres or kilometres, for messages."""
     return f"{metres / 1000:.4g} km" if metres >= 1000 else f"{metres:.4g} m"
 
 
 def wrap_columns(grid: Grid) -> int:
-    """Columns after which a grid's ground repeats; 0 if it is on no round body, or they are not a whole number."""
-    globe = planet_of(grid.crs)
-    if globe is None:
+    """Columns after which a grid's ground repeats; 0 if it is not on a planet, or they are not a whole number."""
+    planet = planet_of(grid.crs)
+    if planet is None:
         return 0
-    columns = globe.turn / grid.resolution_x
+    columns = planet.period / grid.resolution_x
     return round(columns) if abs(columns - round(columns)) < SNAP else 0
 
 
@@ -86,53 +83,53 @@ def wraps(grid: Grid) -> bool:
 
 
 def bounds_near(grid: Grid, middle_x: float) -> tuple[float, float, float, float]:
-    """(left, bottom, right, top) of a grid, moved by whole turns to where its middle is nearest to `middle_x`."""
+    """(left, bottom, right, top) of a grid, shifted by whole periods to bring its middle nearest to `middle_x`."""
     left, bottom, right, top = grid.bounds
-    globe = planet_of(grid.crs)
-    if globe is None:
+    planet = planet_of(grid.crs)
+    if planet is None:
         return left, bottom, right, top
-    shift = round((middle_x - (left + right) / 2) / globe.turn) * globe.turn
+    shift = round((middle_x - (left + right) / 2) / planet.period) * planet.period
     return left + shift, bottom, right + shift, top
 
 
-def split_at_seam(col: int, cols: int, turn: int) -> list[tuple[int, int]]:
-    """Cuts columns [col, col + cols) at every multiple of `turn` into (first column modulo `turn`, number) each."""
+def split_at_seam(col: int, cols: int, period: int) -> list[tuple[int, int]]:
+    """Cut columns [col, col + cols) at multiples of `period`: (first column modulo `period`, number) of each part."""
     found, stop = [], col + cols
     while col < stop:
-        count = min(stop, (col // turn + 1) * turn) - col
-        found.append((col % turn, count))
+        count = min(stop, (col // period + 1) * period) - col
+        found.append((col % period, count))
         col += count
     return found
 
 
 def wrapped_reference(grid: Grid) -> Grid:
-    """A grid that goes round a body, begun at the pixel that holds its westernmost meridian (-180 degrees).
+    """A grid that wraps around a planet, begun at the pixel that holds the westernmost meridian (-180 degrees).
 
-    Where the file begins is forgotten: grids that differ in that alone give the same.
+    Grids that differ only in the column at which they begin give the same result.
     """
-    globe, turn = planet_of(grid.crs), wrap_columns(grid)
-    assert globe is not None and turn
-    left = grid.left + math.floor((globe.west - grid.left) / grid.resolution_x + SNAP) * grid.resolution_x
-    if abs(left - globe.west) < SNAP * grid.resolution_x:
-        left = globe.west
-    return replace(grid, left=left, cols=turn)
+    planet, columns = planet_of(grid.crs), wrap_columns(grid)
+    assert planet is not None and columns
+    left = grid.left + math.floor((planet.west - grid.left) / grid.resolution_x + SNAP) * grid.resolution_x
+    if abs(left - planet.west) < SNAP * grid.resolution_x:
+        left = planet.west
+    return replace(grid, left=left, cols=columns)
 
 
 LEAST_AREA = 1e-12
-"""Area of windows of which nothing lies between the poles."""
+"""Area of windows that lie wholly beyond a pole."""
 
 
 @dataclass(frozen=True)
 class LatitudeWeights:
-    """How a reference grid lies on a round body.
+    """The areas of a reference grid's rows on a planet.
 
     Attributes:
-        turn: reference columns after which the ground repeats, 0 = never.
+        wrap_columns: reference columns after which the ground repeats, 0 = never.
         edges: (rows + 1,) sines of the latitudes of the rows' edges, from north to south, half a unit apart in all.
-        polar: largest |sine| / 2 of the latitude of a tile's centre, 0.5 = none is too polar.
+        polar: largest |sine| / 2 of the latitude of a tile's centre; 0.5 = no limit.
     """
 
-    turn: int
+    wrap_columns: int
     edges: np.ndarray
     polar: float
 
@@ -142,7 +139,7 @@ class LatitudeWeights:
         return np.maximum(self.edges[rows] - self.edges[bottom], LEAST_AREA)
 
     def is_polar(self, rows: np.ndarray, height: int) -> np.ndarray:
-        """(n,) bool, whether the centre row of windows is too near a pole to train on or to score."""
+        """(n,) bool, True where the centre of a window is too near a pole to train on or to score."""
         centre = np.minimum(rows + height / 2, len(self.edges) - 1)
         middle = np.interp(centre, np.arange(len(self.edges)), self.edges)
         return np.abs(middle) > self.polar

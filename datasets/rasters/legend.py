@@ -20,6 +20,8 @@ from datasets.rasters.xarray_store import open_groups
 
 logger = logging.getLogger(__name__)
 
+_CATEGORIES = "CategoryNames/Category"
+
 
 @dataclass(frozen=True)
 class RasterLegend:
@@ -58,7 +60,7 @@ def read_legend(path: str, band: int) -> RasterLegend:
             names[int(code)] = name
     colours.update((code, as_colour(rgb)) for code, rgb in table.items())
     for element in described:
-        categories = element.findall("CategoryNames/Category")
+        categories = element.findall(_CATEGORIES)
         names.update((code, text) for code, text in enumerate((c.text or "").strip() for c in categories) if text)
     for element in described:
         for attributes in element.findall("GDALRasterAttributeTable"):
@@ -78,16 +80,24 @@ def _sidecars(dataset: rasterio.DatasetReader, band: int) -> list[ElementTree.El
     return found
 
 
+def has_category_names(dataset: rasterio.DatasetReader, band: int) -> bool:
+    """Whether GDAL knows names for the values of a band."""
+    found = [category for element in _as_vrt(dataset, band) for category in element.findall(_CATEGORIES)]
+    return any((category.text or "").strip() for category in found)
+
+
 def _as_vrt(dataset: rasterio.DatasetReader, band: int) -> list[ElementTree.Element]:
-    """What GDAL knows about a band and rasterio does not say: a VRT of the dataset does."""
+    """What GDAL knows about a band but rasterio has no function for: it is in a VRT of the dataset."""
     name = f"/vsimem/{uuid.uuid4().hex}.vrt"
-    try:
-        rasterio.shutil.copy(dataset, name, driver="VRT")
-        with rasterio.open(name) as vrt:
-            text = vrt.tags(ns="xml:VRT")["xml:VRT"]
-        rasterio.shutil.delete(name)
-    except (*GDAL_ERRORS, KeyError):
-        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            rasterio.shutil.copy(dataset, name, driver="VRT")
+            with rasterio.open(name) as vrt:
+                text = vrt.tags(ns="xml:VRT")["xml:VRT"]
+            rasterio.shutil.delete(name)
+        except (*GDAL_ERRORS, KeyError):
+            return []
     return ElementTree.fromstring(text).findall(f"VRTRasterBand[@band='{band}']")
 
 

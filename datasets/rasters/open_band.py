@@ -7,16 +7,13 @@ Reading by window is in `datasets/rasters/band.py`, the pass over all pixels in 
 from __future__ import annotations
 
 import math
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import rasterio
-import rasterio.shutil
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
@@ -29,6 +26,7 @@ from datasets.layers.kinds import CLASSES, check_layer_kind, kind_of
 from datasets.layers.layer import Layer
 from datasets.layers.paths import is_plain_path, parse_array_path
 from datasets.rasters.band import BandSource, RasterBand
+from datasets.rasters.legend import has_category_names
 from datasets.rasters.nodata import HUGE, in_dtype, listed, stored_values
 from datasets.rasters.xarray_band import open_xarray_source
 
@@ -239,23 +237,7 @@ def _sign_of_classes(layer: Layer, dataset: rasterio.DatasetReader) -> str:
         if dataset.tags(layer.band).get("LAYER_TYPE", "") == "thematic":
             return "the layer type 'thematic'"
         whole = np.dtype(dataset.dtypes[layer.band - 1]).kind in "iu"
-        return "category names" if whole and _has_category_names(dataset, layer.band) else ""
-
-
-def _has_category_names(dataset: rasterio.DatasetReader, band: int) -> bool:
-    """Whether GDAL knows names for the band's values: rasterio does not say, a VRT of the dataset does."""
-    name = f"/vsimem/{uuid.uuid4().hex}.vrt"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        try:
-            rasterio.shutil.copy(dataset, name, driver="VRT")
-            with rasterio.open(name) as vrt:
-                text = vrt.tags(ns="xml:VRT")["xml:VRT"]
-            rasterio.shutil.delete(name)
-        except (*GDAL_ERRORS, KeyError):
-            return False
-    found = ElementTree.fromstring(text).findall(f"VRTRasterBand[@band='{band}']/CategoryNames/Category")
-    return any((category.text or "").strip() for category in found)
+        return "category names" if whole and has_category_names(dataset, layer.band) else ""
 
 
 def _checked_crs(layer: Layer, dataset: rasterio.DatasetReader) -> CRS:

@@ -9,97 +9,103 @@ from typing import Any
 
 import numpy as np
 
-from datasets.ground.grid import Grid
+from datasets.ground.grid import SNAP, Grid
 from datasets.ground.planet import planet_of
-from datasets.ground.wraparound import SNAP, bounds_near, split_at_seam, wrap_columns, wraps
+from datasets.ground.wraparound import bounds_near, split_at_seam, wrap_columns, wraps
 from datasets.rasters.band import RasterBand
 
 
 @dataclass(frozen=True, eq=False)
 class WrappedBand:
-    """A layer on a round body, whose columns repeat after a turn.
+    """A layer on a planet whose columns repeat after a full circle of longitude.
 
-    Offers what the band does; its grid may begin at another column.
+    It has every attribute of the band, but its grid may begin at another column.
 
     Attributes:
-        band: the layer as its file has it.
-        grid: its pixels on the ground, from wherever the reference grid begins.
-        first: the file's column at which the grid begins.
-        turn: columns after which the ground repeats.
+        band: the layer as stored in its file.
+        grid: its pixels on the ground, from the western edge of the reference grid.
+        first_column: the file's column at which the grid begins.
+        wrap_columns: columns after which the ground repeats.
     """
 
     band: RasterBand
     grid: Grid
-    first: int
-    turn: int
+    first_column: int
+    wrap_columns: int
 
     def __getattr__(self, name: str) -> Any:
-        """Anything else is the band's own."""
-        if name.startswith("__") or name == "band":  # not there while a copy is being made
+        """Every other attribute is that of the band."""
+        if name.startswith("__") or name == "band":  # not set yet while a copy is being made
             raise AttributeError(name)
         return getattr(self.band, name)
 
     def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
-        """(rows, cols) float32 of a window that may lie anywhere, NaN where invalid; read round the body.
+        """(rows, cols) float32 of a window anywhere on the planet, NaN where invalid; it may cross the date line.
 
         Raises:
-            OSError: as the band's own `read`.
+            OSError: see `RasterBand.read`.
         """
         parts = [
-            self.band.read(row, first, rows, count) for first, count in split_at_seam(col + self.first, cols, self.turn)
+            self.band.read(row, first, rows, count)
+            for first, count in split_at_seam(col + self.first_column, cols, self.wrap_columns)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def wrapped_band(band: RasterBand, reference: Grid) -> RasterBand | WrappedBand:
-    """A layer as it is seen from a reference grid: begun at its left edge if it goes round, else moved by whole turns.
+    """A layer on the columns of a reference grid.
 
-    A layer that does not go round but lies across the edge of a reference grid that does gets the columns of a whole
-    turn, with nothing in those that it does not cover.
+    A layer that wraps around the planet begins at the western edge of the reference grid; any other is shifted by whole
+    periods of longitude. A layer that does not wrap but lies across the edge of a reference grid that does gets the
+    columns of a full circle, invalid where it has no pixels.
 
     Returns:
-        The band itself if there is nothing to do, or no way to do it: a turn is not a whole number of its pixels.
+        The band itself if nothing has to change, or if a full circle is not a whole number of its pixels.
     """
-    grid, turn = band.grid, wrap_columns(band.grid)
-    if not turn:
+    grid, period = band.grid, wrap_columns(band.grid)
+    if not period:
         return band
     start = (reference.left - grid.left) / grid.resolution_x
     if not wraps(grid):
         if wraps(reference):
-            behind = -start % turn
-            turns = round((behind + start) / turn)
-            across = behind + grid.cols > turn + SNAP and behind < turn - SNAP
+            behind = -start % period
+            shifts = round((behind + start) / period)
+            across = behind + grid.cols > period + SNAP and behind < period - SNAP
         else:
             middle = (reference.bounds[0] + reference.bounds[2]) / 2
-            turns, across = round((bounds_near(grid, middle)[0] - grid.left) / grid.resolution_x / turn), False
+            shifts, across = round((bounds_near(grid, middle)[0] - grid.left) / grid.resolution_x / period), False
         if not across:
-            moved = replace(grid, left=grid.left + turns * turn * grid.resolution_x) if turns else grid
-            return WrappedBand(band, moved, 0, turn) if turns or wraps(reference) else band
+            moved = replace(grid, left=grid.left + shifts * period * grid.resolution_x) if shifts else grid
+            return WrappedBand(band, moved, 0, period) if shifts or wraps(reference) else band
     first = math.ceil(start - 0.5 - 1e-6)  # the first pixel whose centre lies on the reference grid
-    rolled = replace(grid, left=grid.left + first * grid.resolution_x, cols=turn)
-    return WrappedBand(band, rolled, first % turn, turn)
+    rolled = replace(grid, left=grid.left + first * grid.resolution_x, cols=period)
+    return WrappedBand(band, rolled, first % period, period)
 
 
 def wraparound_remarks(bands: Sequence[RasterBand], reference: Grid) -> list[str]:
-    """What a user should know of layers in longitude and latitude."""
-    globe = planet_of(reference.crs)
-    if globe is None:
+    """Warnings about layers in longitude and latitude that do not wrap around the planet as a user may expect."""
+    planet = planet_of(reference.crs)
+    if planet is None:
         return []
     notes = []
-    if not wraps(reference) and reference.cols * reference.resolution_x > 0.9 * globe.turn:
-        pixels = globe.turn / reference.resolution_x
-        why = f"a turn is {pixels:.6g} pixels, not a whole number" if not wrap_columns(reference) else "it has a gap"
-        notes.append(f"the reference grid nearly goes round, but {why}: tiles do not cross its ends")
+    if not wraps(reference) and reference.cols * reference.resolution_x > 0.9 * planet.period:
+        pixels = planet.period / reference.resolution_x
+        why = "it has a gap" if wrap_columns(reference) else f"a full circle is {pixels:.6g} pixels, not a whole number"
+        notes.append(
+            f"the reference grid nearly wraps around the planet, but {why}: tiles do not cross its ends; resample "
+            "layers to pixels that divide a full circle of longitude, or fill the gap"
+        )
     for band in bands:
-        turn = wrap_columns(band.grid)
-        if not turn and wraps(reference):
+        period = wrap_columns(band.grid)
+        if not period and wraps(reference):
             notes.append(
-                f"layer '{band.layer.name}': a turn is {globe.turn / band.grid.resolution_x:.6g} of its pixels, not a "
-                "whole number: it is not read across its ends; resample it to pixels that divide a turn"
+                f"layer '{band.layer.name}': a full circle is {planet.period / band.grid.resolution_x:.6g} of its "
+                "pixels, not a whole number: it is not read across its ends; resample it to pixels that divide a full "
+                "circle"
             )
-        elif turn and band.grid.cols > turn:
+        elif period and band.grid.cols > period:
             notes.append(
-                f"layer '{band.layer.name}': covers more than a turn; its last {band.grid.cols - turn} columns repeat "
-                "ground and are not used"
+                f"layer '{band.layer.name}': covers more than a full circle; its last {band.grid.cols - period} "
+                "columns repeat ground and are not used"
             )
     return notes

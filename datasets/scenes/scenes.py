@@ -132,9 +132,9 @@ class Scenes:
     def pyramid(self, source: Any = None) -> Pyramid:
         """On-device pooling with the statistics; images of another set are of the same size."""
         size, channels = self.images.size, len(self.images.bands)
-        block = LayerBundle(tuple(range(channels)), size, size, aligned=True, placement=Placement(1.0, 1.0, 0.0, 0.0))
+        bundle = LayerBundle(tuple(range(channels)), size, size, aligned=True, placement=Placement(1.0, 1.0, 0.0, 0.0))
         return Pyramid(
-            blocks=[block],
+            bundles=[bundle],
             tile_rows=size,
             tile_cols=size,
             input_size=self.input_size,
@@ -152,7 +152,7 @@ class Scenes:
         numbers = dict.fromkeys(tile[0] for tile in tiles)
         return "by row and file: " + "; ".join(self.images.table.where(number) for number in numbers)
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """What will be read, as lines to log."""
         images, size = self.images, self.images.size
         places = np.array(images.table.locations)
@@ -167,7 +167,7 @@ class Scenes:
             "turned over at random; held-out ones from their centre",
         ]
 
-    def notes(self, patch_size: int) -> list[str]:
+    def training_warnings(self, patch_size: int) -> list[str]:
         """What a user should know before training."""
         return list(self.images.notes)
 

@@ -46,7 +46,7 @@ class InferenceSurvey:
 
     Attributes:
         stack: the layers in the model's channel order; absent ones are hidden.
-        blocks: layers that travel together.
+        bundles: layers that travel together.
         pyramid: pooling with the statistics of training.
         base_resolution: ground edge of a base-scale pixel, CRS units.
         input_size: base-scale pixels along a tile's edge.
@@ -59,7 +59,7 @@ class InferenceSurvey:
     """
 
     stack: Stack
-    blocks: tuple[LayerBundle, ...]
+    bundles: tuple[LayerBundle, ...]
     pyramid: Pyramid
     base_resolution: float
     input_size: int
@@ -96,11 +96,11 @@ class InferenceSurvey:
     def map_scale(self) -> dict[str, Any]:
         """`length_unit` of maps, `unit_length`: how many of these a CRS unit of x has, and `where` that holds."""
         grid = self.stack.reference
-        globe = planet_of(grid.crs)
-        if globe is None:
+        planet = planet_of(grid.crs)
+        if planet is None:
             unit = grid.crs.linear_units
             return {"length_unit": "m" if unit.startswith("met") else unit}
-        latitude = float(globe.latitude(grid.top - grid.rows / 2 * grid.resolution_y))
+        latitude = float(planet.latitude(grid.top - grid.rows / 2 * grid.resolution_y))
         length = pixel_size_m(grid, grid.rows / 2)[0]
         return {"length_unit": "m", "unit_length": length, "where": f"at latitude {latitude:.3g}"}
 
@@ -139,7 +139,7 @@ class InferenceSurvey:
         if zoom not in self._zoomed:
             base, scales = self.base_resolution / zoom, self.pyramid.scales
             known = _known(self.stack.bands, scales=scales, base=base, hidden=self.stack.hidden)
-            blocks, pyramid = _pyramid(
+            bundles, pyramid = _pyramid(
                 self.stack,
                 base=base,
                 input_size=self.input_size,
@@ -148,7 +148,7 @@ class InferenceSurvey:
                 encodings=self.encodings,
             )
             self._zoomed[zoom] = replace(
-                self, base_resolution=base, blocks=blocks, pyramid=pyramid, known=known, _zoomed={}
+                self, base_resolution=base, bundles=bundles, pyramid=pyramid, known=known, _zoomed={}
             )
         return self._zoomed[zoom]
 
@@ -164,7 +164,7 @@ class InferenceSurvey:
         west, east = grid.left + left * base, grid.left + right * base
         return bool(self.aoi.near(west, grid.top - bottom * base, east, grid.top - top * base))
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """What will be read, as lines to log."""
         lines = [
             f"layer {channel} {band.layer.name}: "
@@ -229,7 +229,7 @@ class GroundWindow:
         survey, grid = self._survey, self._survey.stack.reference
         step = np.array([survey.base_resolution / grid.resolution_y, survey.base_resolution / grid.resolution_x])
         # Made anew each time: kept, it and the window would hold each other, and their pixels, until collected.
-        reader = TileReader(self, survey.blocks)
+        reader = TileReader(self, survey.bundles)
         return survey.pyramid(*reader.read(origins * step).to(device).parts)
 
 
@@ -350,10 +350,12 @@ def _assemble(
 ) -> InferenceSurvey:
     """A survey of opened and scanned layers at base-scale pixels of some size."""
     known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
-    blocks, pyramid = _pyramid(stack, base=base, input_size=input_size, scales=scales, known=known, encodings=encodings)
+    bundles, pyramid = _pyramid(
+        stack, base=base, input_size=input_size, scales=scales, known=known, encodings=encodings
+    )
     survey = InferenceSurvey(
         stack=stack,
-        blocks=blocks,
+        bundles=bundles,
         pyramid=pyramid,
         base_resolution=float(base),
         input_size=input_size,
@@ -385,9 +387,9 @@ def _pyramid(
     """How tiles are cut out of the layers, and pooled, at base-scale pixels of some size."""
     reference = stack.reference
     rows, cols = input_size * base / reference.resolution_y, input_size * base / reference.resolution_x
-    blocks = make_bundles(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
+    bundles = make_bundles(stack, tile_rows=rows, tile_cols=cols, step=_tile_step(base, reference))
     pyramid = Pyramid(
-        blocks=blocks,
+        bundles=bundles,
         tile_rows=rows,
         tile_cols=cols,
         input_size=input_size,
@@ -395,7 +397,7 @@ def _pyramid(
         scored=known,
         encodings=encodings,
     )
-    return blocks, pyramid
+    return bundles, pyramid
 
 
 def _open_stack(

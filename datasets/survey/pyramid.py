@@ -100,10 +100,10 @@ def pool_overlap(
 
 
 class Pyramid:
-    """Turns blocks of native pixels into a `Sample`.
+    """Turns bundles of native pixels into a `Sample`.
 
     Args:
-        blocks: the blocks of a stack.
+        bundles: the bundles of a stack.
         tile_rows: tile height, reference pixels.
         tile_cols: tile width, reference pixels.
         input_size: base-scale pixels along an edge, H = W.
@@ -115,7 +115,7 @@ class Pyramid:
     def __init__(
         self,
         *,
-        blocks: Sequence[LayerBundle],
+        bundles: Sequence[LayerBundle],
         tile_rows: float,
         tile_cols: float,
         input_size: int,
@@ -123,7 +123,7 @@ class Pyramid:
         scored: Mapping[int, Sequence[int]],
         encodings: Sequence[Encoding],
     ) -> None:
-        self.blocks = tuple(blocks)
+        self.bundles = tuple(bundles)
         self.encodings = tuple(encodings)
         self.ranges = channel_ranges(self.encodings)
         self.channels = sum(len(numbers) for numbers in self.ranges)
@@ -136,8 +136,8 @@ class Pyramid:
         """Builds the pyramid.
 
         Args:
-            arrays: per block (N, its channels, rows, cols) float32, physical units, NaN = invalid.
-            phases: per block (N, 2) float (row, col) start of the tile inside the first native pixel, or None.
+            arrays: per bundle (N, its channels, rows, cols) float32, physical units, NaN = invalid.
+            phases: per bundle (N, 2) float (row, col) start of the tile inside the first native pixel, or None.
 
         Returns:
             The sample, on the device of the arrays.
@@ -147,12 +147,12 @@ class Pyramid:
         shape = [(count, self.channels, size, size) for size in sizes]
         values = [torch.zeros(s, device=device) for s in shape]
         valid = [torch.zeros(s, dtype=torch.bool, device=device) for s in shape]
-        for block, array, phase in zip(self.blocks, arrays, phases, strict=True):
-            encoded, usable = self._encode(array, block.channels)
-            owners = [layer for layer in block.channels for _ in self.ranges[layer]]
-            numbers = [channel for layer in block.channels for channel in self.ranges[layer]]
+        for bundle, array, phase in zip(self.bundles, arrays, phases, strict=True):
+            encoded, usable = self._encode(array, bundle.channels)
+            owners = [layer for layer in bundle.channels for _ in self.ranges[layer]]
+            numbers = [channel for layer in bundle.channels for channel in self.ranges[layer]]
             pool = self._pool_whole if phase is None else self._pool_shifted
-            for level, (mean, ok) in pool(block, encoded, usable, phase).items():
+            for level, (mean, ok) in pool(bundle, encoded, usable, phase).items():
                 for k, (layer, channel) in enumerate(zip(owners, numbers, strict=True)):
                     if level == 0 or self._is_scored(layer, level):  # lists as indices would make a GPU wait
                         values[level][:, channel], valid[level][:, channel] = mean[:, k], ok[:, k]
@@ -178,12 +178,12 @@ class Pyramid:
     def _is_scored(self, layer: int, level: int) -> bool:
         return layer in self.scored[self.scales[level]]
 
-    def _levels(self, block: LayerBundle) -> list[int]:
-        """Levels of the pyramid that some layer of a block takes part in; the base always."""
+    def _levels(self, bundle: LayerBundle) -> list[int]:
+        """Levels of the pyramid that some layer of a bundle takes part in; the base always."""
         return [
             level
             for level in range(len(self.scales))
-            if level == 0 or any(self._is_scored(c, level) for c in block.channels)
+            if level == 0 or any(self._is_scored(c, level) for c in bundle.channels)
         ]
 
     def _encode(self, array: torch.Tensor, layers: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,13 +193,13 @@ class Pyramid:
         return torch.cat([channels for channels, _ in parts], dim=1), torch.cat(usable, dim=1)
 
     def _pool_whole(
-        self, block: LayerBundle, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None
+        self, bundle: LayerBundle, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         """Aligned windows: block means where the ratio is whole, from fine to coarse, else shared areas."""
         result: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         means, weight = values, usable.float()
         whole = True
-        for level in sorted(self._levels(block), key=lambda k: -self.scales[k]):
+        for level in sorted(self._levels(bundle), key=lambda k: -self.scales[k]):
             size = self.input_size * self.scales[level]
             factor_y, rest_y = divmod(means.shape[-2], size)
             factor_x, rest_x = divmod(means.shape[-1], size)
@@ -214,24 +214,24 @@ class Pyramid:
         if whole:
             return result
         zero = torch.zeros(values.shape[0], 2, device=values.device)
-        return self._pool_shifted(block, values, usable, zero)
+        return self._pool_shifted(bundle, values, usable, zero)
 
     def _pool_shifted(
-        self, block: LayerBundle, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None
+        self, bundle: LayerBundle, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
         assert phase is not None
         result = {}
-        for level in self._levels(block):
+        for level in self._levels(bundle):
             size = self.input_size * self.scales[level]
             weights_y = overlap_weights(
                 phase[:, 0],
-                pixels=block.placement.ratio_y * self._tile[0],
+                pixels=bundle.placement.ratio_y * self._tile[0],
                 native=values.shape[-2],
                 size=size,
             )
             weights_x = overlap_weights(
                 phase[:, 1],
-                pixels=block.placement.ratio_x * self._tile[1],
+                pixels=bundle.placement.ratio_x * self._tile[1],
                 native=values.shape[-1],
                 size=size,
             )

@@ -55,7 +55,7 @@ class PyramidCache:
         ]
         self._values = [torch.empty(shape, device=device) for shape in shapes]
         self._valid = [torch.empty(shape, dtype=torch.bool, device=device) for shape in shapes]
-        self._fill(TileReader(survey.stack, survey.blocks), pyramid)
+        self._fill(TileReader(survey.stack, survey.bundles), pyramid)
 
     def _fill(self, reader: TileReader, pyramid: Pyramid) -> None:
         """Pools tile after tile, each once, the last ones flush with the end."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from datasets.ground.grid import ALIKE
 from datasets.rasters.band import RasterBand
 from datasets.rasters.wrapped_band import WrappedBand
-from datasets.survey.stack import ALIKE, longest_edge
+from datasets.survey.stack import longest_edge
 
 
 def score_scales(

@@ -14,16 +14,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from datasets.ground.grid import Grid, crs_agree
+from datasets.ground.grid import ALIKE, SNAP, Grid, crs_agree
 from datasets.ground.wraparound import bounds_near, split_at_seam, wrap_columns, wrapped_reference, wraps
 from datasets.rasters.band import RasterBand
 from datasets.rasters.wrapped_band import WrappedBand, wrapped_band
-
-SNAP = 0.01
-"""Misfits below this share of a native pixel, over the whole survey, are rounding of coordinates, not geometry."""
-
-ALIKE = 1.01
-"""Resolutions within this factor count as one: warping makes 99.97 m of 100 m."""
 
 
 @dataclass(frozen=True)
@@ -267,7 +261,9 @@ class Stack:
             return array[row : row + rows, col : col + cols]
         band = self.bands[channel]
         if isinstance(band, WrappedBand):
-            parts = [_slice(array, row, first, rows, count) for first, count in split_at_seam(col, cols, band.turn)]
+            parts = [
+                _slice(array, row, first, rows, count) for first, count in split_at_seam(col, cols, band.wrap_columns)
+            ]
             return np.concatenate(parts, axis=1)
         return _slice(array, row, col, rows, cols)
 
@@ -319,16 +315,18 @@ def make_bundles(stack: Stack, *, tile_rows: float, tile_cols: float, step: floa
         step: tile origins are multiples of this, reference pixels.
 
     Returns:
-        Blocks that together hold every channel once.
+        Bundles that together hold every channel once.
     """
     groups: dict[tuple[Placement, bool], list[int]] = {}
     for channel, placement in enumerate(stack.placements):
         aligned = placement.is_aligned(rows=tile_rows, cols=tile_cols, step=step)
         groups.setdefault((placement, aligned), []).append(channel)
-    blocks = []
+    bundles = []
     for (placement, aligned), channels in groups.items():
         extra = 0 if aligned else 1
         rows = math.ceil(round(placement.ratio_y * tile_rows, 6)) + extra
         cols = math.ceil(round(placement.ratio_x * tile_cols, 6)) + extra
-        blocks.append(LayerBundle(channels=tuple(channels), rows=rows, cols=cols, aligned=aligned, placement=placement))
-    return tuple(blocks)
+        bundles.append(
+            LayerBundle(channels=tuple(channels), rows=rows, cols=cols, aligned=aligned, placement=placement)
+        )
+    return tuple(bundles)

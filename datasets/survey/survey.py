@@ -53,7 +53,7 @@ class Survey:
         scales: scales at which some layer is scored, 1 first.
         scored: for each of those scales, the numbers of the layers scored there.
         tiles: training and validation windows.
-        blocks: layers that travel together.
+        bundles: layers that travel together.
         correlation_cells: per layer, autocorrelation length in base-scale pixels.
         layer_warnings: what a user should know about the layers.
         scale_warnings: which layers and scales are not scored.
@@ -69,7 +69,7 @@ class Survey:
     scales: tuple[int, ...]
     scored: dict[int, tuple[int, ...]]
     tiles: TileIndex
-    blocks: tuple[LayerBundle, ...]
+    bundles: tuple[LayerBundle, ...]
     correlation_cells: tuple[float, ...]
     layer_warnings: tuple[str, ...] = field(default=())
     scale_warnings: tuple[str, ...] = field(default=())
@@ -89,7 +89,7 @@ class Survey:
         """The channel numbers of each layer."""
         return channel_ranges(self.encodings)
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """What will be read, as lines to log."""
         lines = []
         for channel, (band, summary) in enumerate(zip(self.stack.bands, self.summaries, strict=True)):
@@ -165,7 +165,7 @@ class Survey:
         """
         source = source or self
         return Pyramid(
-            blocks=source.blocks,
+            bundles=source.bundles,
             tile_rows=source.tiles.height,
             tile_cols=source.tiles.width,
             input_size=self.input_size,
@@ -195,7 +195,7 @@ class Survey:
 
     def reader(self) -> TileReader:
         """Cuts tiles out of the stack."""
-        return TileReader(self.stack, self.blocks)
+        return TileReader(self.stack, self.bundles)
 
     def valid_share(self, tiles: np.ndarray) -> np.ndarray:
         """Valid share of the ground of windows at (N, 2) origins, averaged over layers."""
@@ -206,7 +206,7 @@ class Survey:
         """Windows by their origins."""
         return f"as (row, col) of {self.tiles.height} x {self.tiles.width} reference pixels: {list(tiles)}"
 
-    def notes(self, patch_size: int) -> list[str]:
+    def training_warnings(self, patch_size: int) -> list[str]:
         """What a user should know before training with such patches."""
         return [*self.warnings, *smooth_layers(self, patch_size)]
 
@@ -339,7 +339,7 @@ def open_survey(
         scales=kept_scales,
         scored=scored,
         tiles=tiles,
-        blocks=make_bundles(stack, tile_rows=height, tile_cols=width, step=step),
+        bundles=make_bundles(stack, tile_rows=height, tile_cols=width, step=step),
         correlation_cells=tuple(
             _correlation_cells(m.mean, cell * input_size / height)
             if kind_of(band.layer).is_continuous

@@ -18,8 +18,8 @@ class Tiles:
     """Native pixels of some tiles.
 
     Attributes:
-        arrays: per block (N, channels, rows, cols) float32, physical units, NaN = invalid.
-        phases: per block (N, 2) float32 (row, col) start of the tile in its first native pixel; None when aligned.
+        arrays: per bundle (N, channels, rows, cols) float32, physical units, NaN = invalid.
+        phases: per bundle (N, 2) float32 (row, col) start of the tile in its first native pixel; None when aligned.
     """
 
     arrays: list[torch.Tensor]
@@ -57,18 +57,18 @@ class TileReader:
 
     Args:
         stack: the stack, or a window of one.
-        blocks: which layers travel together.
+        bundles: which layers travel together.
     """
 
-    def __init__(self, stack: NativePixels, blocks: Sequence[LayerBundle]) -> None:
+    def __init__(self, stack: NativePixels, bundles: Sequence[LayerBundle]) -> None:
         self.stack = stack
-        self.blocks = tuple(blocks)
+        self.bundles = tuple(bundles)
 
     def read(self, origins: np.ndarray) -> Tiles:
         """Reads tiles.
 
         Args:
-            origins: (N, 2) reference (row, col) of the tiles; fractions count where a block is not aligned.
+            origins: (N, 2) reference (row, col) of the tiles; fractions count where a bundle is not aligned.
 
         Returns:
             The tiles' native pixels.
@@ -81,17 +81,17 @@ class TileReader:
 
     def _read(self, origins: np.ndarray) -> Tiles:
         arrays, phases = [], []
-        for block in self.blocks:
-            array = np.empty((len(origins), len(block.channels), block.rows, block.cols), dtype=np.float32)
+        for bundle in self.bundles:
+            array = np.empty((len(origins), len(bundle.channels), bundle.rows, bundle.cols), dtype=np.float32)
             phase = np.zeros((len(origins), 2), dtype=np.float32)
             for n, (row, col) in enumerate(origins.tolist()):
-                first_row, first_col, phase_y, phase_x = block.window(row, col)
+                first_row, first_col, phase_y, phase_x = bundle.window(row, col)
                 phase[n] = phase_y, phase_x
-                for k, channel in enumerate(block.channels):
+                for k, channel in enumerate(bundle.channels):
                     try:
-                        array[n, k] = self.stack.read(channel, first_row, first_col, block.rows, block.cols)
+                        array[n, k] = self.stack.read(channel, first_row, first_col, bundle.rows, bundle.cols)
                     except OSError as error:
                         raise OSError(f"tile at reference row {row:g}, column {col:g}: {error}") from error
             arrays.append(torch.from_numpy(array))
-            phases.append(None if block.aligned else torch.from_numpy(phase))
+            phases.append(None if bundle.aligned else torch.from_numpy(phase))
         return Tiles(arrays=arrays, phases=phases)

@@ -92,10 +92,10 @@ class TileSource(Protocol):
     def name_tiles(self, tiles: Sequence[Sequence[int]]) -> str:
         """Tiles as a message names them."""
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """What will be read, as lines to log."""
 
-    def notes(self, patch_size: int) -> list[str]:
+    def training_warnings(self, patch_size: int) -> list[str]:
         """What a user should know before training with such patches."""
 
     def channel_options(self) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class TileIndex:
     @property
     def wrap_columns(self) -> int:
         """Reference columns after which the ground repeats, 0 = never."""
-        return 0 if self.ground is None else self.ground.turn
+        return 0 if self.ground is None else self.ground.wrap_columns
 
     def epoch(self, *, seed: int, epoch: int, tiles: int | None = None) -> np.ndarray:
         """Training windows of an epoch, in the order in which they are visited.
@@ -272,7 +272,7 @@ def index_tiles(
         )
     stride_y = max(step, round(height * (1 - overlap) / step) * step)
     stride_x = max(step, round(width * (1 - overlap) / step) * step)
-    coverage = replace(coverage, wrap_columns=0 if ground is None else ground.turn)
+    coverage = replace(coverage, wrap_columns=0 if ground is None else ground.wrap_columns)
     anchors = _anchors(
         coverage,
         shape,

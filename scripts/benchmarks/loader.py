@@ -46,7 +46,7 @@ def run_loader(args: argparse.Namespace) -> dict[str, Any]:
         opened(size=args.size, input_size=args.input_size, cache="ram") as (survey, _),
         opened(**small) as (windowed, folder),
     ):
-        memory = TileReader(survey.stack, survey.blocks)
+        memory = TileReader(survey.stack, survey.bundles)
         pooled = PyramidCache(survey, CPU)
         pyramid = survey.pyramid()
         batches, of_files = (_batches(each, args) for each in (survey, windowed))
@@ -54,7 +54,7 @@ def run_loader(args: argparse.Namespace) -> dict[str, Any]:
         def ready(part: np.ndarray) -> object:
             return to_sample(memory.read(part), pyramid, CPU)
 
-        files = TileReader(windowed.stack, windowed.blocks)
+        files = TileReader(windowed.stack, windowed.bundles)
         jobs: dict[str, Callable[[], object]] = {
             "native, memory": partial(_each, batches, memory.read),
             "ready, each tile pooled": partial(_each, batches, ready),
@@ -117,7 +117,7 @@ def _decoding(args: argparse.Namespace) -> dict[str, float]:
         for _ in range(args.repeats):
             close_datasets()
             start = time.process_time()
-            TileReader(survey.stack, survey.blocks).read(origins)
+            TileReader(survey.stack, survey.bundles).read(origins)
             rates["ours"].append(len(origins) / (time.process_time() - start))
             handles = _handles(folder)
             start = time.process_time()

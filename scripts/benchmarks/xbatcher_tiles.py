@@ -29,9 +29,9 @@ class TileBatches:
     """Batches of native pixels of one bundle of layers, read from an xarray dataset in the order of the tile index.
 
     Args:
-        dataset: variables (y, x) of one grid: the block's layers in order, physical units, NaN = invalid, row 0 in the
-            north (`block_dataset` makes one).
-        block: the layers that travel together.
+        dataset: variables (y, x) of one grid: the bundle's layers in order, physical units, NaN = invalid, row 0 in the
+            north (`bundle_dataset` makes one).
+        bundle: the layers that travel together.
         origins: (n, 2) reference (row, col) of tiles, in order.
         batch_size: tiles in a batch; the last batch has the rest.
 
@@ -43,17 +43,17 @@ class TileBatches:
         ValueError: xbatcher is not installed.
     """
 
-    def __init__(self, dataset: Any, block: LayerBundle, origins: np.ndarray, *, batch_size: int) -> None:
+    def __init__(self, dataset: Any, bundle: LayerBundle, origins: np.ndarray, *, batch_size: int) -> None:
         xbatcher = require("xbatcher", "slicing tiles through xbatcher")
-        self.block = block
-        places = [block.window(float(row), float(col)) for row, col in origins]
+        self.bundle = bundle
+        places = [bundle.window(float(row), float(col)) for row, col in origins]
         self.phases = np.array([place[2:] for place in places], dtype=np.float32)
         turn = dataset.attrs.get(TURN, 0)
         firsts = [(row, col % turn if turn else col) for row, col, _, _ in places]
-        windows = [{ROWS: slice(row, row + block.rows), COLS: slice(col, col + block.cols)} for row, col in firsts]
+        windows = [{ROWS: slice(row, row + bundle.rows), COLS: slice(col, col + bundle.cols)} for row, col in firsts]
         dataset, windows = _padded(dataset, windows)
         self.generator = xbatcher.BatchGenerator(
-            dataset, input_dims={ROWS: block.rows, COLS: block.cols}, concat_input_dims=True, preload_batch=False
+            dataset, input_dims={ROWS: bundle.rows, COLS: bundle.cols}, concat_input_dims=True, preload_batch=False
         )
         self.generator._batch_selectors.selectors = {
             number: windows[first : first + batch_size]
@@ -70,22 +70,22 @@ class TileBatches:
         batch = self.generator[number]
         arrays = [batch[name].transpose("input_batch", ...).values for name in batch.data_vars]
         phases = self.phases[number * self._batch_size : (number + 1) * self._batch_size]
-        return torch.from_numpy(np.stack(arrays, axis=1)), None if self.block.aligned else torch.from_numpy(phases)
+        return torch.from_numpy(np.stack(arrays, axis=1)), None if self.bundle.aligned else torch.from_numpy(phases)
 
 
-def block_dataset(survey: Survey, block: LayerBundle) -> Any:
-    """The layers of a block as an xarray dataset in native pixels: physical units, NaN = invalid, north up; in memory.
+def bundle_dataset(survey: Survey, bundle: LayerBundle) -> Any:
+    """The layers of a bundle as an xarray dataset in native pixels: physical units, NaN = invalid, north up; in memory.
 
     Args:
         survey: the survey.
-        block: layers of one grid.
+        bundle: layers of one grid.
     """
     xarray = require("xarray", "a dataset of a survey's layers")
-    stack, (first, *_) = survey.stack, block.channels
+    stack, (first, *_) = survey.stack, bundle.channels
     grid = stack.bands[first].grid
     turn = wrap_columns(grid) if wraps(grid) and wraps(stack.reference) else 0
-    shape = (grid.rows, grid.cols + block.cols if turn else grid.cols)
-    layers = {stack.bands[c].layer.name: ((ROWS, COLS), stack.read(c, 0, 0, *shape)) for c in block.channels}
+    shape = (grid.rows, grid.cols + bundle.cols if turn else grid.cols)
+    layers = {stack.bands[c].layer.name: ((ROWS, COLS), stack.read(c, 0, 0, *shape)) for c in bundle.channels}
     coordinates = {
         ROWS: grid.top - (np.arange(shape[0]) + 0.5) * grid.resolution_y,
         COLS: grid.left + (np.arange(shape[1]) + 0.5) * grid.resolution_x,
@@ -100,7 +100,7 @@ def epoch_batches(
 
     Args:
         survey: the survey.
-        datasets: one for each of its blocks, as `block_dataset` makes them.
+        datasets: one for each of its bundles, as `bundle_dataset` makes them.
         seed: seed of the run.
         epoch: number of the epoch.
         batch_size: tiles in a batch.
@@ -111,8 +111,8 @@ def epoch_batches(
     """
     origins = survey.tiles.epoch(seed=seed, epoch=epoch, tiles=tiles)
     parts = [
-        TileBatches(dataset, block, origins, batch_size=batch_size)
-        for dataset, block in zip(datasets, survey.blocks, strict=True)
+        TileBatches(dataset, bundle, origins, batch_size=batch_size)
+        for dataset, bundle in zip(datasets, survey.bundles, strict=True)
     ]
     for number in range(len(parts[0])):
         arrays, phases = zip(*(part[number] for part in parts), strict=True)
