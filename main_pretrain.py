@@ -39,7 +39,7 @@ from util.checkpoints import resume_state
 from util.checkpoints import run_checkpoints as ckpt
 from util.checkpoints.checkpoint_file import VERSION
 from util.checkpoints.same_step import require_same_step
-from util.hardware.device import amp_policy, busy_note, describe_environment, peak_memory_bytes, wait_for
+from util.hardware.device import amp_policy, busy_warning, describe_environment, peak_memory_bytes, wait_for
 from util.metrics.skill import HeldOutEvaluator, ScoredBatch, ScoredLayer
 from util.options import common as options
 from util.processes import distributed as dist
@@ -188,7 +188,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         "precision": str(amp_dtype or "fp32"),
     }
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
-    if busy := busy_note() if device.type == "cpu" else "":
+    if busy := busy_warning() if device.type == "cpu" else "":
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", busy)
 
     # data

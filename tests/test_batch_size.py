@@ -11,7 +11,7 @@ from util.hardware import device as devices
 from util.processes.distributed import Ranks
 from util.training import batch_size as batches
 from util.training import memory
-from util.training.batch_size import choose_batch_size, divisors, samples_of_each
+from util.training.batch_size import choose_batch_size, divisors, samples_per_process
 from util.training.memory import MemoryTrials
 
 CPU = torch.device("cpu")
@@ -100,12 +100,12 @@ class TestChoice:
             chosen(10**9, effective_batch=64, ranks=Ranks(0, 3, 0, 3))
 
     def test_a_batch_that_does_not_divide(self):
-        with pytest.raises(ValueError, match="--effective_batch 48: .* no multiple of --batch_size 10; use .* 8"):
+        with pytest.raises(ValueError, match="--effective_batch 48: .* not a multiple of --batch_size 10; use .* 8"):
             chosen(0, batch_size=10, effective_batch=48)
 
     def test_two_options_for_one_thing(self):
         with pytest.raises(ValueError, match="--effective_batch 48 with --accum_iter 2"):
-            samples_of_each(1, accum_iter=2, effective_batch=48)
+            samples_per_process(1, accum_iter=2, effective_batch=48)
 
 
 def test_memory_of_this_machine():

@@ -221,12 +221,12 @@ class TestBusyMachine:
         monkeypatch.setattr(devices.os, "getloadavg", lambda: (6.3, 0.0, 0.0))
         monkeypatch.setattr(devices, "_usable_cpus", lambda: 8)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-        assert "keep 6.3 of 8 cores busy, and 8 threads wait" in devices.busy_note()
-        assert "OMP_NUM_THREADS=2 " in devices.busy_note()
+        assert "keep 6.3 of 8 cores busy, and 8 threads wait" in devices.busy_warning()
+        assert "OMP_NUM_THREADS=2 " in devices.busy_warning()
 
     @pytest.mark.parametrize(("load", "threads"), [(9.0, 1), (0.3, 8), (4.4, 4)])
     def test_silent_where_every_thread_has_a_core(self, monkeypatch, load, threads):
         monkeypatch.setattr(devices.os, "getloadavg", lambda: (load, 0.0, 0.0))
         monkeypatch.setattr(devices, "_usable_cpus", lambda: 8)
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-        assert devices.busy_note() == ""
+        assert devices.busy_warning() == ""

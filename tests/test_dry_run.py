@@ -4,8 +4,10 @@ import logging
 import re
 
 import pytest
+import torch
 
 from tests import small_main, surveys
+from tests.test_multirank import PAIR
 
 
 def text_of(caplog):
@@ -51,3 +53,26 @@ def test_what_cannot_be_used_is_refused_as_in_a_run(tmp_path, capsys):
     arguments = surveys.arguments(survey, tmp_path / "output")
     assert small_main.main([*arguments, "--patch_size", "5", "--dry_run"]) == 2
     assert "--patch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_processes(tmp_path, fsdp):
+    """Memory is predicted unless the weights are split over processes; nothing is written either way."""
+    if fsdp and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8):
+        pytest.skip("torch 2.7 refuses --fsdp over gloo")
+    survey, output = surveys.write_survey(tmp_path / "survey"), tmp_path / "output"
+    arguments = surveys.arguments(survey, output, *PAIR, "--dry_run", *["--fsdp"] * fsdp)
+    results = surveys.run_ranks(arguments, tmp_path)
+    assert [status for status, _ in results] == [0, 0], results
+    text = results[0][1]
+    assert "an update takes" in text and list(output.iterdir()) == []
+    assert ("it fits: this process can get" in text) is ("peak memory predicted" in text) is not fsdp
+
+
+def test_two_processes_find_one_batch(tmp_path):
+    survey, output = surveys.write_survey(tmp_path / "survey"), tmp_path / "output"
+    flags = ["--batch_size", "auto", "--effective_batch", "4", "--epochs", "1"]
+    results = surveys.run_ranks(surveys.arguments(survey, output, *flags), tmp_path)
+    assert [status for status, _ in results] == [0, 0], results
+    assert "--batch_size auto: 2, --accum_iter 1 (effective batch 4" in results[0][1]
+    assert surveys.checkpoint(output)["options"]["batch_size"] == 2

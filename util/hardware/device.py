@@ -30,8 +30,7 @@ def select_device(name: str = "auto", *, local_rank: int = 0) -> torch.device:
         local_rank: number of this process on its machine; "auto" and "cuda" take the card of that number.
 
     Raises:
-        ValueError: unknown name; no such device here; or a GPU of an architecture this torch has no kernels
-            for.
+        ValueError: unknown name; no such device here; or a GPU that this torch has no kernels for.
     """
     if name == "auto":
         return _select_automatically(local_rank)
@@ -95,11 +94,10 @@ def _cuda_problem(device: torch.device) -> str:
 
 
 def has_kernels_for(capability: tuple[int, int], built_for: list[str]) -> bool:
-    """True if a torch build runs on a card: machine code of the same major version, or PTX that can be
-    translated.
+    """Whether a torch build runs on a GPU: it has machine code of the same major version, or PTX to translate.
 
     Args:
-        capability: of the card, such as (7, 0).
+        capability: of the GPU, such as (7, 0).
         built_for: `torch.cuda.get_arch_list()`. "sm_70" is machine code for 7.0 and later 7.x; "compute_70"
             is PTX for 7.0 and everything later. A suffix ("sm_90a", "sm_100f") ties the code to that
             architecture (a) or family (f).
@@ -150,7 +148,7 @@ def amp_policy(device: torch.device, choice: str = "auto") -> tuple[torch.dtype 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Returns versions, device and machine as plain values, to log and store with a run."""
-    facts: dict[str, Any] = {
+    info: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "cuda": torch.version.cuda,
@@ -165,10 +163,10 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
-        facts["device_name"] = torch.cuda.get_device_name(device)
-        facts["capability"] = f"{major}.{minor}"
-        facts["device_memory_mib"] = torch.cuda.get_device_properties(device).total_memory // _MIB
-    return facts
+        info["device_name"] = torch.cuda.get_device_name(device)
+        info["capability"] = f"{major}.{minor}"
+        info["device_memory_mib"] = torch.cuda.get_device_properties(device).total_memory // _MIB
+    return info
 
 
 def _version_of(package: str, attribute: str = "__version__") -> str | None:
@@ -185,7 +183,7 @@ def _usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def busy_note() -> str:
+def busy_warning() -> str:
     """Returns a warning if other programs keep the cores busy that several threads want to use; or "".
 
     Threads wait for one another at the end of each operation, so one that gets no core delays all.

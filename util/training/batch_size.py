@@ -20,7 +20,7 @@ CPU_MARGIN = 0.85
 
 @dataclass(frozen=True)
 class BatchSize:
-    """How the samples of an update are divided: `batch_size` in one forward pass, `accum_iter` passes an update."""
+    """Samples of one forward pass, and forward passes of an update."""
 
     batch_size: int
     accum_iter: int
@@ -35,7 +35,7 @@ def choose_batch_size(
     device: torch.device,
     trials: MemoryTrials,
 ) -> BatchSize:
-    """Chooses the batch size and the accumulation where `auto` or an effective batch was asked for.
+    """Returns the batch size and the accumulation, chosen where `auto` or an effective batch is given.
 
     Args:
         batch_size: as given: a number, or `auto` for the largest that fits.
@@ -50,7 +50,7 @@ def choose_batch_size(
     """
     if batch_size != "auto" and effective_batch is None:
         return BatchSize(int(batch_size), accum_iter)
-    samples = samples_of_each(ranks.world_size, accum_iter=accum_iter, effective_batch=effective_batch)
+    samples = samples_per_process(ranks.world_size, accum_iter=accum_iter, effective_batch=effective_batch)
     if batch_size != "auto":
         return _divided(int(batch_size), samples, effective_batch=effective_batch, processes=ranks.world_size)
     limit = memory_for_training(device, ranks)
@@ -78,7 +78,7 @@ def choose_batch_size(
 
 
 def _divided(batch_size: int, samples: int, *, effective_batch: int | None, processes: int) -> BatchSize:
-    """A given batch size, with the accumulation that gives this number of samples a process.
+    """A given batch size, with the accumulation that gives this number of samples per process.
 
     Raises:
         ValueError: the batch size does not divide them.
@@ -87,7 +87,7 @@ def _divided(batch_size: int, samples: int, *, effective_batch: int | None, proc
         best = max(k for k in divisors(samples) if k <= batch_size)
         raise ValueError(
             f"--effective_batch {effective_batch}: {samples} samples for each of {processes} processes "
-            f"are no multiple of --batch_size {batch_size}; use --batch_size {best}"
+            f"are not a multiple of --batch_size {batch_size}; use --batch_size {best}"
         )
     return BatchSize(batch_size, samples // batch_size)
 
@@ -95,7 +95,7 @@ def _divided(batch_size: int, samples: int, *, effective_batch: int | None, proc
 def memory_for_training(device: torch.device, ranks: dist.Ranks) -> int:
     """Bytes that a process may have in use at its peak, the same in all; every process must call it.
 
-    On a GPU its whole memory; elsewhere what this process uses now and its part of what is free on the machine.
+    On a GPU its whole memory; elsewhere the memory in use by this process plus its part of the machine's free memory.
     """
     limit = memory_limit_bytes(device)
     if device.type != "cuda":
@@ -105,7 +105,7 @@ def memory_for_training(device: torch.device, ranks: dist.Ranks) -> int:
 
 
 def predict_memory(trials: MemoryTrials, batch_size: int, *, device: torch.device, ranks: dist.Ranks) -> float:
-    """Tries smaller batches; says what memory training will take, whether it fits, and what to do if not.
+    """Tries smaller batches; logs the peak memory of training, whether it fits, and what to do if not.
 
     Every process must call it.
 
@@ -131,7 +131,7 @@ def predict_memory(trials: MemoryTrials, batch_size: int, *, device: torch.devic
 
 
 def report_measured(predicted: float, device: torch.device) -> None:
-    """Says what memory was used, beside the prediction."""
+    """Logs the peak memory that was used, and its ratio to the prediction."""
     used = used_memory_bytes(device) if device.type == "cuda" else peak_memory_bytes(device)
     logger.info(
         "dry run: peak memory predicted %.0f MiB, measured %.0f MiB, ratio %.2f",
@@ -141,11 +141,11 @@ def report_measured(predicted: float, device: torch.device) -> None:
     )
 
 
-def samples_of_each(processes: int, *, accum_iter: int, effective_batch: int | None) -> int:
+def samples_per_process(processes: int, *, accum_iter: int, effective_batch: int | None) -> int:
     """Samples that each process contributes to an update.
 
     Raises:
-        ValueError: two options say different things, or processes cannot share the effective batch evenly.
+        ValueError: two options contradict each other, or processes cannot share the effective batch evenly.
     """
     if effective_batch is None:
         return DEFAULT_BATCH_SIZE * accum_iter
@@ -163,5 +163,5 @@ def samples_of_each(processes: int, *, accum_iter: int, effective_batch: int | N
 
 
 def divisors(number: int) -> list[int]:
-    """All whole numbers that divide a number, in growing order."""
+    """All divisors of a number, in growing order."""
     return [k for k in range(1, number + 1) if number % k == 0]
