@@ -26,7 +26,7 @@ class TestFit:
     def test_share_and_errors(self):
         found = list(tried(60, noise=lambda k: 1.0))
         gap_model, gap = fit_gap_model(found), found[0].gap
-        assert abs(gap_model.share - 0.4) < 0.02 and (np.diff(gap_model.errors) >= 0).all()
+        assert abs(gap_model.detail_fraction - 0.4) < 0.02 and (np.diff(gap_model.errors) >= 0).all()
         np.testing.assert_allclose(gap_model.errors, 0.1 * np.array(gap_model.distances), rtol=0.1)
         sigma = gap_model.uncertainty(~gap, np.ones((30, 30)))
         assert (sigma[~gap] == 0).all() and sigma[14, 14] > 2 * sigma[5, 5] > 0
@@ -48,19 +48,19 @@ class TestFit:
     def test_a_layer_without_any_variation(self):
         zero = np.zeros((4, 4))
         gap_model = fit_gap_model([TrialGap(zero, zero, zero, ALL, zero)] * 8)
-        assert gap_model.share == 0 and (gap_model.uncertainty(~ALL, zero) == 0).all()
+        assert gap_model.detail_fraction == 0 and (gap_model.uncertainty(~ALL, zero) == 0).all()
 
     def test_detail_that_only_harms_is_left_out(self):
         zero = np.zeros((4, 4))
-        assert fit_gap_model([TrialGap(zero, FLAT, -FLAT, ALL, FLAT)]).share == 0
-        assert fit_gap_model([TrialGap(zero, FLAT, 5 * FLAT, ALL, FLAT)]).share == 1
+        assert fit_gap_model([TrialGap(zero, FLAT, -FLAT, ALL, FLAT)]).detail_fraction == 0
+        assert fit_gap_model([TrialGap(zero, FLAT, 5 * FLAT, ALL, FLAT)]).detail_fraction == 1
 
     def test_a_rough_gap_does_not_decide_alone(self):
         """Twenty smooth gaps where the detail is right, and a wild one where it is not at all."""
         rng = np.random.default_rng(0)
         zero, fine, wild = np.zeros((4, 4)), rng.normal(size=(20, 4, 4)), 1000 * rng.normal(size=(4, 4))
         found = [TrialGap(zero, detail, detail, ALL, FLAT) for detail in fine]
-        assert fit_gap_model([*found, TrialGap(zero, -wild, wild, ALL, FLAT)]).share > 0.9
+        assert fit_gap_model([*found, TrialGap(zero, -wild, wild, ALL, FLAT)]).detail_fraction > 0.9
 
     def test_nothing_to_learn_from(self):
         with pytest.raises(ValueError, match="no artificial gap could be made"):

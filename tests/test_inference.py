@@ -31,8 +31,10 @@ from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, start_of_launch, write_survey
 from util.checkpoints.checkpoint_file import save_checkpoint
 from util.inference.embeddings import EmbeddingProduct
-from util.inference.engine import Engine, LayerValues, Meter
-from util.inference.gap_filling import GapFillingProduct, NativeLayer
+from util.inference.engine import Engine, Meter
+from util.inference.gap_filling import GapFillingProduct
+from util.inference.inputs import ground_of
+from util.inference.layers import LayerValues, NativeLayer
 from util.inference.masked_views import MaskedViews
 from util.inference.reconstruction import ReconstructionProduct
 from util.model.layer_losses import LayerChannels
@@ -134,7 +136,7 @@ class TestIdentity:
         survey = reopen(tmp_path, scales=(1,))
         product = ReconstructionProduct(
             engine(Copy((1,))),
-            main_inference.ground_of(survey),
+            ground_of(survey),
             layers=values(survey),
             wanted={1: [0]},
             views=MaskedViews(0.75, 2, 0),
@@ -158,7 +160,7 @@ class TestIdentity:
         survey = reopen(tmp_path)
         for stride in (4, 2, 1):
             product = EmbeddingProduct(
-                engine(Copy()), main_inference.ground_of(survey), pool="mean", stride=stride, dtype="float32", tags={}
+                engine(Copy()), ground_of(survey), pool="mean", stride=stride, dtype="float32", tags={}
             )
             info = product.rasters["embeddings"]
             pixels = run(product, survey)["embeddings"][0]
@@ -175,9 +177,7 @@ class TestIdentity:
         image[(y - 100) ** 2 + (x - 90) ** 2 > 85**2] = np.nan
         write_grid(tmp_path / "a.tif", image, nodata=np.nan)
         survey = reopen(tmp_path)
-        product = EmbeddingProduct(
-            engine(Copy()), main_inference.ground_of(survey), pool="group", stride=4, dtype="float32", tags={}
-        )
+        product = EmbeddingProduct(engine(Copy()), ground_of(survey), pool="group", stride=4, dtype="float32", tags={})
         pixels = run(product, survey)["embeddings"][0]
         known = np.isfinite(np.pad(image, ((0, 8), (0, 8)), constant_values=np.nan))
         expected = known.reshape(13, 16, 13, 16).any(axis=(1, 3))
@@ -191,7 +191,7 @@ class TestIdentity:
         write_grid(tmp_path / "a.tif", holed, nodata=np.nan)
         survey = reopen(tmp_path, scales=(1,))
         model = Copy((1,))
-        grid, ground = survey.stack.bands[0].grid, main_inference.ground_of(survey)
+        grid, ground = survey.stack.bands[0].grid, ground_of(survey)
         layer = NativeLayer(
             channel=0,
             values=values(survey)[0],
@@ -422,7 +422,7 @@ class TestOutputs:
             np.testing.assert_allclose(means[known], measured[known], atol=2e-3)
         other = infer(trained, tmp_path / "b", "superresolution", "--block_size", "16")
         again = pixels_of(other / "superresolution_gravity_4x.tif")
-        np.testing.assert_allclose(again, pixels, atol=1e-4 * np.nanstd(pixels))  # no seams between squares
+        np.testing.assert_allclose(again, pixels, atol=1e-4 * np.nanstd(pixels))  # no seams between blocks
 
     def test_superresolution_beyond_what_can_be_refined(self, trained, tmp_path, caplog):
         mean = pixels_of(trained.survey / "gravity.tif")[0].reshape(40, 2, 40, 2).mean(axis=(1, 3))
@@ -584,7 +584,7 @@ class TestStopping:
         assert not (out / ".embeddings.parts").exists()
 
     def test_started_again_by_torchrun(self, trained, tmp_path, monkeypatch, caplog):
-        """The squares that were done are not made again; what was to be replaced is."""
+        """The blocks that were done are not made again; what was to be replaced is."""
         (tmp_path / "embeddings.tif").write_text("old")
         write = main_inference.Parts.write
 
@@ -599,7 +599,7 @@ class TestStopping:
             infer(trained, tmp_path, "embeddings", "--overwrite", status=1)
         start_of_launch(monkeypatch, 1)
         infer(trained, tmp_path, "embeddings", "--overwrite")
-        assert "2 of 4 squares were done before" in caplog.text
+        assert "2 of 4 blocks were done before" in caplog.text
         assert pixels_of(tmp_path / "embeddings.tif").shape == (32, 10, 10)
         infer(trained, tmp_path, "embeddings")  # killed once more when all was done
         start_of_launch(monkeypatch, 0)
@@ -610,7 +610,7 @@ class TestStopping:
         [
             ("checkpoint_file.load_checkpoint", []),
             ("open_inference_survey", []),
-            ("makers.position_means", []),
+            ("Meter", []),
             ("results.join", [".embeddings.parts"]),
         ],
     )
@@ -658,7 +658,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("more", "message"),
         [
-            (("--output", "prediction"), "is of pre-training, which learns no labels; fine-tune it first"),
+            (("--output", "prediction"), "is a checkpoint of pre-training, which learns no labels; fine-tune it first"),
             (("--stride", "3"), "--stride 3: expected a divisor of the patch's 4 base pixels"),
             (("--clusters", "1"), "--clusters 1: expected 2 to 255, or 0"),
             (("--block_size", "30"), "--block_size 30: expected a multiple of the patch, 4"),

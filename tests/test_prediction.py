@@ -369,7 +369,10 @@ class TestRefused:
         assert train(fits.survey, tmp_path / "pre", "--epochs", "1") == 0
         predict(tmp_path / "pre", tmp_path / "out", status=2)
         message = capsys.readouterr().err
-        assert "is of pre-training, which learns no labels" in message and "main_finetune --finetune" in message
+        assert (
+            "is a checkpoint of pre-training, which learns no labels" in message
+            and "main_finetune --finetune" in message
+        )
 
     @pytest.mark.parametrize("output", ["reconstruction", "gapfill", "superresolution"])
     def test_layers_of_a_fine_tuned_network(self, fits, tmp_path, capsys, output):

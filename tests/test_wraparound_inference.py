@@ -17,9 +17,10 @@ from tests.rasters import write_grid
 from tests.spheres import global_grid, write_global
 from tests.surveys import train
 from util.inference.embeddings import EmbeddingProduct
-from util.inference.engine import Engine, Ground, LayerValues, Meter
+from util.inference.engine import Engine, Ground, Meter
 from util.inference.gap_calibration import GapModel
-from util.inference.gap_filling import GapFillingProduct, NativeLayer
+from util.inference.gap_filling import GapFillingProduct
+from util.inference.layers import LayerValues, NativeLayer
 from util.inference.masked_views import MaskedViews
 from util.inference.reconstruction import ReconstructionProduct
 from util.mosaics.mosaic import Block, blocks_of

@@ -165,7 +165,7 @@ class InferenceSurvey:
         return bool(self.aoi.near(west, grid.top - bottom * base, east, grid.top - top * base))
 
     def summary_lines(self) -> list[str]:
-        """What will be read, as lines to log."""
+        """What will be read, one line a layer and one for the base-scale pixels."""
         lines = [
             f"layer {channel} {band.layer.name}: "
             + (
@@ -178,6 +178,14 @@ class InferenceSurvey:
         ]
         rows, cols = self.shape
         return [*lines, f"{cols} x {rows} base pixels of {self.base_resolution:g}"]
+
+    def log_summary(self, *, with_warnings: bool = True) -> None:
+        """Logs the summary and, if wanted, the warnings and the absent layers."""
+        for line in self.summary_lines():
+            logger.info("%s", line)
+        if with_warnings:
+            for warning in (*self.warnings, *(f"layer '{name}' is absent" for name in self.missing)):
+                logger.warning("%s", warning)
 
 
 class GroundWindow:

@@ -10,12 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from util.geotiff.parts import Parts
 from util.geotiff.raster_spec import RasterSpec
-from util.inference.engine import Arrays, Engine, Ground, SampleOf, Window
+from util.inference.engine import Engine, Ground, SampleOf
+from util.inference.inputs import InferenceInputs
+from util.inference.product import Arrays, Product, ProductType, Window
+from util.inference.quicklooks import embedding_quicklooks
 from util.mosaics.mosaic import Block, Mosaic, origin_pairs, raised_cosine
 
+POSITION_TILES = 512
+"""Tiles over which features are averaged at each position within a tile."""
 
-class EmbeddingProduct:
+
+class EmbeddingProduct(Product):
     """Features of the encoder at every patch, or every `stride` base-scale pixels, blended over overlapping tiles.
 
     A pixel of the result lies in the middle of its patch. Each is the mean over the tiles that hold this patch.
@@ -26,14 +33,25 @@ class EmbeddingProduct:
         pool: `mean` over the groups that have a valid pixel there, or `group`: all of them, one after the other.
         stride: base-scale pixels between results; divides the patch.
         dtype: `float32` or `float16`.
-        tags: facts to write along.
+        tags: metadata of the raster.
+        clusters: number of classes to divide the embeddings into, 0 = none.
+        seed: of the classes.
 
     Attributes:
         position_means: (G, L, D), subtracted from features if given: see `position_means`.
     """
 
     def __init__(
-        self, engine: Engine, ground: Ground, *, pool: str, stride: int, dtype: str, tags: Mapping[str, str]
+        self,
+        engine: Engine,
+        ground: Ground,
+        *,
+        pool: str,
+        stride: int,
+        dtype: str,
+        tags: Mapping[str, str],
+        clusters: int = 0,
+        seed: int = 0,
     ) -> None:
         model = engine.model
         if stride < 1 or model.patch_size % stride:
@@ -42,6 +60,8 @@ class EmbeddingProduct:
                 "training)"
             )
         self.ground, self.pool, self.stride = ground, pool, stride
+        self.clusters, self.seed = clusters, seed
+        self.derived = ("embeddings_pca", "embeddings_clusters") if clusters else ("embeddings_pca",)
         self.position_means: Tensor | None = None
         self.lead = math.ceil((model.patch_size - stride) / 2 / stride) * stride
         self.offset = (model.patch_size - stride) / 2 - self.lead  # of the first result's edge, base pixels
@@ -120,6 +140,11 @@ class EmbeddingProduct:
         pixels = np.concatenate([mosaic.mean for mosaic in mosaics])
         return {"embeddings": (self.rasters["embeddings"], pixels, row, col)}
 
+    def derive(self, parts: Parts, into: Parts) -> dict[str, RasterSpec]:
+        """Colours out of three principal components and, if asked for, classes."""
+        spec = self.rasters["embeddings"]
+        return embedding_quicklooks(spec, parts.of("embeddings"), into, clusters=self.clusters, seed=self.seed)
+
 
 @torch.inference_mode()
 def position_means(engine: Engine, tiles: np.ndarray, sample_of: SampleOf) -> Tensor:
@@ -148,3 +173,39 @@ def position_means(engine: Engine, tiles: np.ndarray, sample_of: SampleOf) -> Te
     means = sums / counts.clamp_min(1)
     overall = sums.sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True).clamp_min(1)
     return torch.where(counts > 0, means - overall, 0.0)
+
+
+def build_embeddings(
+    inputs: InferenceInputs, *, pool: str, stride: int | None, positions: str, dtype: str, clusters: int
+) -> EmbeddingProduct:
+    """Embeddings at patch stride (None) or finer.
+
+    Raises:
+        ValueError: number of classes or stride out of range; no valid pixel.
+    """
+    if clusters > 255 or clusters == 1:
+        raise ValueError(f"--clusters {clusters}: expected 2 to 255, or 0 for none")
+    engine = inputs.engine
+    product = EmbeddingProduct(
+        engine,
+        inputs.ground,
+        pool=pool,
+        stride=stride or engine.model.patch_size,
+        dtype=dtype,
+        tags=inputs.tags,
+        clusters=clusters,
+        seed=inputs.seed,
+    )
+    if positions == "remove":
+        product.position_means = position_means(engine, inputs.tiles(POSITION_TILES), inputs.single_tiles())
+    return product
+
+
+EMBEDDINGS = ProductType(
+    name="embeddings",
+    help="feature vectors of the encoder, one a patch or finer",
+    build=build_embeddings,
+    options=("pool", "stride", "positions", "dtype", "clusters"),
+    finetuned=True,
+    base_scale_only=True,
+)

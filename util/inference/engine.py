@@ -1,8 +1,4 @@
-"""What a trained model makes of one block of ground: what all kinds of results share, and embeddings.
-
-A product says which rasters it writes and computes one block of them at a time from tiles that it asks for. It knows
-nothing of files: tiles come from a callable, pixels go out as arrays.
-"""
+"""The network and how to run it on tiles of the ground: batches, precision, tile origins, time."""
 
 from __future__ import annotations
 
@@ -10,18 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from util.geotiff.raster_spec import RasterSpec
 from util.hardware.device import peak_memory_bytes
 from util.mosaics.mosaic import Block, origin_pairs, tile_origins, tile_stride
-
-Arrays = dict[str, tuple[RasterSpec, np.ndarray, int, int]]
-"""Name of a raster -> (raster, (B, rows, cols) pixels, first row, first column)."""
 
 SampleOf = Callable[[np.ndarray], Any]
 """(N, 2) base-scale origins -> imgs, valid, imgs_up, valid_up of these tiles, on the device."""
@@ -50,52 +42,6 @@ class Ground:
     def zoomed(self, zoom: int) -> Ground:
         """The same ground in base-scale pixels that are `zoom` times finer."""
         return replace(self, base=self.base / zoom, rows=self.rows * zoom, cols=self.cols * zoom)
-
-
-class Decoder(Protocol):
-    """Model units back to values, as `datasets.kinds.Encoding` does it."""
-
-    @property
-    def kind(self) -> str:
-        """`continuous`, `circular` or `categorical`."""
-
-    @property
-    def is_continuous(self) -> bool:
-        """True if values are measurements."""
-
-    @property
-    def band_names(self) -> tuple[str, str, str]:
-        """Names of the `reconstruction_bands`."""
-
-    @property
-    def error_text(self) -> str:
-        """Meaning of the last of the `reconstruction_bands`."""
-
-    def unit(self, stated: str) -> str:
-        """Unit of decoded values, given the unit that the layer table states."""
-
-    def decode(self, images: Tensor) -> Tensor:
-        """Model units (..., k, h, w) -> values (..., h, w)."""
-
-    def physical(self, image: np.ndarray) -> np.ndarray:
-        """One channel (h, w) of a continuous layer in physical units, from model units."""
-
-    def reconstruction_bands(self, mean: np.ndarray, spread: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """(3, h, w) prediction, its spread and the error, from (k, h, w) each in model units."""
-
-
-@dataclass(frozen=True)
-class LayerValues:
-    """A layer's name and unit, a name for files, and how its channels become values."""
-
-    name: str
-    unit: str
-    file: str
-    encoding: Decoder
-
-    def physical(self, image: np.ndarray) -> np.ndarray:
-        """One channel (h, w) of a continuous layer in physical units, from model units."""
-        return self.encoding.physical(image)
 
 
 @dataclass
@@ -199,26 +145,3 @@ class Engine:
         size = self.model.img_size
         rows = rows[(rows < block.bottom) & (rows + size > block.top)]
         return origin_pairs(rows, self.cols_between(cols, block.left, block.right))
-
-
-class Product(Protocol):
-    """What the programs' loop works with."""
-
-    rasters: dict[str, RasterSpec]
-    reach: int  # base-scale pixels around a block that must be read
-
-    def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into blocks."""
-
-    def make(self, block: Block, window: Window) -> Arrays:
-        """The pixels of one block."""
-
-
-class Window(Protocol):
-    """Ground that was read: a block and what lies around it."""
-
-    def sample(self, origins: np.ndarray, device: torch.device) -> Any:
-        """Tiles at (N, 2) base-scale origins."""
-
-    def read(self, channel: int, row: int, col: int, rows: int, cols: int) -> np.ndarray:
-        """Native pixels of one layer, NaN outside."""

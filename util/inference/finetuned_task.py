@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+from torch import Tensor
 
 Colour = tuple[int, int, int]
 
@@ -50,6 +52,37 @@ def task_of(state: Mapping[str, Any]) -> Task:
     task = state["task"]
     lists = {key: tuple(task[key] or ()) for key in ("codes", "names", "colours")}
     return Task(kind=task["kind"], scale=task["scale"], units=task["units"] or "", **lists)
+
+
+class Predict(Protocol):
+    """A fine-tuned network with what turns its outputs into class probabilities or values."""
+
+    def __call__(self, imgs: Tensor, valid: Tensor, *, orientation: int) -> Tensor:
+        """Predicts tiles.
+
+        Args:
+            imgs: (N, C, H, W) float32, model units.
+            valid: (N, C, H, W) bool, True = usable.
+            orientation: 0 = as the tiles lie, 1 to 7 = rotated and mirrored before prediction.
+
+        Returns:
+            (N, K, sH, sW) or (N, K) outputs, in the orientation of the tiles.
+        """
+
+
+@dataclass(frozen=True)
+class FinetunedNetwork:
+    """A fine-tuned network, ready to predict.
+
+    Attributes:
+        task: what it predicts.
+        predict: predicts tiles.
+        orientations: number of orientations that it was trained with; 1 without augmentation.
+    """
+
+    task: Task
+    predict: Predict
+    orientations: int
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class GapModel:
     """How a layer's gaps are filled.
 
     Attributes:
-        share: of the model's detail that is added to the spline, 0..1.
+        detail_fraction: fraction of the model's detail that is added to the spline, 0..1.
         distances: increasing distances to the nearest valid pixel, pixels.
         errors: root mean square errors at these distances where the ground is as rough as `typical`, never decreasing,
             units of the layer.
@@ -54,7 +54,7 @@ class GapModel:
         least: least roughness of them; smoother ground counts as that.
     """
 
-    share: float
+    detail_fraction: float
     distances: tuple[float, ...]
     errors: tuple[float, ...]
     power: float = 0.0
@@ -166,7 +166,7 @@ def _unlikeliness(tables: Sequence[np.ndarray], power: float) -> float:
     for fold in range(FOLDS):
         gap_model = _fit([table for k, table in enumerate(tables) if k % FOLDS != fold], power)
         for spline, detail, truth, distance, rough in tables[fold::FOLDS]:
-            errors = truth - spline - gap_model.share * detail
+            errors = truth - spline - gap_model.detail_fraction * detail
             sigma = np.maximum(gap_model.expected(distance, rough), 1e-9 * max(gap_model.errors[-1], 1e-20))
             found.append(np.mean(np.log(sigma) + np.square(errors / sigma) / 2))
     return float(np.mean(found))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,61 +13,25 @@ import torch
 from scipy import ndimage
 
 from util.geotiff.raster_spec import RasterSpec
-from util.inference.engine import Arrays, Engine, Ground, LayerValues, Window
+from util.inference.engine import Engine, Ground
 from util.inference.gap_calibration import GapModel, TrialGap, fit_gap_model, roughness
 from util.inference.gap_spline import RING, fillable, gap_details, resample_linear
+from util.inference.inputs import InferenceInputs
+from util.inference.layers import NativeLayer
 from util.inference.masked_views import MaskedViews, mosaic_views
+from util.inference.product import Arrays, Product, ProductType, Window
 from util.mosaics.mosaic import Block
+from util.processes import distributed as dist
+
+logger = logging.getLogger(__name__)
+
+ARTIFICIAL_GAPS = 24
+"""Gaps cut out of each layer to calibrate the filling; enough for errors at eight distances."""
+GAP_TRIES = 1000
+"""Tiles in which an artificial gap is tried, at most."""
 
 
-@dataclass(frozen=True)
-class NativeLayer:
-    """A layer's own grid, and where it lies among base-scale pixels: native = offset + ratio * base, per axis.
-
-    Attributes:
-        channel: number of the layer, which is continuous.
-        values: name, unit and statistics.
-        left: western edge, CRS units.
-        top: northern edge, CRS units.
-        resolution_x: width of a pixel, CRS units.
-        resolution_y: height of a pixel, CRS units.
-        rows: number of rows.
-        cols: number of columns.
-        ratio_yx: native pixels per base-scale pixel.
-        offset_yx: native coordinate of the first base-scale pixel's edge.
-        scale: the finest scale at which the model predicts it.
-    """
-
-    channel: int
-    values: LayerValues
-    left: float
-    top: float
-    resolution_x: float
-    resolution_y: float
-    rows: int
-    cols: int
-    ratio_yx: tuple[float, float]
-    offset_yx: tuple[float, float]
-    scale: int = 1
-
-    def window(self, block: Block) -> tuple[int, int, int, int]:
-        """(row, col, rows, cols) of the pixels whose centres lie in a block; they may lie outside of the layer."""
-        first = [
-            math.ceil(round(offset + ratio * edge - 0.5, 6))
-            for offset, ratio, edge in zip(self.offset_yx, self.ratio_yx, (block.top, block.left), strict=True)
-        ]
-        last = [
-            math.ceil(round(offset + ratio * edge - 0.5, 6))
-            for offset, ratio, edge in zip(self.offset_yx, self.ratio_yx, (block.bottom, block.right), strict=True)
-        ]
-        return first[0], first[1], last[0] - first[0], last[1] - first[1]
-
-    def base_place(self, first: int, count: int, axis: int) -> np.ndarray:
-        """(count,) base-scale coordinates of the centres of pixels along an axis (0 = rows)."""
-        return (np.arange(first, first + count) + 0.5 - self.offset_yx[axis]) / self.ratio_yx[axis]
-
-
-class GapFillingProduct:
+class GapFillingProduct(Product):
     """Layers on their own grids with narrow gaps filled; valid pixels stay as they are.
 
     Args:
@@ -75,7 +40,7 @@ class GapFillingProduct:
         layers: the layers to fill.
         views: how tiles are shown.
         max_gap: widest gap that is filled, CRS units.
-        tags: facts to write along.
+        tags: metadata of the rasters.
 
     Attributes:
         gap_models: how each channel's gaps are filled; from `calibrate`.
@@ -125,10 +90,6 @@ class GapFillingProduct:
             )
             for layer in layers
         }
-
-    def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into blocks."""
-        return self.ground.rows, self.ground.cols
 
     @torch.inference_mode()
     def make(self, block: Block, window: Window) -> Arrays:
@@ -211,7 +172,7 @@ class GapFillingProduct:
             gap_model = self.gap_models[layer.channel]
             spline, detail = self._details(layer, value, fill, predicted, grown)
             done = np.isfinite(spline)
-            filled[done] = (spline + gap_model.share * detail)[done]
+            filled[done] = (spline + gap_model.detail_fraction * detail)[done]
             uncertainty[done] = gap_model.uncertainty(known, self._roughness(layer, value))[done]
         return np.stack([filled, uncertainty])
 
@@ -282,3 +243,75 @@ def _middle(native: tuple[int, int, int, int], height: float, width: float) -> n
     top, left = (native[2] - rows) // 2, (native[3] - cols) // 2
     gap[max(top, 0) : top + rows, max(left, 0) : left + cols] = True
     return gap
+
+
+def build_gapfill(
+    inputs: InferenceInputs, *, draws: int, mask_ratio: float | None, max_gap: float | None
+) -> GapFillingProduct:
+    """Layers on their own grids, gaps up to `max_gap` (CRS units; None: half a tile) filled; calibrated in rank 0.
+
+    Raises:
+        ValueError: no layer can be filled; the gap is wider than a tile; predictions have no units.
+    """
+    inputs.refuse_normalised("gapfill")
+    product = GapFillingProduct(
+        inputs.engine,
+        inputs.ground,
+        layers=_fillable_layers(inputs),
+        views=inputs.masked_views(draws=draws, mask_ratio=mask_ratio),
+        max_gap=max_gap or inputs.engine.model.img_size * inputs.ground.base / 2,
+        tags=inputs.tags,
+    )
+    logger.info("filling artificial gaps to calibrate the filling")
+    product.gap_models = dist.on_main_rank(
+        lambda: product.calibrate(inputs.read, inputs.tiles(GAP_TRIES), count=ARTIFICIAL_GAPS)
+    )
+    for layer in product.layers:
+        _record_gap_model(product, layer, product.gap_models[layer.channel])
+    return product
+
+
+def _fillable_layers(inputs: InferenceInputs) -> list[NativeLayer]:
+    """The continuous layers that the model predicts at the base scale, each with its finest scale."""
+    scored = inputs.continuous("filled: a spline needs measurements; see --output reconstruction")
+    finest = {
+        c: max(s for s in scored if c in scored[s] and c in inputs.known[s]) for c in scored[1] if c in inputs.known[1]
+    }
+    if not finest:
+        raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")
+    measured = [c for c, layer in enumerate(inputs.layers) if layer.encoding.is_continuous]
+    left_out = [inputs.layers[c].name for c in measured if c not in finest]
+    if left_out:
+        logger.warning("not filled, because the model does not predict them here: %s", ", ".join(left_out))
+    present = ((inputs.natives[c], scale) for c, scale in finest.items())
+    return [replace(native, scale=scale) for native, scale in present if native is not None]
+
+
+def _record_gap_model(product: GapFillingProduct, layer: NativeLayer, model: GapModel) -> None:
+    """Writes to log and tags how a layer's gaps are filled."""
+    name = f"gapfill_{layer.values.file}"
+    spec = product.rasters[name]
+    tags = {
+        "method": "thin-plate spline and model detail",
+        "share_of_model_detail": f"{model.detail_fraction:.3f}",
+        "uncertainty_follows": f"distance to valid pixels, roughness around to the power of {model.power:g}",
+    }
+    product.rasters[name] = replace(spec, tags={**spec.tags, **tags})
+    logger.info(
+        "layer '%s': %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s from edge to middle "
+        "of a gap, growing with the roughness around it to the power of %g",
+        layer.values.name,
+        100 * model.detail_fraction,
+        model.errors[0],
+        model.errors[-1],
+        layer.values.unit,
+        model.power,
+    )
+
+
+GAPFILL = ProductType(
+    name="gapfill",
+    help="layers on their own grids with narrow gaps filled, and the uncertainty",
+    build=build_gapfill,
+    options=("draws", "mask_ratio", "max_gap"),
+)

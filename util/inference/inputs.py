@@ -1,17 +1,21 @@
-"""What a trained model is applied to: ground, layers and network, as values that makers of results work with."""
+"""What products are built from: the network, the ground, the layers and the options that all products share."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from util.inference.engine import Engine, Ground, LayerValues, SampleOf
-from util.inference.gap_filling import NativeLayer
+from util.inference import finetuned_task
+from util.inference.engine import Engine, Ground, SampleOf
+from util.inference.layers import LayerValues, NativeLayer
+from util.inference.masked_views import MaskedViews
 from util.mosaics.mosaic import Block
 
 logger = logging.getLogger(__name__)
@@ -19,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class InferenceInputs:
-    """What a model is applied to: ground, layers, and the network.
+    """What products are built from.
 
     Attributes:
         engine: the network.
@@ -27,8 +31,11 @@ class InferenceInputs:
         layers: name, unit and encoding of every layer, in their order.
         natives: their own grids, in the same order; None where a layer is absent.
         known: for each scale, the layers whose own pixels are no coarser than those of the scale.
-        read: reads a rectangle of ground.
-        tags: what every result says of where it comes from.
+        read: reads the pixels of a block.
+        tags: metadata of every raster: where it comes from.
+        mask_ratio: fraction of tokens hidden in training.
+        seed: seed of masks and clusters.
+        finetuned: the task and predictions of a fine-tuned network, None for a pre-trained one.
     """
 
     engine: Engine
@@ -38,15 +45,23 @@ class InferenceInputs:
     known: Mapping[int, Sequence[int]]
     read: Callable[[Block], Any]
     tags: Mapping[str, str]
+    mask_ratio: float
+    seed: int
+    finetuned: finetuned_task.FinetunedNetwork | None
+
+    def masked_views(self, *, draws: int, mask_ratio: float | None, use: str = "hidden") -> MaskedViews:
+        """How tiles are masked: with the mask ratio of training (None) or another."""
+        ratio = self.mask_ratio if mask_ratio is None else mask_ratio
+        return MaskedViews(mask_ratio=ratio, draws=draws, seed=self.seed, use=use)
 
     def tiles(self, most: int) -> np.ndarray:
-        """(n, 2) origins of some tiles, spread over the ground in no regular order."""
+        """(n, 2) origins of randomly chosen tiles, at most `most`."""
         rows, cols = self.engine.lattice(self.ground)
         numbers = np.random.default_rng(most).permutation(len(rows) * len(cols))[:most]
         return np.stack([rows[numbers // len(cols)], cols[numbers % len(cols)]], axis=1)
 
     def single_tiles(self) -> SampleOf:
-        """Reads single tiles, wherever they lie."""
+        """A function that reads one tile at a time, anywhere on the ground."""
         size = self.engine.model.img_size
 
         def sample(origins: np.ndarray) -> Any:
@@ -59,7 +74,7 @@ class InferenceInputs:
         """For each scale the numbers of the continuous layers that the model predicts there.
 
         Args:
-            cannot: what cannot be made of other layers, for the log.
+            cannot: participle of what is not done to other layers, for the log.
 
         Raises:
             ValueError: there are no continuous layers.
@@ -86,13 +101,13 @@ class InferenceInputs:
 
 
 def ground_of(survey: Any) -> Ground:
-    """The base-scale pixels of a `datasets.reopen.ReopenedSurvey`."""
+    """The base-scale pixels of a `datasets.survey.inference_survey.InferenceSurvey`."""
     grid, (rows, cols) = survey.stack.reference, survey.shape
     return Ground(grid.crs.to_wkt(), grid.left, grid.top, survey.base_resolution, rows, cols)
 
 
 def layer_values(survey: Any) -> list[LayerValues]:
-    """Names and units of the layers of a `ReopenedSurvey`, and how their channels become values."""
+    """Names and units of the layers of an `InferenceSurvey`, and how their channels become values."""
     return [
         LayerValues(layer.name, layer.units, re.sub(r"[^\w.-]+", "_", layer.name), encoding)
         for layer, encoding in zip(survey.layers, survey.encodings, strict=True)
@@ -119,3 +134,33 @@ def native_layers(survey: Any) -> list[NativeLayer | None]:
         )
         found.append(None if channel in survey.stack.hidden else native)
     return found
+
+
+def hidden_channels(state: Mapping[str, Any]) -> Sequence[int]:
+    """Channels that the network of a checkpoint never saw: masked layers, and in fine-tuning also labels among them."""
+    return state["hidden"] if "task" in state else state["options"].get("masked_bands") or ()
+
+
+def raster_tags(state: Mapping[str, Any], survey: Any, *, checkpoint: str, output: str) -> dict[str, str]:
+    """Metadata of every raster: software, checkpoint, layers and, of fine-tuned models, task and scores.
+
+    Args:
+        state: contents of the checkpoint.
+        survey: the `InferenceSurvey`.
+        checkpoint: path of the checkpoint.
+        output: name of the product.
+    """
+    weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in state["model"].values())
+    tags = {
+        "software": "GRID-MAE main_inference",
+        "version": str(state["version"]),
+        "checkpoint": Path(checkpoint).name,
+        "checkpoint_weights_sha256": hashlib.sha256(weights).hexdigest()[:16],
+        "layers": ", ".join(layer.name for layer in survey.layers),
+        "missing_layers": ", ".join(survey.missing) or "none",
+        "output": output,
+    }
+    if "task" in state:
+        hidden = [survey.layers[channel].name for channel in hidden_channels(state)]
+        tags |= finetuned_task.provenance(state) | {"hidden_layers": ", ".join(hidden) or "none"}
+    return tags

@@ -22,13 +22,13 @@ class MaskedViews:
         mask_ratio: share of valid tokens hidden in a view.
         draws: number of views of a tile.
         seed: decides which tokens.
-        count: `hidden` pixels or `visible` ones: which of the predictions are used.
+        use: which predictions are used, those of `hidden` pixels or of `visible` ones.
     """
 
     mask_ratio: float
     draws: int
     seed: int
-    count: str = "hidden"
+    use: str = "hidden"
 
     def check(self) -> None:
         """Refuses too few views to hide everything once.
@@ -79,12 +79,12 @@ def predict_views(
             s: WeightedMoments((len(numbers), len(channels), s * size, s * size), engine.device)
             for s, channels in wanted.items()
         }
-        draws = max(views.draws, draws_to_show_all(place, keep)) if views.count == "visible" else views.draws
+        draws = max(views.draws, draws_to_show_all(place, keep)) if views.use == "visible" else views.draws
         for draw in range(draws):
             noise = view_noise(place, keep=keep, draw=draw, origins=places[numbers], seed=views.seed)
             with engine.meter.network(len(numbers)), engine.autocast():
                 images, hidden = model.reconstruct(part, ok, noise=noise, keep=keep)
-            used = hidden if views.count == "hidden" else ~hidden
+            used = hidden if views.use == "hidden" else ~hidden
             for s, channels in wanted.items():
                 seen = token_pixels(used[:, list(channels)], scale=s, patch_size=model.patch_size)
                 moments[s].add(images[s][:, list(channels)].float(), seen.float())

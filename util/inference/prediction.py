@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,10 +14,14 @@ import torch
 from torch import Tensor
 
 from util.geotiff.raster_spec import RasterSpec
-from util.inference.engine import Arrays, Engine, Ground, Window
+from util.inference.engine import Engine, Ground
 from util.inference.finetuned_task import Task, stored_classes
+from util.inference.inputs import InferenceInputs
+from util.inference.product import Arrays, Product, ProductType, Window
 from util.mosaics.dense_prediction import DensePrediction, Forward, viewed
 from util.mosaics.mosaic import Block, origin_pairs
+
+logger = logging.getLogger(__name__)
 
 
 def entropy(shares: np.ndarray) -> np.ndarray:
@@ -131,7 +137,7 @@ def _results(ground: Ground, task: Task, tags: Mapping[str, str], *, pixel: floa
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Makers
+# Products
 # ------------------------------------------------------------------------------------------------------------
 
 
@@ -148,7 +154,7 @@ def _timed(engine: Engine, views: Sequence[Forward]) -> list[Forward]:
     return [timed(view) for view in views]
 
 
-class PixelPredictionProduct:
+class PixelPredictionProduct(Product):
     """What a network for pixels predicts, blended over overlapping tiles as main_finetune scores it.
 
     Args:
@@ -156,7 +162,7 @@ class PixelPredictionProduct:
         ground: the base-scale pixels.
         task: what it predicts.
         views: ways to look at a tile, whose outputs are averaged: class shares, or values in physical units.
-        tags: facts to write along.
+        tags: metadata of the rasters.
     """
 
     def __init__(
@@ -178,10 +184,6 @@ class PixelPredictionProduct:
             device=engine.device,
         )
 
-    def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into blocks."""
-        return self.ground.rows, self.ground.cols
-
     def make(self, block: Block, window: Window) -> Arrays:
         """The block's predictions."""
         with_std = self.task.kind == "regression"
@@ -192,7 +194,7 @@ class PixelPredictionProduct:
         return self._results.arrays(mosaic.mean, mosaic.std if with_std else None, block.top * s, block.left * s)
 
 
-class WindowPredictionProduct:
+class WindowPredictionProduct(Product):
     """What a network for windows predicts on a lattice: each cell is the prediction of the window around it.
 
     A cell in which no layer has a valid pixel is nodata, as no example of training lies there.
@@ -203,7 +205,7 @@ class WindowPredictionProduct:
         task: what it predicts.
         views: ways to look at a window, whose class shares are averaged.
         stride: edge of a cell, base-scale pixels.
-        tags: facts to write along.
+        tags: metadata of the rasters.
 
     Raises:
         ValueError: a cell is larger than a window.
@@ -222,7 +224,7 @@ class WindowPredictionProduct:
         size = engine.model.img_size
         if not 1 <= stride <= size:
             raise ValueError(f"--stride {stride}: expected 1 to {size} base pixels, the window that is classified")
-        self.engine, self.task, self.stride, self.reach = engine, task, stride, size
+        self.engine, self.ground, self.task, self.stride, self.reach = engine, ground, task, stride, size
         self._views = _timed(engine, views)
         self._cells = (math.ceil(ground.rows / stride), math.ceil(ground.cols / stride))
         self._lead = -math.floor((stride - size) / 2 + 0.5)  # base pixels from a window's edge to its cell
@@ -256,3 +258,49 @@ class WindowPredictionProduct:
                 found[part][seen.cpu().numpy()] = shares.cpu().numpy()
         mean = found.T.reshape(-1, len(rows), len(cols))
         return self._results.arrays(mean, None, int(rows[0]), int(cols[0]))
+
+
+def build_prediction(inputs: InferenceInputs, *, stride: int | None, views: int | None) -> Product:
+    """What a fine-tuned network predicts: of pixels, or of windows around the cells of a lattice.
+
+    Args:
+        inputs: ground, layers and the fine-tuned network.
+        stride: edge of a cell, base-scale pixels (None: a patch); for windows only.
+        views: number of orientations in which each tile is predicted (None: for values all that the network was
+            trained with, else one).
+
+    Raises:
+        ValueError: the stride does nothing, or is larger than a window.
+    """
+    network = inputs.finetuned
+    assert network is not None  # see `products.check_checkpoint`
+    task, engine, ground = network.task, inputs.engine, inputs.ground
+    logger.info("%s, fitted on %s: %s", task.kind, inputs.tags["fitted_on"], inputs.tags["score"])
+    if "warning" in inputs.tags:
+        logger.warning("%s", inputs.tags["warning"])
+    count = views or (network.orientations if task.kind == "regression" else 1)
+    if count > network.orientations:
+        logger.warning(
+            "--views %d: the model was trained with --no_augment, without rotated or mirrored windows", count
+        )
+    forwards: list[Forward] = [partial(network.predict, orientation=number) for number in range(count)]
+    tags = {**inputs.tags, "views": str(count)}
+    if not task.is_dense:
+        step = stride or engine.model.patch_size
+        return WindowPredictionProduct(engine, ground, task=task, views=forwards, stride=step, tags=tags)
+    if stride is not None:
+        raise ValueError(
+            f"--stride {stride} does nothing for --output prediction of {task.kind}: every pixel is predicted, at "
+            f"{ground.base / task.scale:g} CRS units; leave it out"
+        )
+    return PixelPredictionProduct(engine, ground, task=task, views=forwards, tags=tags)
+
+
+PREDICTION = ProductType(
+    name="prediction",
+    help="classes or values that a fine-tuned model predicts",
+    build=build_prediction,
+    options=("stride", "views"),
+    pretrained=False,
+    finetuned=True,
+)

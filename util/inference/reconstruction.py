@@ -8,12 +8,15 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from util.geotiff.raster_spec import RasterSpec
-from util.inference.engine import Arrays, Engine, Ground, LayerValues, Window
+from util.inference.engine import Engine, Ground
+from util.inference.inputs import InferenceInputs
+from util.inference.layers import LayerValues
 from util.inference.masked_views import MaskedViews, mosaic_views
+from util.inference.product import Arrays, Product, ProductType, Window
 from util.mosaics.mosaic import Block
 
 
-class ReconstructionProduct:
+class ReconstructionProduct(Product):
     """Layers rebuilt from masked views of them, with the spread over views and tiles and the error.
 
     Args:
@@ -22,7 +25,7 @@ class ReconstructionProduct:
         layers: all layers, in channel order.
         wanted: for each scale, the numbers of the layers to write.
         views: how tiles are shown.
-        tags: facts to write along.
+        tags: metadata of the rasters.
     """
 
     def __init__(
@@ -69,10 +72,6 @@ class ReconstructionProduct:
             },
         )
 
-    def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into blocks."""
-        return self.ground.rows, self.ground.cols
-
     @torch.inference_mode()
     def make(self, block: Block, window: Window) -> Arrays:
         """The block's predictions, their spread over views and tiles and, of reconstructions, observed minus them."""
@@ -99,3 +98,32 @@ class ReconstructionProduct:
                 name = self._names[s, c]
                 arrays[name] = (self.rasters[name], bands, block.top * s, block.left * s)
         return arrays
+
+
+def build_reconstruction(inputs: InferenceInputs, *, draws: int, mask_ratio: float | None) -> ReconstructionProduct:
+    """Every layer at every scale that the model predicts it at and that it has pixels for here.
+
+    Raises:
+        ValueError: there is none; predictions have no units; too few views.
+    """
+    inputs.refuse_normalised("reconstruction")
+    scored = inputs.engine.model.scored_layers
+    wanted = {s: [c for c in layers if c in inputs.known[s]] for s, layers in scored.items()}
+    if not any(wanted.values()):
+        raise ValueError("no layer is as fine as a scale at which the model predicts it; nothing can be reconstructed")
+    return ReconstructionProduct(
+        inputs.engine,
+        inputs.ground,
+        layers=inputs.layers,
+        wanted=wanted,
+        views=inputs.masked_views(draws=draws, mask_ratio=mask_ratio),
+        tags=inputs.tags,
+    )
+
+
+RECONSTRUCTION = ProductType(
+    name="reconstruction",
+    help="layers predicted from masked views, with spread and error",
+    build=build_reconstruction,
+    options=("draws", "mask_ratio"),
+)

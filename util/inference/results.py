@@ -1,4 +1,4 @@
-"""Results under their final names: what may be replaced, parts joined to rasters, and a picture beside each."""
+"""Output files: existing ones are protected, finished parts are joined into rasters, and each gets a picture."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from util.geotiff.cog_writer import join
 from util.geotiff.parts import Parts
-from util.geotiff.raster_spec import RasterSpec
-from util.inference.quicklooks import draw_raster, embedding_quicklooks
+from util.inference.product import Product
+from util.inference.quicklooks import draw_raster
 
 logger = logging.getLogger(__name__)
 
@@ -18,18 +18,18 @@ logger = logging.getLogger(__name__)
 def begin_or_resume(
     output_dir: Path, parts: Parts, *, names: Iterable[str], job: Mapping[str, Any], overwrite: bool, resume: bool
 ) -> None:
-    """Refuses to replace results unasked, and makes room for parts.
+    """Refuses to replace existing rasters unless asked to, and opens the folder of parts.
 
     Args:
         output_dir: where results go.
-        parts: where parts wait.
-        names: of the rasters that will be written.
-        job: what the parts depend on, fit for JSON.
-        overwrite: results that exist may be replaced.
-        resume: go on with parts that are there.
+        parts: the folder of parts.
+        names: names of the rasters that will be written.
+        job: settings that the parts depend on, fit for JSON.
+        overwrite: existing rasters may be replaced.
+        resume: go on with the parts of a stopped run.
 
     Raises:
-        ValueError: a result exists, or parts are of another job.
+        ValueError: a raster exists, or the parts are of another job.
     """
     existing = [path for path in (output_dir / f"{name}.tif" for name in names) if path.exists()]
     resumes = resume and parts.folder.exists()
@@ -38,21 +38,11 @@ def begin_or_resume(
     parts.open(job, resume=resume)
 
 
-def quicklook_names(rasters: Iterable[str], *, clusters: int) -> list[str]:
-    """Names of the rasters that will be written: those that are made, and those derived from embeddings."""
-    names = list(rasters)
-    if "embeddings" in names:
-        names += ["embeddings_pca"] + ["embeddings_clusters"] * bool(clusters)
-    return names
-
-
 def finish(
     output_dir: Path,
     parts: Parts,
-    rasters: Mapping[str, RasterSpec],
+    product: Product,
     *,
-    clusters: int,
-    seed: int,
     length_unit: str,
     unit_length: float = 1.0,
     where: str = "",
@@ -62,34 +52,27 @@ def finish(
     Args:
         output_dir: where results go.
         parts: the parts.
-        rasters: what they are parts of, by name.
-        clusters: number of classes of embeddings, 0 = none.
-        seed: of the classes.
-        length_unit: of lengths on the ground.
-        unit_length: that many of them in a CRS unit of x.
-        where: where on the maps that holds, if not everywhere.
+        product: what they are parts of.
+        length_unit: unit of lengths on the ground, for scale bars.
+        unit_length: length of a CRS unit along x, in that unit.
+        where: where on the maps that length holds, if not everywhere.
 
     Raises:
         ValueError: a raster has no valid pixel.
         OSError: a file cannot be written.
     """
-    derived = Parts(parts.folder / "derived")
-    whole = {name: (spec, parts) for name, spec in rasters.items()}
-    if "embeddings" in rasters:
-        looks = embedding_quicklooks(
-            rasters["embeddings"], parts.of("embeddings"), derived, clusters=clusters, seed=seed
-        )
-        whole |= {name: (spec, derived) for name, spec in looks.items()}
-    for name, (spec, waiting) in whole.items():
+    derived_parts = Parts(parts.folder / "derived")
+    derived = product.derive(parts, derived_parts)
+    sources = {name: (spec, parts) for name, spec in product.rasters.items()}
+    sources |= {name: (spec, derived_parts) for name, spec in derived.items()}
+    for name, (spec, source) in sources.items():
         path = output_dir / f"{name}.tif"
-        found = waiting.of(name)
+        found = source.of(name)
         if not found:
             raise ValueError(f"{path}: no valid pixel in it, so it is not written; check the layers and --aoi")
         join(path, spec, found, workspace=parts.folder)
         logger.info("raster   %s", path)
-    for name, (spec, _) in whole.items():
-        if name != "embeddings":
-            lengths = {"length_unit": length_unit, "where": where}
-            picture = draw_raster(output_dir / f"{name}.tif", spec, unit_length=unit_length, **lengths)
-            logger.info("picture  %s", picture)
+    lengths: dict[str, Any] = {"length_unit": length_unit, "unit_length": unit_length, "where": where}
+    for name, spec in (derived or product.rasters).items():
+        logger.info("picture  %s", draw_raster(output_dir / f"{name}.tif", spec, **lengths))
     parts.remove()

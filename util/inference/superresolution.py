@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,13 +14,22 @@ from scipy import ndimage
 from scipy.interpolate import make_interp_spline
 
 from util.geotiff.raster_spec import RasterSpec
-from util.inference.engine import Arrays, Engine, Ground, LayerValues, Window
+from util.inference.engine import Engine, Ground
+from util.inference.inputs import InferenceInputs
+from util.inference.layers import LayerValues
 from util.inference.masked_views import MaskedViews, mosaic_views
+from util.inference.product import Arrays, Product, ProductType, Window
 from util.model.scale_heads import cell_average_taps
 from util.mosaics.mosaic import Block
+from util.processes import distributed as dist
+
+logger = logging.getLogger(__name__)
 
 Pair = tuple[int, int]
 """(scale, number of a layer)."""
+
+CALIBRATION_TILES = 24
+"""Tiles on which the fraction of the model's detail is found."""
 
 MARGIN = 16
 """Base-scale pixels around a block that interpolation sees: what lies further away counts for less than 1e-8."""
@@ -117,7 +127,7 @@ def superresolution_step(
     return None
 
 
-class SuperresolutionProduct:
+class SuperresolutionProduct(Product):
     """Coarse layers at finer scales: interpolation plus a share of the detail that the model predicts.
 
     Args:
@@ -126,10 +136,10 @@ class SuperresolutionProduct:
         layers: all layers, in channel order.
         steps: what to predict, each layer and scale once; layers are continuous.
         views: how tiles are shown.
-        tags: facts to write along.
+        tags: metadata of the rasters.
 
     Attributes:
-        shares: share of the detail for each channel and scale; from `calibrate`.
+        detail_fractions: fraction of the detail for each channel and scale; from `calibrate`.
     """
 
     def __init__(
@@ -144,7 +154,7 @@ class SuperresolutionProduct:
     ) -> None:
         self.engine, self.ground, self.layers, self.steps, self.views = engine, ground, layers, steps, views
         self.reach = engine.model.img_size + MARGIN
-        self.shares: dict[tuple[int, int], float] = {}
+        self.detail_fractions: dict[tuple[int, int], float] = {}
         self.rasters = {
             self.name(step.channel, step.scale): RasterSpec(
                 crs=ground.crs,
@@ -183,10 +193,6 @@ class SuperresolutionProduct:
         """Name of a raster."""
         return f"superresolution_{self.layers[channel].file}_{scale}x"
 
-    def extent(self) -> tuple[int, int]:
-        """Base-scale (rows, cols) to be divided into blocks."""
-        return self.ground.rows, self.ground.cols
-
     def _look(
         self, block: Block, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
     ) -> tuple[dict[Pair, np.ndarray], dict[Pair, np.ndarray]]:
@@ -220,7 +226,7 @@ class SuperresolutionProduct:
         for step in self.steps:
             s, c = step.scale, step.channel
             interpolated = refine_known(observed[step.known, c], step.factor)
-            inferred = interpolated + self.shares[c, s] * np.nan_to_num(details.get(step, 0.0))
+            inferred = interpolated + self.detail_fractions[c, s] * np.nan_to_num(details.get(step, 0.0))
             core = slice(MARGIN * s, -MARGIN * s)
             bands = np.stack([inferred, interpolated])[:, core, core]
             bands = np.stack([self.layers[c].physical(band) for band in bands])
@@ -230,7 +236,7 @@ class SuperresolutionProduct:
 
     def _details(self, block: Block, window: ZoomableWindow) -> dict[SuperresolutionStep, np.ndarray]:
         """The model's detail of the steps to which it adds something, model units, NaN where unknown."""
-        useful = [step for step in self.steps if self.shares[step.channel, step.scale] > 0]
+        useful = [step for step in self.steps if self.detail_fractions[step.channel, step.scale] > 0]
         found = {}
         for zoom in sorted({step.zoom for step in useful}):
             fine, steps = block.zoomed(zoom), [step for step in useful if step.zoom == zoom]
@@ -271,3 +277,70 @@ class SuperresolutionProduct:
         found = {(step.channel, step.scale): 0.0 for step in self.steps}
         measured = {step: float(np.clip(a / max(b, 1e-30), 0.0, 1.0)) for step, (a, b) in sums.items()}
         return found | {(step.channel, step.scale): share for step, share in measured.items()}
+
+
+def build_superresolution(inputs: InferenceInputs, *, draws: int, mask_ratio: float | None) -> SuperresolutionProduct:
+    """Layers at the finer scales that the model predicts them at, or that their neighbours have; calibrated in rank 0.
+
+    Raises:
+        ValueError: there is none; predictions have no units.
+    """
+    inputs.refuse_normalised("superresolution")
+    product = SuperresolutionProduct(
+        inputs.engine,
+        inputs.ground,
+        layers=inputs.layers,
+        steps=_possible_steps(inputs),
+        views=inputs.masked_views(draws=draws, mask_ratio=mask_ratio, use="visible"),
+        tags=inputs.tags,
+    )
+    tiles = inputs.tiles(CALIBRATION_TILES)
+    product.detail_fractions = dist.on_main_rank(lambda: product.calibrate(inputs.read, tiles))
+    for (c, s), fraction in product.detail_fractions.items():
+        name = product.name(c, s)
+        spec = product.rasters[name]
+        product.rasters[name] = replace(spec, tags={**spec.tags, "share_of_model_detail": f"{fraction:.3f}"})
+        layer, percent = inputs.layers[c].name, 100 * fraction
+        logger.info("layer '%s' at %dx: %.0f %% of the model's detail is added to interpolation", layer, s, percent)
+    return product
+
+
+def _possible_steps(inputs: InferenceInputs) -> list[SuperresolutionStep]:
+    """Every layer and finer scale that the model can refine it to.
+
+    Raises:
+        ValueError: there is none.
+    """
+    scored = inputs.continuous("refined: only interpolation between measurements can be")
+    known = inputs.known
+    steps, beyond = [], []
+    for channel in (c for c in known[1] if c in scored[1]):
+        for scale in (s for s in scored if channel not in known[s] and (known[s] or channel in scored[s])):
+            step = superresolution_step(channel, scale, known=known, scored=scored)
+            if step is None:
+                beyond.append(f"'{inputs.layers[channel].name}' at {inputs.ground.base / scale:g}")
+            else:
+                steps.append(step)
+    finest = {c: inputs.ground.base / max(s for s in scored if c in scored[s]) for c in scored[1]}
+    learned = "; ".join(f"'{inputs.layers[c].name}' down to {pixel:g}" for c, pixel in finest.items())
+    if not steps:
+        raise ValueError(
+            "--output superresolution: no layer here is coarser than a neighbour or than in training, or the model "
+            f"cannot refine it (it learned {learned}, CRS units). Give a layer that is coarser than another, and that "
+            "the model was trained to predict at a scale finer than the base pixels"
+        )
+    if beyond:
+        logger.warning(
+            "not predicted, because the model was not trained to refine these layers: %s (it learned %s, CRS units)",
+            ", ".join(beyond),
+            learned,
+        )
+    return steps
+
+
+SUPERRESOLUTION = ProductType(
+    name="superresolution",
+    help="coarse layers at finer pixels, beside interpolation",
+    build=build_superresolution,
+    options=("draws", "mask_ratio"),
+)
