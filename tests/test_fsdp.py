@@ -1,4 +1,4 @@
-"""Weights shared out over two processes: the numbers and the checkpoints of a run that does not share them out."""
+"""Weights split over two processes: the numbers and the checkpoints of an unsharded run."""
 
 from functools import partial
 
@@ -17,7 +17,7 @@ FSDP = [*PAIR, "--fsdp"]
 
 averaging = pytest.mark.skipif(
     tuple(map(int, torch.__version__.split(".")[:2])) < (2, 8),
-    reason="torch 2.7 adds up over gloo where a mean is asked for: refused, see the last test",
+    reason="torch 2.7 sums over gloo where it should average: refused, see the last test",
 )
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of training: as trials of smaller batches predict it, and as it is measured, each case in its process."""
+"""Peak memory of training, predicted from trials of smaller batches and measured, each case in its own process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from itertools import product
 from typing import Any
 
 import torch
@@ -22,28 +23,24 @@ STEPS = 3
 
 
 def run_memory(args: argparse.Namespace) -> dict[str, Any]:
-    """A row for each model, number of layers, heads, with and without checkpointing."""
+    """A row for each combination of model, number of layers, heads and checkpointing."""
+    shape = {"input_size": args.input_size, "patch_size": args.patch_size, "device": args.device, "amp": args.amp}
     rows = []
-    for name in args.models:
+    for name, layers, heads, again in product(args.models, args.layers, args.heads, args.checkpointing):
         model, _, batch = name.partition("=")
-        for layers in args.layers:
-            for heads in args.heads:
-                for again in args.checkpointing:
-                    case = {
-                        "model": model,
-                        "batch": int(batch or args.batch_size),
-                        "layers": layers,
-                        "heads": heads,
-                        "checkpointing": again == "yes",
-                    }
-                    shape = {"input_size": args.input_size, "patch_size": args.patch_size}
-                    shape |= {"device": args.device, "amp": args.amp}
-                    rows.append(case | _row(case | shape, measures=not args.predict_only))
+        case = {
+            "model": model,
+            "batch": int(batch or args.batch_size),
+            "layers": layers,
+            "heads": heads,
+            "checkpointing": again == "yes",
+        }
+        rows.append(case | _row(case | shape, measures=not args.predict_only))
     return {"machine": describe_machine(torch.device("cpu")), "rows": rows}
 
 
 def _row(case: dict[str, Any], *, measures: bool) -> dict[str, Any]:
-    """Counted tensors, and the peak as trials of smaller batches tell it and as it is measured, in MiB."""
+    """Bytes of tensors, the predicted and the measured peak, in MiB."""
     with torch.device("meta"):
         step = make_step(case, make_model(case))
     row: dict[str, Any] = {"tensors_mib": count_tensors(step, batch_size=case["batch"]) / MIB}
@@ -79,7 +76,7 @@ def make_step(case: dict[str, Any], model: MaskedAutoencoderGroupChannelViT) -> 
 
 
 def measure(case: dict[str, Any]) -> dict[str, float]:
-    """Bytes in use before the model, the peak that trials tell, and that of a few updates, in this process."""
+    """Bytes in use before the model, the predicted peak, and the measured one of a few updates, in this process."""
     device = torch.device(case["device"])
     if device.type == "cuda":
         torch.zeros(1, device=device)
