@@ -360,7 +360,7 @@ def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:
         save_statistics(files.output_dir / "statistics.json", list(run.survey.statistics))
     files.describe({"options": vars(args), "environment": environment})
     if state is not None and not place.update and is_kept(args, place.epoch):
-        dist.on_main_rank(lambda: files.keep_missing(epoch=place.epoch, step=place.step))
+        dist.on_main_rank(lambda: files.restore_epoch_file(epoch=place.epoch, step=place.step))
 
 
 def is_kept(args: argparse.Namespace, epochs_done: int) -> bool:

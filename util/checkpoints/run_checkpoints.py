@@ -85,7 +85,7 @@ def save_run_checkpoint(output_dir: str | os.PathLike[str], state: Mapping[str, 
     return last
 
 
-def keep_missing(output_dir: str | os.PathLike[str], *, epoch: int, step: int) -> None:
+def restore_epoch_file(output_dir: str | os.PathLike[str], *, epoch: int, step: int) -> None:
     """Gives the run's checkpoint of a step its second name, checkpoint-<epoch>.pth, unless a file has that name.
 
     For a run that was killed before it could give its last checkpoint the second name.

@@ -212,14 +212,14 @@ class RunFiles:
                 self._writer.flush()
             ckpt.save_run_checkpoint(self.output_dir, state, epoch_file=keep)
 
-    def keep_missing(self, *, epoch: int, step: int) -> None:
+    def restore_epoch_file(self, *, epoch: int, step: int) -> None:
         """Makes up for a checkpoint-<epoch>.pth that a kill prevented, from the checkpoint of that step.
 
         Raises:
             OSError: it could not be written.
         """
         if self._enabled:
-            ckpt.keep_missing(self.output_dir, epoch=epoch, step=step)
+            ckpt.restore_epoch_file(self.output_dir, epoch=epoch, step=step)
 
     def close(self) -> None:
         """Closes the records; what a full disk has no room for is lost."""
