@@ -29,9 +29,10 @@ from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoc
 from datasets.loading.prefetch import prefetch, read_ahead
 from datasets.loading.token_masks import Masks, dropped_layers, mask_fractions
 from datasets.scenes.scenes import Scenes, open_scenes, open_test_scenes
+from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
 from datasets.survey.pyramid import Pyramid, Sample
 from datasets.survey.pyramid_cache import choose_reader, to_sample
-from datasets.survey.survey import Survey, open_survey, open_test_survey
+from datasets.survey.survey import Survey
 from datasets.survey.tile_reader import Tiles
 from datasets.survey.tile_source import Reader, TileSource
 from datasets.synthetic.sample_survey import default_survey
@@ -315,7 +316,7 @@ def open_data(args: argparse.Namespace, ranks: dist.Ranks) -> TileSource:
     """
     if args.dataset_type in options.SCENE_TYPES:
         return open_scenes(**options.scene_options(args))
-    return open_survey(**options.survey_options(args), local_ranks=ranks.local_world_size)
+    return open_survey(SurveySettings(**options.survey_options(args), local_ranks=ranks.local_world_size))
 
 
 def open_test_data(args: argparse.Namespace, survey: TileSource) -> TileSource:
@@ -327,7 +328,7 @@ def open_test_data(args: argparse.Namespace, survey: TileSource) -> TileSource:
     if isinstance(survey, Scenes):
         return open_test_scenes(survey, args.test_path)
     assert isinstance(survey, Survey)
-    return open_test_survey(survey, args.test_path, chosen=options.survey_options(args))
+    return open_test_survey(survey, args.test_path, settings=SurveySettings(**options.survey_options(args)))
 
 
 def begin_or_resume(run: Run, environment: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ from affine import Affine
 
 from datasets.rasters.handles import close_datasets
 from datasets.rasters.xarray_store import require
-from datasets.survey.survey import Survey, open_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
+from datasets.survey.survey import Survey
 from datasets.survey.tile_reader import TileReader
 from scripts.benchmarks.http_server import Served, serve
 from scripts.benchmarks.xbatcher_tiles import TileBatches, bundle_dataset
@@ -113,12 +114,12 @@ def make_readers(folder: Path, served: Served, args: argparse.Namespace) -> dict
     lines = [f"/vsicurl/{served.url}/tif/{name}.tif" for name in ("coarse", "fine")]
     table.write_text("\n".join(["path", *lines]) + "\n", encoding="utf-8")
     surveys = {
-        "GeoTIFF": open_survey(data_dir=str(folder / "tif"), **options),
-        "zarr": open_survey(data_path=[str(folder / "all.zarr")], **options),
-        "netCDF": open_survey(data_path=[str(folder / "all.nc")], **options),
-        "GeoTIFF over HTTP": open_survey(layers_table=str(table), **options),
-        "zarr over HTTP": open_survey(data_path=[f"{served.url}/all.zarr"], **options),
-        "in memory": open_survey(data_path=[str(folder / "all.zarr")], **{**options, "cache": "ram"}),
+        "GeoTIFF": open_survey(SurveySettings(data_dir=str(folder / "tif"), **options)),
+        "zarr": open_survey(SurveySettings(data_path=[str(folder / "all.zarr")], **options)),
+        "netCDF": open_survey(SurveySettings(data_path=[str(folder / "all.nc")], **options)),
+        "GeoTIFF over HTTP": open_survey(SurveySettings(layers_table=str(table), **options)),
+        "zarr over HTTP": open_survey(SurveySettings(data_path=[f"{served.url}/all.zarr"], **options)),
+        "in memory": open_survey(SurveySettings(data_path=[str(folder / "all.zarr")], **{**options, "cache": "ram"})),
     }
     needed = (args.batches + args.warmup) * args.batch_size
     origins = surveys["zarr"].tiles.epoch(seed=0, epoch=0, tiles=needed)

@@ -17,7 +17,8 @@ import models_mae_group_channels as models
 from datasets.layers.encoding import Encoding
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import NO_TRANSFORM
-from datasets.survey.survey import Survey, open_survey, open_test_survey
+from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
+from datasets.survey.survey import Survey
 from datasets.synthetic.sample_survey import default_survey
 from util.options import common as options
 from util.processes.terminal import setup_logging
@@ -46,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dataset_type == "grid" and not (args.data_dir or args.train_path or args.data_path):
             args.train_path = str(default_survey() / "layers.csv")
         chosen = options.survey_options(args)
-        survey = open_survey(**chosen)
-        scored = open_test_survey(survey, args.test_path, chosen=chosen) if args.test_path else survey
+        survey = open_survey(SurveySettings(**chosen))
+        scored = (
+            open_test_survey(survey, args.test_path, settings=SurveySettings(**chosen)) if args.test_path else survey
+        )
         network = models.build_model(args.model, **options.model_options(args), **survey.channel_options())
         if args.batch_size == "auto":
             raise ValueError("--batch_size auto: expected a number here; main_pretrain --dry_run says what fits")

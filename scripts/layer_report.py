@@ -23,7 +23,8 @@ from torch import Tensor
 import models_mae_group_channels as models
 from datasets.loading.token_masks import Masks
 from datasets.survey.inference_survey import stored_encodings
-from datasets.survey.survey import Survey, open_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
+from datasets.survey.survey import Survey
 from util.checkpoints import checkpoint_file
 from util.hardware.device import select_device
 from util.metrics.cross_layer_skill import CrossLayerScore, ShownGroups, cross_layer_scores
@@ -128,7 +129,7 @@ def open_data(state: dict[str, Any], layers_table: str | None) -> Survey:
     chosen = options.survey_options(trained)
     if layers_table is not None:
         chosen |= {"data_dir": None, "layers_table": layers_table}
-    survey = open_survey(**chosen, classes=[e if e.is_classes else None for e in encodings])
+    survey = open_survey(SurveySettings(**chosen, classes=[e if e.is_classes else None for e in encodings]))
     names, expected = [layer.name for layer in survey.layers], [row["name"] for row in state["layers"]]
     if names != expected:
         raise ValueError(f"layers {', '.join(names)}; expected {', '.join(expected)} as in the checkpoint")

@@ -15,9 +15,9 @@ from datasets.rasters.handles import close_datasets
 from datasets.rasters.open_band import layer_crs, open_band
 from datasets.survey.inference_survey import open_inference_survey
 from datasets.survey.layer_classes import find_classes
+from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.stack import Stack, reference_grid
 from datasets.survey.statistics import fit_statistics
-from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
 from tests.blocks import holdout_blocks
 from tests.rasters import ramp, write_grid
@@ -266,7 +266,7 @@ def write_anew(path, codes, **options):
 
 def open_mixed(folder, **options):
     arguments = {"layers_table": str(folder / "layers.csv"), "input_size": 4, "scales": (1, 2, 4), "val_fraction": 0.0}
-    return open_survey(**(arguments | options))
+    return open_survey(SurveySettings(**(arguments | options)))
 
 
 class TestSurvey:

@@ -25,7 +25,7 @@ from datasets.layers.encoding import Encoding
 from datasets.rasters.handles import close_datasets
 from datasets.survey.coverage import overlap_matrix
 from datasets.survey.inference_survey import open_inference_survey, stored_layers
-from datasets.survey.survey import open_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
 from scripts import measure_gapfill, measure_superresolution
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, start_of_launch, write_survey
@@ -225,12 +225,14 @@ class TestIdentity:
 def make_checkpoint(survey_dir: Path, path: Path, **model) -> Path:
     """A checkpoint of untrained weights, with the statistics that training would have found."""
     survey = open_survey(
-        layers_table=str(survey_dir / "layers.csv"),
-        input_size=SIZE,
-        scales=(1, 2, 4),
-        val_fraction=0.0,
-        min_valid=0.3,
-        cache="none",
+        SurveySettings(
+            layers_table=str(survey_dir / "layers.csv"),
+            input_size=SIZE,
+            scales=(1, 2, 4),
+            val_fraction=0.0,
+            min_valid=0.3,
+            cache="none",
+        )
     )
     torch.manual_seed(0)
     network = models.MaskedAutoencoderGroupChannelViT(

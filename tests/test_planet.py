@@ -29,8 +29,8 @@ from datasets.ground.wraparound import (
 from datasets.layers.layer import Layer
 from datasets.rasters.open_band import open_band
 from datasets.rasters.wrapped_band import WrappedBand
+from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.stack import Stack, reference_grid
-from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
 from datasets.survey.tiles import Coverage, draw_by_weight, index_tiles
 from tests.blocks import holdout_blocks
@@ -276,7 +276,7 @@ class TestSurvey:
         folder.mkdir()
         write_global(folder / "a.tif", 2.0, left=left, noise=0.1)
         write_global(folder / "b.tif", 4.0, left=left, seed=1)
-        return open_survey(data_dir=str(folder), **(SMALL | options))
+        return open_survey(SurveySettings(data_dir=str(folder), **(SMALL | options)))
 
     @pytest.mark.parametrize("cache", ["none", "ram"])
     def test_rolling_the_grid_changes_nothing_but_the_order(self, tmp_path, cache):
@@ -305,7 +305,7 @@ class TestSurvey:
 
     def test_the_moon_and_the_log(self, tmp_path):
         write_global(tmp_path / "a.tif", 5.0, left=0.0, crs=MOON)
-        opened = open_survey(data_dir=str(tmp_path), **SMALL)
+        opened = open_survey(SurveySettings(data_dir=str(tmp_path), **SMALL))
         assert opened.tiles.wrap_columns == 72 and opened.warnings == ()
         assert (
             "303.2 km high at latitude" in opened.summary_lines()[-2]
@@ -316,20 +316,20 @@ class TestSurvey:
 
     def test_what_does_not_divide_a_turn_is_told(self, tmp_path):
         write_grid(tmp_path / "a.tif", ramp(250, 514), resolution=0.7, left=-180.0, top=87.5, crs="EPSG:4326")
-        opened = open_survey(data_dir=str(tmp_path), **SMALL)
+        opened = open_survey(SurveySettings(data_dir=str(tmp_path), **SMALL))
         assert opened.tiles.wrap_columns == 0
         assert any(
             "a full circle is 514.286 pixels, not a whole number: tiles do not cross" in w for w in opened.warnings
         )
         write_global(tmp_path / "b.tif", 0.5)
-        opened = open_survey(data_dir=str(tmp_path), **SMALL)
+        opened = open_survey(SurveySettings(data_dir=str(tmp_path), **SMALL))
         assert opened.tiles.wrap_columns == 720
         assert any("layer 'a': a full circle is 514.286 of its pixels" in w for w in opened.warnings)
 
     def test_repeated_columns_are_told(self, tmp_path):
         values = np.concatenate([global_grid(5.0), global_grid(5.0)[:, :1]], axis=1)
         write_grid(tmp_path / "a.tif", values, resolution=5.0, left=-180.0, top=90.0, crs="EPSG:4326")
-        opened = open_survey(data_dir=str(tmp_path), **SMALL)
+        opened = open_survey(SurveySettings(data_dir=str(tmp_path), **SMALL))
         assert any("its last 1 columns repeat ground" in w for w in opened.warnings)
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from datasets.survey import pyramid_cache as pooled
+from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.pyramid_cache import PyramidCache, choose_reader, pyramid_bytes, to_sample, why_not_cached
-from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
 from tests.rasters import write_grid
 from tests.spheres import write_global
@@ -34,7 +34,7 @@ def survey(folder, *, coarse=200.0, shift=0.0, **options):
     )
     write_grid(folder / "c.tif", field(70, 90, 2))
     given = {"input_size": 8, "scales": (1, 2, 4), "val_fraction": 0.0, "min_valid": 0.1}
-    return open_survey(data_dir=str(folder), **(given | options))
+    return open_survey(SurveySettings(data_dir=str(folder), **(given | options)))
 
 
 def both(opened, origins=None):
@@ -73,7 +73,7 @@ def mixed_survey(folder, **options):
         "soil.tif,categorical,\nmagnetics.tif,continuous,asinh\nuranium.tif,continuous,quantile\n"
     )
     given = {"input_size": 8, "scales": (1, 2, 4), "val_fraction": 0.0, "min_valid": 0.1}
-    return open_survey(layers_table=str(folder / "layers.csv"), **(given | options))
+    return open_survey(SurveySettings(layers_table=str(folder / "layers.csv"), **(given | options)))
 
 
 @pytest.mark.parametrize("options", [{}, {"cache": "none"}, {"scales": (1, 2, 6)}, {"masked_bands": [0]}])
@@ -160,7 +160,9 @@ class TestChoice:
         """Tiles cross the edge of the grid: no slice of it holds them."""
         write_global(tmp_path / "globe.tif", 5.0)
         opened = open_survey(
-            data_dir=str(tmp_path), input_size=8, scales=(1, 2), val_buffer=0, val_fraction=0.0, min_valid=0.1
+            SurveySettings(
+                data_dir=str(tmp_path), input_size=8, scales=(1, 2), val_buffer=0, val_fraction=0.0, min_valid=0.1
+            )
         )
         origins = opened.tiles.epoch(seed=0, epoch=0)
         assert (origins[:, 1] + opened.tiles.width > opened.stack.reference.cols).any()

@@ -16,7 +16,7 @@ from datasets.rasters.chunk_cache import CHUNKS
 from datasets.rasters.handles import close_datasets
 from datasets.rasters.open_band import open_band
 from datasets.rasters.xarray_band import layers_of_stores
-from datasets.survey.survey import open_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.tile_reader import TileReader
 from scripts.benchmarks.http_server import serve
 from tests import small_main
@@ -69,7 +69,7 @@ def test_batches_over_http_are_those_of_files(tmp_path):
     survey = write_survey(tmp_path / "survey")
     store_of(survey, tmp_path / "both.zarr")
     options = {"input_size": 16, "scales": (1, 2, 4), "cache": "none", "val_fraction": 0.0}
-    plain = open_survey(data_dir=str(survey), **options)
+    plain = open_survey(SurveySettings(data_dir=str(survey), **options))
     origins = plain.tiles.train[:6]
     expected = TileReader(plain.stack, plain.bundles).read(origins)
     with serve(tmp_path) as served:
@@ -78,7 +78,7 @@ def test_batches_over_http_are_those_of_files(tmp_path):
         table.write_text("\n".join(["path,name", *rows]) + "\n")
         assert [layer.name for layer in read_layers_table(table)] == ["gravity", "magnetics"]
         for source in ({"data_path": [f"{served.url}/both.zarr"]}, {"layers_table": str(table)}):
-            remote = open_survey(**source, **options)
+            remote = open_survey(SurveySettings(**source, **options))
             found = TileReader(remote.stack, remote.bundles).read(origins)
             assert all(
                 torch.equal(a.nan_to_num(9e9), b.nan_to_num(9e9))

@@ -16,7 +16,8 @@ from rasterio.warp import transform
 
 from datasets.loading.prefetch import prefetch
 from datasets.survey import memory, open_layers
-from datasets.survey.survey import open_survey, open_test_survey, smooth_layers
+from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
+from datasets.survey.survey import smooth_layers
 from datasets.survey.tile_reader import TileReader
 from tests.rasters import ramp, write_grid
 from util.options.common import add_data_options, add_model_options, survey_options
@@ -49,7 +50,7 @@ def two_resolutions(folder, **more):
 
 
 def survey(folder, **options):
-    return open_survey(data_dir=folder, **(SMALL | options))
+    return open_survey(SurveySettings(data_dir=folder, **(SMALL | options)))
 
 
 def samples(opened, origins=None):
@@ -76,14 +77,14 @@ class TestGroups:
         two_resolutions(tmp_path)
         table = tmp_path / "layers.csv"
         table.write_text("path,group\na.tif,potential\nb.tif,potential\nc.tif,other\n")
-        opened = open_survey(layers_table=str(table), **SMALL)
+        opened = open_survey(SurveySettings(layers_table=str(table), **SMALL))
         assert sorted(opened.groups) == [(0, 1), (2,)]
 
     def test_layers_without_a_group_are_grouped_by_resolution(self, tmp_path):
         two_resolutions(tmp_path, d=(field(20), {"resolution": 200.0}))
         table = tmp_path / "layers.csv"
         table.write_text("path,group\na.tif,\nb.tif,\nc.tif,mine\nd.tif,\n")
-        opened = open_survey(layers_table=str(table), **SMALL)
+        opened = open_survey(SurveySettings(layers_table=str(table), **SMALL))
         assert opened.groups == ((2,), (0,), (1, 3))
 
     def test_resolutions_that_differ_by_rounding_are_one(self, tmp_path):
@@ -197,7 +198,7 @@ class TestBands:
         both = {"data_dir": "a", "layers_table": "b"}
         for options in (neither, both):
             with pytest.raises(ValueError, match="give one of --data_dir .* and --train_path"):
-                open_survey(**(SMALL | options))
+                open_survey(SurveySettings(**(SMALL | options)))
 
 
 class TestReading:
@@ -448,10 +449,12 @@ class TestTestSurvey:
     def opened(self, tmp_path, text, **layers):
         """A training survey of a (100 m) and b (200 m), and another one of the given layers and table."""
         coarse = (field(20, seed=1), {"resolution": 200.0})
-        survey = open_survey(data_dir=make(tmp_path / "train", a=field(40), b=coarse), **self.CHOSEN)
+        survey = open_survey(SurveySettings(data_dir=make(tmp_path / "train", a=field(40), b=coarse), **self.CHOSEN))
         make(tmp_path / "test", **layers)
         (tmp_path / "test" / "layers.csv").write_text(text)
-        return survey, open_test_survey(survey, str(tmp_path / "test" / "layers.csv"), chosen=self.CHOSEN)
+        return survey, open_test_survey(
+            survey, str(tmp_path / "test" / "layers.csv"), settings=SurveySettings(**self.CHOSEN)
+        )
 
     def test_all_of_its_ground_is_scored_at_the_base_resolution_of_training(self, tmp_path):
         layers = {"x": field(80, seed=5), "y": field(80, seed=6)}

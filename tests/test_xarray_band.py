@@ -25,7 +25,7 @@ from datasets.rasters.open_band import layer_crs, open_band
 from datasets.rasters.scan import scan
 from datasets.rasters.xarray_band import layers_of_stores
 from datasets.rasters.xarray_store import forget, open_groups
-from datasets.survey.survey import open_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.tile_reader import TileReader
 from scripts import describe_grids
 from scripts.benchmarks.xbatcher_tiles import bundle_dataset, epoch_batches
@@ -98,7 +98,7 @@ def opened(path, **options):
 class TestSame:
     def test_batches_and_loss_are_those_of_rasters(self, folder):
         """GeoTIFF, zarr, netCDF, south-up netCDF, rasterio through xarray, and all of them through xbatcher."""
-        plain = open_survey(data_dir=str(folder / "survey"), **SMALL)
+        plain = open_survey(SurveySettings(data_dir=str(folder / "survey"), **SMALL))
         expected = batches(plain)
         torch.manual_seed(0)
         with mock.patch.dict(models.MODEL_SIZES, tiny=small_main.SMALL):
@@ -113,7 +113,7 @@ class TestSame:
 
         wanted = loss(plain, expected[0])
         for kind, paths in stores(folder).items():
-            survey = open_survey(data_path=paths, **SMALL)
+            survey = open_survey(SurveySettings(data_path=paths, **SMALL))
             found = batches(survey)
             assert same(expected, found), kind
             assert [(s.centre, s.scale) for s in survey.statistics] == [

@@ -19,7 +19,7 @@ from datasets.survey.inference_survey import (
     stored_layers,
 )
 from datasets.survey.memory import fits_memory
-from datasets.survey.survey import open_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.synthetic.sample_survey import labels_of_sample
 
 logger = logging.getLogger(__name__)
@@ -117,21 +117,23 @@ def open_layers(stored: Mapping[str, Any] | None, options: LayerOptions, *, loca
 def _open_from_scratch(options: LayerOptions, local_ranks: int) -> OpenedLayers:
     """Opens and scans any layers once, and computes their statistics."""
     survey = open_survey(
-        data_dir=options.data_dir,
-        layers_table=options.layers_table,
-        dropped_bands=options.dropped_bands,
-        grouped_bands=options.grouped_bands,
-        one_group=options.one_group,
-        input_size=options.input_size or DEFAULT_INPUT_SIZE,
-        scales=options.scales,
-        base_resolution=options.base_resolution,
-        extent=options.extent,
-        reproject=options.reproject,
-        min_valid=0.0,
-        val_fraction=0.0,
-        seed=options.seed,
-        cache=options.cache,
-        local_ranks=local_ranks,
+        SurveySettings(
+            data_dir=options.data_dir,
+            layers_table=options.layers_table,
+            dropped_bands=options.dropped_bands,
+            grouped_bands=options.grouped_bands,
+            one_group=options.one_group,
+            input_size=options.input_size or DEFAULT_INPUT_SIZE,
+            scales=options.scales,
+            base_resolution=options.base_resolution,
+            extent=options.extent,
+            reproject=options.reproject,
+            min_valid=0.0,
+            val_fraction=0.0,
+            seed=options.seed,
+            cache=options.cache,
+            local_ranks=local_ranks,
+        )
     )
     _check_hidden(options.hidden, len(survey.layers))
     channels = survey.channel_options()

@@ -17,8 +17,9 @@ import torch
 
 from datasets.loading.prefetch import prefetch
 from datasets.rasters.handles import close_datasets
+from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.pyramid_cache import PyramidCache, to_sample
-from datasets.survey.survey import Survey, open_survey
+from datasets.survey.survey import Survey
 from datasets.survey.tile_reader import TileReader
 from scripts.benchmarks.common import RESOLUTION, describe_machine, time_in_turn, write_raster
 from util.hardware.malloc import keep_freed_memory
@@ -35,7 +36,10 @@ def opened(*, size: int, input_size: int, cache: str) -> Iterator[tuple[Survey, 
         for name, factor in (("fine", 1), ("coarse", 2)):
             path = Path(folder) / f"{name}.tif"
             write_raster(path, size=size // factor, resolution=RESOLUTION * factor, seed=factor)
-        yield open_survey(data_dir=folder, input_size=input_size, scales=(1, 2, 4), cache=cache), Path(folder)
+        yield (
+            open_survey(SurveySettings(data_dir=folder, input_size=input_size, scales=(1, 2, 4), cache=cache)),
+            Path(folder),
+        )
 
 
 def run_loader(args: argparse.Namespace) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import torch
 from datasets.layers.table import layers_from_directory
 from datasets.rasters.chunk_cache import CHUNKS
 from datasets.rasters.open_band import open_band
+from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.stack import Stack, make_bundles, reference_grid
-from datasets.survey.survey import open_survey
 from datasets.survey.tile_reader import TileReader
 from scripts.benchmarks.common import describe_machine, write_sparse_raster
 from util.hardware.device import peak_memory_bytes
@@ -55,7 +55,7 @@ def _apart(*arguments: str | Path) -> dict[str, Any]:
 def begin(folder: str) -> dict[str, Any]:
     """Opens a survey by window, lays out an epoch and reads a first batch."""
     start, cpu = time.perf_counter(), time.process_time()
-    survey = open_survey(data_dir=folder, input_size=TILE // 4, scales=(1, 2, 4), cache="none")
+    survey = open_survey(SurveySettings(data_dir=folder, input_size=TILE // 4, scales=(1, 2, 4), cache="none"))
     origins = survey.tiles.epoch(seed=0, epoch=0)
     survey.reader().read(origins[:BATCH])
     return {

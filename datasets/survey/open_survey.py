@@ -1,0 +1,271 @@
+"""Opens a survey: everything between the files and the first batch, in the order in which it happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from datasets.ground.grid import Grid
+from datasets.ground.wraparound import latitude_weights
+from datasets.layers.encoding import Encoding
+from datasets.layers.kinds import kind_of
+from datasets.layers.layer import Layer
+from datasets.layers.table import with_transforms
+from datasets.rasters.band import RasterBand
+from datasets.rasters.open_band import layer_crs, open_band
+from datasets.rasters.wrapped_band import wraparound_remarks
+from datasets.survey.coverage import MAX_CELLS, CellMap, correlation_length, map_cells, mean_coverage
+from datasets.survey.layer_classes import layer_classes
+from datasets.survey.memory import fits_memory
+from datasets.survey.open_layers import check_numbers, choose_layers, scan_bands
+from datasets.survey.scales_and_groups import channel_groups, score_scales
+from datasets.survey.stack import Stack, make_bundles, reference_grid
+from datasets.survey.statistics import fit_statistics
+from datasets.survey.survey import Survey
+from datasets.survey.tiles import TileIndex, index_tiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurveySettings:
+    """Which layers a survey has, and how tiles are cut from it.
+
+    Attributes:
+        data_dir: directory of rasters, stacked in sorted order.
+        layers_table: CSV that names layers, one per row.
+        data_path: stores that xarray opens, each variable a layer. Give one of these three.
+        layer_dim: third dimension of their variables whose elements are layers.
+        crs: CRS of stores that state none.
+        dropped_bands: layer numbers to leave out; the others are renumbered.
+        masked_bands: layer numbers (after dropping) presented as wholly invalid.
+        grouped_bands: channel groups by layer number; default by the table's `group` column, else by resolution.
+        one_group: put all layers in one group.
+        input_size: base-scale pixels along a tile's edge.
+        scales: reconstructed scales, whole numbers with 1 among them.
+        base_resolution: ground edge of a base-scale pixel, CRS units; default finest resolution x largest scale.
+        extent: `union` or `intersection` of the layers' extents.
+        reproject: warp layers lazily to the first layer's CRS.
+        aoi: polygons file; ground outside is invalid.
+        min_valid: least valid fraction of a tile.
+        tile_overlap: fraction of a training tile that the next one repeats.
+        val_fraction: fraction of valid ground held out.
+        val_block: edge of a held-out block in tiles, 0 = automatic.
+        val_buffer: distance of training from held-out blocks, base-scale pixels.
+        seed: decides which blocks are held out.
+        cache: `auto`, `ram` or `none`; `device` (see `datasets/survey/pyramid_cache.py`) reads like `auto`.
+        local_ranks: processes on this machine that each hold the layers.
+        transforms: transforms of values by name of the layer; they replace those of the table.
+        classes: per layer, the classes that may occur in it; None for those of its table or pixels.
+    """
+
+    data_dir: str | None = None
+    layers_table: str | None = None
+    data_path: Sequence[str] | None = None
+    layer_dim: str | None = None
+    crs: str | None = None
+    dropped_bands: Sequence[int] = ()
+    masked_bands: Sequence[int] = ()
+    grouped_bands: Sequence[Sequence[int]] | None = None
+    one_group: bool = False
+    input_size: int
+    scales: Sequence[int]
+    base_resolution: float | None = None
+    extent: str = "union"
+    reproject: bool = False
+    aoi: str | None = None
+    min_valid: float = 0.5
+    tile_overlap: float = 0.75
+    val_fraction: float = 0.1
+    val_block: int = 0
+    val_buffer: int = 8
+    seed: int = 0
+    cache: str = "auto"
+    local_ranks: int = 1
+    transforms: Mapping[str, str] = field(default_factory=dict)
+    classes: Sequence[Encoding | None] | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the headers of the layers decide: the grid, the tile size, the scored scales.
+
+    Attributes:
+        reference: the reference grid.
+        base: ground edge of a base-scale pixel, CRS units.
+        height: tile height, reference pixels.
+        width: tile width, reference pixels.
+        step: tile origins are multiples of this, reference pixels.
+        groups: channel groups.
+        scales: scales at which some layer is scored.
+        scored: for each of those scales, the numbers of the layers scored there.
+        warnings: layers and scales that are not scored.
+    """
+
+    reference: Grid
+    base: float
+    height: int
+    width: int
+    step: int
+    groups: tuple[tuple[int, ...], ...]
+    scales: tuple[int, ...]
+    scored: dict[int, tuple[int, ...]]
+    warnings: list[str]
+
+
+def open_survey(settings: SurveySettings) -> Survey:
+    """Open layers and prepare everything that training needs to know about them.
+
+    Raises:
+        ValueError: the data or the settings cannot be trained on; the message names the layer or the flag.
+        FileNotFoundError: a file does not exist.
+    """
+    layers = _choose_layers(settings)
+    target = layer_crs(layers[0]) if settings.reproject else None
+    bands = [open_band(layer, reproject_to=target) for layer in layers]
+    plan = _plan(settings, bands)  # errors that the headers reveal are raised before any pixel is read
+    bands, summaries, notes = scan_bands(bands, aoi=settings.aoi)
+    tables, class_notes = layer_classes(bands, settings.classes)
+    stack = Stack(bands, plan.reference, hidden=settings.masked_bands)
+    if fits_memory(stack, settings.cache, settings.local_ranks):
+        stack.load()
+    maps, cell = _map_all(stack, step=plan.step)
+    tiles = _index_tiles(settings, plan, stack, maps, cell)
+    fitted = [fit_statistics(stack, channel, tiles.held_out, tables[channel]) for channel in range(len(stack))]
+    return Survey(
+        stack=stack,
+        summaries=summaries,
+        statistics=tuple(statistics for statistics, _ in fitted),
+        encodings=tuple(encoding for _, encoding in fitted),
+        groups=plan.groups,
+        base_resolution=float(plan.base),
+        input_size=settings.input_size,
+        scales=plan.scales,
+        scored=plan.scored,
+        tiles=tiles,
+        bundles=make_bundles(stack, tile_rows=plan.height, tile_cols=plan.width, step=plan.step),
+        correlation_cells=tuple(
+            _correlation_cells(band.layer, cell_map.mean, cell * settings.input_size / plan.height)
+            for band, cell_map in zip(bands, maps, strict=True)
+        ),
+        layer_warnings=tuple(notes + class_notes + wraparound_remarks(bands, plan.reference)),
+        scale_warnings=tuple(plan.warnings),
+    )
+
+
+def open_test_survey(survey: Survey, table: str, *, settings: SurveySettings) -> Survey:
+    """Open another survey of the same layers, all of whose tiles are held out: for scoring.
+
+    Args:
+        survey: the survey that is trained on.
+        table: CSV that names the other survey's layers.
+        settings: those that the first survey was opened with.
+
+    Raises:
+        ValueError: its layers are not those that are trained on, or it cannot be used.
+        FileNotFoundError: a file does not exist.
+    """
+    other = open_survey(
+        replace(
+            settings,
+            data_dir=None,
+            data_path=None,
+            layers_table=table,
+            base_resolution=survey.base_resolution,
+            classes=[e if e.is_classes else None for e in survey.encodings],
+            val_fraction=0.0,
+            tile_overlap=0.5,
+        )
+    )
+    names, expected = [layer.name for layer in other.layers], [layer.name for layer in survey.layers]
+    if names != expected:
+        raise ValueError(
+            f"--test_path {table}: layers {', '.join(names)}; expected {', '.join(expected)} as in training; name and "
+            "order them in the table like those"
+        )
+    return replace(other, tiles=replace(other.tiles, val=other.tiles.train))
+
+
+def _choose_layers(settings: SurveySettings) -> list[Layer]:
+    chosen = choose_layers(
+        settings.data_dir,
+        settings.layers_table,
+        settings.dropped_bands,
+        data_path=settings.data_path,
+        layer_dim=settings.layer_dim,
+        crs=settings.crs,
+    )
+    layers = with_transforms(chosen, settings.transforms)
+    check_numbers(settings.masked_bands, len(layers), "--masked_bands")
+    if len(set(settings.masked_bands)) == len(layers):
+        raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")
+    return layers
+
+
+def _plan(settings: SurveySettings, bands: Sequence[RasterBand]) -> _Plan:
+    reference = reference_grid(bands, extent=settings.extent)
+    groups = channel_groups(bands, grouped_bands=settings.grouped_bands, one_group=settings.one_group)
+    base = settings.base_resolution or max(reference.resolution_x, reference.resolution_y) * max(settings.scales)
+    height = _tile_edge(settings.input_size, base, reference.resolution_y)
+    width = _tile_edge(settings.input_size, base, reference.resolution_x)
+    step = _origin_step(base, reference)
+    unscored = {*settings.masked_bands, *(c for c, band in enumerate(bands) if band.layer.loss_weight == 0)}
+    if len(unscored) == len(bands):
+        raise ValueError(
+            f"none of the {len(bands)} layers has a loss_weight above 0 and is shown, so there is nothing to learn; "
+            "raise a loss_weight, or hide fewer layers (--masked_bands)"
+        )
+    scales, scored, warnings = score_scales(
+        bands, scales=settings.scales, base_resolution=base, hidden=sorted(unscored)
+    )
+    return _Plan(reference, base, height, width, step, groups, scales, scored, warnings)
+
+
+def _tile_edge(input_size: int, base: float, resolution: float) -> int:
+    edge = input_size * base / resolution
+    if abs(edge - round(edge)) > 1e-6 * edge or round(edge) < 1:
+        raise ValueError(
+            f"--input_size {input_size} x --base_resolution {base:g} is {edge:.6g} reference pixels of {resolution:g}, "
+            "expected a whole number; choose a base resolution that is a simple multiple of the finest resolution"
+        )
+    return round(edge)
+
+
+def _origin_step(base: float, reference: Grid) -> int:
+    """Tile origins lie on base-scale pixels where those are whole reference pixels, else on any reference pixel."""
+    steps = {base / reference.resolution_x, base / reference.resolution_y}
+    whole = {round(s) for s in steps if abs(s - round(s)) < 1e-6 and round(s) >= 1}
+    return whole.pop() if len(whole) == 1 and len(whole) == len({round(s, 6) for s in steps}) else 1
+
+
+def _map_all(stack: Stack, *, step: int) -> tuple[list[CellMap], int]:
+    """Every layer on coverage cells, and the edge of a cell, reference pixels."""
+    maps, cell = [], step
+    for channel in range(len(stack)):
+        cell_map, cell = map_cells(stack, channel, step=step)
+        maps.append(cell_map)
+    return maps, cell
+
+
+def _index_tiles(settings: SurveySettings, plan: _Plan, stack: Stack, maps: Sequence[CellMap], cell: int) -> TileIndex:
+    return index_tiles(
+        mean_coverage([m for channel, m in enumerate(maps) if channel not in stack.hidden], cell),
+        (plan.reference.rows, plan.reference.cols),
+        height=plan.height,
+        width=plan.width,
+        step=plan.step,
+        overlap=settings.tile_overlap,
+        min_valid=settings.min_valid,
+        val_fraction=settings.val_fraction,
+        val_block=settings.val_block,
+        buffer=round(settings.val_buffer * max(plan.height, plan.width) / settings.input_size),
+        seed=settings.seed,
+        ground=latitude_weights(plan.reference),
+    )
+
+
+def _correlation_cells(layer: Layer, mean: np.ndarray, cell_in_base_pixels: float) -> float:
+    """Autocorrelation length of a continuous layer in base-scale pixels; NaN for others, and for too large maps."""
+    if not kind_of(layer).is_continuous or mean.size > MAX_CELLS // 4 or not np.isfinite(mean).any():
+        return float("nan")
+    return correlation_length(mean) * cell_in_base_pixels
