@@ -46,11 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.dataset_type == "grid" and not (args.data_dir or args.train_path or args.data_path):
             args.train_path = str(default_survey() / "layers.csv")
-        chosen = options.survey_options(args)
-        survey = open_survey(SurveySettings(**chosen))
-        scored = (
-            open_test_survey(survey, args.test_path, settings=SurveySettings(**chosen)) if args.test_path else survey
-        )
+        settings = SurveySettings(**options.survey_options(args))
+        survey = open_survey(settings)
+        scored = open_test_survey(survey, args.test_path, settings=settings) if args.test_path else survey
         network = models.build_model(args.model, **options.model_options(args), **survey.channel_options())
         if args.batch_size == "auto":
             raise ValueError("--batch_size auto: expected a number here; main_pretrain --dry_run says what fits")

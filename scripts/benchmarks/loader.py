@@ -36,10 +36,8 @@ def opened(*, size: int, input_size: int, cache: str) -> Iterator[tuple[Survey, 
         for name, factor in (("fine", 1), ("coarse", 2)):
             path = Path(folder) / f"{name}.tif"
             write_raster(path, size=size // factor, resolution=RESOLUTION * factor, seed=factor)
-        yield (
-            open_survey(SurveySettings(data_dir=folder, input_size=input_size, scales=(1, 2, 4), cache=cache)),
-            Path(folder),
-        )
+        settings = SurveySettings(data_dir=folder, input_size=input_size, scales=(1, 2, 4), cache=cache)
+        yield open_survey(settings), Path(folder)
 
 
 def run_loader(args: argparse.Namespace) -> dict[str, Any]:

@@ -294,7 +294,7 @@ def process_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def survey_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The keyword arguments of `datasets.grid.open_survey` that the options name, checked for consistency.
+    """The fields of `datasets.survey.open_survey.SurveySettings` that the options name, checked for consistency.
 
     Raises:
         ValueError: if sizes, scales or patches do not fit together, or the data are images that lie on no ground.
