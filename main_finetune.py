@@ -67,7 +67,6 @@ from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.signals import Stop
 from util.processes.terminal import progress_bar, setup_logging
-from util.records.clock import TrainingTimer
 from util.records.finetune_records import EVALUATION, METRICS, FinetuneFiles, flat_numbers
 from util.records.log import check_writable, plain
 from util.training.batch_size import choose_batch_size
@@ -75,6 +74,7 @@ from util.training.engine import seed_step
 from util.training.memory import memory_trials
 from util.training.setup import make_schedule
 from util.training.step_meter import StepMeter
+from util.training.timer import TrainingTimer
 
 logger = logging.getLogger("main_finetune")
 

@@ -19,7 +19,7 @@ ROOMS = {
         {"rasters", "folds"},
         {"survey"},
         {"labels", "scenes"},
-        {"finetuning"},
+        {"pretraining", "finetuning"},
     ],
     "util": [
         {"hardware", "options", "mosaics", "plots", "geotiff"},

@@ -108,7 +108,7 @@ def at_step(step: int, action: Callable[[], None]) -> None:
 
     def record_and_act(run, *rest):
         record(run, *rest)
-        if run.place.step == step:
+        if run.state.progress.step == step:
             action()
 
     main_pretrain.log_window = record_and_act

@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_pretrain
 from tests import surveys
+from util.training.engine import Updater
 
 WAITS = {
     torch.ops.aten._local_scalar_dense,  # item(), float(), bool(), if tensor
@@ -85,7 +86,7 @@ def test_a_wait_would_be_seen():
 @pytest.mark.gpu
 @pytest.mark.parametrize("flags", VARIANTS.values(), ids=VARIANTS)
 def test_a_gpu_is_not_waited_for(survey, tmp_path, monkeypatch, flags):
-    gradients, step = main_pretrain.add_gradients, main_pretrain.Updater.step
+    gradients, step = main_pretrain.add_gradients, Updater.step
 
     def refused(do):
         def run(*args):
@@ -98,5 +99,5 @@ def test_a_gpu_is_not_waited_for(survey, tmp_path, monkeypatch, flags):
         return run
 
     monkeypatch.setattr(main_pretrain, "add_gradients", refused(gradients))
-    monkeypatch.setattr(main_pretrain.Updater, "step", refused(step))
+    monkeypatch.setattr(Updater, "step", refused(step))
     assert surveys.train(survey, tmp_path / "out", *flags, "--device", "cuda", "--pin_mem") == 0

@@ -6,6 +6,7 @@ import math
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -225,7 +226,7 @@ def test_nodata_under_the_gradient(tmp_path):
         run, batch = one_batch(survey, folder / "output", tiles=surveys.TILES)
         assert not batch["valid"].all()
         run.model(**batch)[0].backward()
-        gradients.append([p.grad for p in run.network.parameters() if p.grad is not None])
+        gradients.append([p.grad for p in run.state.network.parameters() if p.grad is not None])
     assert len(gradients[0]) > 20
     assert surveys.same_bits(*gradients)
 
@@ -238,11 +239,9 @@ def one_batch(survey: Path, output: Path, *, tiles: int, size: models.ModelSize 
     with mock.patch.dict(models.MODEL_SIZES, tiny=size):
         args = main_pretrain.get_args_parser().parse_args(surveys.arguments(survey, output))
         run = main_pretrain.prepare(args, torch.device("cpu"), dist.Ranks())
-    origins = run.survey.epoch_tiles(seed=args.seed, epoch=0)
-    reader = run.survey.reader()
-    micro = next(iter(main_pretrain.plan_epoch(tiles, batch_size=tiles, accum_iter=1, rank=0, world_size=1)))
-    tiles_read, noise, _ = main_pretrain.fetch_tiles(reader, origins, micro, run=run, epoch=0)
-    sample = run.survey.pyramid()(*tiles_read.parts)
+    training = run.data.training
+    epoch = replace(run.batches, reader=training.reader(), batch_size=tiles).epoch(0)
+    sample, noise = epoch.read(next(epoch.plan)).to(run.device, training.pyramid())
     run.files.close()
     return run, {**sample._asdict(), "noise": noise}
 
@@ -254,8 +253,8 @@ def test_one_batch_can_be_overfitted(tmp_path):
     for step in range(250):
         loss, finer, *_ = run.model(**batch, mask_ratio=0.5)
         total = 0.6 * loss + 0.4 * finer
-        run.updater.backward(total)
-        run.updater.step(0.003 * min(1, (step + 1) / 20))
+        run.state.updater.backward(total)
+        run.state.updater.step(0.003 * min(1, (step + 1) / 20))
         history.append([float(total.detach()), float(loss.detach()), float(finer.detach())])
     first, last = np.array(history[0]), np.array(history[-10:]).mean(axis=0)
     assert (last < first * [0.05, 0.01, 0.15]).all(), last / first
@@ -375,12 +374,12 @@ def test_more_epochs_than_needed_say_so(plain, survey, caplog):
     assert surveys.same_bits(surveys.checkpoint(plain), before)
 
 
-@pytest.mark.parametrize("where", ["open_survey", "log_window"])
+@pytest.mark.parametrize("where", ["open_pretrain_data", "log_window"])
 def test_ctrl_c_ends_with_one_line(survey, tmp_path, monkeypatch, capsys, where):
     """Before the loop once is enough, within it twice ends it at once: no traceback, no half checkpoint."""
 
     def interrupted(*_, **__):
-        if where == "open_survey":
+        if where == "open_pretrain_data":
             raise KeyboardInterrupt
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)

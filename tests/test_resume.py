@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main_pretrain
 from tests import surveys
 from util.checkpoints.checkpoint_file import save_checkpoint
+from util.metrics.held_out import HeldOutScorer
 
 LASTING = ("model", "optimizer", "scaler", "epoch", "update", "step", "model_config", "layers", "statistics")
 """What must be equal, bit for bit, in the last checkpoints of a run that was stopped and of one that was not."""
@@ -43,7 +44,7 @@ def stop_at(step: int, number: int = signal.SIGTERM):
 
     def record_and_signal(run, *rest):
         record(run, *rest)
-        if run.place.step == step:
+        if run.state.progress.step == step:
             signal.raise_signal(number)
 
     return mock.patch.object(main_pretrain, "log_window", record_and_signal)
@@ -103,14 +104,14 @@ def test_stopped_at_every_update(survey, straight, tmp_path):
 
 def test_stopped_while_held_out_ground_is_scored(survey, tmp_path):
     assert surveys.train(survey, tmp_path / "straight", *surveys.HELD_OUT) == 0
-    score = main_pretrain.score
+    score = HeldOutScorer.score
 
-    def signal_and_score(run, evaluator):
+    def signal_and_score(scorer):
         signal.raise_signal(signal.SIGTERM)
-        return score(run, evaluator)
+        return score(scorer)
 
     output = tmp_path / "output"
-    with mock.patch.object(main_pretrain, "score", signal_and_score):
+    with mock.patch.object(HeldOutScorer, "score", signal_and_score):
         assert surveys.train(survey, output, *surveys.HELD_OUT) == 0
     assert surveys.checkpoint(output)["epoch"] == 1
     assert surveys.train(survey, output, *surveys.HELD_OUT, "--resume", "auto") == 0

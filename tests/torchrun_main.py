@@ -41,7 +41,7 @@ def arm(kills: list[tuple[int, float]]) -> None:
 
     def record_and_die(run, *rest):
         record(run, *rest)
-        if run.place.step == when:
+        if run.state.progress.step == when:
             die()
 
     main_pretrain.log_window = record_and_die

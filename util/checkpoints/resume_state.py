@@ -1,13 +1,16 @@
-"""State needed to resume exactly: random generators, and the options and data that must not have changed."""
+"""What a resumed run needs: states of random generators, and the options and data that must not have changed."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+
+from util.checkpoints.checkpoint_file import VERSION
 
 
 def collect_rng_state(device: torch.device | None = None) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def collect_rng_state(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def restore_rng_state(state: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """Puts the generators back as `collect_rng_state` found them; CUDA's where both have such a device."""
+    """Restores the generators from `collect_rng_state`; CUDA's if both machines have such a device."""
     torch.set_rng_state(state["torch"].cpu())
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, np.asarray(keys.tolist(), dtype=np.uint32), position, has_gauss, cached))
@@ -41,16 +44,109 @@ def restore_rng_state(state: Mapping[str, Any], device: torch.device | None = No
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
+class TrainingData(Protocol):
+    """The parts of training data that a checkpoint describes: layers, their statistics and encodings."""
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The layers in order."""
+
+    @property
+    def statistics(self) -> Sequence[Any]:
+        """Statistics of each layer."""
+
+    @property
+    def encodings(self) -> Sequence[Any]:
+        """Encoding of each layer."""
+
+    def record(self) -> dict[str, Any]:
+        """Further values to store."""
+
+
+class Batches(Protocol):
+    """The numbers of tiles that a resumed run must share."""
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in an epoch."""
+
+    @property
+    def effective_batch(self) -> int:
+        """Tiles in an update, over all processes."""
+
+
+def describe_run(
+    data: TrainingData,
+    batches: Batches,
+    model_config: Mapping[str, Any],
+    *,
+    options: Mapping[str, Any],
+    decisive: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Returns the part of a checkpoint that stays the same during a run.
+
+    Args:
+        data: the training data.
+        batches: their batches.
+        model_config: arguments that rebuild the network.
+        options: all options of the run.
+        decisive: the options that a resumed run must share.
+
+    Returns:
+        The entries of the checkpoint. "facts" holds what must be the same for a run to be resumed exactly.
+    """
+    facts = {
+        "options": dict(decisive),
+        "effective batch (batch_size x accum_iter x processes)": batches.effective_batch,
+        "layers": [
+            {"name": layer.name, "kind": layer.kind, "units": layer.units}
+            | ({} if layer.transform == "none" else {"transform": layer.transform})
+            | ({"classes": list(encoding.codes)} if encoding.codes else {})
+            for layer, encoding in zip(data.layers, data.encodings, strict=True)
+        ],
+        "model": {key: value for key, value in model_config.items() if key != "grad_checkpointing"},
+        "tiles an epoch": batches.tiles,
+        "statistics": [
+            {"name": item.name, "location": f"{item.centre:.6g}", "spread": f"{item.scale:.6g}"}
+            for item in data.statistics
+        ],
+    }
+    return {
+        "model_config": dict(model_config),
+        "layers": [asdict(layer) for layer in data.layers],
+        "statistics": [item.as_dict() for item in data.statistics],
+        "encodings": [encoding.plain() for encoding in data.encodings],
+        "options": dict(options),
+        "version": VERSION,
+        **data.record(),
+        "facts": facts,
+    }
+
+
+def check_same_run(state: Mapping[str, Any], description: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint is of a run like the one described, part by part: options first.
+
+    Args:
+        state: the checkpoint.
+        description: from `describe_run`.
+
+    Raises:
+        ValueError: naming every difference in the first part that differs.
+    """
+    for what, value in description["facts"].items():
+        check_same_configuration({what: state.get("facts", {}).get(what)}, {what: value}, what)
+
+
 def check_same_configuration(saved: Mapping[str, Any], current: Mapping[str, Any], what: str) -> None:
-    """Checks that a run is continued with the configuration that it was begun with.
+    """Checks that a run is resumed with the configuration that it was started with.
 
     Args:
         saved: configuration in the checkpoint, nested dicts and lists of plain values.
-        current: the one of this run. Tuples equal lists, and a key 1 equals a key "1", as after JSON.
-        what: what they configure, for the message, such as "model" or "layers".
+        current: configuration of this run. Tuples equal lists, and a key 1 equals a key "1", as after JSON.
+        what: name of the configuration in the message, such as "model" or "layers".
 
     Raises:
-        ValueError: they differ; names every key that does, with both values.
+        ValueError: they differ; names every differing key with both values.
     """
     left, right = dict(_flatten(saved, "")), dict(_flatten(current, ""))
     lines = []

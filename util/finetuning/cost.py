@@ -9,8 +9,8 @@ import torch
 
 from util.finetuning.fit import Fit
 from util.hardware.device import peak_memory_bytes
-from util.records.clock import TrainingTimer
 from util.training.flops import count_flops
+from util.training.timer import TrainingTimer
 
 
 def window_flops(network: Any, *, input_size: int) -> int:

@@ -14,9 +14,9 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from util.checkpoints import resume_state
 from util.finetuning.compared_methods import Method
 from util.finetuning.objectives import DenseValues, Objective
-from util.records.clock import TrainingTimer
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
+from util.training.timer import TrainingTimer
 from util.training.training_step import TrainingStep
 
 

@@ -68,6 +68,19 @@ class ScoredLayer:
         return error, (self.decode(image) - self.decode(target)).square()
 
 
+def scored_layers(channels: Sequence[LayerChannels], encodings: Sequence[Any]) -> list[ScoredLayer]:
+    """Returns the layers as they are scored.
+
+    Args:
+        channels: the channels of each layer in the model.
+        encodings: the encoding of each layer.
+    """
+    return [
+        ScoredLayer(part, encoding.decode, encoding.physical_per_model_unit, encoding.means)
+        for part, encoding in zip(channels, encodings, strict=True)
+    ]
+
+
 def error_sums(
     images: Sequence[torch.Tensor],
     targets: Sequence[torch.Tensor],

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T")
 
 MODEL_NAMES = ("tiny", "small", "base", "large")
 SCENE_TYPES = ("sentinel", "rgb", "euro_sat")
@@ -288,9 +291,28 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--dist_url", default="env://", help="where processes meet (env://)")
 
 
+def replaced(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
+    """Returns a copy of parsed options with other values for some of them."""
+    return argparse.Namespace(**{**vars(args), **values})
+
+
+def fill(kind: type[T], args: argparse.Namespace) -> T:
+    """Returns a dataclass whose fields have the names of options, with the values of these."""
+    return kind(**{field.name: getattr(args, field.name) for field in fields(cast(Any, kind))})
+
+
 def process_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `util.processes.program.run_program` that the options give."""
     return {key: getattr(args, key) for key in ("device", "world_size", "local_rank", "dist_url")}
+
+
+def data_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `datasets.pretraining.pretrain_data.open_source`: `scene_options` or `survey_options`.
+
+    Raises:
+        ValueError: options that do not fit together.
+    """
+    return scene_options(args) if args.dataset_type in SCENE_TYPES else survey_options(args)
 
 
 def survey_options(args: argparse.Namespace) -> dict[str, Any]:

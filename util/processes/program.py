@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from util.hardware.device import select_device
+from util.hardware.device import describe_environment, select_device
 from util.hardware.malloc import keep_freed_memory
 from util.processes import distributed as dist
 from util.processes.signals import Stop
 from util.processes.terminal import setup_logging
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -20,11 +23,19 @@ class RunFailed(RuntimeError):
     """Ends a program part way with one message and exit status 1."""
 
 
+def log_environment(device: torch.device, ranks: dist.Ranks, **settings: Any) -> dict[str, Any]:
+    """Logs versions, device, number of processes and the given settings, and returns them."""
+    environment = describe_environment(device) | {"processes": ranks.world_size, **settings}
+    logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
+    return environment
+
+
 def run_program(
     program: str,
     *,
     prepare: Callable[[torch.device, dist.Ranks], T],
-    work: Callable[[T, Stop], int],
+    work: Callable[[T, Stop], int | None],
+    close: Callable[[T], None] | None = None,
     device: str,
     world_size: int,
     local_rank: int,
@@ -40,8 +51,9 @@ def run_program(
     Args:
         program: name of the program, for error messages.
         prepare: checks the options, opens all inputs and builds the run, given the device and the ranks.
-        work: does the work of the run that `prepare` returned, closes its files and returns the exit status. It polls
-            `Stop.signal` to end early after a signal.
+        work: does the work of the run that `prepare` returned; polls `Stop.signal` to end early after a signal. Returns
+            the exit status, None for 0.
+        close: closes the files of the run, however its work ends.
         device: value of --device.
         world_size: value of --world_size.
         local_rank: value of --local_rank.
@@ -68,8 +80,10 @@ def run_program(
         return dist.report_end(error, program=program, ranks=ranks, status=1)
     try:
         with Stop(stop_message) as stop:
-            return work(run, stop)
+            return work(run, stop) or 0
     except failures as error:
         return dist.report_end(error, program=program, ranks=ranks, status=1)
     finally:
+        if close is not None:
+            close(run)
         dist.shutdown()

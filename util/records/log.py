@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from util.processes import distributed as dist
+
 
 class JsonLines:
     """Appends one JSON object a line to a file; numbers that JSON does not have, NaN and inf, become null."""
@@ -169,10 +171,14 @@ def make_writer(
 
 
 def check_writable(folder: Path, *, flag: str) -> None:
-    """Refuses a directory that cannot be written, by the flag that names it, before anything is computed.
+    """Checks that a folder can be written, before anything is computed; creates it if missing.
+
+    Args:
+        folder: the folder.
+        flag: the option that names it, for the message.
 
     Raises:
-        ValueError: naming the directory and why.
+        ValueError: naming the folder and the reason.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,3 +187,14 @@ def check_writable(folder: Path, *, flag: str) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"{flag} {folder}: not writable ({error.strerror}); choose another directory") from error
+
+
+def check_output_folders(output_dir: str, log_dir: str | None) -> None:
+    """Checks that the main process can write --output_dir and --log_dir; every process must call it.
+
+    Raises:
+        ValueError: naming the folder and the reason.
+    """
+    dist.on_main_rank(lambda: check_writable(Path(output_dir), flag="--output_dir"))
+    if log_dir:
+        dist.on_main_rank(lambda: check_writable(Path(log_dir), flag="--log_dir"))

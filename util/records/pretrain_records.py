@@ -1,10 +1,11 @@
-"""What a training run leaves behind: log.txt, TensorBoard events, pictures, checkpoints, tables of what was used."""
+"""Records of a pre-training run: log.txt, TensorBoard events, pictures and checkpoints."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import Any
 import torch
 
 from util.checkpoints import run_checkpoints as ckpt
-from util.metrics.skill import REGIONS, Scores
+from util.metrics.held_out import TrainingData
+from util.metrics.skill import REGIONS, ScoredBatch, Scores
 from util.model.layer_losses import LayerChannels
 from util.plots.reconstruction import RowImages, reconstruction_figure, save_figure
 from util.records.log import JsonLines, Writer, make_writer
+from util.training.state import Progress
 from util.training.step_meter import WindowOfSteps
+
+logger = logging.getLogger(__name__)
 
 ERRORS = ("rmse", "rmse_mean", "rmse_interpolation")
 CLASS_ERRORS = ("cross_entropy", "cross_entropy_majority", "cross_entropy_nearest")
@@ -27,13 +32,13 @@ LAST_PICTURE = "reconstruction-last.png"
 
 @dataclass(frozen=True)
 class LayerReportInfo:
-    """What reporting needs of a layer.
+    """What the records need to know about a layer.
 
     Attributes:
-        name: its name.
-        unit: of its values; degrees of a circular layer.
-        channels: what the model knows of it.
-        decode: model units (..., k, h, w) -> values (..., h, w).
+        name: name of the layer.
+        unit: unit of its values; degrees for a circular layer.
+        channels: its channels in the model.
+        decode: model units (..., k, h, w) -> physical values (..., h, w).
     """
 
     name: str
@@ -43,88 +48,92 @@ class LayerReportInfo:
 
 
 class RunFiles:
-    """Writes a run's records; does nothing in ranks other than the main one.
+    """Writes the records of a run; does nothing in ranks other than the main one.
 
     Args:
-        output_dir: checkpoints, log.txt, pictures.
-        log_dir: TensorBoard events.
-        layers: the layers in channel order.
-        scales: scales, 1 first.
-        scored: for each scale, the layers scored at it.
-        enabled: False in ranks that only compute.
+        output_dir: folder for checkpoints, log.txt and pictures.
+        log_dir: folder for TensorBoard events, None for `output_dir`.
+        data: the training data.
+        channels: the channels of each layer in the model.
+        enabled: False in ranks other than the main one.
     """
 
     def __init__(
         self,
-        output_dir: Path,
-        log_dir: Path,
+        output_dir: str | Path,
+        log_dir: str | Path | None,
+        data: TrainingData,
+        channels: Sequence[LayerChannels],
         *,
-        layers: Sequence[LayerReportInfo],
-        scales: Sequence[int],
-        scored: Mapping[int, Sequence[int]],
         enabled: bool,
     ) -> None:
-        self.output_dir = output_dir
-        self.log_dir = log_dir
-        self._layers = tuple(layers)
-        self._scales = tuple(scales)
-        self._scored = {scale: set(scored[scale]) for scale in scales}
+        self.output_dir = Path(output_dir)
+        self.log_dir = Path(log_dir or output_dir)
+        self._layers = tuple(
+            LayerReportInfo(layer.name, encoding.unit(layer.units), part, encoding.decode)
+            for layer, encoding, part in zip(data.layers, data.encodings, channels, strict=True)
+        )
+        self._scales = tuple(data.scales)
+        self._scored = {scale: set(data.scored[scale]) for scale in data.scales}
         self._enabled = enabled
         self._writer: Writer = make_writer(None)
         self._lines: JsonLines | None = None
         self._windows: list[tuple[WindowOfSteps, dict[str, Any]]] = []
 
-    def open(self, *, resume_step: int | None) -> Path | None:
-        """Opens the records: after a resumed step, or afresh; what an earlier run left from there on is moved aside.
+    def open(self, *, resume_step: int | None) -> None:
+        """Opens the records and moves aside files of an earlier run that would be overwritten.
 
-        Returns:
-            Where that was moved to, None if there was nothing.
+        Args:
+            resume_step: step from which the run is resumed; None for a new run.
         """
         if not self._enabled:
-            return None
+            return
         if resume_step is None:
             aside, purge = ckpt.set_aside(self.output_dir, self.log_dir), None
         else:
             aside, purge = ckpt.set_newer_aside(self.output_dir, resume_step), resume_step + 1
         self._lines = JsonLines(self.output_dir / "log.txt", purge_step=purge)
         self._writer = make_writer(self.log_dir, purge_step=purge)
-        return aside
+        if aside is not None:
+            what = "an earlier run" if resume_step is None else "newer checkpoints"
+            logger.warning("%s held %s: now in %s", self.output_dir, what, aside)
 
     def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Puts tables of facts (options, environment, layers) into TensorBoard."""
+        """Shows tables of values, such as the options, in TensorBoard."""
         for name, table in tables.items():
             rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
             self._writer.text(name, f"| | |\n|---|---|\n{rows}")
 
     def log_training(
         self,
-        seen: WindowOfSteps,
+        window: WindowOfSteps,
+        progress: Progress,
         *,
-        step: int,
-        epoch: int,
         lr: float,
         speed: Mapping[str, float],
         memory_bytes: int,
     ) -> None:
         """Records a window of training steps."""
-        record = {"lr": lr, "grad_norm": seen.grad_norm, **speed, "peak_memory_mb": memory_bytes / 2**20}
-        self._windows.append((seen, record))
+        record = {"lr": lr, "grad_norm": window.grad_norm, **speed, "peak_memory_mb": memory_bytes / 2**20}
+        self._windows.append((window, record))
         tags = {
-            "train/loss": seen.loss,
-            "train/base_loss": seen.base_loss,
-            "train/scale_loss": seen.scale_loss,
+            "train/loss": window.loss,
+            "train/base_loss": window.base_loss,
+            "train/scale_loss": window.scale_loss,
             "optim/lr": lr,
-            "optim/grad_norm": seen.grad_norm,
+            "optim/grad_norm": window.grad_norm,
             "speed/tiles_per_s": speed["tiles_per_s"],
             "speed/wait_share": speed["wait_share"],
             "memory/peak_mb": memory_bytes / 2**20,
         }
         for level, channel, scale, layer in self._entries():
-            tags[f"train_layers/{layer.name}_{scale}x"] = float(seen.layer_losses[level, channel])
-        self._write({"kind": "train", "step": step, "epoch": epoch, **self._losses([seen]), **record}, tags)
+            tags[f"train_layers/{layer.name}_{scale}x"] = float(window.layer_losses[level, channel])
+        self._write(
+            {"kind": "train", "step": progress.step, "epoch": progress.epoch, **self._losses([window]), **record}, tags
+        )
 
     def _losses(self, windows: Sequence[WindowOfSteps]) -> dict[str, Any]:
-        """Training losses averaged over windows, each by its updates; NaN, where nothing was scored, is left out."""
+        """Training losses averaged over windows, weighted by updates; NaN, where nothing was scored, is ignored."""
 
         def mean(values: Iterable[float]) -> float:
             known = [(v, window.updates) for v, window in zip(values, windows, strict=True) if not math.isnan(v)]
@@ -144,10 +153,17 @@ class RunFiles:
         }
 
     def log_epoch(self, scores: Scores | None, *, step: int, epoch: int, seconds: float, tiles: int) -> dict[str, Any]:
-        """Records the end of an epoch with the held-out scores, in physical units.
+        """Records and logs the end of an epoch with the held-out scores, in physical units.
 
-        Training losses are means over the epoch, or over what was trained of it since the run was taken up; rate,
-        speed, gradient norm and memory are those of its last window.
+        Training losses are means over the epoch, or over its part since the run was resumed; learning rate, speed,
+        gradient norm and memory are those of the last window.
+
+        Args:
+            scores: held-out scores, None if nothing is held out.
+            step: optimiser steps done.
+            epoch: number of the epoch.
+            seconds: seconds trained so far.
+            tiles: number of held-out tiles.
 
         Returns:
             The line written: per layer and scale `rmse`, `rmse_mean`, `rmse_interpolation` (units of the layer;
@@ -155,7 +171,7 @@ class RunFiles:
             and at finer scales `skill_hidden` and `skill_visible`.
         """
         line: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": epoch, "seconds": round(seconds, 3)}
-        line |= self._losses([seen for seen, _ in self._windows]) | self._windows[-1][1]
+        line |= self._losses([window for window, _ in self._windows]) | self._windows[-1][1]
         self._windows.clear()
         tags: dict[str, float] = {}
         if scores is not None:
@@ -174,11 +190,20 @@ class RunFiles:
                     kept = ("skill", "rmse", "accuracy")
                     tags |= {f"val_{key}/{layer}_{scale}": values[key] for key in kept if key in values}
         self._write(line, tags)
+        for text in epoch_summary(line, {layer.name: layer.unit for layer in self._layers}):
+            logger.info("%s", text)
         return line
 
+    def log_paths(self) -> None:
+        """Logs where checkpoint, picture and TensorBoard events are."""
+        logger.info("checkpoint   %s", self.output_dir / ckpt.LAST)
+        if (self.output_dir / LAST_PICTURE).exists():
+            logger.info("picture      %s", self.output_dir / LAST_PICTURE)
+        logger.info("tensorboard  tensorboard --logdir %s", self.log_dir)
+
     def _write(self, line: Mapping[str, Any], tags: Mapping[str, float]) -> None:
-        """Writes one line of the log, and those of its numbers that are finite to TensorBoard."""
-        with self._told_when_full():
+        """Writes one line of the log, and its finite numbers to TensorBoard."""
+        with self._explained_when_full():
             for tag, value in tags.items():
                 if math.isfinite(value):
                     self._writer.scalar(tag, value, line["step"])
@@ -187,33 +212,62 @@ class RunFiles:
             if self._lines is not None:
                 self._lines.write(line)
 
-    def draw(self, rows: Sequence[RowImages], *, title: str, epoch: int, step: int, length_unit: str) -> None:
-        """Draws reconstructions into TensorBoard and as PNG."""
+    def draw(
+        self,
+        batch: ScoredBatch,
+        images: Mapping[int, torch.Tensor],
+        hidden: torch.Tensor,
+        progress: Progress,
+        *,
+        base_pixel: tuple[float, float],
+        length_unit: str,
+    ) -> None:
+        """Draws the reconstruction of a held-out tile as PNG and into TensorBoard.
+
+        Args:
+            batch: a batch of that tile alone.
+            images: predictions by scale, (1, C, sH, sW), model units.
+            hidden: (1, C, H, W) bool, True inside masked tokens.
+            progress: how far the run is.
+            base_pixel: width and height of a base-scale pixel, length units.
+            length_unit: unit of `base_pixel`.
+        """
         if not self._enabled:
             return
+        rows = reconstruction_rows(
+            layers=self._layers,
+            scales=self._scales,
+            scored=self._scored,
+            base_pixel=base_pixel,
+            targets=[target[0].cpu() for target in (batch.imgs, *batch.imgs_up)],
+            valid=[valid[0].cpu() for valid in (batch.valid, *batch.valid_up)],
+            images={scale: image[0].cpu() for scale, image in images.items()},
+            hidden=hidden[0].cpu(),
+        )
+        title = f"held-out tile after epoch {progress.epoch}"
         figure = reconstruction_figure(rows, title=title, length_unit=length_unit)
-        with self._told_when_full():
-            self._writer.figure("reconstruction", figure, step)
+        with self._explained_when_full():
+            self._writer.figure("reconstruction", figure, progress.step)
             self._writer.flush()
-            picture = self.output_dir / f"reconstruction-{epoch}.png"
+            picture = self.output_dir / f"reconstruction-{progress.epoch}.png"
             save_figure(picture, figure)
             last = self.output_dir / f".{LAST_PICTURE}.tmp"
             last.write_bytes(picture.read_bytes())
             os.replace(last, self.output_dir / LAST_PICTURE)
 
     def save(self, state: Mapping[str, Any], *, keep: bool) -> None:
-        """Writes checkpoint-last.pth and, to keep, checkpoint-<epoch>.pth.
+        """Writes checkpoint-last.pth and, if `keep`, checkpoint-<epoch>.pth.
 
         Raises:
             OSError: the disk is full or the folder not writable; earlier checkpoints are intact.
         """
         if self._enabled:
-            with self._told_when_full():
+            with self._explained_when_full():
                 self._writer.flush()
             ckpt.save_run_checkpoint(self.output_dir, state, epoch_file=keep)
 
     def restore_epoch_file(self, *, epoch: int, step: int) -> None:
-        """Makes up for a checkpoint-<epoch>.pth that a kill prevented, from the checkpoint of that step.
+        """Writes a checkpoint-<epoch>.pth that is missing because the run was killed, from the checkpoint of that step.
 
         Raises:
             OSError: it could not be written.
@@ -222,7 +276,7 @@ class RunFiles:
             ckpt.restore_epoch_file(self.output_dir, epoch=epoch, step=step)
 
     def close(self) -> None:
-        """Closes the records; what a full disk has no room for is lost."""
+        """Closes the records; what does not fit on a full disk is lost."""
         with suppress(OSError):
             self._writer.close()
         if self._lines is not None:
@@ -230,8 +284,8 @@ class RunFiles:
                 self._lines.close()
 
     @contextmanager
-    def _told_when_full(self) -> Iterator[None]:
-        """Says of a record that cannot be written what is safe and what to do."""
+    def _explained_when_full(self) -> Iterator[None]:
+        """Adds to the error of a record that cannot be written what is safe and what to do."""
         try:
             yield
         except OSError as error:
@@ -242,7 +296,7 @@ class RunFiles:
             ) from error
 
     def _entries(self) -> Iterator[tuple[int, int, int, LayerReportInfo]]:
-        """(level, channel, scale, layer) of everything that is scored."""
+        """Yields (level, channel, scale, layer) for each scored layer and scale."""
         for level, scale in enumerate(self._scales):
             for channel, layer in enumerate(self._layers):
                 if channel in self._scored[scale]:
@@ -269,9 +323,18 @@ class RunFiles:
         return table
 
 
-def score_lines(line: Mapping[str, Any], units: Mapping[str, str]) -> list[str]:
-    """The held-out part of an epoch's record as a table to read."""
-    rows = []
+def epoch_summary(line: Mapping[str, Any], units: Mapping[str, str]) -> list[str]:
+    """Returns an epoch's record as text: losses and speed, then a table of held-out scores.
+
+    Args:
+        line: the record, from `RunFiles.log_epoch`.
+        units: unit of each layer by name.
+    """
+    held_out = f"{line['val_loss']:.4f}" if "val_loss" in line else "-"
+    rows = [
+        f"epoch {line['epoch']}: loss {line['train_loss']:.4f}, held-out loss {held_out}, {line['tiles_per_s']:.0f} "
+        f"tiles/s, waited {100 * line['wait_share']:.1f} %, {line['seconds']:.0f} s"
+    ]
     for layer, by_scale in line.get("val", {}).items():
         for scale, v in by_scale.items():
             parts = [f"{name} {v[f'skill_{name}']:+.3f}" for name in REGIONS[1:] if f"skill_{name}" in v]
@@ -289,28 +352,28 @@ def reconstruction_rows(
     *,
     layers: Sequence[LayerReportInfo],
     scales: Sequence[int],
-    scored: Mapping[int, Sequence[int]],
+    scored: Mapping[int, Collection[int]],
     base_pixel: tuple[float, float],
     targets: Sequence[torch.Tensor],
     valid: Sequence[torch.Tensor],
     images: Mapping[int, torch.Tensor],
     hidden: torch.Tensor,
 ) -> list[RowImages]:
-    """Makes the rows of a reconstruction figure from one tile.
+    """Returns the rows of a reconstruction figure of one tile.
 
     Args:
         layers: the layers in channel order.
         scales: scales, 1 first.
-        scored: for each scale, the layers scored at it.
+        scored: for each scale, the numbers of the layers scored at it.
         base_pixel: width and height of a base-scale pixel, length units.
         targets: per scale (C, sH, sW), model units.
-        valid: likewise bool.
+        valid: likewise bool, True where known.
         images: predictions by scale, (C, sH, sW), model units.
         hidden: (C, H, W) bool, True inside hidden tokens.
 
     Returns:
-        One row for each layer and scale that is scored, in physical units. At the base scale, where visible pixels
-        are not predicted, the reconstruction shows them as they were given.
+        One row per scored layer and scale, in physical units. At the base scale, where visible pixels are not
+        predicted, the reconstruction shows their input values.
     """
     nan = torch.tensor(float("nan"))
     rows = []

@@ -1,15 +1,25 @@
-"""Settings of a pre-training run, and the schedule and optimiser that are built from them."""
+"""Settings of a pre-training run, and what is built from them: batch size, parallel model, schedule and optimiser."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
+from util.hardware.device import busy_warning
+from util.processes import distributed as dist
+from util.processes import fsdp
+from util.training.batch_size import BatchSize, choose_batch_size, predict_memory
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
+from util.training.memory import memory_trials
+from util.training.training_step import pretraining_step
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_LR = 1e-3
 """Peak learning rate without --lr and --blr; chosen for the tiny model at 32 tiles or windows an update."""
@@ -20,9 +30,6 @@ class TrainingSettings:
     """How a network is pre-trained; each attribute is the option of the same name.
 
     Attributes:
-        seed: seed of tiles, masks and weights.
-        batch_size: tiles per step and process.
-        accum_iter: steps per update.
         epochs: total number of epochs.
         lr: peak learning rate, None to derive it from `blr`.
         blr: peak learning rate at an effective batch of 256, None for `DEFAULT_LR`.
@@ -33,12 +40,8 @@ class TrainingSettings:
         base_loss_weight: weight of the base-scale loss.
         scale_loss_weight: weight of the loss at finer scales.
         mask_ratio: fraction of tokens removed.
-        layer_dropout: probability that a tile is trained without a layer.
     """
 
-    seed: int
-    batch_size: int
-    accum_iter: int
     epochs: int
     lr: float | None
     blr: float | None
@@ -49,7 +52,6 @@ class TrainingSettings:
     base_loss_weight: float
     scale_loss_weight: float
     mask_ratio: float
-    layer_dropout: float
 
     @property
     def loss_weights(self) -> tuple[float, float]:
@@ -59,25 +61,120 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How a run reads, reports and saves; each attribute is the option of the same name. None changes the results.
+    """How a run computes, reports and saves; each attribute is the option of the same name.
 
     Attributes:
+        batch_size: tiles per step and process, or "auto".
+        accum_iter: steps per update.
+        effective_batch: tiles per update over all processes, None if `accum_iter` decides.
         num_workers: threads that read ahead.
-        pin_mem: copy batches to a GPU from page-locked memory.
+        fsdp: shard weights and optimiser state across processes.
+        compile: compile the model.
         log_every: updates between lines of the log.
         figure_every: epochs between pictures, 0 for the last epoch only.
         keep_every: epochs between checkpoints that are kept.
         save_minutes: minutes between checkpoints within an epoch.
         no_progress: show no progress bar.
+        dry_run: time one update instead of training.
     """
 
+    batch_size: int | str
+    accum_iter: int
+    effective_batch: int | None
     num_workers: int
-    pin_mem: bool
+    fsdp: bool
+    compile: bool
     log_every: int
     figure_every: int
     keep_every: int
     save_minutes: float
     no_progress: bool
+    dry_run: bool
+
+    def shows_progress(self, ranks: dist.Ranks) -> bool:
+        """True in the process that shows progress bars."""
+        return ranks.is_main and not self.no_progress
+
+    def keeps(self, epochs_done: int) -> bool:
+        """True if the checkpoint after that number of epochs is kept under its own name, wherever the run ends."""
+        return epochs_done % self.keep_every == 0
+
+    def draws(self, epochs_done: int) -> bool:
+        """True if a picture is drawn after that number of epochs, wherever the run ends."""
+        return bool(self.figure_every) and epochs_done % self.figure_every == 0
+
+
+def check_start(settings: RunSettings, ranks: dist.Ranks, device: torch.device) -> None:
+    """Checks that sharding is possible, and warns if other programs keep the cores busy; every process must call it.
+
+    Raises:
+        ValueError: --fsdp with one process or a compiled model, or not supported by this torch.
+    """
+    if settings.fsdp:
+        dist.on_all(lambda: fsdp.refuse_unfit(world_size=ranks.world_size, compiled=settings.compile, device=device))
+    if busy := busy_warning() if device.type == "cpu" and ranks.is_main else "":
+        logger.warning("%s", busy)
+
+
+def fit_batch(
+    network: nn.Module,
+    training: TrainingSettings,
+    settings: RunSettings,
+    ranks: dist.Ranks,
+    *,
+    amp_dtype: torch.dtype | None,
+    batches_ahead: int,
+) -> tuple[BatchSize, float | None]:
+    """Chooses the batch size; before a dry run, also predicts the memory that it takes. Every process must call it.
+
+    Args:
+        network: the network on the device, not wrapped.
+        training: masking and clipping.
+        settings: batch size, accumulation and sharding asked for.
+        ranks: which process this is.
+        amp_dtype: number format of autocast, None for full precision.
+        batches_ahead: batches that are read ahead.
+
+    Returns:
+        The batch size, and the peak memory in bytes, None if it is not predicted.
+
+    Raises:
+        ValueError: options contradict each other, or no batch fits into memory.
+    """
+    device = next(network.parameters()).device
+    step = pretraining_step(network, mask_ratio=training.mask_ratio, amp_dtype=amp_dtype, clip_grad=training.clip_grad)
+    trials = memory_trials(
+        step,
+        network,
+        device=device,
+        accumulates=settings.batch_size == "auto" or settings.accum_iter > 1,
+        shares_gradients=ranks.world_size > 1 and not settings.fsdp,
+        batches_ahead=batches_ahead,
+    )
+    batch = choose_batch_size(
+        settings.batch_size,
+        accum_iter=settings.accum_iter,
+        effective_batch=settings.effective_batch,
+        ranks=ranks,
+        device=device,
+        trials=trials,
+    )
+    if not settings.dry_run or settings.fsdp:
+        return batch, None
+    return batch, predict_memory(trials, batch.batch_size, device=device, ranks=ranks)
+
+
+def parallel_model(network: Any, settings: RunSettings, device: torch.device) -> nn.Module:
+    """Returns the network as all processes train it together: sharded, or in DistributedDataParallel; compiled or not.
+
+    Args:
+        network: has `blocks` and `decoder_blocks`, which are sharded one by one.
+        settings: whether to shard or compile.
+        device: where the network is.
+    """
+    if settings.fsdp:
+        return fsdp.shard(network, [*network.blocks, *network.decoder_blocks], device)
+    return dist.wrap(torch.compile(network) if settings.compile else network, device)  # type: ignore[arg-type]
 
 
 def make_schedule(
@@ -114,14 +211,56 @@ def make_schedule(
     )
 
 
+class Batches(Protocol):
+    """The numbers of tiles that a schedule follows from."""
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in an epoch."""
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps in an epoch."""
+
+    @property
+    def effective_batch(self) -> int:
+        """Tiles in an update, over all processes."""
+
+
+def pretraining_schedule(settings: TrainingSettings, batches: Batches) -> Schedule:
+    """Returns the learning-rate schedule of a pre-training run."""
+    return make_schedule(
+        tiles=batches.tiles,
+        updates=batches.updates,
+        epochs=settings.epochs,
+        warmup_epochs=settings.warmup_epochs,
+        effective_batch=batches.effective_batch,
+        lr=settings.lr,
+        blr=settings.blr,
+        min_lr=settings.min_lr,
+    )
+
+
+def log_size(name: str, network: nn.Module, schedule: Schedule) -> None:
+    """Logs the number of trained parameters and the length of a run."""
+    logger.info(
+        "%s: %.2f M parameters; %d tiles and %d updates an epoch, effective batch %d, peak rate %.3g",
+        name,
+        sum(p.numel() for p in network.parameters() if p.requires_grad) / 1e6,
+        schedule.tiles,
+        schedule.updates,
+        schedule.effective_batch,
+        schedule.peak_lr,
+    )
+
+
 def pretraining_updater(
     network: nn.Module,
     model: nn.Module,
     settings: TrainingSettings,
     *,
-    peak_lr: float,
+    lr: float,
     amp_dtype: torch.dtype | None,
-    device: torch.device,
 ) -> Updater:
     """Returns the optimiser steps of a run: AdamW without weight decay of biases and norms, clipping, mixed precision.
 
@@ -129,15 +268,15 @@ def pretraining_updater(
         network: the network that is trained.
         model: the same, wrapped for several processes or compiled.
         settings: weight decay and clipping.
-        peak_lr: initial learning rate; each step sets its own.
+        lr: initial learning rate; each step sets its own.
         amp_dtype: number format of autocast, None for full precision; gradients are scaled for float16.
-        device: where the model computes.
     """
+    device_type = next(network.parameters()).device.type
     return Updater(
         model,
-        make_adamw(param_groups_weight_decay(network, settings.weight_decay), lr=peak_lr),
+        make_adamw(param_groups_weight_decay(network, settings.weight_decay), lr=lr),
         amp_dtype=amp_dtype,
-        scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16),
-        device_type=device.type,
+        scaler=torch.amp.GradScaler(device_type, enabled=amp_dtype == torch.float16),
+        device_type=device_type,
         clip_grad=settings.clip_grad,
     )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
+
+from util.processes import distributed as dist
+from util.processes.program import RunFailed
+from util.training.state import Progress
 
 
 @dataclass(frozen=True)
@@ -110,3 +116,37 @@ class StepMeter:
             first_bad=first_bad,
             bad_here=bad_here,
         )
+
+
+def require_finite(
+    window: WindowOfSteps,
+    tiles_of_steps: Sequence[Sequence[np.ndarray]],
+    progress: Progress,
+    output_dir: Path,
+    *,
+    name_tiles: Callable[[list], str],
+) -> None:
+    """Stops all processes together if a loss was not finite; that step did not change the weights.
+
+    Args:
+        window: what a `StepMeter` has read.
+        tiles_of_steps: tiles that this process trained on in each step of the window.
+        progress: how far the run is.
+        output_dir: folder of the checkpoints.
+        name_tiles: returns tiles as text.
+
+    Raises:
+        RunFailed: naming the step and its tiles.
+    """
+    if window.first_bad is None:
+        return
+    here = np.concatenate(list(tiles_of_steps[window.first_bad])).tolist() if window.bad_here else []
+    tiles = [tile for part in dist.gather_objects(here) for tile in part]
+    step = progress.step - len(tiles_of_steps) + window.first_bad
+    error = RunFailed(
+        f"loss not finite at step {step} (epoch {progress.epoch}); that step did not touch the weights, and the last "
+        f"checkpoint in {output_dir} is good. Tiles of that step, "
+        f"{name_tiles(tiles) if tiles else 'unknown (the gradient overflowed)'}. Mend the layers there or lower --lr, "
+        "and start afresh: --resume auto repeats the same steps"
+    )
+    raise dist.mark_shared(error)

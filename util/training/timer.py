@@ -1,4 +1,4 @@
-"""Times of a training run: total, waiting for data, tiles per second."""
+"""Timer of a training run: total time, time waiting for data, tiles per second."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ T = TypeVar("T")
 
 
 class TrainingTimer:
-    """Time spent training and, of that, waiting for data.
+    """Measures the time of training and the time spent waiting for data.
 
     Attributes:
-        tiles: trained on since the last reading.
-        trained_s: seconds spent training, over all readings.
-        trained_cpu_s: CPU seconds that all threads of this process took for it.
+        tiles: tiles trained on since the last reading.
+        trained_s: seconds of training up to the last reading.
+        trained_cpu_s: CPU seconds of all threads of this process in that time.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class TrainingTimer:
         self.trained_s = self.trained_cpu_s = 0.0
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
-        """Yields the items and counts the time until each is there as waiting for data."""
+        """Yields the items, counting the time until each arrives as waiting for data."""
         source = iter(items)
         while True:
             begin = time.monotonic()
@@ -38,14 +38,14 @@ class TrainingTimer:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time inside out."""
+        """Excludes the time inside the context."""
         begin, cpu_begin = time.monotonic(), time.process_time()
         yield
         self._start += time.monotonic() - begin
         self._cpu_start += time.process_time() - cpu_begin
 
     def read(self, world_size: int) -> dict[str, float]:
-        """Tiles per second over all ranks, share of time waiting, CPU seconds trained so far; starts anew."""
+        """Returns tiles per second over all ranks, fraction of time waiting and total CPU seconds; resets them."""
         now, cpu_now = time.monotonic(), time.process_time()
         elapsed = max(now - self._start, 1e-9)
         result = {"tiles_per_s": self.tiles * world_size / elapsed, "wait_share": self._waited / elapsed}
@@ -55,10 +55,10 @@ class TrainingTimer:
         return result | {"cpu_seconds": self.trained_cpu_s}
 
     def state(self) -> dict[str, float]:
-        """What goes on in a run that is taken up."""
+        """Returns the totals to store in a checkpoint."""
         return {"trained_s": self.trained_s, "trained_cpu_s": self.trained_cpu_s}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state`, or from a checkpoint that holds it; older ones have no CPU seconds."""
+        """Restores the totals from a checkpoint; old ones have no CPU seconds."""
         self.trained_s = state.get("trained_s", 0.0)
         self.trained_cpu_s = state.get("trained_cpu_s", 0.0)

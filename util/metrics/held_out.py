@@ -1,0 +1,112 @@
+"""Scores a network on the held-out tiles while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from util.metrics.skill import HeldOutEvaluator, ScoredBatch, Scores, scored_layers
+from util.processes import distributed as dist
+from util.processes import fsdp
+from util.processes.terminal import progress_bar
+from util.training.setup import TrainingSettings
+from util.training.state import TrainingState
+
+
+class TrainingData(Protocol):
+    """The parts of training data that scores need."""
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """The layers in order."""
+
+    @property
+    def encodings(self) -> Sequence[Any]:
+        """Encoding of each layer."""
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Scales, 1 first."""
+
+    @property
+    def scored(self) -> Mapping[int, Sequence[int]]:
+        """For each scale, the numbers of the layers scored at it."""
+
+
+def _scored_batch(sample: Any, noise: torch.Tensor) -> ScoredBatch:
+    return ScoredBatch(sample.imgs, sample.valid, sample.imgs_up, sample.valid_up, noise)
+
+
+class HeldOutScorer:
+    """Scores a network on held-out tiles, and reconstructs one of them for a picture; every process must call it.
+
+    Args:
+        state: the network that is trained, sharded or not.
+        settings: masking and loss weights.
+        data: the training data.
+        rebuild: builds another such network on the device, to gather a sharded one.
+        fetch: tile numbers -> their `Sample` on the device and the noise of its masks.
+        batches: the tile numbers that this process scores, batch by batch.
+        show_progress: show a progress bar.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        settings: TrainingSettings,
+        data: TrainingData,
+        *,
+        rebuild: Callable[[], torch.nn.Module],
+        fetch: Callable[[np.ndarray], tuple[Any, torch.Tensor]],
+        batches: Sequence[np.ndarray],
+        show_progress: bool,
+    ) -> None:
+        network: Any = state.network
+        self._state, self._settings, self._rebuild = state, settings, rebuild
+        self._show = partial(progress_bar, desc="held-out", unit="batch", enabled=show_progress)
+        self._evaluator = HeldOutEvaluator(
+            fetch=lambda numbers: _scored_batch(*fetch(numbers)),
+            batches=batches,
+            scales=data.scales,
+            scored_at_base=[number in data.scored[1] for number in range(len(data.layers))],
+            layers=scored_layers(network.layers, data.encodings),
+            groups=network.channel_groups,
+            patch_size=network.patch_size,
+            base_in_units=not network.norm_pix_loss,
+            sum_over_ranks=lambda tensor: dist.sum_over_ranks(tensor.to(state.device)).cpu(),
+        )
+
+    def score(self) -> Scores | None:
+        """Returns the scores over all processes, None if nothing is held out."""
+        if not dist.any_rank(bool(self._evaluator.batches)):
+            return None
+        with fsdp.gathered(self._state.network, self._rebuild) as network:
+            predict = partial(self._predict, network)
+            return self._evaluator(predict, loss_weights=self._settings.loss_weights, show=self._show)
+
+    def reconstruct(
+        self, number: int, *, enabled: bool
+    ) -> tuple[ScoredBatch, dict[int, torch.Tensor], torch.Tensor] | None:
+        """Reconstructs one tile in the processes where `enabled` is True.
+
+        Returns:
+            A batch of that tile, its reconstruction by scale (1, C, sH, sW), and (1, C, H, W) bool, True inside masked
+            tokens. None in other processes.
+        """
+        with fsdp.gathered(self._state.network, self._rebuild) as network:
+            if not enabled:
+                return None
+            batch = self._evaluator.fetch(np.array([number]))
+            out = self._predict(network, batch)
+        return batch, out.images, self._evaluator.hidden_pixels(out.mask, batch.imgs.shape)
+
+    @torch.no_grad()
+    def _predict(self, network: torch.nn.Module, batch: ScoredBatch) -> Any:
+        """The network's `Reconstruction` of a batch under its fixed masks."""
+        network.eval()
+        with self._state.updater.autocast():
+            return network(**vars(batch), mask_ratio=self._settings.mask_ratio, details=True)

@@ -1,0 +1,67 @@
+"""State of a training run that a checkpoint stores, so that a resumed run continues exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from util.checkpoints.resume_state import collect_rng_state, restore_rng_state
+from util.processes import fsdp
+from util.training.engine import Updater
+from util.training.timer import TrainingTimer
+
+
+@dataclass
+class Progress:
+    """How far a run is: next epoch, next update within it, optimiser steps done."""
+
+    epoch: int = 0
+    update: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The parts of a run that change while it trains.
+
+    Attributes:
+        network: the network that is trained.
+        updater: its optimiser and gradient scaler.
+        timer: time spent.
+        progress: how far the run is.
+        device: where the network is.
+    """
+
+    network: nn.Module
+    updater: Updater
+    timer: TrainingTimer
+    progress: Progress
+    device: torch.device
+
+    def collect(self) -> dict[str, Any]:
+        """Returns the state for a checkpoint, complete in the main process; every process must call it."""
+        model, optimizer = fsdp.whole_states(self.network, self.updater.optimizer)
+        return {
+            "model": model,
+            "optimizer": optimizer,
+            "scaler": self.updater.scaler.state_dict(),
+            "epoch": self.progress.epoch,
+            "update": self.progress.update,
+            "step": self.progress.step,
+            "rng": collect_rng_state(self.device),
+            **self.timer.state(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restores the state of a checkpoint."""
+        fsdp.load_states(self.network, self.updater.optimizer, model=state["model"], optimizer_state=state["optimizer"])
+        self.updater.scaler.load_state_dict(state["scaler"])
+        restore_rng_state(state["rng"], self.device)
+        self.progress.epoch = state["epoch"]
+        self.progress.update = state["update"]
+        self.progress.step = state["step"]
+        self.timer.resume(state)
