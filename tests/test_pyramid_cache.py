@@ -167,7 +167,7 @@ class TestChoice:
         origins = opened.tiles.epoch(seed=0, epoch=0)
         assert (origins[:, 1] + opened.tiles.width > opened.stack.reference.cols).any()
         assert isinstance(choose_reader(opened, CPU), TileReader)
-        with pytest.raises(ValueError, match="--cache device: the layers go round"):
+        with pytest.raises(ValueError, match="--cache device: the layers wrap around a planet"):
             choose_reader(opened, CPU, cache="device")
 
 

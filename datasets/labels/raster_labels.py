@@ -182,7 +182,7 @@ def without_undeclared_nodata(labels: LabelRaster, codes: Sequence[Code] | None 
             census.add(raw, invalid)
     else:
         census.add(np.array(codes, dtype=labels.source.dtype), None)
-    dummies, _ = census.settle_dummies()
+    dummies, _ = census.classify_nodata_candidates()
     if not dummies:
         return labels
     logger.warning(

@@ -1,8 +1,8 @@
-"""Decoded chunks of arrays, kept as long as there is room: neighbouring windows need the same ones.
+"""Caches decoded chunks of arrays in memory: neighbouring windows need the same ones.
 
-Bands keep pixels as they give them, physical, warped and NaN where invalid, so that nothing of it is done again for the
-next window, nor in another thread. Stores keep chunks as stored besides: zarr and netCDF libraries decode a chunk every
-time it is touched, where GDAL keeps the blocks of rasters by itself.
+Bands cache pixels as they return them (physical, warped, NaN where invalid), so that no work is repeated for the next
+window or in another thread. Stores also cache chunks as stored: zarr and netCDF libraries decode a chunk at every
+access, whereas GDAL caches the blocks of rasters by itself.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 CACHE_BYTES = 2**28
-"""Most bytes of chunks that a process keeps."""
+"""Most bytes of chunks that a process caches."""
 CHUNK_SHARE = 16
-"""A window whose chunks take more than this share of that passes by the cache, as strips of a whole layer do."""
+"""A window whose chunks take more than 1 / this of the cache is not cached; strips of a whole layer, for example."""
 
 ReadBlock = Callable[[int, int, int, int], np.ndarray]
 """(row, col, rows, cols) -> the block, an array that nobody else changes."""
@@ -27,10 +27,10 @@ Key = tuple[Hashable, int, int]
 
 
 class ChunkCache:
-    """Chunks by key, the least recently used forgotten first. Safe between threads.
+    """Chunks by key; the least recently used are dropped first. Thread-safe.
 
     Args:
-        limit: most bytes to keep.
+        limit: most bytes to cache.
     """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
@@ -40,7 +40,7 @@ class ChunkCache:
         self._lock = threading.Lock()
 
     def put(self, key: Key, chunk: np.ndarray) -> None:
-        """Keeps a chunk."""
+        """Cache a chunk."""
         with self._lock:
             old = self._chunks.pop(key, None)
             self.size += chunk.nbytes - (0 if old is None else old.nbytes)
@@ -48,8 +48,8 @@ class ChunkCache:
             while self.size > self.limit:
                 self.size -= self._chunks.popitem(last=False)[1].nbytes
 
-    def kept(self, keys: Iterable[Key]) -> dict[Key, np.ndarray]:
-        """Those of some chunks that are kept."""
+    def cached(self, keys: Iterable[Key]) -> dict[Key, np.ndarray]:
+        """Those of some chunks that are cached."""
         found = {}
         with self._lock:
             for key in keys:
@@ -60,7 +60,7 @@ class ChunkCache:
         return found
 
     def forget(self) -> None:
-        """Keeps nothing any more."""
+        """Drop all chunks."""
         with self._lock:
             self._chunks.clear()
             self.size = 0
@@ -75,7 +75,7 @@ class ChunkCache:
         dtype: DTypeLike,
         read: ReadBlock,
     ) -> np.ndarray:
-        """A window of an array, decoding only chunks that are not kept.
+        """A window of an array; only chunks that are not cached are decoded.
 
         Args:
             name: of the array.
@@ -86,7 +86,7 @@ class ChunkCache:
             read: reads a block.
 
         Returns:
-            (rows, cols), the caller's own.
+            (rows, cols), a copy that the caller may change.
         """
         row, col, rows, cols = window
         down, across = _cuts(row, rows, chunk[0]), _cuts(col, cols, chunk[1])
@@ -94,7 +94,7 @@ class ChunkCache:
         if len(down) * len(across) * chunk[0] * chunk[1] * itemsize * CHUNK_SHARE > self.limit:
             return read(*window)
         keys = [(name, i, j) for i, _, _ in down for j, _, _ in across]
-        parts = self.kept(keys)
+        parts = self.cached(keys)
         if not parts:  # in one go: what is decoded side by side, or sent over a network, overlaps
             block = _span(keys[0], keys[-1], chunk, shape)
             values = read(*block)
@@ -132,4 +132,4 @@ def _span(first: Key, last: Key, chunk: tuple[int, int], shape: tuple[int, int])
 
 
 CHUNKS = ChunkCache()
-"""Chunks of all that this process reads."""
+"""The cache of this process."""

@@ -20,8 +20,8 @@ from datasets.rasters.chunk_cache import CHUNKS
 MAX_HANDLES = 256
 
 
-# Decoded blocks that GDAL keeps: its own default, 5 % of the memory, is too much for each of several processes, and
-# what windows are made of is kept in `CHUNKS`.
+# Bytes of decoded blocks that GDAL caches: its default, 5 % of the memory, is too much for each of several processes,
+# and the pixels of windows are cached in `CHUNKS`.
 GDAL_CACHE_BYTES = 128 << 20
 
 
@@ -82,9 +82,9 @@ def open_dataset(path: str) -> rasterio.DatasetReader:
 
 @contextmanager
 def gdal_session() -> Iterator[None]:
-    """A context in which what GDAL remarks comes to the log, from the first read to the end of the outermost one.
+    """A context in which GDAL's messages are logged, from the first read to the end of the outermost context.
 
-    The first in a process to read pixels settles how many decoded ones GDAL keeps.
+    The first read of a process sets the size of GDAL's block cache.
     """
     if getattr(_local, "session", None) is not None:
         yield
@@ -98,7 +98,7 @@ def gdal_session() -> Iterator[None]:
 
 
 def _begin_session() -> None:
-    """What the first read in a session does: windows of kept pixels alone need none of it."""
+    """Enter the GDAL environment at the first read; windows of cached pixels do not need it."""
     if not rasterio.env.hasenv():
         _local.session.enter_context(rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES))
 
@@ -111,7 +111,7 @@ def close_dataset(path: str) -> None:
 
 
 def close_datasets() -> None:
-    """Close every file that this thread has open and forget all decoded pixels; the next read opens files again."""
+    """Close every file that this thread has open and drop all cached pixels; the next read opens files again."""
     CHUNKS.forget()
     handles = _own_handles()
     while handles.open:

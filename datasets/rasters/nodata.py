@@ -26,7 +26,7 @@ KNOWN_DUMMIES = (
     *(-32768.0, -32767.0, 32767.0, 65535.0, -2147483648.0, -2147483647.0, 2147483647.0, 4294967295.0),
 )
 
-# Whole numbers are met by chance in integer data: a known dummy within the range of the others is worth a
+# Whole numbers occur by chance in integer data: a known dummy within the range of the others is worth a
 # note only where it is this many times as frequent as the average number there.
 _SPIKE = 10.0
 
@@ -87,7 +87,7 @@ def invalid_pixels(raw: np.ndarray, values: Sequence[float]) -> np.ndarray | Non
     if not raw.size:
         return None
     with np.errstate(invalid="ignore"):
-        low, high = raw.min(), raw.max()  # NaN if any pixel is; two quick passes that settle it for most windows
+        low, high = raw.min(), raw.max()  # NaN if any pixel is; two quick passes that suffice for most windows
     invalid: np.ndarray | None = None
     if raw.dtype.kind == "f" and not (low > -HUGE and high < HUGE):
         with np.errstate(invalid="ignore"):
@@ -122,13 +122,13 @@ def to_physical(raw: np.ndarray, invalid: np.ndarray | None, *, scale: float, of
 
 @dataclass
 class NodataScan:
-    """What a pass over a layer's stored numbers has seen: statistics, possible dummies, distinct values.
+    """Stored numbers seen in a scan: statistics, possible dummies, distinct values.
 
     Attributes:
         dtype: the file's type, in which dummies are compared.
         data: moments of the valid numbers that are no known dummy, stored units.
         dummies: how often each known dummy occurs.
-        pixels: pixels looked at, valid or not.
+        pixels: number of pixels seen, valid or not.
         distinct: the distinct whole numbers seen, or None once they are too many or not whole.
         recognise: False where numbers are class codes, of which none is taken for a dummy.
     """
@@ -165,26 +165,26 @@ class NodataScan:
         for part in (
             kept[:4096],
             kept,
-        ):  # a short look settles it for nearly every layer, without sorting the chunk
+        ):  # the short part suffices for nearly every layer, without sorting the chunk
             if self.distinct is not None:
                 self.distinct.update(np.unique(part).tolist())
                 if len(self.distinct) > FEW_DISTINCT or any(value != int(value) for value in self.distinct):
                     self.distinct = None
 
-    def _met_by_chance(self, value: float, count: int) -> bool:
+    def _occurs_by_chance(self, value: float, count: int) -> bool:
         data = self.data
         whole = np.dtype(self.dtype).kind in "iu"
         steps = data.maximum - data.minimum + 1
         return whole and data.minimum < value < data.maximum and count <= _SPIKE * data.count / steps
 
-    def settle_dummies(self) -> tuple[tuple[float, ...], tuple[tuple[float, int], ...]]:
+    def classify_nodata_candidates(self) -> tuple[tuple[float, ...], tuple[tuple[float, int], ...]]:
         """Decide which known dummies present are nodata, and count the others back in as data.
 
         A known dummy is nodata when it is isolated: farther from the nearest other valid value than the whole
         range of the others. Nearest first, so that a dummy taken for data widens the range for the next.
 
         Returns:
-            The values that are nodata, and (value, count) of those that were taken for data and need a look.
+            The values that are nodata, and (value, count) of doubtful ones that were taken for data.
         """
         isolated: list[float] = []
         doubtful: list[tuple[float, int]] = []
@@ -199,7 +199,7 @@ class NodataScan:
             if self.data.count and distance(value) > self.data.maximum - self.data.minimum:
                 isolated.append(value)
             else:
-                if not self._met_by_chance(value, count):
+                if not self._occurs_by_chance(value, count):
                     doubtful.append((value, count))
                 self.data.merge(RunningMoments(count, value, 0.0, value, value))
                 if self.distinct is not None:

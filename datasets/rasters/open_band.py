@@ -1,4 +1,4 @@
-"""Rasters as layers: opening a band and checking that it can be used.
+"""Opens a band of a raster as a layer and checks that it can be used.
 
 Reading by window is in `datasets/rasters/band.py`, the pass over all pixels in `datasets/rasters/scan.py`, polygons in
 `datasets/ground/area_of_interest.py`, nodata rules in `datasets/rasters/nodata.py`.
@@ -32,15 +32,15 @@ from datasets.rasters.xarray_band import open_xarray_source
 
 # Rotation or shear that displaces no pixel by more than this share of a pixel is rounding.
 _SHEAR = 1e-3
-# Blocks of a TIFF whose presence is checked; of larger files every n-th.
-_BLOCKS_LOOKED_AT = 100_000
+# Blocks of a TIFF whose presence is checked; in larger files every n-th is.
+_CHECKED_BLOCKS = 100_000
 # Uncompressed formats, whose size follows from the header: GDAL may read zeros where the file is too short.
 _RAW_DRIVERS = frozenset("BT EHdr ENVI ERS GTX ISCE netCDF PAux ROI_PAC RRASTER RST".split())
 _COMPRESSED = (b"\x1f\x8b", b"\x89HDF")
 
 
 def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInterest | None = None) -> RasterBand:
-    """Open a layer's file, check that it can be used, and close it again.
+    """Open a layer's file, check that the band can be used, and close the file again.
 
     Args:
         layer: which band of which file.
@@ -72,7 +72,7 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInter
 
 
 def _open_array(layer: Layer, reproject_to: CRS | None, aoi: AreaOfInterest | None) -> RasterBand:
-    """The same for a variable that xarray opens."""
+    """The band of a variable that xarray opens."""
     source, stated, rule, notes = open_xarray_source(layer)
     check_layer_kind(source.layer)
     source = replace(source, nodata=stored_values(stated, source.dtype))
@@ -81,17 +81,17 @@ def _open_array(layer: Layer, reproject_to: CRS | None, aoi: AreaOfInterest | No
 
 
 def _grid_of(source: BandSource, reproject_to: CRS | None, propose: Callable[[CRS], Grid]) -> tuple[Grid, bool]:
-    """The grid that a band is seen on, and whether its values are interpolated there.
+    """The grid that a band is read on, and whether it is warped to that grid.
 
     Raises:
-        ValueError: the file's grid is rotated, and it is not to be warped.
+        ValueError: the file's grid is rotated, and nothing asks for warping.
     """
     grid, layer = _native_grid(source), source.layer
     if grid is None and reproject_to is None:
         raise ValueError(
             f"{layer.where}: its grid is rotated or sheared (transform "
             f"{listed(tuple(source.transform)[:6])}), expected rows that run east-west; add --reproject "
-            "to turn it while reading, or run gdalwarp on it first"
+            "to warp it while reading, or run gdalwarp on it first"
         )
     if grid is not None and reproject_to is not None and crs_agree(grid, reproject_to):
         grid = replace(grid, crs=reproject_to)
@@ -205,10 +205,10 @@ def _check_size(layer: Layer, dataset: rasterio.DatasetReader) -> None:
 
 
 def _recognise_classes(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[Layer, list[str]]:
-    """The layer, of kind categorical if nobody has stated a kind and the file says that it holds classes; and a note.
+    """The layer, made categorical if the file declares classes and no kind is stated; and a note about that.
 
     Raises:
-        ValueError: class codes with a scale or offset, or of a kind that does not fit what the table says of the layer.
+        ValueError: class codes have a scale or offset, or the table's settings do not suit the kind.
     """
     sign = _sign_of_classes(layer, dataset) if layer.has_default_kind else ""
     if sign:
@@ -229,11 +229,11 @@ def _recognise_classes(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[L
 
 
 def _sign_of_classes(layer: Layer, dataset: rasterio.DatasetReader) -> str:
-    """What of a file says that its numbers are classes, or nothing."""
+    """What in a file shows that its numbers are classes; empty if nothing does."""
     try:
         dataset.colormap(layer.band)
         return "a colour table"
-    except ValueError:  # rasterio's way to say that there is none
+    except ValueError:  # rasterio raises it if there is none
         if dataset.tags(layer.band).get("LAYER_TYPE", "") == "thematic":
             return "the layer type 'thematic'"
         whole = np.dtype(dataset.dtypes[layer.band - 1]).kind in "iu"
@@ -255,7 +255,7 @@ def _checked_crs(layer: Layer, dataset: rasterio.DatasetReader) -> CRS:
 
 
 def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[list[float], list[str], list[str]]:
-    """The values that are stated to mean no data, the same in words, and notes."""
+    """The values stated as nodata, the same in words, and notes."""
     dtype = dataset.dtypes[layer.band - 1]
     declared = dataset.nodatavals[layer.band - 1]
     values: list[float] = []
@@ -291,7 +291,7 @@ def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nod
         scale=dataset.scales[index],
         offset=dataset.offsets[index],
         nodata=nodata,
-        # An alpha band is read as such: GDAL forgets it where nodata is declared as well.
+        # The alpha band is read explicitly: GDAL ignores it where nodata is declared as well.
         has_mask=not (flags == {MaskFlags.nodata} or flags & {MaskFlags.all_valid, MaskFlags.alpha}),
         alpha=colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else 0,
         block=dataset.block_shapes[index],
@@ -299,23 +299,23 @@ def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nod
 
 
 def _missing_blocks(layer: Layer, dataset: rasterio.DatasetReader) -> list[str]:
-    """A note if a TIFF lacks blocks: sparse, or its writer was stopped; GDAL fills them in silently."""
+    """A note if a TIFF lacks blocks, which GDAL fills silently: it is sparse, or writing was interrupted."""
     if dataset.driver != "GTiff":
         return []
     block_rows, block_cols = dataset.block_shapes[layer.band - 1]
     across, down = math.ceil(dataset.width / block_cols), math.ceil(dataset.height / block_rows)
-    step = math.ceil(across * down / _BLOCKS_LOOKED_AT)
-    looked_at = range(0, across * down, step)
+    step = math.ceil(across * down / _CHECKED_BLOCKS)
+    checked = range(0, across * down, step)
     missing = sum(
         dataset.get_tag_item(f"BLOCK_OFFSET_{k % across}_{k // across}", "TIFF", bidx=layer.band) is None
-        for k in looked_at
+        for k in checked
     )
     if not missing:
         return []
     filled = dataset.nodatavals[layer.band - 1]
     return [
-        f"{missing} of {len(looked_at)} blocks looked at are not in the file and read as {filled or 0:.9g}: "
-        "it is sparse, or its writing was cut short"
+        f"{missing} of {len(checked)} blocks checked are not in the file and read as {filled or 0:.9g}: "
+        "it is sparse, or writing it was interrupted; write it again if it should be complete"
     ]
 
 
@@ -352,7 +352,7 @@ def _warped_grid(layer: Layer, dataset: rasterio.DatasetReader, crs: CRS) -> Gri
 
 
 def _proposed_grid(source: BandSource, crs: CRS) -> Grid:
-    """The same for a source without a file that GDAL opens."""
+    """The grid that GDAL proposes for a source that has no file GDAL could open."""
     a, b, c, d, e, f = tuple(source.transform)[:6]
     corners = [(col, row) for col in (0, source.cols) for row in (0, source.rows)]
     xs, ys = [a * col + b * row + c for col, row in corners], [d * col + e * row + f for col, row in corners]

@@ -1,4 +1,4 @@
-"""Reading again what could not be read over a network."""
+"""Retries failed reads over a network."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Result = TypeVar("Result")
 def with_retries(
     read: Callable[[], Result], *, path: str, what: str, again: Callable[[], None] | None = None
 ) -> Result:
-    """What `read` returns, tried again after each of `RETRY_WAITS_S` if it fails and lies on a network.
+    """The result of `read`, retried after each of `RETRY_WAITS_S` if it fails and the path is on a network.
 
     Args:
         read: raises when it fails.
         path: of the layer.
         what: layer and window, for the log.
-        again: called before each new attempt, to forget what may have been broken.
+        again: called before each new attempt, to drop a broken connection or handle.
 
     Raises:
         Exception: whatever the last attempt raised; the first one's for local files.

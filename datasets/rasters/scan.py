@@ -1,4 +1,4 @@
-"""The one pass over a layer's pixels that finds what its header does not say: statistics, hidden dummies."""
+"""Scans a layer's pixels once for what its header does not say: value range, statistics, undeclared nodata."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _CHUNK_PIXELS = 2**21
 
 @dataclass(frozen=True)
 class BandSummary:
-    """What a pass over a layer's pixels found, physical units, valid pixels only.
+    """Result of a scan of a layer's valid pixels, physical units.
 
     Attributes:
-        valid_fraction: share of valid pixels among those looked at.
+        valid_fraction: fraction of valid pixels among those read.
         minimum: smallest value.
         maximum: largest value.
         mean: mean.
         std: population standard deviation.
-        pixels_read: pixels looked at, valid or not.
+        pixels_read: number of pixels read, valid or not.
         sampled: True if that is not all of them.
         dummies: undeclared nodata values recognised, stored units; pass them to `with_undeclared_nodata`.
-        suspicious: what a person should look at.
+        suspicious: warnings for a person to check.
     """
 
     valid_fraction: float
@@ -60,15 +60,15 @@ def with_undeclared_nodata(band: RasterBand, dummies: Sequence[float]) -> Raster
 
 
 def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
-    """Pass over a layer's pixels once, in chunks that follow the file's blocks, and say what is in it.
+    """Read a layer's pixels once, in chunks that follow the file's blocks, and summarise them.
 
     A layer of more than `SCAN_PIXELS` pixels is sampled: of its chunks, numbered by row i and column j, those
-    with (i + j) divisible by n are read, at full resolution; if that shows no two values, all are. A warped
-    band is judged on the file's own pixels for dummies, then on the warped ones.
+    with (i + j) divisible by n are read, at full resolution; if they all hold one value, every chunk is read. In a
+    warped band dummies are searched for among the file's own pixels, statistics are of the warped ones.
 
     Args:
         band: the layer.
-        allow_constant: one value in all valid pixels is something to look at, not an error.
+        allow_constant: warn about a layer with a single value instead of refusing it.
 
     Raises:
         ValueError: it cannot be read to the end, has no valid pixel, or only one value.
@@ -77,9 +77,9 @@ def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
     if TRANSFORMS[band.layer.transform].only_positive:  # one value that is not positive is too many
         thin = 1
     try:
-        found = _look(band, thin)
+        found = _scan_pixels(band, thin)
         if thin > 1 and not found.moments.minimum < found.moments.maximum:
-            found = _look(band, 1)
+            found = _scan_pixels(band, 1)
     except OSError as error:
         raise ValueError(str(error)) from error
     constant = _check_content(band, found, allow_constant=allow_constant)
@@ -99,7 +99,7 @@ def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
 
 @dataclass(frozen=True)
 class _Findings:
-    """What a pass found: moments in physical units, pixels looked at, dummies, doubtful, distinct values."""
+    """Raw result: moments in physical units, pixels read, dummies, doubtful dummies, number of distinct values."""
 
     moments: RunningMoments
     pixels: int
@@ -108,8 +108,8 @@ class _Findings:
     distinct: int | None
 
 
-def _look(band: RasterBand, thin: int) -> _Findings:
-    census = NodataScan(band.dtype, recognise=not kind_of(band.layer).is_classes)
+def _scan_pixels(band: RasterBand, thin: int) -> _Findings:
+    found_nodata = NodataScan(band.dtype, recognise=not kind_of(band.layer).is_classes)
     source = band.source
     for window in _chunks(source.rows, source.cols, block=source.block, thin=thin):
         raw, invalid = source.read_stored(*window)
@@ -117,11 +117,11 @@ def _look(band: RasterBand, thin: int) -> _Findings:
             row, col, rows, cols = band.to_source(*window)
             inside = band.flip(band.aoi.inside(band.grid.window_transform(row, col), rows, cols))
             invalid = ~inside if invalid is None else invalid | ~inside
-        census.add(raw, invalid)
-    dummies, doubtful = census.settle_dummies()
-    distinct = None if census.distinct is None else len(census.distinct)
+        found_nodata.add(raw, invalid)
+    dummies, doubtful = found_nodata.classify_nodata_candidates()
+    distinct = None if found_nodata.distinct is None else len(found_nodata.distinct)
     if not band.warped:
-        return _Findings(_physical(census.data, band), census.pixels, dummies, doubtful, distinct)
+        return _Findings(_physical(found_nodata.data, band), found_nodata.pixels, dummies, doubtful, distinct)
     moments, pixels = RunningMoments(), 0
     band = with_undeclared_nodata(band, dummies)
     for window in _chunks(band.grid.rows, band.grid.cols, block=(WARP_BLOCK, WARP_BLOCK), thin=thin):
@@ -154,7 +154,7 @@ def _physical(stored: RunningMoments, band: RasterBand) -> RunningMoments:
 
 
 def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) -> tuple[str, ...]:
-    """Refuse what holds no information; returns what should be said of a constant that is allowed."""
+    """Refuse layers without information; returns the warning about a constant layer that is allowed."""
     where, rule = band.layer.where, with_undeclared_nodata(band, found.dummies).nodata_rule
     inside = " inside the area of interest" if band.aoi is not None else ""
     if not found.moments.count:

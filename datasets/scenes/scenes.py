@@ -153,7 +153,7 @@ class Scenes:
         return "by row and file: " + "; ".join(self.images.table.where(number) for number in numbers)
 
     def summary_lines(self) -> list[str]:
-        """What will be read, as lines to log."""
+        """Summary of layers and tiles, as lines to log."""
         images, size = self.images, self.images.size
         places = np.array(images.table.locations)
         bands = " ".join(f"{c} {name}" for c, name in enumerate(images.band_names))

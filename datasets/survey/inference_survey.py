@@ -46,7 +46,7 @@ class InferenceSurvey:
 
     Attributes:
         stack: the layers in the model's channel order; absent ones are hidden.
-        bundles: layers that travel together.
+        bundles: layers that are read into one tensor.
         pyramid: pooling with the statistics of training.
         base_resolution: ground edge of a base-scale pixel, CRS units.
         input_size: base-scale pixels along a tile's edge.

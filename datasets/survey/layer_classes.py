@@ -1,4 +1,4 @@
-"""Classes of a categorical layer: the codes that its pixels hold, checked against those declared, with names."""
+"""Finds the classes of a categorical layer: the codes of its pixels, checked against declared ones, with names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datasets.rasters.legend import read_legend
 from datasets.rasters.nodata import KNOWN_DUMMIES, listed
 
 CHUNK_PIXELS = 2**22
-"""Pixels looked at together when codes are collected."""
+"""Pixels read at a time to collect codes."""
 
 
 def find_classes(band: RasterBand, declared: Encoding | None = None) -> tuple[Encoding, list[str]]:
@@ -29,7 +29,7 @@ def find_classes(band: RasterBand, declared: Encoding | None = None) -> tuple[En
         declared: classes that a trained model knows; the layer may hold fewer, and none besides.
 
     Returns:
-        An encoding with the codes, ascending, their names and colours; and notes for the user. The codes are the
+        An encoding with the codes, ascending, their names and colours; and warnings. The codes are the
         declared ones, else those of the table of the layer's `classes`, else those that its pixels hold.
 
     Raises:
@@ -68,7 +68,7 @@ def find_classes(band: RasterBand, declared: Encoding | None = None) -> tuple[En
 def layer_classes(
     bands: Sequence[RasterBand], declared: Sequence[Encoding | None] | None = None
 ) -> tuple[list[Encoding | None], list[str]]:
-    """The classes of each categorical layer, None for other layers; and notes for the user.
+    """The classes of each categorical layer, None for other layers; and warnings.
 
     Raises:
         ValueError: a layer holds a class that was not declared, or that cannot be one.

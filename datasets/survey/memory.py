@@ -7,7 +7,7 @@ import os
 from datasets.survey.stack import Stack
 
 MEMORY_SHARE = 0.25
-"""Share of physical memory that decoded layers may take before they are read by window (`cache="auto"`)."""
+"""Fraction of physical memory that decoded layers may take before they are read by window (`cache="auto"`)."""
 
 
 def memory_limit() -> float:
@@ -16,7 +16,9 @@ def memory_limit() -> float:
 
 
 def fits_memory(stack: Stack, cache: str, local_ranks: int) -> bool:
-    """Whether decoded layers are to be kept in memory: as `cache` says, or if all processes' take up to a quarter."""
+    """Whether to hold decoded layers in memory: `cache` decides, or (`auto`) those of all processes take at most a
+    quarter of it.
+    """
     if cache in ("ram", "none"):
         return cache == "ram"
     return stack.memory_bytes * local_ranks <= memory_limit()

@@ -45,18 +45,31 @@ def choose_layers(
 
 
 def check_numbers(numbers: Sequence[int], count: int, flag: str) -> None:
-    """Refuses numbers of layers that are not there, naming the flag."""
+    """Refuse layer numbers that do not exist.
+
+    Raises:
+        ValueError: names the flag and the number.
+    """
     wrong = [n for n in numbers if not 0 <= n < count]
     if wrong:
-        raise ValueError(f"{flag} names layer {wrong[0]}, expected 0..{count - 1} (there are {count} layers)")
+        raise ValueError(
+            f"{flag} names layer {wrong[0]}, expected 0..{count - 1} (there are {count} layers); "
+            "describe_grids lists the numbers"
+        )
 
 
 def scan_bands(
     bands: Sequence[RasterBand], *, aoi: str | None, allow_constant: bool = False
 ) -> tuple[list[RasterBand], tuple[BandSummary, ...], list[str]]:
-    """Scans every layer; dummies that scanning recognises become invalid, and are named in the notes.
+    """Scan every layer, and make undeclared nodata values that are recognised invalid.
 
-    A layer with one value alone is refused, unless `allow_constant`: then a note says so.
+    Args:
+        bands: the layers.
+        aoi: file of polygons outside which pixels are invalid.
+        allow_constant: warn about layers with a single value instead of refusing them.
+
+    Returns:
+        The bands, their summaries, and warnings.
     """
     bands = list(bands)
     if aoi is not None:
@@ -69,7 +82,7 @@ def scan_bands(
             bands[number] = with_undeclared_nodata(band, summary.dummies)
             notes.append(
                 f"layer '{band.layer.name}': {listed(summary.dummies)} is not declared as nodata but stands far from "
-                "all other values: taken for no-data; set nodata in layers.csv, or in the file, to settle it"
+                "all other values: taken for no-data; set nodata in layers.csv, or in the file, to state it"
             )
         notes += [f"layer '{band.layer.name}': {text}" for text in (*band.notes, *summary.suspicious)]
         summaries.append(summary)

@@ -1,4 +1,4 @@
-"""From native pixels to what the model eats: normalise, average down to every scale, split values and validity.
+"""From native pixels to model input: encode, average down to every scale, split into values and validity.
 
 Runs on the device of its input. Coarser pixels are means over valid native pixels, weighted by shared area.
 """
@@ -15,7 +15,7 @@ from datasets.layers.encoding import Encoding, channel_ranges
 from datasets.survey.stack import LayerBundle
 
 LEAST_WEIGHT = 1e-4
-"""Share of a pixel's area that must be valid for it to count: only guards against rounding."""
+"""Fraction of a pixel's area that must be valid for it to count: only guards against rounding."""
 
 
 class Sample(NamedTuple):

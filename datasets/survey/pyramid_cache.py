@@ -1,7 +1,7 @@
-"""The scale pyramid of a whole survey, computed once: a tile that is ready for the model is a slice of it.
+"""Caches the scale pyramid of a whole survey: a tile that is ready for the model is a slice of it.
 
 Averaging a tile's native pixels costs more than reading them. Where every tile starts on a base-scale pixel, the
-average over a pixel does not depend on the tile that it is in: it can be made once and kept, on the host or the device.
+average over a pixel does not depend on the tile: it can be computed once and cached, on the host or the device.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ TILES_AT_ONCE = 8
 
 
 class PyramidCache:
-    """Cuts tiles that are ready for the model out of the pooled survey.
+    """Cuts tiles that are ready for the model from the pooled survey.
 
     Each value is what `Pyramid` makes of the tile's native pixels, in channels of whatever kind. It is the same bit for
     bit on a CPU where a layer's pixels divide base pixels evenly; elsewhere sums are taken in another order (1e-6 of a
-    layer's spread).
+    layer's standard deviation).
 
     Args:
         survey: the survey, for which `why_not_cached` has no reason.
-        device: where pixels are kept and tiles are cut.
+        device: where pixels are cached and tiles are cut.
     """
 
     def __init__(self, survey: Survey, device: torch.device) -> None:
@@ -74,7 +74,7 @@ class PyramidCache:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that are kept."""
+        """Bytes of the cache."""
         return sum(t.numel() * t.element_size() for t in (*self._values, *self._valid))
 
     def read(self, tiles: np.ndarray) -> Sample:
@@ -177,7 +177,7 @@ def choose_reader(survey: TileSource, device: torch.device, *, cache: str = "aut
 
 
 def pyramid_bytes(survey: Survey) -> int:
-    """Bytes that a `PyramidCache` of a survey keeps: five for each pixel of each scored scale."""
+    """Bytes of a `PyramidCache` of a survey: five for each pixel of each scored scale."""
     rows, cols = _base_shape(survey)
     pyramid = survey.pyramid()
     return sum(5 * len(pyramid.channels_at(k)) * rows * cols * scale**2 for k, scale in enumerate(survey.scales))
@@ -189,7 +189,7 @@ def why_not_cached(survey: TileSource) -> str:
         return "scenes are read one by one; use --cache auto"
     step, tiles = survey.tiles.step, survey.tiles
     if tiles.wrap_columns:
-        return "the layers go round, and tiles cross the edge of the grid; use --cache auto"
+        return "the layers wrap around a planet, and tiles cross the edge of the grid; use --cache auto"
     if (tiles.height, tiles.width) == (survey.input_size * step, survey.input_size * step):
         return ""
     return (

@@ -17,7 +17,7 @@ def score_scales(
     base_resolution: float,
     hidden: Sequence[int] = (),
 ) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]], list[str]]:
-    """Decides which layer is scored at which scale: none at a scale finer than its own pixels.
+    """Decide which layer is scored at which scale: none at a scale finer than its own pixels.
 
     Args:
         bands: the layers.
@@ -26,7 +26,7 @@ def score_scales(
         hidden: channels that are not to be scored: shown as no-data, or of loss_weight 0.
 
     Returns:
-        The scales at which some layer is scored, the channels scored at each, and notes for the user.
+        The scales at which some layer is scored, the channels scored at each, and warnings.
 
     Raises:
         ValueError: if no layer can be scored at the base scale.

@@ -97,8 +97,9 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
 
     Returns:
         A grid whose pixel edges coincide with those of the finest layer (the first one among those `ALIKE`). The
-        union grows outwards to whole pixels, the intersection shrinks inwards. Where the layers together go once
-        round a body, and a turn is a whole number of the finest pixels, so does the grid, from -180 degrees.
+        union grows outwards to whole pixels, the intersection shrinks inwards. Where the layers
+        together wrap around a planet, and a full circle is a whole number of the finest pixels, so does the grid, from
+        -180 degrees.
 
     Raises:
         ValueError: if CRS differ, or if the layers share no ground.
@@ -117,7 +118,7 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
     _check_overlap(bands, bounds)
     pick, shrink = (max, min) if extent == "intersection" else (min, max)
     inwards = extent == "intersection"
-    sides = [b for b, band in zip(bounds, bands, strict=True) if not wraps(band.grid)]  # others end nowhere
+    sides = [b for b, band in zip(bounds, bands, strict=True) if not wraps(band.grid)]  # those that wrap have no edges
     sides = sides if sides and inwards else bounds
     left, right = pick(b[0] for b in sides), shrink(b[2] for b in sides)
     bottom, top = pick(b[1] for b in bounds), shrink(b[3] for b in bounds)
@@ -143,7 +144,7 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
 
 
 def _bounds_together(grids: Sequence[Grid], finest: Grid) -> list[tuple[float, float, float, float]]:
-    """Bounds of each layer; on a round body, moved by whole turns to lie near the finest one."""
+    """Bounds of each layer; on a planet, shifted by whole periods to lie near the finest one."""
     middle = finest.left + finest.cols * finest.resolution_x / 2
     return [bounds_near(grid, middle) if wrap_columns(grid) else grid.bounds for grid in grids]
 
@@ -161,7 +162,7 @@ def _edge(position: float, *, up: bool) -> int:
 
 
 def _check_overlap(bands: Sequence[RasterBand], bounds: Sequence[tuple[float, float, float, float]]) -> None:
-    """Refuses layers that lie apart from the others: most often a wrong zone or swapped coordinates."""
+    """Refuse layers that overlap none of the others: most often a wrong zone or swapped coordinates."""
     whole = (-math.inf, math.inf)
     bounds = [
         (whole[0], b[1], whole[1], b[3]) if wraps(band.grid) else b for b, band in zip(bounds, bands, strict=True)
@@ -282,13 +283,13 @@ def _slice(array: np.ndarray, row: int, col: int, rows: int, cols: int) -> np.nd
 
 @dataclass(frozen=True)
 class LayerBundle:
-    """Layers whose windows have the same shape and the same place: they travel in one tensor.
+    """Layers whose windows have the same shape and place, read into one tensor.
 
     Attributes:
         channels: numbers of the layers.
         rows: native rows of a window.
         cols: native columns of a window.
-        aligned: every window starts on a native pixel edge; otherwise a phase goes with each window.
+        aligned: every window starts on a native pixel edge; otherwise each window has a phase.
         placement: the common placement.
     """
 

@@ -43,10 +43,10 @@ class Survey:
         scales: scales at which some layer is scored, 1 first.
         scored: for each of those scales, the numbers of the layers scored there.
         tiles: training and validation windows.
-        bundles: layers that travel together.
+        bundles: layers that are read into one tensor.
         correlation_cells: per layer, autocorrelation length in base-scale pixels.
-        layer_warnings: what a user should know about the layers.
-        scale_warnings: which layers and scales are not scored.
+        layer_warnings: warnings about the layers.
+        scale_warnings: layers and scales that are not scored.
     """
 
     stack: Stack
@@ -66,7 +66,7 @@ class Survey:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know before training."""
+        """All warnings about layers and scales."""
         return self.layer_warnings + self.scale_warnings
 
     @property
@@ -80,7 +80,7 @@ class Survey:
         return channel_ranges(self.encodings)
 
     def summary_lines(self) -> list[str]:
-        """What will be read, as lines to log."""
+        """Summary of layers and tiles, as lines to log."""
         lines = []
         for channel, (band, summary) in enumerate(zip(self.stack.bands, self.summaries, strict=True)):
             values = kind_of(band.layer).describe(band.layer, self.encodings[channel], summary.minimum, summary.maximum)
@@ -120,7 +120,7 @@ class Survey:
         ]
 
     def channel_options(self) -> dict[str, Any]:
-        """What a model must know of the layers, as keyword arguments of `build_model`."""
+        """Description of the layers, as keyword arguments of `build_model`."""
         channels = self.channels
 
         def expanded(layers: Sequence[int]) -> tuple[int, ...]:
@@ -166,7 +166,7 @@ class Survey:
 
     @property
     def length_unit(self) -> str:
-        """Unit of lengths in pictures; on a round body metres on the ground."""
+        """Unit of lengths in pictures; on a planet metres on the ground."""
         return "m"
 
     @property
@@ -188,7 +188,7 @@ class Survey:
         return TileReader(self.stack, self.bundles)
 
     def valid_share(self, tiles: np.ndarray) -> np.ndarray:
-        """Valid share of the ground of windows at (N, 2) origins, averaged over layers."""
+        """Valid fraction of the ground of windows at (N, 2) origins, averaged over layers."""
         index = self.tiles
         return index.coverage.of_windows(tiles[:, 0], tiles[:, 1], height=index.height, width=index.width)
 
@@ -197,11 +197,11 @@ class Survey:
         return f"as (row, col) of {self.tiles.height} x {self.tiles.width} reference pixels: {list(tiles)}"
 
     def training_warnings(self, patch_size: int) -> list[str]:
-        """What a user should know before training with such patches."""
+        """Warnings before training with patches of this size."""
         return [*self.warnings, *smooth_layers(self, patch_size)]
 
     def write_tables(self, folder: Path) -> None:
-        """Writes layers.csv: the layers as a table that can be trained from."""
+        """Write layers.csv, a table of the layers that training can start from."""
         write_layers_table(folder / "layers.csv", self.layers)
 
     def record(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Survey:
 
 
 def smooth_layers(survey: Survey, patch_size: int) -> list[str]:
-    """Names the layers whose hidden patches interpolation predicts well, so that a model has little to add.
+    """Warnings about layers whose hidden patches interpolation predicts well, so that a model has little to add.
 
     Args:
         survey: the survey.

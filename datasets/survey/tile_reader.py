@@ -46,7 +46,7 @@ class Tiles:
 
 
 class NativePixels(Protocol):
-    """What tiles are cut out of: a stack, or a window of one."""
+    """Source of native pixels: a stack, or a window of one."""
 
     def read(self, channel: int, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         """(rows, cols) float32 native pixels of a layer, NaN where invalid or outside."""
@@ -57,7 +57,7 @@ class TileReader:
 
     Args:
         stack: the stack, or a window of one.
-        bundles: which layers travel together.
+        bundles: layers that are read into one tensor.
     """
 
     def __init__(self, stack: NativePixels, bundles: Sequence[LayerBundle]) -> None:
@@ -65,7 +65,7 @@ class TileReader:
         self.bundles = tuple(bundles)
 
     def read(self, origins: np.ndarray) -> Tiles:
-        """Reads tiles.
+        """Read tiles.
 
         Args:
             origins: (N, 2) reference (row, col) of the tiles; fractions count where a bundle is not aligned.

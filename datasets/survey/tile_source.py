@@ -1,8 +1,6 @@
-"""What training needs of its data, whatever they are: rasters that cover ground (`grid.Survey`) or separate images
-(`scenes.Scenes`).
+"""The interface of training data: rasters of one survey (`Survey`) or separate images (`Scenes`).
 
-A tile is a row of whole numbers that only its source understands: a place on the ground, or an image and how it is
-cropped. Everything else passes such rows on.
+A tile is a row of whole numbers that only its source interprets: a position on the ground, or an image and its crop.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ class Reader(Protocol):
     """Reads tiles; may be called from several threads."""
 
     def read(self, tiles: np.ndarray) -> Tiles | Sample:
-        """Tiles, (N, k) rows of their source: their native pixels, or what is ready for the model.
+        """Tiles, (N, k) rows of their source: their native pixels, or samples ready for the model.
 
         Raises:
             OSError: naming what could not be read.
@@ -32,7 +30,7 @@ class Reader(Protocol):
 
 
 class TileSource(Protocol):
-    """Tiles to train on and to score, and what is known of their channels."""
+    """Tiles to train on and to score, and their layers, statistics and encodings."""
 
     @property
     def layers(self) -> Sequence[Layer]:
@@ -40,7 +38,7 @@ class TileSource(Protocol):
 
     @property
     def statistics(self) -> Sequence[LayerStatistics]:
-        """Per layer, values on what is trained on."""
+        """Per layer, statistics of training values."""
 
     @property
     def encodings(self) -> Sequence[Encoding]:
@@ -87,22 +85,22 @@ class TileSource(Protocol):
         """On-device pooling with this source's statistics, for its own tiles or those of another of its kind."""
 
     def valid_share(self, tiles: np.ndarray) -> np.ndarray:
-        """(N,) float: valid share of tiles, as far as it is known without reading them."""
+        """(N,) float: valid fraction of tiles, as far as it is known without reading them."""
 
     def name_tiles(self, tiles: Sequence[Sequence[int]]) -> str:
-        """Tiles as a message names them."""
+        """Names of tiles, for messages."""
 
     def summary_lines(self) -> list[str]:
-        """What will be read, as lines to log."""
+        """Summary of layers and tiles, as lines to log."""
 
     def training_warnings(self, patch_size: int) -> list[str]:
-        """What a user should know before training with such patches."""
+        """Warnings before training with patches of this size."""
 
     def channel_options(self) -> dict[str, Any]:
-        """What a model must know of the channels, as keyword arguments of `build_model`."""
+        """Description of the channels, as keyword arguments of `build_model`."""
 
     def write_tables(self, folder: Path) -> None:
-        """Writes what is trained on beside the checkpoints."""
+        """Write tables of the training data beside the checkpoints."""
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint holds of this source besides layers and statistics."""
+        """Entries of a checkpoint about this source, besides layers and statistics."""

@@ -39,8 +39,8 @@ class RowImages:
         reconstruction: the model's prediction, (H, W); drawn wherever it is finite.
         target: the truth at this scale, (H, W); NaN where it is not known and not scored.
         scored: whether this layer is scored at this scale; said in the title if not.
-        kind: `continuous`; `circular`, degrees, whose error is the angle between; or `categorical`, class codes, whose
-            error is where the class is another.
+        is_angle: True if values are degrees; the error is the angle between them.
+        is_classes: True if values are class codes; the error is 1 where the class is wrong.
         pixel_height: height of a pixel of `target`, None = its width.
     """
 
@@ -53,7 +53,8 @@ class RowImages:
     reconstruction: np.ndarray
     target: np.ndarray
     scored: bool = True
-    kind: str = "continuous"
+    is_angle: bool = False
+    is_classes: bool = False
     pixel_height: float | None = None
 
 
@@ -177,9 +178,9 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
 
 def _values_colours(row: RowImages) -> tuple[float, float, Colormap]:
     """Colour limits and colours of a row's values: round the circle for angles, apart for classes."""
-    if row.kind == "circular":
+    if row.is_angle:
         return 0.0, 360.0, _with_grey("twilight")
-    if row.kind == "categorical":
+    if row.is_classes:
         values = np.concatenate([row.image.ravel(), row.target.ravel(), row.reconstruction.ravel()])
         values = values[np.isfinite(values)]
         low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
@@ -188,11 +189,11 @@ def _values_colours(row: RowImages) -> tuple[float, float, Colormap]:
 
 
 def _error_of(row: RowImages) -> tuple[np.ndarray, float]:
-    """Reconstruction minus target as the kind has it, and the limit of its colours."""
+    """Reconstruction minus target, or the angle or mismatch between them, and the limit of its colours."""
     error = row.reconstruction - row.target
-    if row.kind == "circular":
+    if row.is_angle:
         return (error + 180) % 360 - 180, 180.0
-    if row.kind == "categorical":
+    if row.is_classes:
         return np.where(np.isnan(error), np.nan, (error != 0).astype(float)), 1.0
     return error, error_limit(error)
 

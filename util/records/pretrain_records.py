@@ -396,5 +396,6 @@ def reconstruction_rows(
             shown, visible, rebuilt, target = [layer.decode(array).numpy() for array in arrays]
             width, height = (edge / scale for edge in base_pixel)
             row = RowImages(layer.name, layer.unit, scale, width, shown, visible, rebuilt, target)
-            rows.append(replace(row, kind=layer.channels.kind, pixel_height=height))
+            is_angle, is_classes = layer.channels.is_angle, layer.channels.has_fractions
+            rows.append(replace(row, is_angle=is_angle, is_classes=is_classes, pixel_height=height))
     return rows
