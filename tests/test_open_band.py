@@ -487,7 +487,7 @@ class TestScan:
         ) as file:  # fmt: skip
             file.write(ramp(16, 16), 1, window=((0, 16), (0, 16)))
         (note,) = opened(tmp_path / "a.tif").notes
-        assert note.startswith("7 of 8 blocks looked at are not in the file and read as 0")
+        assert note.startswith("7 of 8 blocks checked are not in the file and read as 0")
 
 
 class TestRefusals:
