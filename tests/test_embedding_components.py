@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from util.inference.embedding_components import class_colours, classify, fit_clusters, fit_components, to_bytes
+from util.inference.embedding_components import class_colours, classify, fit_clusters, fit_components, project, to_bytes
 
 
 class TestComponents:
@@ -12,17 +12,29 @@ class TestComponents:
         rng = np.random.default_rng(0)
         along, across = rng.normal(size=(2, 4000))
         found = fit_components(np.outer(5 * along, [0.6, 0.8]) + np.outer(across, [-0.8, 0.6]) + [10, -10], 2)
-        np.testing.assert_allclose(found.axes[:, 0], [0.6, 0.8], atol=0.02)
-        np.testing.assert_allclose(found.share, [25 / 26, 1 / 26], atol=0.01)
-        projected = found.project(np.array([[10.0], [-10.0]])[..., None] + np.array([[0.6], [0.8]])[..., None])
+        np.testing.assert_allclose(found.components_[0], [0.6, 0.8], atol=0.02)
+        np.testing.assert_allclose(found.explained_variance_ratio_, [25 / 26, 1 / 26], atol=0.01)
+        projected = project(found, np.array([[10.0], [-10.0]])[..., None] + np.array([[0.6], [0.8]])[..., None])
         np.testing.assert_allclose(projected[:, 0, 0], [1, 0], atol=0.2)
 
     def test_absent_bands_count_as_the_mean_and_absent_places_stay_absent(self):
         found = fit_components(np.random.default_rng(0).normal(size=(50, 3)), 2)
-        values = np.array([[np.nan, np.nan], [found.mean[1], np.nan], [found.mean[2], np.nan]])[..., None]
-        projected = found.project(values)
+        values = np.array([[np.nan, np.nan], [found.mean_[1], np.nan], [found.mean_[2], np.nan]])[..., None]
+        projected = project(found, values)
         np.testing.assert_allclose(projected[:, 0], 0, atol=1e-12)
         assert np.isnan(projected[:, 1]).all()
+
+    def test_fewer_places_than_components(self):
+        found = fit_components(np.array([[0.0, 0.0, 0.0], [2.0, 0.0, 0.0]]), 16)
+        assert found.components_.shape == (2, 3)
+        np.testing.assert_allclose(project(found, np.eye(3)[:, :1])[0], [0], atol=1e-12)
+
+    def test_the_same_each_time(self):
+        sample = np.random.default_rng(1).normal(size=(400, 20)) @ np.diag(np.arange(1.0, 21))
+        first, second = (fit_components(sample.copy(), 3).components_ for _ in range(2))
+        np.testing.assert_array_equal(first, second)
+        assert (np.take_along_axis(first, np.abs(first).argmax(axis=1)[:, None], axis=1) > 0).all()
+        np.testing.assert_array_equal(*(fit_clusters(sample.copy(), 4, seed=3) for _ in range(2)))
 
     def test_too_few(self):
         with pytest.raises(ValueError, match="principal components of 1 complete places: expected at least 2"):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from tests.test_cog_writer import classes, info, noise, write
 from util.inference import quicklooks as looks
-from util.inference.quicklooks import _shown, draw_raster, panels_of
+from util.inference.quicklooks import _first_three, _shown, draw_raster, panels_of
 
 NAMES = ("magnetics reconstruction", "magnetics spread", "magnetics error")
 
@@ -63,3 +63,9 @@ def test_a_picture_lies_beside_the_raster(tmp_path, raster):
     path = draw_raster(write(tmp_path, raster, pixels), raster, length_unit="m")
     assert path == tmp_path / "r.png" and matplotlib.image.imread(path).std() > 0.05
     assert math.isnan(info().nodata)
+
+
+def test_two_components_are_filled_up_to_three_colours():
+    found = _first_three(np.array([[1.0, np.nan], [2.0, np.nan]]))
+    np.testing.assert_array_equal(found, [[1, np.nan], [2, np.nan], [0, np.nan]])
+    assert len(_first_three(np.zeros((16, 2)))) == 3

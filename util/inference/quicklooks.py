@@ -19,6 +19,7 @@ from util.inference.embedding_components import (
     classify,
     fit_clusters,
     fit_components,
+    project,
     to_bytes,
 )
 from util.plots.maps import Panel, map_figure
@@ -61,17 +62,17 @@ def embedding_quicklooks(
         raise ValueError("no place has an embedding: no layer has a valid pixel here; check the layers and --aoi")
     vectors = _sample(spec, parts)
     components = fit_components(vectors, CLUSTER_COMPONENTS if clusters else 3)
-    places = components.project(vectors.T)
-    low, high = np.percentile(places[:3], (2, 98), axis=1)
-    share = ", ".join(f"{100 * x:.1f} %" for x in components.share[:3])
-    logger.info("three components explain %s of the variance", share)
+    places = project(components, vectors.T)
+    low, high = np.percentile(_first_three(places), (2, 98), axis=1)
+    explained = ", ".join(f"{100 * x:.1f} %" for x in components.explained_variance_ratio_[:3])
+    logger.info("three components explain %s of the variance", explained)
     picture = replace(
         spec,
         dtype="uint8",
         nodata=0,
         names=("component_1", "component_2", "component_3"),
         units=("",) * 3,
-        tags={**spec.tags, "variance_explained": share, "scaled": "2 to 98 % of each component as 1 to 255"},
+        tags={**spec.tags, "variance_explained": explained, "scaled": "2 to 98 % of each component as 1 to 255"},
         is_picture=True,
     )
     rasters = {"embeddings_pca": picture}
@@ -82,12 +83,17 @@ def embedding_quicklooks(
         rasters["embeddings_clusters"] = classed
     into.open({"of": "embeddings"}, resume=False)
     for number, (path, row, col, _, _) in enumerate(parts):
-        projected = components.project(read_part(path))
-        arrays = {"embeddings_pca": (picture, to_bytes(projected[:3], low, high), row, col)}
+        projected = project(components, read_part(path))
+        arrays = {"embeddings_pca": (picture, to_bytes(_first_three(projected), low, high), row, col)}
         if clusters:
             arrays["embeddings_clusters"] = (classed, classify(projected, centres), row, col)
         into.write(number, 0, arrays)
     return rasters
+
+
+def _first_three(projected: np.ndarray) -> np.ndarray:
+    """The first three components, zeros in place of those that do not exist."""
+    return np.concatenate([projected[:3], *[0 * projected[:1]] * (3 - len(projected))])
 
 
 def _sample(spec: RasterSpec, parts: Sequence[Part]) -> np.ndarray:
