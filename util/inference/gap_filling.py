@@ -1,4 +1,4 @@
-"""Layers on their own grids with narrow gaps filled, by a spline and what the model adds to it."""
+"""Gap filling: layers on their own grids with narrow gaps filled by a spline and the detail of the model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GapFillingProduct(Product):
         engine: the network.
         ground: the base-scale pixels.
         layers: the layers to fill.
-        views: how tiles are shown.
+        views: how tiles are masked.
         max_gap: widest gap that is filled, CRS units.
         tags: metadata of the rasters.
 
@@ -61,7 +61,7 @@ class GapFillingProduct(Product):
         if max_gap > tile:
             raise ValueError(
                 f"--max_gap {max_gap:g} is wider than a tile, {tile:g}: the model cannot see across; expected at most "
-                "that"
+                f"{tile:g}"
             )
         self.engine, self.ground, self.layers, self.views, self.max_gap = engine, ground, layers, views, max_gap
         self.margin = math.ceil(max_gap / ground.base) + RING + 1
@@ -85,7 +85,7 @@ class GapFillingProduct(Product):
                     "layer": layer.values.name,
                     "max_gap": f"{max_gap:g}",
                     "predicted_at": f"{layer.scale}x",
-                    "uncertainty": "error expected from artificial gaps; 0 = measured, as it was; > 0 = filled",
+                    "uncertainty": "error expected from artificial gaps; 0 = measured; > 0 = filled",
                 },
             )
             for layer in layers
@@ -93,7 +93,7 @@ class GapFillingProduct(Product):
 
     @torch.inference_mode()
     def make(self, block: Block, window: Window) -> Arrays:
-        """The block's layers with their gaps filled, and the uncertainty of what was filled."""
+        """The block's layers with their gaps filled, and the uncertainty of filled pixels."""
         grown = block.grown(self.margin)
         values, fills, marks = [], [], np.zeros((grown.bottom - grown.top, grown.right - grown.left), dtype=bool)
         for layer in self.layers:
@@ -105,11 +105,7 @@ class GapFillingProduct(Product):
                 width_x=self.max_gap / layer.resolution_x,
             )
             fills.append(fill)
-            rows, cols = np.nonzero(fill)
-            marks[
-                np.floor(layer.base_place(native[0], native[2], 0)[rows]).astype(int) - grown.top,
-                np.floor(layer.base_place(native[1], native[3], 1)[cols]).astype(int) - grown.left,
-            ] = True
+            _mark_base_pixels(marks, layer, fill, grown)
         predicted = self._predict(grown, marks, window) if marks.any() else {}
         arrays: Arrays = {}
         for layer, value, fill in zip(self.layers, values, fills, strict=True):
@@ -124,8 +120,8 @@ class GapFillingProduct(Product):
                 arrays[name] = (self.rasters[name], part, top, left)
         return arrays
 
-    def _predict(self, grown: Block, marks: np.ndarray, window: Window) -> dict[tuple[int, int], Any]:
-        """Means and spreads by (scale, channel) in model units, from the tiles that a gap lies in."""
+    def _predict(self, grown: Block, marks: np.ndarray, window: Window) -> dict[tuple[int, int], np.ndarray]:
+        """Mean predictions by (scale, channel) in model units, from the tiles that touch a gap."""
         size = self.engine.model.img_size
         near = ndimage.binary_dilation(marks, structure=np.ones((3, 3)), iterations=2)
         table = np.pad(near.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
@@ -146,24 +142,31 @@ class GapFillingProduct(Product):
             lambda o: window.sample(o, self.engine.device),
             channels,
         )
-        found: dict[tuple[int, int], Any] = {}
-        for s, numbers in wanted.items():
-            mean, spread = mosaics[s].mean, mosaics[s].std
-            found |= {(s, c): (mean[k], spread[k]) for k, c in enumerate(numbers)}
-        return found
+        means = {s: mosaics[s].mean for s in wanted}
+        return {(s, c): means[s][k] for s, numbers in wanted.items() for k, c in enumerate(numbers)}
 
     def _details(
-        self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Block
+        self,
+        layer: NativeLayer,
+        value: np.ndarray,
+        fill: np.ndarray,
+        predicted: Mapping[tuple[int, int], np.ndarray],
+        grown: Block,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Spline and model detail in gaps, physical units, on the layer's own pixels."""
         row, col, rows, cols = layer.window(grown)
-        places_y = (layer.base_place(row, rows, 0) - grown.top) * layer.scale - 0.5
-        places_x = (layer.base_place(col, cols, 1) - grown.left) * layer.scale - 0.5
-        mean = resample_linear(predicted[layer.scale, layer.channel][0], places_y, places_x)
+        image_rows = (layer.base_coordinates(row, rows, axis=0) - grown.top) * layer.scale - 0.5
+        image_cols = (layer.base_coordinates(col, cols, axis=1) - grown.left) * layer.scale - 0.5
+        mean = resample_linear(predicted[layer.scale, layer.channel], image_rows, image_cols)
         return gap_details(value, layer.values.physical(mean), fill)
 
     def _fill(
-        self, layer: NativeLayer, value: np.ndarray, fill: np.ndarray, predicted: Mapping[Any, Any], grown: Block
+        self,
+        layer: NativeLayer,
+        value: np.ndarray,
+        fill: np.ndarray,
+        predicted: Mapping[tuple[int, int], np.ndarray],
+        grown: Block,
     ) -> np.ndarray:
         """(2, rows, cols): values with gaps filled, and the uncertainty."""
         known = np.isfinite(value)
@@ -177,23 +180,23 @@ class GapFillingProduct(Product):
         return np.stack([filled, uncertainty])
 
     def _roughness(self, layer: NativeLayer, value: np.ndarray) -> np.ndarray:
-        """How rough the layer is around its gaps; looks across the widest of them."""
+        """Roughness of the layer around its gaps, from valid pixels as far as the widest gap reaches."""
         reach_y, reach_x = (self.max_gap / 2 / size + RING for size in (layer.resolution_y, layer.resolution_x))
         return roughness(value, reach_y=reach_y, reach_x=reach_x)
 
     @torch.inference_mode()
     def calibrate(self, windows: Callable[[Block], Any], tiles: np.ndarray, *, count: int) -> dict[int, GapModel]:
-        """Fills artificial gaps in each layer, others left as they are, to learn how to fill real ones.
+        """Fits the gap model of each layer on artificial gaps in it, the other layers left as they are.
 
-        Squares of three sizes up to `max_gap` are taken out of the middle of tiles.
+        Squares of three sizes up to `max_gap` are cut out of the middle of tiles.
 
         Args:
-            windows: reads the ground of a block.
-            tiles: (n, 2) origins of tiles to choose from, in the order of choice.
+            windows: reads the pixels of a block.
+            tiles: (n, 2) origins of tiles to try, in order.
             count: gaps for each layer, at most.
 
         Returns:
-            By channel, what `gap_models` is to be set to.
+            The gap models by channel, for `gap_models`.
 
         Raises:
             ValueError: no gap could be made in a layer.
@@ -222,22 +225,33 @@ class GapFillingProduct(Product):
         return found
 
     def _try_gap(self, layer: NativeLayer, block: Block, window: Any, truth: np.ndarray, gap: np.ndarray) -> TrialGap:
-        """What is said of one artificial gap, and the truth."""
-        native = layer.window(block)
+        """Fills one artificial gap."""
         marks = np.zeros((block.bottom - block.top, block.right - block.left), dtype=bool)
-        rows, cols = np.nonzero(gap)
-        marks[
-            np.floor(layer.base_place(native[0], native[2], 0)[rows]).astype(int) - block.top,
-            np.floor(layer.base_place(native[1], native[3], 1)[cols]).astype(int) - block.left,
-        ] = True
+        _mark_base_pixels(marks, layer, gap, block)
         predicted = self._predict(block, marks, window)
         value = np.where(gap, np.nan, truth)
         spline, detail = self._details(layer, value, gap, predicted, block)
         return TrialGap(spline, detail, truth, gap, self._roughness(layer, value))
 
 
+def _mark_base_pixels(marks: np.ndarray, layer: NativeLayer, pixels: np.ndarray, block: Block) -> None:
+    """Sets the base-scale pixels of a block in which chosen native pixels of a layer have their centres.
+
+    Args:
+        marks: (rows, cols) bool, base-scale pixels of the block; changed.
+        layer: the layer.
+        pixels: bool, the chosen ones among the native pixels of the block.
+        block: the block.
+    """
+    row, col, row_count, col_count = layer.window(block)
+    rows, cols = np.nonzero(pixels)
+    base_rows = np.floor(layer.base_coordinates(row, row_count, axis=0)).astype(int)
+    base_cols = np.floor(layer.base_coordinates(col, col_count, axis=1)).astype(int)
+    marks[base_rows[rows] - block.top, base_cols[cols] - block.left] = True
+
+
 def _middle(native: tuple[int, int, int, int], height: float, width: float) -> np.ndarray:
-    """(rows, cols) bool, True in a rectangle in the middle of a window."""
+    """(rows, cols) bool, True in a rectangle in the middle of a window of native pixels."""
     gap = np.zeros(native[2:], dtype=bool)
     rows, cols = max(1, round(height)), max(1, round(width))
     top, left = (native[2] - rows) // 2, (native[3] - cols) // 2

@@ -100,6 +100,6 @@ class NativeLayer:
         ]
         return first[0], first[1], last[0] - first[0], last[1] - first[1]
 
-    def base_place(self, first: int, count: int, axis: int) -> np.ndarray:
+    def base_coordinates(self, first: int, count: int, *, axis: int) -> np.ndarray:
         """(count,) base-scale coordinates of the centres of pixels along an axis (0 = rows)."""
         return (np.arange(first, first + count) + 0.5 - self.offset_yx[axis]) / self.ratio_yx[axis]

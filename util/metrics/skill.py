@@ -21,6 +21,7 @@ import torch
 
 from util.metrics.interpolation_baselines import baseline_images
 from util.model.layer_losses import LOG_FLOOR, LayerChannels
+from util.model.patches import token_pixels
 
 REGIONS = ("scored", "hidden", "visible")
 """`scored` is what the headline uses; finer scales are also told apart by whether the token was hidden."""
@@ -325,11 +326,8 @@ class HeldOutEvaluator:
 
     def hidden_pixels(self, mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """Token mask (N, G, L), 1 = removed -> (N, C, H, W) bool, True inside removed tokens of the channel's group."""
-        side = shape[-1] // self._patch_size
-        tokens = mask.reshape(mask.shape[0], mask.shape[1], side, side) > 0.5
-        pixels = tokens.repeat_interleave(self._patch_size, -1).repeat_interleave(self._patch_size, -2)
         group_of = [next(g for g, group in enumerate(self._groups) if c in group) for c in range(shape[1])]
-        return pixels[:, group_of]
+        return token_pixels(mask[:, group_of] > 0.5, scale=1, patch_size=self._patch_size)
 
     def _scored_pixels(self, batch: ScoredBatch) -> list[torch.Tensor]:
         scored = self._scored_at_base.to(batch.valid.device)[:, None, None]
