@@ -12,7 +12,9 @@ from pathlib import Path
 
 import rasterio
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
+
+from datasets.ground.grid import GDAL_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def rasters_among(paths: Iterable[Path]) -> list[tuple[Path, RasterContents]]:
             continue
         try:
             contents = inspect_raster(str(path))
-        except (RasterioError, OSError) as error:
+        except GDAL_ERRORS as error:
             if ending in RASTER_ENDINGS:
                 raise ValueError(
                     f"{path}: cannot be opened as a raster ({error}); expected what its ending {path.suffix} "

@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rasterio.errors import RasterioError
-
+from datasets.ground.grid import GDAL_ERRORS
 from datasets.layers.continuous import NORMALIZE
 from datasets.layers.discovery import RasterContents, inspect_raster, rasters_among
 from datasets.layers.kinds import KINDS
@@ -202,7 +201,7 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
         return [replace(template, name=cells.get("name", stem_of(path)), band=1)]
     try:
         contents = inspect_raster(path)
-    except (RasterioError, OSError) as error:
+    except GDAL_ERRORS as error:
         raise ValueError(
             f"{where}: {path} cannot be opened as a raster ({error}); it may be damaged or incomplete"
         ) from error

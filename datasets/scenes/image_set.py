@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rasterio._err import CPLE_BaseError
-from rasterio.errors import RasterioError
 
+from datasets.ground.grid import GDAL_ERRORS
 from datasets.scenes.images import Crop, centre_crop, random_crop, read_box, read_image, to_size
 from datasets.scenes.tables import Directories, SceneTable, read_euro_sat, read_fmow_table
 from datasets.survey.open_layers import check_numbers
@@ -199,7 +198,7 @@ class SceneSet:
             box = read_box(_json_of(path), self.table.categories[number]) if self.boxes else None
             numbers = [self.kind.in_file[self.bands[channel]] for channel in channels]
             return read_image(path, bands=numbers, expected=len(self.kind.bands), box=box, choose=choose)
-        except (RasterioError, CPLE_BaseError, OSError) as error:
+        except GDAL_ERRORS as error:
             raise OSError(
                 f"{self.table.where(number)} cannot be read ({error.__cause__ or error}); fetch it again, or take it "
                 "out of the data set"
