@@ -71,36 +71,7 @@ def describe(
     step in float32.
     """
     reference, base = survey.stack.reference, survey.base_resolution
-    layers = []
-    for channel, (band, summary) in enumerate(zip(survey.stack.bands, survey.summaries, strict=True)):
-        layer = band.layer
-        layers.append(
-            {
-                "name": layer.name,
-                "path": str(layer.path),
-                "band": layer.band,
-                "kind": layer.kind,
-                "transform": layer.transform,
-                "loss": layer.loss or "as usual",
-                "classes": _classes(survey.encodings[channel]),
-                "units": layer.units,
-                "crs": band.grid.crs.to_string(),
-                "resolution": [band.grid.resolution_x, band.grid.resolution_y],
-                "shape": [band.grid.rows, band.grid.cols],
-                "dtype": band.dtype,
-                "nodata": _nodata([*band.stated, *summary.dummies]),
-                "nodata_rule": band.nodata_rule,
-                "valid_fraction": summary.valid_fraction,
-                "min": summary.minimum,
-                "max": summary.maximum,
-                "mean": summary.mean,
-                "std": summary.std,
-                "sampled": summary.sampled,
-                "suspicious": [*band.notes, *summary.suspicious],
-                "group": next(g for g, group in enumerate(survey.groups) if channel in group),
-                "correlation_length": _finite(survey.correlation_cells[channel] * base),
-            }
-        )
+    layers = [_layer_entry(survey, channel) for channel in range(len(survey.layers))]
     return {
         "layers": layers,
         "reference": {
@@ -130,6 +101,37 @@ def describe(
             "layers_bytes": survey.stack.memory_bytes,
         },
         "warnings": survey.training_warnings(patch_size),
+    }
+
+
+def _layer_entry(survey: Survey, channel: int) -> dict[str, Any]:
+    """One layer of the description."""
+    band, summary = survey.stack.bands[channel], survey.summaries[channel]
+    layer = band.layer
+    return {
+        "name": layer.name,
+        "path": str(layer.path),
+        "band": layer.band,
+        "kind": layer.kind,
+        "transform": layer.transform,
+        "loss": layer.loss or "as usual",
+        "classes": _classes(survey.encodings[channel]),
+        "units": layer.units,
+        "crs": band.grid.crs.to_string(),
+        "resolution": [band.grid.resolution_x, band.grid.resolution_y],
+        "shape": [band.grid.rows, band.grid.cols],
+        "dtype": band.dtype,
+        "nodata": _nodata([*band.stated, *summary.dummies]),
+        "nodata_rule": band.nodata_rule,
+        "valid_fraction": summary.valid_fraction,
+        "min": summary.minimum,
+        "max": summary.maximum,
+        "mean": summary.mean,
+        "std": summary.std,
+        "sampled": summary.sampled,
+        "suspicious": [*band.notes, *summary.suspicious],
+        "group": next(g for g, group in enumerate(survey.groups) if channel in group),
+        "correlation_length": _finite(survey.correlation_cells[channel] * survey.base_resolution),
     }
 
 

@@ -128,17 +128,7 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
     limits = _limits(attributes)
     if limits != (-math.inf, math.inf):
         rule.append(f"outside the valid range {limits[0]:.9g} to {limits[1]:.9g}")
-    scale, offset = (float(attributes.get(key, at)) for key, at in (("scale_factor", 1.0), ("add_offset", 0.0)))
-    if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
-        raise ValueError(
-            f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected finite numbers and a scale "
-            "other than 0; correct its attributes"
-        )
-    if kind_of(layer).is_classes and (scale, offset) != (1.0, 0.0):
-        raise ValueError(
-            f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected none on class codes (kind "
-            "categorical); remove them, or set kind=continuous in layers.csv if these are measurements"
-        )
+    scale, offset = _scale_and_offset(layer, attributes)
     source = XarrayBandSource(
         layer=layer,
         crs=place.crs,
@@ -159,6 +149,26 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
         limits=limits,
     )
     return source, stated, rule, [*notes, *place.notes]
+
+
+def _scale_and_offset(layer: Layer, attributes: Mapping[str, Any]) -> tuple[float, float]:
+    """Scale and offset of stored numbers.
+
+    Raises:
+        ValueError: they are not finite, the scale is 0, or class codes have any.
+    """
+    scale, offset = (float(attributes.get(key, at)) for key, at in (("scale_factor", 1.0), ("add_offset", 0.0)))
+    if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
+        raise ValueError(
+            f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected finite numbers and a scale "
+            "other than 0; correct its attributes"
+        )
+    if kind_of(layer).is_classes and (scale, offset) != (1.0, 0.0):
+        raise ValueError(
+            f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected none on class codes (kind "
+            "categorical); remove them, or set kind=continuous in layers.csv if these are measurements"
+        )
+    return scale, offset
 
 
 def layers_of_stores(paths: Sequence[str], *, layer_dim: str | None = None, crs: str | None = None) -> list[Layer]:
