@@ -37,7 +37,7 @@ from datasets.survey.tile_reader import TileReader
 logger = logging.getLogger(__name__)
 
 STRANGE = 5.0
-"""Spreads between the means of a layer here and in training beyond which a user is told."""
+"""Standard deviations between the means of a layer here and in training beyond which a warning is logged."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class InferenceSurvey:
         summaries: per layer, what scanning it found; None for absent ones.
         missing: names of the absent layers.
         aoi: polygons that limit what is written.
-        warnings: what a user should know.
+        warnings: for the user, to be logged.
         encodings: per layer, how values become channels.
     """
 
@@ -116,7 +116,7 @@ class InferenceSurvey:
         return {"crs": grid.crs.to_wkt(), "bounds": [grid.left, bottom, right, grid.top]}
 
     def read(self, top: int, left: int, bottom: int, right: int) -> GroundWindow:
-        """Reads a window of base-scale pixels of every layer; round a body, where the columns go on.
+        """Reads a window of base-scale pixels of every layer; around a planet the columns wrap.
 
         Raises:
             OSError: naming layer, file and window that could not be read.
@@ -236,7 +236,7 @@ class GroundWindow:
         """Tiles at (N, 2) base-scale (row, col) origins, ready for the model."""
         survey, grid = self._survey, self._survey.stack.reference
         step = np.array([survey.base_resolution / grid.resolution_y, survey.base_resolution / grid.resolution_x])
-        # Made anew each time: kept, it and the window would hold each other, and their pixels, until collected.
+        # Not stored: reader and window would reference each other, and stay in memory until garbage collection.
         reader = TileReader(self, survey.bundles)
         return survey.pyramid(*reader.read(origins * step).to(device).parts)
 
@@ -443,7 +443,11 @@ def _missing(
     where: str | None,
     extra: Sequence[str],
 ) -> tuple[str, ...]:
-    """Names of the layers that were not found; refused unless allowed, and if that is all of them."""
+    """Names of the layers that were not found.
+
+    Raises:
+        ValueError: some are missing and that is not allowed, or all are.
+    """
     missing = tuple(layer.name for layer, one in zip(trained, found, strict=True) if one is None)
     if missing and (not allowed or len(missing) == len(found)):
         raise ValueError(

@@ -36,7 +36,7 @@ Part = tuple[Path, int, int, int, int]
 
 
 def limited_cache() -> rasterio.Env:
-    """A context in which GDAL keeps few decoded pixels: its own default is a share of the machine's memory."""
+    """A context in which GDAL keeps few decoded pixels: its own default is a fraction of the machine's memory."""
     return rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES)
 
 

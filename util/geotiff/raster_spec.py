@@ -1,4 +1,4 @@
-"""What a raster to be written is: grid, bands, type, nodata and facts; and the same as the text of a virtual raster."""
+"""Specification of a raster to write: grid, bands, type, nodata, tags; and its text as a virtual raster (VRT)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from affine import Affine
 
 DTYPES = {"float32": "float32", "float16": "float32", "uint8": "uint8", "uint16": "uint16"}
-"""What can be written, and how it is held in memory: GDAL stores float16 as a float of 16 bits."""
+"""Data types that can be written, and the type in memory: GDAL stores float16 as a float of 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class RasterSpec:
         nodata: stored where nothing is known.
         names: of the bands.
         units: of the bands.
-        tags: facts about the file.
+        tags: metadata of the file.
         classes: class code -> (name, (red, green, blue)), for classes.
         is_picture: three bands of colours.
-        limits: what the values lie between by their nature, for pictures; None: not known.
+        limits: smallest and largest possible value, for pictures; None: not known.
     """
 
     crs: str

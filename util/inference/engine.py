@@ -46,7 +46,7 @@ class Ground:
 
 @dataclass
 class Meter:
-    """Tiles seen and time spent in the network, of all the time."""
+    """Counts tiles, and the time spent in the network out of all time."""
 
     device: torch.device
     tiles: int = 0
@@ -54,7 +54,7 @@ class Meter:
     start: float = field(default_factory=time.perf_counter)
 
     def restart(self) -> None:
-        """Forgets what was counted."""
+        """Sets the counts to zero."""
         self.tiles, self.network_s, self.start = 0, 0.0, time.perf_counter()
 
     def elapsed(self) -> float:
@@ -62,7 +62,7 @@ class Meter:
         return time.perf_counter() - self.start
 
     def summary(self) -> str:
-        """How fast it went, and how much memory it took, as text to log."""
+        """Rate and peak memory, as text to log."""
         elapsed = max(self.elapsed(), 1e-9)
         return (
             f"{self.tiles} tile views in {elapsed:.1f} s, {self.tiles / elapsed:.1f} a second; "
@@ -90,7 +90,7 @@ class Engine:
         device: where it lives.
         autocast: makes a mixed-precision context.
         batch_size: most tiles in a batch.
-        overlap: share of a tile that the next one repeats.
+        overlap: fraction of a tile that the next one repeats.
         meter: counts tiles and time.
         wrap_columns: base-scale columns after which the ground repeats, around a planet; 0 = never.
     """
@@ -115,8 +115,8 @@ class Engine:
             imgs, valid, imgs_up, valid_up = sample_of(part)
             useful = valid.flatten(1).any(dim=1)
             if useful.any():
-                kept = [tensor[useful] for tensor in (imgs, valid, *imgs_up, *valid_up)]
-                yield part[useful.cpu().numpy()], kept
+                tensors = [tensor[useful] for tensor in (imgs, valid, *imgs_up, *valid_up)]
+                yield part[useful.cpu().numpy()], tensors
 
     def lattice(self, ground: Ground, *, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of tile origins that cover the ground from `first` on; around a planet, each column once."""

@@ -1,4 +1,4 @@
-"""What a fine-tuned checkpoint says of its task, and how its classes are stored in a raster."""
+"""Task, provenance and scores of a fine-tuned checkpoint, and how its classes are stored in a raster."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 Colour = tuple[int, int, int]
 
 TESTED = {"blocks": "held-out blocks", "locations": "held-out images", "test table": "test images"}
-"""What scores were found on, by the name of the split."""
+"""The data that scores were computed on, by the name of the split."""
 COUNTS = ("count", "classes")
-"""Numbers beside the scores that say how much was scored, not how good it was."""
+"""Numbers beside the scores that count what was scored."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def stored_classes(task: Task) -> StoredClasses:
     codes = tuple(int(code) for code in task.codes) if own else tuple(range(1, len(task.codes) + 1))
     dtype, most = ("uint8", 255) if max(codes) <= 255 else ("uint16", 65535)
     nodata = 0 if 0 not in codes else next(code for code in range(most, 0, -1) if code not in codes)
-    looks = zip(codes, task.names, task.colours, strict=True)
-    classes = {code: (name, _colour(text)) for code, name, text in looks}
+    styles = zip(codes, task.names, task.colours, strict=True)
+    classes = {code: (name, _colour(text)) for code, name, text in styles}
     return StoredClasses(codes, dtype, nodata, classes, renumbered=not own)
 
 
@@ -121,7 +121,7 @@ def _colour(text: str) -> Colour:
 
 
 def provenance(state: Mapping[str, Any]) -> dict[str, str]:
-    """What a map must say of the fit that made it: task, arm, labels, how good it was on what it had not seen.
+    """Tags of a map about the fit that made it: task, method, labels, and scores on held-out labels.
 
     Args:
         state: a checkpoint of main_finetune.
@@ -141,8 +141,8 @@ def provenance(state: Mapping[str, Any]) -> dict[str, str]:
         tags["score"] = "not in this checkpoint; see metrics.json of the run that wrote it"
     else:
         summary = scores["arms"][state["arm"]]["summary"]
-        kept = {name: item for name, item in summary.items() if name not in COUNTS and item.get("mean") is not None}
-        numbers = {name: _with_spread(item) for name, item in kept.items()}
+        shown = {name: item for name, item in summary.items() if name not in COUNTS and item.get("mean") is not None}
+        numbers = {name: _with_deviation(item) for name, item in shown.items()}
         headline = scores["headline"]
         folds, where = summary[headline]["n"], TESTED.get(split["split"], split["split"])
         tags["score"] = f"{headline} {numbers.get(headline, 'not defined')} on {where}, {folds} fold(s)"
@@ -150,5 +150,5 @@ def provenance(state: Mapping[str, Any]) -> dict[str, str]:
     return tags | ({"warning": split["warning"]} if split["warning"] else {})
 
 
-def _with_spread(number: Mapping[str, Any]) -> str:
+def _with_deviation(number: Mapping[str, Any]) -> str:
     return f"{number['mean']:.4g}" + ("" if number["std"] is None else f" +- {number['std']:.2g}")

@@ -1,4 +1,4 @@
-"""How a layer's gaps are filled, and how far off that may be, as found on artificial gaps whose values are known."""
+"""Calibration of gap filling on artificial gaps: how much model detail to add, and the uncertainty of filled pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scipy import ndimage
 from util.inference.gap_spline import RING
 
 DISTANCES = 8
-"""Distances at which errors are told apart."""
+"""Number of distances for which errors are estimated."""
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Powers of the roughness that errors may follow; 0 = errors do not depend on it."""
@@ -23,12 +23,12 @@ FOLDS = 6
 
 @dataclass(frozen=True)
 class TrialGap:
-    """An artificial gap and what was said about it; all (r, c), physical units.
+    """An artificial gap and its prediction; all (r, c), physical units.
 
     Attributes:
         spline: from `gap_details`.
         detail: likewise.
-        truth: the values that were taken out.
+        truth: the values that were cut out.
         gap: bool, True where they were.
         rough: from `roughness`.
     """
@@ -83,7 +83,7 @@ def roughness(values: np.ndarray, *, reach_y: float, reach_x: float) -> np.ndarr
 
     Args:
         values: (rows, cols) float32, NaN where invalid.
-        reach_y: how far to look for valid pixels around each invalid one, rows; nearer ones count more.
+        reach_y: distance up to which valid pixels around an invalid one count, rows; nearer ones count more.
         reach_x: likewise columns.
 
     Returns:
@@ -106,11 +106,11 @@ def roughness(values: np.ndarray, *, reach_y: float, reach_x: float) -> np.ndarr
 
 
 def fit_gap_model(tried: Sequence[TrialGap]) -> GapModel:
-    """Finds how much of a model's detail to add, and how large errors are, on gaps whose values are known.
+    """Fits how much of a model's detail to add, and how large errors are, on gaps whose values are known.
 
     Returns:
-        The gap_model. The share is the least-squares one over gaps of equal weight, held within 0..1; the power of the
-        roughness is the one with which errors of some gaps are most likely (normal) given the others.
+        The model. Its detail fraction is the least-squares one over gaps of equal weight, clipped to 0..1; the power
+        of the roughness is the one with which errors of some gaps are most likely (normal) given the others.
 
     Raises:
         ValueError: nothing to learn from.
@@ -138,19 +138,19 @@ def _fit(tables: Sequence[np.ndarray], power: float) -> GapModel:
     known = rough[np.isfinite(rough)]
     typical, least = (float(np.median(known)), float(known.min())) if known.size else (0.0, 0.0)
     missed = truth - spline
-    share = _share(tables)
-    usual = GapModel(share, (0.0,), (1.0,), power, typical, least)
-    squares = np.square((missed - share * detail) / usual.factor(rough))
+    fraction = _detail_fraction(tables)
+    usual = GapModel(fraction, (0.0,), (1.0,), power, typical, least)
+    squares = np.square((missed - fraction * detail) / usual.factor(rough))
     edges = np.unique(np.quantile(distance, np.linspace(0, 1, DISTANCES + 1)))
     number = np.clip(np.searchsorted(edges, distance, side="right") - 1, 0, max(len(edges) - 2, 0))
     bins = [number == k for k in range(number.max() + 1) if (number == k).any()]
     errors = np.maximum.accumulate([math.sqrt(squares[inside].mean()) for inside in bins])
     distances = tuple(float(distance[inside].mean()) for inside in bins)
-    return GapModel(share, distances, tuple(errors.tolist()), power, typical, least)
+    return GapModel(fraction, distances, tuple(errors.tolist()), power, typical, least)
 
 
-def _share(tables: Sequence[np.ndarray]) -> float:
-    """The least-squares share, each gap weighing as much as any other: the roughest ones would decide alone."""
+def _detail_fraction(tables: Sequence[np.ndarray]) -> float:
+    """The least-squares fraction of the detail; gaps have equal weight, or the roughest ones would decide alone."""
     above = below = 0.0
     for spline, detail, truth, _, _ in tables:
         missed = truth - spline

@@ -123,10 +123,10 @@ def _nearest(places: np.ndarray, count: int) -> np.ndarray:
 def _linear_weights(places: np.ndarray, count: int) -> sparse.csr_matrix:
     places = np.clip(places, 0, count - 1)
     first = np.minimum(np.floor(places).astype(np.int64), max(count - 2, 0))
-    share = places - first
+    fraction = places - first
     second = np.minimum(first + 1, count - 1)
     index = np.arange(len(places))
     return sparse.csr_matrix(
-        (np.concatenate([1 - share, share]), (np.tile(index, 2), np.concatenate([first, second]))),
+        (np.concatenate([1 - fraction, fraction]), (np.tile(index, 2), np.concatenate([first, second]))),
         shape=(len(places), count),
     )

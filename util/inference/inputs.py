@@ -74,7 +74,7 @@ class InferenceInputs:
         """For each scale the numbers of the continuous layers that the model predicts there.
 
         Args:
-            cannot: participle of what is not done to other layers, for the log.
+            cannot: what cannot be done to other layers, for the log, such as "filled".
 
         Raises:
             ValueError: there are no continuous layers.

@@ -1,4 +1,4 @@
-"""What a model says of ground when part of it is hidden, and reconstructions made of it."""
+"""Predictions of a pre-trained model from masked views of tiles, and their blending."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, raised_cosine
 
 @dataclass(frozen=True)
 class MaskedViews:
-    """How tiles are shown to the model.
+    """How tiles are masked before the model sees them.
 
     Attributes:
-        mask_ratio: share of valid tokens hidden in a view.
+        mask_ratio: fraction of valid tokens hidden in a view.
         draws: number of views of a tile.
         seed: decides which tokens.
         use: which predictions are used, those of `hidden` pixels or of `visible` ones.
@@ -55,13 +55,13 @@ def predict_views(
 
     Args:
         engine: the network.
-        views: how they are shown.
+        views: how they are masked.
         origins: (N, 2) places of the tiles, which decide the masks.
         tensors: imgs (N, C, H, W) and valid, of the tiles.
         wanted: for each scale, the channels wanted.
 
     Yields:
-        Numbers of some of the tiles, and for each scale the moments (n, C', sH, sW) of what views said of them.
+        Numbers of some of the tiles, and for each scale the moments (n, C', sH, sW) of the predictions over views.
     """
     model = engine.model
     imgs, valid = tensors[0], tensors[1]
@@ -101,11 +101,11 @@ def mosaic_views(
     *,
     observe: Mapping[int, Sequence[int]] | None = None,
 ) -> tuple[dict[int, Mosaic], dict[int, Mosaic]]:
-    """Blends what masked views of overlapping tiles say about a block.
+    """Blends the predictions from masked views of overlapping tiles in a block.
 
     Args:
         engine: the network.
-        views: how tiles are shown.
+        views: how tiles are masked.
         block: what to cover.
         tiles: (n, 2) origins of the tiles.
         sample_of: gives the tiles.

@@ -1,4 +1,4 @@
-"""Maps of what a fine-tuned network predicts: classes with their shares and entropy, or values with their spread."""
+"""Maps of what a fine-tuned network predicts: classes with probabilities and entropy, or values with their spread."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Results(Protocol):
 
 
 class ClassResults:
-    """Classes under the codes of the labels, their shares, and the entropy of the shares."""
+    """Classes under the codes of the labels, their probabilities, and the entropy."""
 
     def __init__(self, sheet: RasterSpec, task: Task) -> None:
         stored = stored_classes(task)
@@ -77,7 +77,7 @@ class ClassResults:
         }
 
     def arrays(self, mean: np.ndarray, spread: np.ndarray | None, row: int, col: int) -> Arrays:
-        """Where shares are known, the code of the largest; the first of equals, as in scoring."""
+        """Where probabilities are known, the code of the largest; the first of equals, as in scoring."""
         spec = self.rasters["prediction_classes"]
         known = np.isfinite(mean).all(axis=0)
         codes = np.where(known, self._codes[np.where(known, mean, 0.0).argmax(axis=0)], spec.nodata)
@@ -161,7 +161,7 @@ class PixelPredictionProduct(Product):
         engine: the network.
         ground: the base-scale pixels.
         task: what it predicts.
-        views: ways to look at a tile, whose outputs are averaged: class shares, or values in physical units.
+        views: predictions of a tile in several orientations, averaged: class probabilities, or physical values.
         tags: metadata of the rasters.
     """
 
@@ -203,7 +203,7 @@ class WindowPredictionProduct(Product):
         engine: the network.
         ground: the base-scale pixels.
         task: what it predicts.
-        views: ways to look at a window, whose class shares are averaged.
+        views: predictions of a window in several orientations: class probabilities, to be averaged.
         stride: edge of a cell, base-scale pixels.
         tags: metadata of the rasters.
 

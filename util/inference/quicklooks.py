@@ -1,4 +1,4 @@
-"""Results made to be looked at: embeddings as colours and classes, and a picture beside every raster."""
+"""Quicklooks: PCA colours and k-means classes of embeddings, and a PNG beside every raster."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ SAMPLE_PLACES = 50_000
 PICTURE_PIXELS = 900
 ROUGH_PIXELS = 64
 TITLE_WIDTH = 60
-"""Letters above a single map."""
-MOST_SHARES = 12
-"""Classes whose shares a picture shows."""
+"""Characters in a line of the title of a single map."""
+MOST_CLASSES = 12
+"""Classes whose probabilities a picture shows, at most."""
 
 _STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
 
@@ -43,12 +43,12 @@ _STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
 def embedding_quicklooks(
     spec: RasterSpec, parts: Sequence[Part], into: Parts, *, clusters: int, seed: int
 ) -> dict[str, RasterSpec]:
-    """Makes colours out of principal components and, if asked, classes.
+    """Computes colours out of principal components and, if asked for, classes.
 
     Args:
         spec: the embeddings.
         parts: their parts.
-        into: gets the parts of what is made.
+        into: gets the parts of the new rasters.
         clusters: number of classes, 0 = none.
         seed: of the clusters.
 
@@ -114,8 +114,8 @@ def draw_raster(path: Path, spec: RasterSpec, *, length_unit: str, unit_length: 
         path: the raster.
         spec: what it is.
         length_unit: of lengths on its ground.
-        unit_length: that many of them in a CRS unit of x.
-        where: where on the map that holds, if not everywhere.
+        unit_length: length of a CRS unit along x, in that unit.
+        where: where on the map that length holds, if not everywhere.
     """
     spec, bands = _shown(path, spec)
     pixels, width = read_reduced(path, bands=bands, most=PICTURE_PIXELS)
@@ -123,7 +123,7 @@ def draw_raster(path: Path, spec: RasterSpec, *, length_unit: str, unit_length: 
         panels = [Panel("three principal components", pixels, style="colours")]
     elif spec.classes is not None:
         occurring = set(np.unique(pixels[0][np.isfinite(pixels[0])]).astype(int).tolist())
-        classes = {code: look for code, look in spec.classes.items() if code in occurring} or dict(spec.classes)
+        classes = {code: style for code, style in spec.classes.items() if code in occurring} or dict(spec.classes)
         panels = [Panel(f"{len(classes)} of {len(spec.classes)} classes", pixels[0], classes=classes)]
     else:
         panels = panels_of(spec, pixels)
@@ -135,23 +135,23 @@ def draw_raster(path: Path, spec: RasterSpec, *, length_unit: str, unit_length: 
 
 
 def _remarks(spec: RasterSpec, *, width: int) -> list[str]:
-    """What must not be lost when a picture is passed on: how good a prediction is, and that a score is inflated."""
+    """Score and warning of a prediction, so that they stay with the picture."""
     return [line for key in ("score", "warning") for line in textwrap.wrap(spec.tags.get(key, ""), width)]
 
 
 def _shown(path: Path, spec: RasterSpec) -> tuple[RasterSpec, list[int]]:
-    """What a picture has room for: of many shares the bands with the largest, in their order, from 1."""
+    """The bands that a picture has room for, numbered from 1: of many classes the most probable."""
     bands = list(range(1, len(spec.names) + 1))
-    if spec.limits is None or len(bands) <= MOST_SHARES:
+    if spec.limits is None or len(bands) <= MOST_CLASSES:
         return spec, bands
     rough = read_reduced(path, bands=bands, most=ROUGH_PIXELS)[0]
-    largest = np.sort(np.argsort(-np.nanmean(rough, axis=(1, 2)))[:MOST_SHARES])
+    largest = np.sort(np.argsort(-np.nanmean(rough, axis=(1, 2)))[:MOST_CLASSES])
     names, units = ([texts[k] for k in largest] for texts in (spec.names, spec.units))
     return replace(spec, names=tuple(names), units=tuple(units)), [bands[k] for k in largest]
 
 
 def panels_of(spec: RasterSpec, pixels: np.ndarray) -> list[Panel]:
-    """A panel for each band; fields of one unit in the same colours, with what was observed where that is told."""
+    """A panel for each band; fields of one unit share their colours; a reconstruction also shows the observed field."""
     if spec.limits is not None:
         bounded = zip(spec.names, spec.units, pixels, strict=True)
         return [Panel(name, image, unit, limits=spec.limits) for name, unit, image in bounded]

@@ -24,7 +24,7 @@ class ReconstructionProduct(Product):
         ground: the base-scale pixels.
         layers: all layers, in channel order.
         wanted: for each scale, the numbers of the layers to write.
-        views: how tiles are shown.
+        views: how tiles are masked.
         tags: metadata of the rasters.
     """
 
@@ -74,7 +74,7 @@ class ReconstructionProduct(Product):
 
     @torch.inference_mode()
     def make(self, block: Block, window: Window) -> Arrays:
-        """The block's predictions, their spread over views and tiles and, of reconstructions, observed minus them."""
+        """The block's predictions, their spread over views and tiles, and the error against observed values."""
         tiles = self.engine.tiles_of(block, self.ground)
         of_layer = self.engine.model.layers
         channels = {s: [k for c in numbers for k in of_layer[c].channels] for s, numbers in self.wanted.items()}

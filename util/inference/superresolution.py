@@ -104,7 +104,7 @@ class SuperresolutionStep:
 
     @property
     def factor(self) -> int:
-        """Pixels of the result along a pixel of what is known."""
+        """Pixels of the result along the edge of a known pixel."""
         return self.scale // self.known
 
 
@@ -128,14 +128,14 @@ def superresolution_step(
 
 
 class SuperresolutionProduct(Product):
-    """Coarse layers at finer scales: interpolation plus a share of the detail that the model predicts.
+    """Coarse layers at finer scales: interpolation plus a fraction of the detail that the model predicts.
 
     Args:
         engine: the network.
         ground: the base-scale pixels.
         layers: all layers, in channel order.
         steps: what to predict, each layer and scale once; layers are continuous.
-        views: how tiles are shown.
+        views: how tiles are masked.
         tags: metadata of the rasters.
 
     Attributes:
@@ -193,7 +193,7 @@ class SuperresolutionProduct(Product):
         """Name of a raster."""
         return f"superresolution_{self.layers[channel].file}_{scale}x"
 
-    def _look(
+    def _mosaics(
         self, block: Block, window: Window, tiles: np.ndarray, *, predict: Sequence[Pair], observe: Sequence[Pair]
     ) -> tuple[dict[Pair, np.ndarray], dict[Pair, np.ndarray]]:
         """Predicted and observed images by (scale, layer), model units, NaN where unknown."""
@@ -220,7 +220,7 @@ class SuperresolutionProduct(Product):
         grown = block.grown(MARGIN)
         known = sorted({(step.known, step.channel) for step in self.steps})
         tiles = self.engine.tiles_of(grown, self.ground)
-        _, observed = self._look(grown, window.zoomed(1), tiles, predict=(), observe=known)
+        _, observed = self._mosaics(grown, window.zoomed(1), tiles, predict=(), observe=known)
         details = self._details(grown, window)
         arrays: Arrays = {}
         for step in self.steps:
@@ -242,22 +242,22 @@ class SuperresolutionProduct(Product):
             fine, steps = block.zoomed(zoom), [step for step in useful if step.zoom == zoom]
             pairs = sorted((step.scale // zoom, step.channel) for step in steps)
             tiles = self.engine.tiles_of(fine, self.ground.zoomed(zoom))
-            predicted, _ = self._look(fine, window.zoomed(zoom), tiles, predict=pairs, observe=())
+            predicted, _ = self._mosaics(fine, window.zoomed(zoom), tiles, predict=pairs, observe=())
             for step in steps:
                 found[step] = detail_of(predicted[step.scale // zoom, step.channel], step.factor)
         return found
 
     @torch.inference_mode()
     def calibrate(self, windows: Callable[[Block], Any], tiles: np.ndarray) -> dict[tuple[int, int], float]:
-        """Finds how much of the model's detail holds, by the same step up to the finest scale that is known.
+        """Finds which fraction of the model's detail is right, by the same step up to the finest known scale.
 
         Args:
-            windows: reads the ground of a block.
-            tiles: (n, 2) origins of tiles to look at.
+            windows: reads the pixels of a block.
+            tiles: (n, 2) origins of the tiles to calibrate on.
 
         Returns:
-            By (channel, scale) the least-squares share, held within 0..1; 0 where the layer is known at the base scale
-            alone, at which the model predicts nothing that it sees.
+            By (channel, scale) the least-squares fraction, clipped to 0..1; 0 where the layer is known only at the
+            base scale, at which the model predicts nothing that it sees.
         """
         size = self.engine.model.img_size
         checked = [step for step in self.steps if step.known > 1 and step.known % step.factor == 0]
@@ -265,7 +265,7 @@ class SuperresolutionProduct(Product):
         sums = {step: np.zeros(2) for step in checked}
         for top, left in tiles.tolist() if checked else []:
             block = Block(0, 0, top, left, top + size, left + size)
-            predicted, observed = self._look(
+            predicted, observed = self._mosaics(
                 block, windows(block.grown(size)), np.array([[top, left]]), predict=pairs, observe=pairs
             )
             for step in checked:
@@ -276,7 +276,7 @@ class SuperresolutionProduct(Product):
                 sums[step] += (detail * missed)[both].sum(), np.square(detail[both]).sum()
         found = {(step.channel, step.scale): 0.0 for step in self.steps}
         measured = {step: float(np.clip(a / max(b, 1e-30), 0.0, 1.0)) for step, (a, b) in sums.items()}
-        return found | {(step.channel, step.scale): share for step, share in measured.items()}
+        return found | {(step.channel, step.scale): fraction for step, fraction in measured.items()}
 
 
 def build_superresolution(inputs: InferenceInputs, *, draws: int, mask_ratio: float | None) -> SuperresolutionProduct:

@@ -1,4 +1,4 @@
-"""Masked views of a tile, chosen so that every token is hidden at least once; and what they say on average.
+"""Masks for several views of a tile, chosen so that every token is hidden at least once.
 
 Which tokens a view hides follows from the seed and the tile's place alone: the same in every batch and process.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 KEEP_STEP = 0.75
-"""Tiles with fewer valid tokens show fewer; in steps, so that tiles with equally many share a batch."""
+"""Tiles with fewer valid tokens show fewer, in steps of this factor, so that many tiles fit into one batch."""
 
 
 def least_draws(mask_ratio: float) -> int:
@@ -33,10 +33,10 @@ def visible_counts(valid: Tensor, mask_ratio: float) -> Tensor:
 
     Args:
         valid: (N, K) bool, places that hold a valid pixel.
-        mask_ratio: share of the valid places to hide, 0 < ratio < 1.
+        mask_ratio: fraction of the valid places to hide, 0 < ratio < 1.
 
     Returns:
-        (N,) int64: at most the given share of the valid places, out of few distinct numbers; 0 for tiles with fewer
+        (N,) int64: at most the given fraction of the valid places, out of few distinct numbers; 0 for tiles with fewer
         than two valid places, of which none can be hidden while another is seen.
     """
     full = max(1, int(valid.shape[1] * (1 - mask_ratio)))
@@ -72,9 +72,9 @@ def view_noise(valid: Tensor, *, keep: int, draw: int, origins: np.ndarray, seed
         hidden = count - keep
         shift = min(keep, hidden)
         cycle = max(2, math.ceil(count / hidden) if hidden < keep else count // keep)
-        turn, position = divmod(draw, cycle)
+        round_number, position = divmod(draw, cycle)
         row, col = (int(x) & 0xFFFFFFFF for x in origins[n])
-        order = np.random.default_rng((seed, row, col, turn)).permutation(count)
+        order = np.random.default_rng((seed, row, col, round_number)).permutation(count)
         rank = torch.from_numpy((order - position * shift) % count)
         noise[n, places] = rank.float() / count
     return noise.to(valid.device)

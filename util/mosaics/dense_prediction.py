@@ -13,7 +13,7 @@ from torch import Tensor
 from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, origin_pairs, raised_cosine, tile_origins, tile_stride
 
 Forward = Callable[[Tensor, Tensor], Tensor]
-"""(N, C, H, W) values and validity -> (N, K, sH, sW): class shares, or values."""
+"""(N, C, H, W) values and validity -> (N, K, sH, sW): class probabilities, or values."""
 
 SampleOf = Callable[[np.ndarray], Any]
 """(N, 2) base-scale origins -> an object with `imgs` and `valid`, on the device."""
@@ -24,12 +24,12 @@ class DensePrediction:
     """How tiles become a map.
 
     Attributes:
-        views: the network, with what turns its outputs into shares or values; more than one to look at each tile in
+        views: predictions as class probabilities or values; more than one to predict each tile in
             several ways, whose mean counts.
         bands: number of outputs K.
         size: tile edge, base-scale pixels.
         patch: patch edge, base-scale pixels: tiles start on patches of the whole ground.
-        overlap: share of a tile that the next one repeats.
+        overlap: fraction of a tile that the next one repeats.
         scale: target pixels along the edge of a base-scale pixel.
         batch_size: most tiles in a forward pass.
         device: where it runs.
@@ -97,7 +97,7 @@ class DensePrediction:
 
 
 def viewed(views: Sequence[Forward], imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Looks at tiles in several ways.
+    """Predicts tiles in several ways.
 
     Returns:
         Mean over the views and, of more than one, the mean squared difference from it; float32, as one view's output.

@@ -1,4 +1,4 @@
-"""Overlapping tiles -> one image: where tiles lie, how they are weighted, and running moments of what they say.
+"""Overlapping tiles -> one image: where tiles lie, how they are weighted, and running moments of their values.
 
 A `Mosaic` holds one window of the output, never the whole of it; windows are computed independently of each other,
 so a result depends neither on their order nor on the number of processes.
@@ -139,9 +139,9 @@ class WeightedMoments:
     def add(self, values: Tensor, weight: Tensor) -> None:
         """Adds values with weights (zero = not seen), both of the shape."""
         self.weight += weight
-        share = torch.where(weight > 0, weight / self.weight.clamp_min(1e-30), 0.0)
+        fraction = torch.where(weight > 0, weight / self.weight.clamp_min(1e-30), 0.0)
         step = values - self.mean
-        self.mean += step * share
+        self.mean += step * fraction
         self.squares += weight * step * (values - self.mean)
 
 
@@ -191,14 +191,14 @@ class Mosaic:
         added = weight.expand(mean.shape)[:, rows, cols]
         before = self._weight[place]
         total = before + added
-        share = torch.where(added > 0, added / total.clamp_min(1e-30), 0.0)
+        fraction = torch.where(added > 0, added / total.clamp_min(1e-30), 0.0)
         difference = part - self._mean[place]
         if self._squares is not None:
             # Chan, Golub & LeVeque (1983): moments of two sets from the moments of each.
-            self._squares[place] += difference.square() * before * share
+            self._squares[place] += difference.square() * before * fraction
             if squares is not None:
                 self._squares[place] += squares[:, rows, cols]
-        self._mean[place] += difference * share
+        self._mean[place] += difference * fraction
         self._weight[place] = total
 
     @property
