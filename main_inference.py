@@ -20,7 +20,7 @@ import torch
 
 import models_mae_group_channels as models
 import models_vit_group_channels as finetune_models
-from datasets.loading.augment import TURNS, rotated, rotated_back
+from datasets.loading.augment import ROTATIONS, rotated, rotated_back
 from datasets.loading.prefetch import prefetch
 from datasets.survey.inference_survey import InferenceSurvey, open_inference_survey, stored_encodings, stored_layers
 from util.checkpoints import checkpoint_file
@@ -270,7 +270,7 @@ def finetuned_network(network: torch.nn.Module, state: dict[str, Any]) -> Finetu
         outputs = objective.predict(network, rotated(imgs, turns), rotated(valid, turns))
         return rotated_back(outputs, turns) if task.is_dense else outputs
 
-    return FinetunedNetwork(task, predict, orientations=1 if state["options"].get("no_augment") else TURNS)
+    return FinetunedNetwork(task, predict, orientations=1 if state["options"].get("no_augment") else ROTATIONS)
 
 
 def wanted_blocks(args: argparse.Namespace, product: Product, survey: InferenceSurvey) -> list[Block]:

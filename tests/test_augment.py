@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from datasets.loading.augment import TURNS, rotated, rotated_back
+from datasets.loading.augment import ROTATIONS, rotated, rotated_back
 
 SQUARE = torch.tensor([[1, 2], [3, 4]])
 
 
 def test_the_eight_ways_typed_out():
-    images = SQUARE.expand(TURNS, 1, 2, 2)
+    images = SQUARE.expand(ROTATIONS, 1, 2, 2)
     expected = [
         [[1, 2], [3, 4]],
         [[2, 4], [1, 3]],
@@ -20,14 +20,14 @@ def test_the_eight_ways_typed_out():
         [[3, 4], [1, 2]],
         [[4, 2], [3, 1]],
     ]
-    assert rotated(images, torch.arange(TURNS))[:, 0].tolist() == expected
+    assert rotated(images, torch.arange(ROTATIONS))[:, 0].tolist() == expected
 
 
 def test_images_validity_and_targets_turn_alike():
     rng = torch.Generator().manual_seed(0)
     target = torch.randint(0, 9, (20, 6, 6), generator=rng)
     images = target[:, None].float().expand(-1, 3, -1, -1)
-    turns = torch.randint(0, TURNS, (20,), generator=rng)
+    turns = torch.randint(0, ROTATIONS, (20,), generator=rng)
     assert torch.equal(rotated(images, turns)[:, 2].long(), rotated(target, turns))
     assert torch.equal(rotated(target > 4, turns), rotated(target, turns) > 4)
 
@@ -45,9 +45,9 @@ def test_what_is_no_square_is_refused():
 
 
 def test_turning_back():
-    images = torch.randn(TURNS, 2, 5, 5, generator=torch.Generator().manual_seed(0))
-    turns = torch.arange(TURNS)
+    images = torch.randn(ROTATIONS, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    turns = torch.arange(ROTATIONS)
     assert torch.equal(rotated_back(rotated(images, turns), turns), images)
     assert (
-        len({tuple(image.flatten().tolist()) for image in rotated(images[:1].expand(TURNS, 2, 5, 5), turns)}) == TURNS
+        len({tuple(image.flatten().tolist()) for image in rotated(images[:1].expand(ROTATIONS, 2, 5, 5), turns)}) == ROTATIONS
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.loading.augment import TURNS, rotated, rotated_back
+from datasets.loading.augment import ROTATIONS, rotated, rotated_back
 from util.finetuning.predictors import TreePredictor
 from util.finetuning.scoring import BlockSums, SampledMap, merged, score_ground
 from util.mosaics.dense_prediction import DensePrediction, viewed
@@ -139,7 +139,7 @@ def test_views_average_what_depends_on_direction():
 
         return forward
 
-    views = [view(turn) for turn in range(TURNS)]
+    views = [view(turn) for turn in range(ROTATIONS)]
     imgs = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     mean, squares = viewed(views, imgs, imgs > -9)
     torch.testing.assert_close(mean, imgs + 1.5)

@@ -14,7 +14,7 @@ POSITIONS = np.arange(40)
 
 def masks(*pairs, **options):
     arguments = {"groups": GROUPS, "side": SIDE, "spatial": False, "mask_ratio": 0.75}
-    return Masks(shares=mask_fractions(pairs), **(arguments | options))
+    return Masks(fractions=mask_fractions(pairs), **(arguments | options))
 
 
 def hidden(plan, epoch=0):
@@ -97,8 +97,8 @@ def test_shares_add_up_to_1(pairs, expected):
     [
         ([("stripes", None)], "--mask_shape stripes: expected each of random, block, lines, layer at most once"),
         ([("block", None), ("block", None)], "--mask_shape block block: expected each of"),
-        ([("block", 0.5), ("random", None)], "--mask_shape block=0.5 random: expected a share above 0 for every"),
-        ([("block", 0.0)], "--mask_shape block=0: expected a share above 0"),
+        ([("block", 0.5), ("random", None)], "--mask_shape block=0.5 random: expected a fraction above 0 for every"),
+        ([("block", 0.0)], "--mask_shape block=0: expected a fraction above 0"),
     ],
 )
 def test_shares_that_make_no_sense_are_refused(pairs, message):
@@ -121,13 +121,13 @@ def test_layer_masks_need_groups_to_hide(options, message):
 
 class TestDroppedLayers:
     def test_share_and_at_least_one_kept(self):
-        dropped = dropped_layers(np.arange(4000), layers=5, share=0.3, seed=0, epoch=0)
+        dropped = dropped_layers(np.arange(4000), layers=5, probability=0.3, seed=0, epoch=0)
         assert dropped.mean() == pytest.approx(0.3, abs=0.01) and dropped.dtype == bool
-        assert not dropped_layers(np.arange(500), layers=2, share=0.99, seed=0, epoch=0).all(axis=1).any()
-        assert not dropped_layers(np.arange(50), layers=1, share=0.99, seed=0, epoch=0).any()
+        assert not dropped_layers(np.arange(500), layers=2, probability=0.99, seed=0, epoch=0).all(axis=1).any()
+        assert not dropped_layers(np.arange(50), layers=1, probability=0.99, seed=0, epoch=0).any()
 
     def test_a_function_of_seed_epoch_and_position(self):
-        options = {"layers": 6, "share": 0.5}
+        options = {"layers": 6, "probability": 0.5}
         dropped = dropped_layers(POSITIONS, seed=1, epoch=2, **options)
         np.testing.assert_array_equal(dropped[5:6], dropped_layers(np.array([5]), seed=1, epoch=2, **options))
         assert (dropped != dropped_layers(POSITIONS, seed=1, epoch=3, **options)).any()

@@ -13,7 +13,7 @@ from datasets.finetuning.batch import Batch, TargetStatistics, WindowReader, rep
 from datasets.folds.folds import Folds
 from datasets.ground.summed_area import summed_area_table, window_sums
 from datasets.labels.label_map import UNLABELLED, LabelMap, strips
-from datasets.loading.augment import TURNS
+from datasets.loading.augment import ROTATIONS
 from datasets.survey.inference_survey import InferenceSurvey
 
 
@@ -141,7 +141,7 @@ class DenseFold:
         rng = np.random.default_rng((seed, epoch, 11))
         half = self._targets.stride // 2
         shifts = rng.integers(-half, half + 1, size=(tiles, 2))
-        turns = rng.integers(0, TURNS, size=(tiles, 1)) if augment else np.zeros((tiles, 1), dtype=np.int64)
+        turns = rng.integers(0, ROTATIONS, size=(tiles, 1)) if augment else np.zeros((tiles, 1), dtype=np.int64)
         return np.hstack([np.clip(self.origins[order] + shifts, 0, self._limit), turns])
 
     def read(self, jobs: np.ndarray) -> Batch:

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from datasets.finetuning.batch import Batch, TargetStatistics, WindowReader, repeat_permutations
 from datasets.folds.folds import Folds
 from datasets.labels.label_map import LabelMap
-from datasets.loading.augment import TURNS
+from datasets.loading.augment import ROTATIONS
 from datasets.survey.inference_survey import InferenceSurvey
 
 
@@ -204,7 +204,7 @@ class WindowFold:
         if augment:
             jitter = self._targets.jitter
             moves[:, :2] = rng.integers(-jitter, jitter + 1, size=(tiles, 2))
-            moves[:, 2] = rng.integers(0, TURNS, size=tiles)
+            moves[:, 2] = rng.integers(0, ROTATIONS, size=tiles)
         return np.hstack([self.numbers[order][:, None], moves])
 
     def read(self, jobs: np.ndarray) -> Batch:

@@ -1,8 +1,8 @@
 """Which tiles make a micro-batch, on which rank, in which optimiser step: a pure function of counts.
 
 An optimiser step (an update) takes `batch_size * accum_iter * world_size` consecutive tiles of the epoch's order.
-They are dealt to the ranks one by one and cut into micro-batches, so the tiles of an update are the same whatever
-the number of ranks; the last update of an epoch takes what is left.
+They are assigned to the ranks in turn and cut into micro-batches, so the tiles of an update are the same whatever
+the number of ranks; the last update of an epoch takes the remaining tiles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class MicroBatch:
         positions: (n,) int64 positions in the epoch's order; never empty.
         weight: factor for the mean loss of these tiles, such that gradients, summed over the micro-batches of an
             update and averaged over ranks, are those of the mean over all tiles of the update. Zero for a rank that
-            has no tile left and repeats one so that all ranks stay in step.
+            has no tile left and repeats one so that all ranks take the same steps.
         is_last: True for the last micro-batch of the update on this rank: gradients are exchanged here.
     """
 
@@ -53,9 +53,9 @@ def plan_epoch(
     Yields:
         Micro-batches in order.
     """
-    share = batch_size * accum_iter * world_size
-    for update in range(start_update, -(-tiles // share)):
-        members = np.arange(update * share, min((update + 1) * share, tiles), dtype=np.int64)
+    per_update = batch_size * accum_iter * world_size
+    for update in range(start_update, -(-tiles // per_update)):
+        members = np.arange(update * per_update, min((update + 1) * per_update, tiles), dtype=np.int64)
         mine = members[rank::world_size]
         if not len(mine):
             yield MicroBatch(update=update, positions=members[:1], weight=0.0, is_last=True)
@@ -73,13 +73,13 @@ def plan_epoch(
 def noise_generators(
     positions: np.ndarray, *, seed: int, epoch: int, purpose: int = 3
 ) -> Iterator[np.random.Generator]:
-    """Yields a generator for each position, a function of (seed, epoch, position) and what it is for.
+    """Yields a random generator for each position, a function of (seed, epoch, position) and its purpose.
 
     Args:
         positions: (n,) positions in the epoch's order.
         seed: seed of the run.
         epoch: number of the epoch, from -1.
-        purpose: 3: masks; others give other numbers.
+        purpose: 3 for masks, 4 for dropped layers; others give other numbers.
     """
     key = np.random.SeedSequence((seed, epoch + 1, purpose)).generate_state(1, np.uint64)[0]
     for position in positions:

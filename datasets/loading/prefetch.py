@@ -1,7 +1,7 @@
 """Reads batches ahead of the training step, in order, with threads.
 
-Threads, because slicing and GDAL's decoding release the interpreter lock and nothing is copied between processes. They
-live as long as the process: files that a thread has opened, and blocks decoded from them, serve the next epoch too.
+Threads rather than processes, because slicing and GDAL's decoding release the interpreter lock and nothing is copied.
+The threads live as long as the process, so that the files they opened, and decoded blocks, serve the next epoch too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 
 AHEAD = 2
-"""Jobs under way beyond the number of workers."""
+"""Jobs in progress beyond the number of workers."""
 
 
 def read_ahead(workers: int) -> int:
-    """Most batches that wait in memory besides the one that is trained on."""
+    """Largest number of batches waiting in memory besides the one in training."""
     return workers + AHEAD - 1 if workers else 0
 
 
@@ -32,10 +32,10 @@ def prefetch(
     """Yields each job with its result, in the order of the jobs.
 
     Args:
-        jobs: what to fetch.
+        jobs: one for each result.
         fetch: called once a job, from any of the threads.
-        workers: number of threads; 0 fetches in the caller's thread when asked.
-        ahead: jobs under way beyond the number of workers.
+        workers: number of threads; 0 fetches in the caller's thread, one at a time.
+        ahead: jobs in progress beyond the number of workers.
 
     Yields:
         (job, result).
@@ -58,7 +58,7 @@ def prefetch(
         while queue:
             done, future = queue.popleft()
             yield done, future.result()
-    finally:  # the caller may close what is read from once this returns
+    finally:  # the caller may close the files once this returns
         for _, future in queue:
             future.cancel()
         wait([future for _, future in queue])
@@ -66,5 +66,5 @@ def prefetch(
 
 @cache
 def _threads(workers: int, pid: int) -> ThreadPoolExecutor:
-    """The threads of a process; after a fork they are the parent's, so that the child makes its own."""
+    """The threads of a process. After a fork they belong to the parent, so the child creates its own."""
     return ThreadPoolExecutor(max_workers=workers, thread_name_prefix="tiles")
