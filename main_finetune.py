@@ -34,6 +34,7 @@ from datasets.finetuning.layers import (
 from datasets.finetuning.pixel_features import pixel_features
 from datasets.finetuning.scene_targets import SceneFold
 from datasets.finetuning.window_targets import WindowFold, WindowTargets
+from datasets.folds.make_folds import SPLITS
 from datasets.loading.augment import rotated
 from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoch
 from datasets.loading.prefetch import prefetch, read_ahead
@@ -87,7 +88,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "main_finetune", usage="main_finetune [options]", description=__doc__.split("\n\n")[0]
     )
     options.add_task_options(parser)
-    options.add_data_options(parser)
+    options.add_data_options(parser, splits=SPLITS)
     options.add_network_options(parser)
     options.add_comparison_options(parser)
     options.add_run_options(parser)

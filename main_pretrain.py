@@ -25,6 +25,7 @@ import models_mae_group_channels as models
 from datasets.layers.layer_statistics import save_statistics
 from datasets.loading.batch_plan import MicroBatch
 from datasets.loading.prefetch import prefetch, read_ahead
+from datasets.loading.token_masks import MASK_SHAPES
 from datasets.pretraining.pretrain_data import Batch, PretrainData, TrainingBatches, open_pretrain_data
 from datasets.survey.pyramid import Pyramid
 from datasets.synthetic.sample_survey import default_survey
@@ -61,7 +62,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "main_pretrain", usage="main_pretrain [options]", description=__doc__.split("\n\n")[0]
     )
     options.add_data_options(parser)
-    options.add_model_options(parser)
+    options.add_model_options(parser, mask_shapes=MASK_SHAPES)
     options.add_training_options(parser)
     options.add_run_options(parser)
     pretrain_options.add_pretrain_options(parser)

@@ -17,6 +17,7 @@ import models_mae_group_channels as models
 from datasets.layers.encoding import Encoding
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import NO_TRANSFORM
+from datasets.loading.token_masks import MASK_SHAPES
 from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
 from datasets.survey.survey import Survey
 from datasets.synthetic.sample_survey import default_survey
@@ -33,7 +34,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "describe_grids", usage="describe_grids [options]", description=__doc__.split("\n\n")[0]
     )
     options.add_data_options(parser)
-    options.add_model_options(parser)
+    options.add_model_options(parser, mask_shapes=MASK_SHAPES)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a page to read")
     return parser
 

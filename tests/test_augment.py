@@ -48,6 +48,5 @@ def test_turning_back():
     images = torch.randn(ROTATIONS, 2, 5, 5, generator=torch.Generator().manual_seed(0))
     turns = torch.arange(ROTATIONS)
     assert torch.equal(rotated_back(rotated(images, turns), turns), images)
-    assert (
-        len({tuple(image.flatten().tolist()) for image in rotated(images[:1].expand(ROTATIONS, 2, 5, 5), turns)}) == ROTATIONS
-    )
+    views = rotated(images[:1].expand(ROTATIONS, 2, 5, 5), turns)
+    assert len({tuple(image.flatten().tolist()) for image in views}) == ROTATIONS

@@ -5,22 +5,43 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from datasets.synthetic.potential_field import slab_gravity, slab_magnetics
+from datasets.synthetic.potential_field import Wavenumbers
 
 CELL_M = 100.0
 SIZE = 96
 Array = NDArray[np.float64]
 INCLINATION_DEG, DECLINATION_DEG, FIELD_NT = -50.0, 25.0, 50_000.0
-magnetics = partial(slab_magnetics, inclination_deg=INCLINATION_DEG, declination_deg=DECLINATION_DEG, field_nt=FIELD_NT)
 # A prism along the cells' edges: columns 40 to 60, rows 30 to 46; the origin is the south-west corner.
 ROWS, COLS = slice(30, 46), slice(40, 60)
 EAST, NORTH, DEPTH = (4000.0, 6000.0), ((SIZE - 46) * 100.0, (SIZE - 30) * 100.0), (200.0, 1500.0)
+
+
+def slab_gravity(
+    density: Array, *, cell_m: float, top_m: float, bottom_m: float, pad_cells: int | None = None
+) -> Array:
+    """Gravity of one slab."""
+    plane = Wavenumbers(density.shape, cell_m=cell_m, pad_cells=pad_cells)
+    return plane.to_grid(plane.gravity(density, top_m=top_m, bottom_m=bottom_m))
+
+
+def magnetics(
+    rock: Array,
+    *,
+    cell_m: float,
+    top_m: float,
+    bottom_m: float,
+    pad_cells: int | None = None,
+    inclination_deg: float = INCLINATION_DEG,
+) -> Array:
+    """Total-field anomaly of one slab."""
+    plane = Wavenumbers(rock.shape, cell_m=cell_m, pad_cells=pad_cells)
+    field = plane.earth_field(inclination_deg, DECLINATION_DEG, FIELD_NT)
+    return plane.to_grid(plane.magnetics(rock, top_m=top_m, bottom_m=bottom_m) * field)
 
 
 def body(value: float) -> Array:

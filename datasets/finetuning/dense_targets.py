@@ -12,7 +12,8 @@ import torch
 from datasets.finetuning.batch import Batch, TargetStatistics, WindowReader, repeat_permutations
 from datasets.folds.folds import Folds
 from datasets.ground.summed_area import summed_area_table, window_sums
-from datasets.labels.label_map import UNLABELLED, LabelMap, strips
+from datasets.labels.label_map import LabelMap, strips
+from datasets.labels.open_labels import UNLABELLED
 from datasets.loading.augment import ROTATIONS
 from datasets.survey.inference_survey import InferenceSurvey
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from datasets.labels.open_labels import Labels
+from datasets.labels.open_labels import UNLABELLED, Labels
 from datasets.layers.class_table import ClassTable
 from datasets.survey.inference_survey import InferenceSurvey
 
-UNLABELLED = -1
 STRIP_PIXELS = 2**24
 """Target pixels that are looked at together when all labels are gone through."""
 GROUND_TILES = 8

@@ -25,9 +25,10 @@ from datasets.layers.class_table import ClassTable, Code, check_class_count, mak
 from datasets.layers.paths import is_plain_path, parse_array_path
 from datasets.rasters.legend import read_legend
 
-__all__ = ["ClassTable", "Code", "Labels", "TargetGrid", "open_labels"]
-
 logger = logging.getLogger(__name__)
+
+UNLABELLED = -1
+"""Class number of target pixels without a label."""
 
 # Target pixels that are read together when all are gone through.
 _CHUNK_ROWS, _CHUNK_COLS = 512, 4096
@@ -102,7 +103,7 @@ class Labels:
             window[top - row : bottom - row, left - col : right - col] = inside
         if self.classes is None:
             return window
-        return np.where(np.isnan(window), np.float32(-1), window).astype(np.int16)
+        return np.where(np.isnan(window), np.float32(UNLABELLED), window).astype(np.int16)
 
     def count(self, cell: int) -> np.ndarray:
         """Count labelled target pixels in square cells; a pass over all labels.

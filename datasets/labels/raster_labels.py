@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 _ALIKE = 1.01
 # Longest edge of the window of a file that is read for one block: 16 MB of float32.
 _SOURCE_EDGE = 2048
-# Number of no class.
-_UNLABELLED = 255
-assert MAX_CLASSES <= _UNLABELLED
+# Class number of pixels without a label, as GDAL warps bytes.
+_NO_CLASS = 255
+assert MAX_CLASSES <= _NO_CLASS
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,24 +77,24 @@ class LabelRaster:
         if self.codes is None:
             return warp_window(self.source.read, frame, self.grid, window, **how)
         # Of larger types GDAL takes very long to find the commonest number.
-        how |= {"dtype": np.uint8, "invalid": _UNLABELLED}
+        how |= {"dtype": np.uint8, "invalid": _NO_CLASS}
         numbers = warp_window(self._read_numbers, frame, self.grid, window, **how)
-        return np.where(numbers == _UNLABELLED, np.float32(np.nan), numbers.astype(np.float32))
+        return np.where(numbers == _NO_CLASS, np.float32(np.nan), numbers.astype(np.float32))
 
     def _read_numbers(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         assert self.codes is not None and self.numbers is not None
         raw, invalid = self.source.read_stored(row, col, rows, cols)
         place = np.minimum(np.searchsorted(self.codes, raw), len(self.codes) - 1)
         numbers = self.numbers[place]
-        numbers[self.codes[place] != raw] = _UNLABELLED
+        numbers[self.codes[place] != raw] = _NO_CLASS
         if invalid is not None:
-            numbers[invalid] = _UNLABELLED
+            numbers[invalid] = _NO_CLASS
         return numbers
 
     def numbered(self, codes: tuple[Code, ...]) -> LabelRaster:
         """The same labels with classes numbered as in `codes`; pixels of other codes are unlabelled."""
         whole = [(code, number) for number, code in enumerate(codes) if isinstance(code, int)]
-        ordered = sorted(whole) or [(0, _UNLABELLED)]
+        ordered = sorted(whole) or [(0, _NO_CLASS)]
         return replace(
             self,
             codes=np.array([code for code, _ in ordered], dtype=np.float64),  # also what no integer type holds

@@ -201,7 +201,7 @@ class TrainingBatches:
         dropped = None
         if self.layer_dropout:
             layers = dropped_layers(
-                numbers, layers=len(self.channel_counts), share=self.layer_dropout, seed=self.seed, epoch=epoch
+                numbers, layers=len(self.channel_counts), probability=self.layer_dropout, seed=self.seed, epoch=epoch
             )
             dropped = torch.from_numpy(layers.repeat(self.channel_counts, axis=1))
         return Batch(found.pin(), noise.pin_memory(), dropped) if self.pin else Batch(found, noise, dropped)
@@ -258,7 +258,7 @@ class PretrainData:
             ValueError: the mask shapes are unknown or do not fit the channel groups.
         """
         masks = Masks(
-            shares=mask_fractions(mask_shapes or [("random", None)]),
+            fractions=mask_fractions(mask_shapes or [("random", None)]),
             groups=groups,
             side=side,
             spatial=spatial_mask,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
@@ -198,7 +198,7 @@ def _add_tile_options(parser: argparse.ArgumentParser) -> None:
     tiles.add_argument("--seed", type=count, default=0, help="seed of tiles, masks, weights and held-out blocks (0)")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, *, mask_shapes: Iterable[str] = ()) -> None:
     """Adds what decides the network and its masking."""
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -222,7 +222,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         type=shape,
         nargs="+",
         metavar="SHAPE[=SHARE]",
-        help="shapes of what is hidden, with the share of the tiles: random, block, lines, layer (random)",
+        help=f"shapes of what is hidden, with the share of the tiles: {', '.join(mask_shapes)} (random)",
     )
     model.add_argument(
         "--layer_dropout", type=fraction, default=0.0, help="chance that a training tile goes without a layer (0)"

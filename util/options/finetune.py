@@ -12,7 +12,6 @@ from util.options import common as options
 CLASS_WEIGHTS = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 """Power of the inverse frequency by which each choice weighs a class."""
 TASKS = ("segmentation", "regression", "classification")
-SPLITS = ("blocks", "random", "leaking", "from_checkpoint")
 BASELINES = ("scratch", "probe", "trees", "forest", "constant")
 DEFAULT_BASELINES = ("scratch", "trees", "constant")
 
@@ -56,7 +55,7 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
+def add_data_options(parser: argparse.ArgumentParser, *, splits: Sequence[str] | None = None) -> None:
     """Adds which layers are read, and how; with a checkpoint its own settings are the defaults."""
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -101,7 +100,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     split.add_argument(
         "--split",
         default="blocks",
-        choices=SPLITS,
+        choices=splits,
         help="blocks: spatial blocks in folds; from_checkpoint: the ground that pre-training held out; random: leaks, "
         "to show how much; leaking: blocks, but tested labels are trained on, a control (blocks)",
     )
