@@ -13,7 +13,7 @@ from affine import Affine
 from rasterio.warp import Resampling
 from rasterio.warp import transform as transform_points
 
-from datasets.ground.grid import Grid, crs_agree
+from datasets.ground.grid import ALIKE, Grid, crs_agree
 from datasets.ground.planet import longitude_periods
 from datasets.ground.warp import WARP_BLOCK, footprint, warp_window
 from datasets.layers.class_table import MAX_CLASSES, Code, check_class_count, sorted_codes
@@ -24,8 +24,6 @@ from datasets.rasters.open_band import layer_crs, open_band
 
 logger = logging.getLogger(__name__)
 
-# Labels are finer than target pixels where a target pixel's edge is longer than theirs by more than this.
-_ALIKE = 1.01
 # Longest edge of the window of a file that is read for one block: 16 MB of float32.
 _SOURCE_EDGE = 2048
 # Class number of pixels without a label, as GDAL warps bytes.
@@ -147,7 +145,7 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
     labels = LabelRaster(
         source=source,
         grid=grid,
-        resampling=many if ratio > _ALIKE else smooth,
+        resampling=many if ratio > ALIKE else smooth,  # many: labels are finer than target pixels
         edge=max(1, min(WARP_BLOCK, int(_SOURCE_EDGE / ratio))),
         turns=turns,
     )
