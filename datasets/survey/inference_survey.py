@@ -288,22 +288,13 @@ def open_inference_survey(
         aoi: polygons file that limits what is written.
         allow_missing: go on without layers that are not there.
 
-    Returns:
-        The survey.
-
     Raises:
         ValueError: a layer is missing, or cannot be used; all are missing.
         FileNotFoundError: for files that are not there.
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
-    needed = [c for c in range(len(found)) if c not in hidden]
-    missing = _missing(
-        [trained[c] for c in needed],
-        [found[c] for c in needed],
-        allowed=allow_missing,
-        where=data_dir or layers_table,
-        extra=extra,
-    )
+    where = data_dir or layers_table
+    missing = _missing(trained, found, hidden=hidden, allowed=allow_missing, where=where, extra=extra)
     encodings = tuple(encodings)
     stack, summaries, notes = _open_stack(trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject)
     if extra:
@@ -439,17 +430,19 @@ def _missing(
     trained: Sequence[Layer],
     found: Sequence[Layer | None],
     *,
+    hidden: Sequence[int],
     allowed: bool,
     where: str | None,
     extra: Sequence[str],
 ) -> tuple[str, ...]:
-    """Names of the layers that were not found.
+    """Names of the layers that were not found, apart from hidden ones.
 
     Raises:
         ValueError: some are missing and that is not allowed, or all are.
     """
-    missing = tuple(layer.name for layer, one in zip(trained, found, strict=True) if one is None)
-    if missing and (not allowed or len(missing) == len(found)):
+    needed = [c for c in range(len(found)) if c not in hidden]
+    missing = tuple(trained[c].name for c in needed if found[c] is None)
+    if missing and (not allowed or len(missing) == len(needed)):
         raise ValueError(
             f"{where} lacks the layers {', '.join(repr(name) for name in missing)} of the checkpoint; it has "
             f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "
