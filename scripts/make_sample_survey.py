@@ -16,10 +16,10 @@ def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", default=DEFAULT_DIRECTORY, help="directory to write (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other rocks (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the rocks (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=2048, help="rows of 100 m, even (default: %(default)s)")
     parser.add_argument("--cols", type=int, default=2048, help="columns of 100 m, even (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace another sample survey lying there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing sample survey in that directory")
     return parser
 
 

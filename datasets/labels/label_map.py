@@ -1,4 +1,4 @@
-"""All labels of a survey on target pixels, where there is something to predict them from."""
+"""Label map: all labels of a survey on target pixels, where some layer is valid."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from datasets.layers.class_table import ClassTable
 from datasets.survey.inference_survey import InferenceSurvey
 
 STRIP_PIXELS = 2**24
-"""Target pixels that are looked at together when all labels are gone through."""
+"""Target pixels that are read at a time in a pass over all labels."""
 GROUND_TILES = 8
-"""Tiles along the edge of the squares in which the ground is gone through."""
+"""Tiles along the edge of the squares in which `seen_ground` reads the ground."""
 
 
 def seen_ground(survey: InferenceSurvey) -> np.ndarray:
-    """Goes through all the ground once; returns (rows, cols) bool, True where some layer has a valid base-scale pixel.
+    """(rows, cols) bool, True where some layer has a valid base-scale pixel; a pass over all layers.
 
     For target pixels finer than those of the base, give the survey zoomed to them.
 
@@ -59,7 +59,7 @@ class LabelMap:
     Where no layer has a valid pixel there is nothing to predict from: labels there are dropped.
 
     Args:
-        labels: the labels as they lie, on target pixels.
+        labels: the labels, on target pixels.
         seen: (at most rows, cols) bool of target pixels, see `seen_ground`; beyond it nothing is seen.
         scale: target pixels along the edge of a base-scale pixel.
 

@@ -1,8 +1,8 @@
-"""Labels as they lie: class maps, measured values and vectors, read by window on target pixels.
+"""Labels: class maps, measured values and vectors, read by window on target pixels.
 
 A class raster keeps its classes: a target pixel gets the class of the pixel it lies in, or the commonest one where
 the file is finer. Measurements are interpolated, or averaged where the file is finer. Vectors are burned, later
-features over earlier ones. What is not labelled is unlabelled, never background.
+features over earlier ones. Pixels without a label are unlabelled, never background.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 UNLABELLED = -1
 """Class number of target pixels without a label."""
 
-# Target pixels that are read together when all are gone through.
+# Target pixels that are read at a time in a pass over all labels.
 _CHUNK_ROWS, _CHUNK_COLS = 512, 4096
 
 

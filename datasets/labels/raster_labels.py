@@ -1,4 +1,4 @@
-"""Rasters as labels: brought to target pixels as they are read, by rules that keep classes classes."""
+"""Raster labels: resampled to target pixels as they are read; classes are never interpolated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LabelRaster:
         source: the file's own pixels.
         grid: the target pixels.
         resampling: how target pixels follow from those of the file.
-        edge: edge of the blocks that are brought over at a time, target pixels.
+        edge: edge of the blocks that are warped at a time, target pixels.
         codes: class codes in order of size, as stored; None: measurements.
         numbers: class number of each of `codes`.
         turns: by how much the file is moved, units of its CRS: whole turns of a body, to where the grid lies.
@@ -55,7 +55,7 @@ class LabelRaster:
 
     @property
     def frames(self) -> list[BandSource]:
-        """The file where it lies, and a turn away where the grid is there too."""
+        """The file at its own position, and shifted by whole turns of longitude where the grid needs it."""
         return [shifted_source(self.source, turn) for turn in self.turns]
 
     def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
@@ -100,7 +100,7 @@ class LabelRaster:
         )
 
     def stored(self) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """All pixels of the file that target pixels are made of, in pieces, some twice: stored numbers, invalid."""
+        """All pixels of the file under the grid, block by block, some twice: stored numbers, invalid."""
         # Without projection a larger block's footprint is as exact as that of the blocks that are read.
         step = self.edge * (8 if self.grid.crs == self.source.crs and self.edge == WARP_BLOCK else 1)
         for row in range(0, self.grid.rows, step):
@@ -169,7 +169,7 @@ def without_undeclared_nodata(labels: LabelRaster, codes: Sequence[Code] | None 
 
     Args:
         labels: the labels.
-        codes: the codes that occur, if they are known; else all pixels are looked at.
+        codes: the codes that occur, if they are known; else all pixels are read.
 
     Raises:
         OSError: the file cannot be read.

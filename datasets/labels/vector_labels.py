@@ -1,4 +1,4 @@
-"""Vectors as labels: features burned on target pixels as they are read."""
+"""Vector labels: features rasterised on target pixels as they are read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LabelVectors:
         shapes: polygons, lines and points in pixels of the grid, (column, row), as they are burned in order.
         values: (n,) float32, what each burns: class number or value, NaN = nothing.
         codes: the class code of each shape; None: measurements.
-        tree: the shapes by place.
+        tree: spatial index of the shapes.
     """
 
     shapes: np.ndarray = field(repr=False)
@@ -67,7 +67,7 @@ class LabelVectors:
 
 
 def _cut(shape: shapely.Geometry, row: int, col: int, rows: int, cols: int) -> shapely.Geometry:
-    """A large polygon without what lies beyond a window and a pixel around it."""
+    """A large polygon clipped to a window and a pixel around it."""
     if shapely.get_dimensions(shape) < 2 or shapely.get_num_coordinates(shape) <= _MANY_VERTICES:
         return shape
     return shapely.clip_by_rect(shape, col - 1, row - 1, col + cols + 1, row + rows + 1)
@@ -76,7 +76,7 @@ def _cut(shape: shapely.Geometry, row: int, col: int, rows: int, cols: int) -> s
 def open_label_vectors(
     frame: geopandas.GeoDataFrame, *, kind: str, grid: Grid, column: str, where: str
 ) -> LabelVectors:
-    """Make features into labels.
+    """Turns features into labels.
 
     Args:
         frame: features in the grid's CRS, as `read_features` gives them.

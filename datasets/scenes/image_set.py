@@ -1,6 +1,6 @@
 """The scene data sets of SatMAE and SatMAE++: labelled images, read by number.
 
-What is known of each data set beforehand is in `KINDS`. `SceneSet.read` gives images and the numbers of their
+`KINDS` describes each data set. `SceneSet.read` gives images and the numbers of their
 categories, for classification as well as for pre-training.
 """
 
@@ -35,11 +35,11 @@ PROBED = 256
 
 @dataclass(frozen=True)
 class SceneKind:
-    """What is known of a data set beforehand.
+    """Description of a data set: bands, groups, tables.
 
     Attributes:
         name: as `--dataset_type` has it.
-        title: what its makers call it.
+        title: its published name.
         bands: names of the bands, by the numbers that `--dropped_bands` takes.
         in_file: for each of them, its number in the files, from 1.
         dropped: numbers of the bands that are left out by default.
@@ -108,7 +108,7 @@ class SceneBatch:
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Labelled images of one table, all cut and brought to one size when read.
+    """Labelled images of one table, all cropped and resampled to one size when read.
 
     Attributes:
         kind: which data set.

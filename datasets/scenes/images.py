@@ -1,6 +1,6 @@
-"""Images of any size -> squares of the size that a model sees: cut out, turned over, brought to size.
+"""Images of any size -> squares of the model's input size: cropped, flipped, resampled.
 
-Invalid pixels stay invalid: they lend their values to no pixel around them.
+Invalid pixels stay invalid, and their values do not affect the pixels around them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _one_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class Crop:
-    """A rectangle of an image, in pixels, and how it is turned over.
+    """A rectangle of an image, in pixels, and how it is flipped.
 
     Attributes:
         top: first row.
@@ -65,12 +65,12 @@ def centre_crop(rows: int, cols: int) -> Crop:
 
 
 def random_crop(rows: int, cols: int, *, rng: np.random.Generator) -> Crop:
-    """A random rectangle of an image, turned over at random along each axis.
+    """A random rectangle of an image, flipped at random along each axis.
 
     Args:
         rows: height of the image.
         cols: width of the image.
-        rng: decides.
+        rng: source of randomness.
 
     Returns:
         A crop of `CROP_SHARE` of the area with sides of `CROP_RATIO`; the centre if `CROP_TRIES` did not fit.
@@ -126,7 +126,7 @@ def read_image(
 
 
 def _open(path: str | Path) -> rasterio.DatasetReader:
-    """Opens an image without being told that it has no coordinates."""
+    """Opens an image without the warning that it has no coordinates."""
     with _one_at_a_time, warnings.catch_warnings():  # filters of warnings are the process's, not the thread's
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return rasterio.open(path)
@@ -176,7 +176,7 @@ def read_box(path: str | Path, category: str) -> list[float]:
 
 
 def to_size(values: np.ndarray, size: int) -> np.ndarray:
-    """Brings an image to a square by bilinear interpolation, averaging where it becomes smaller.
+    """Resamples an image to a square by bilinear interpolation, averaging where it becomes smaller.
 
     Args:
         values: (C, rows, cols) float32, NaN where invalid.

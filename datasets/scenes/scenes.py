@@ -1,6 +1,6 @@
-"""Scene data sets as something to train on: images instead of tiles of ground.
+"""Scene data sets for training: images instead of tiles of ground.
 
-An image is brought to `input_size` times the largest scale; the pyramid averages it down to the other scales, as it
+An image is resampled to `input_size` times the largest scale; the pyramid averages it down to the other scales, as it
 does with tiles of rasters. `open_scenes` does everything that comes before the first batch.
 """
 

@@ -1,4 +1,4 @@
-"""How the values of each band are spread over training images, without holding more than a few of them."""
+"""Statistics of each band over training images, computed with only a few images in memory."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from datasets.loading.prefetch import prefetch
 from datasets.scenes.image_set import SceneSet
 
 SAMPLED_IMAGES = 512
-"""Training images whose values statistics are of: the mean of so many is far better known than it need be."""
+"""Training images that statistics are computed from: more than enough for a mean."""
 
 SAMPLED_PIXELS = 2**16
-"""Most pixels of a band that one image adds to statistics, regularly chosen: no large image drowns the others."""
+"""Most pixels of a band that one image adds to statistics, regularly spaced, so that no large image dominates."""
 
 READERS = 4
 """Threads that read images for statistics."""

@@ -1,9 +1,9 @@
-"""Write a synthetic survey: gravity, magnetics and the rocks that cause both, as they would lie on disk.
+"""Write a synthetic survey: gravity, magnetics and the rocks that cause both, as files on disk.
 
 The rocks are drawn first (`geology`): five slabs of ground, which differ as beds, faults and plutons dip.
 The fields of the slabs follow by forward modelling (`potential_field`) and are added up, so that gravity and
-magnetics see the same rocks: what one says about the other is there to be learnt. Then comes what surveys do
-to fields: cells, lines, noise, an outline and gaps. The rocks are written beside, as labels.
+magnetics see the same rocks, and a model can learn one from the other. Then survey effects are added: cells,
+lines, noise, an outline and gaps. The rocks are written as labels.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Deposit:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was measured, NaN where it was not, and the truth, 0 outside the outline."""
+    """The measured fields, NaN where not measured, and the true rocks, 0 outside the outline."""
 
     gravity: FloatArray  # (rows / 2, cols / 2) mGal
     magnetics: FloatArray  # (rows, cols) nT
