@@ -22,7 +22,7 @@ GROUND_ONLY = tuple(
 
 
 def _number(convert: Callable[[str], float], accept: Callable[[float], bool], expected: str) -> Callable[[str], Any]:
-    """A parser of numbers whose refusals say what was expected."""
+    """Returns a parser of numbers whose errors say what was expected."""
 
     def parse(text: str) -> Any:
         try:
@@ -49,7 +49,7 @@ DEFAULT_BATCH_SIZE = 32
 
 
 def batch_size(text: str) -> int | str:
-    """A parser of a number of samples, or `auto`."""
+    """Parses a number of samples, or `auto`."""
     if text == "auto":
         return text
     try:
@@ -59,30 +59,30 @@ def batch_size(text: str) -> int | str:
 
 
 def add_batch_options(parser: argparse._ArgumentGroup, *, what: str) -> None:
-    """Adds how many samples a step and an update have.
+    """Adds the options for the number of samples in a step and in an update.
 
     Args:
-        parser: where to add them.
-        what: what samples are called.
+        parser: group to add them to.
+        what: name of the samples in the help, such as "tiles".
     """
     parser.add_argument(
         "--batch_size",
         type=batch_size,
         default=DEFAULT_BATCH_SIZE,
         metavar="N",
-        help=f"{what} per step and process; auto: as many as fit in memory ({DEFAULT_BATCH_SIZE})",
+        help=f"{what} per step and process; auto: the most that fit into memory ({DEFAULT_BATCH_SIZE})",
     )
     parser.add_argument(
         "--effective_batch",
         type=positive_int,
         metavar="N",
-        help=f"{what} an update, of all steps and processes: decides --accum_iter (batch_size x accum_iter x "
+        help=f"{what} per update over all steps and processes; sets --accum_iter (batch_size x accum_iter x "
         f"processes; with auto {DEFAULT_BATCH_SIZE} x accum_iter x processes)",
     )
 
 
 def pair(text: str) -> list[str]:
-    """A parser of NAME=VALUE."""
+    """Parses NAME=VALUE."""
     name, sign, value = text.rpartition("=")
     if not (name and sign and value):
         raise argparse.ArgumentTypeError(f"{text}: expected a name and a value, such as magnetics=asinh")
@@ -90,13 +90,13 @@ def pair(text: str) -> list[str]:
 
 
 def shape(text: str) -> list[Any]:
-    """A parser of NAME or NAME=SHARE."""
+    """Parses NAME or NAME=FRACTION."""
     name, sign, value = text.partition("=")
     return [name, non_negative(value) if sign else None]
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what decides which pixels are read: layers, reference grid, tiles, held-out ground."""
+    """Adds the options of the data: layers, reference grid, tiles, held-out ground."""
     data = parser.add_argument_group("data")
     data.add_argument(
         "--dataset_type",
@@ -105,7 +105,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="grid = rasters on disk; xarray = zarr stores, netCDF files and the like (--data_path); sentinel, rgb, "
         "euro_sat = images of fMoW-Sentinel, fMoW-RGB, EuroSAT (grid)",
     )
-    data.add_argument("--data_dir", help="directory of rasters, one layer a band, in order of file name")
+    data.add_argument("--data_dir", help="directory of rasters; each band is a layer, in the order of file names")
     data.add_argument(
         "--data_path",
         nargs="+",
@@ -113,23 +113,23 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="xarray: zarr stores, netCDF files or URLs, each variable a layer; STORE#VARIABLE takes one of them",
     )
     data.add_argument("--layer_dim", help="xarray: third dimension of variables whose elements are layers")
-    data.add_argument("--crs", help="xarray: CRS of stores that state none, such as EPSG:28354")
+    data.add_argument("--crs", help="xarray: CRS of stores without one, such as EPSG:28354")
     data.add_argument(
         "--train_path",
-        help="layers.csv: one layer a row, see docs/data.md (with neither, the sample survey); or the table of a scene "
-        "data set, see docs/scenes.md",
+        help="layers.csv, one row per layer, see docs/data.md; or the table of a scene data set, see docs/scenes.md "
+        "(without this and --data_dir: the sample survey)",
     )
     data.add_argument(
         "--test_path",
-        help="layers.csv of another survey with the same layers, or another table of images, scored instead of what is "
-        "held out",
+        help="layers.csv of another survey with the same layers, or another table of images, to score instead of the "
+        "held-out tiles",
     )
     data.add_argument(
         "--dropped_bands",
         type=count,
         nargs="*",
         metavar="N",
-        help="layer numbers to leave out (none; 0 9 10 of sentinel and euro_sat)",
+        help="numbers of layers to leave out (none; 0 9 10 for sentinel and euro_sat)",
     )
     data.add_argument(
         "--masked_bands",
@@ -137,7 +137,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="N",
-        help="layer numbers, after dropping, that are kept but shown as no-data",
+        help="numbers of layers, after dropping, that the model sees as nodata (none)",
     )
     data.add_argument(
         "--grouped_bands",
@@ -145,13 +145,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="append",
         metavar="N",
-        help="one channel group by layer numbers, after dropping; repeat the flag (default: by resolution)",
+        help="layer numbers, after dropping, of one channel group; repeat the flag for each group (by resolution)",
     )
     data.add_argument(
         "--extent",
         default="union",
         choices=["union", "intersection"],
-        help="ground covered: that of any layer, or of all (union)",
+        help="area to use: the union or the intersection of all layers (union)",
     )
     data.add_argument(
         "--transform",
@@ -160,52 +160,57 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         metavar="LAYER=KIND",
         help="transform of a layer's values before normalising: none, log, asinh or quantile (as in layers.csv)",
     )
-    data.add_argument("--reproject", action="store_true", help="warp layers on the fly to the first layer's CRS")
-    data.add_argument("--aoi", help="vector file with polygons; ground outside counts as no-data")
+    data.add_argument("--reproject", action="store_true", help="warp layers on the fly to the CRS of the first layer")
+    data.add_argument("--aoi", help="vector file of polygons; pixels outside count as nodata")
     data.add_argument(
         "--cache",
         default="auto",
         choices=["auto", "ram", "none", "device"],
-        help="ram: decode layers once; none: read windows; auto: ram if they take up to a quarter of memory; device: "
-        "keep them, averaged to every scale, where the model computes (auto)",
+        help="ram: decode all layers once; none: read windows; auto: ram if the layers take at most a quarter "
+        "of memory; device: hold layers, averaged to every scale, on the device of the model (auto)",
     )
     _add_tile_options(parser)
 
 
 def _add_tile_options(parser: argparse.ArgumentParser) -> None:
     tiles = parser.add_argument_group("tiles")
-    tiles.add_argument("--input_size", type=positive_int, default=48, help="tile edge at the base scale, pixels (48)")
+    tiles.add_argument("--input_size", type=positive_int, default=48, help="edge of a tile, base-scale pixels (48)")
     tiles.add_argument("--scales", type=positive_int, nargs="+", default=[1, 2, 4], help="reconstructed scales (1 2 4)")
     tiles.add_argument(
         "--base_resolution",
         type=positive,
-        help="ground edge of a base-scale pixel, CRS units (finest resolution x largest scale)",
-    )
-    tiles.add_argument("--tile_overlap", type=fraction, default=0.75, help="overlap of training tiles (0.75)")
-    tiles.add_argument(
-        "--min_valid", type=share, default=0.5, help="least share of valid ground in a tile, averaged over layers (0.5)"
+        help="size of a base-scale pixel, CRS units (finest resolution x largest scale)",
     )
     tiles.add_argument(
-        "--val_fraction", type=fraction, default=0.1, help="share of valid ground held out; 0: nothing is scored (0.1)"
+        "--tile_overlap",
+        type=fraction,
+        default=0.75,
+        help="overlap of neighbouring training tiles, fraction of a tile (0.75)",
+    )
+    tiles.add_argument(
+        "--min_valid", type=share, default=0.5, help="smallest valid fraction of a tile, averaged over layers (0.5)"
+    )
+    tiles.add_argument(
+        "--val_fraction", type=fraction, default=0.1, help="fraction of valid ground held out; 0: score nothing (0.1)"
     )
     tiles.add_argument("--val_block", type=count, default=0, help="edge of a held-out block, tiles; 0: automatic (0)")
     tiles.add_argument(
         "--val_buffer",
         type=count,
         default=8,
-        help="distance of training from held-out blocks, base pixels (8)",
+        help="distance between training tiles and held-out blocks, base-scale pixels (8)",
     )
     tiles.add_argument("--seed", type=count, default=0, help="seed of tiles, masks, weights and held-out blocks (0)")
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, mask_shapes: Iterable[str] = ()) -> None:
-    """Adds what decides the network and its masking."""
+    """Adds the options of the network, its masks and the batch size."""
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model_type",
         default="group_c",
         choices=["group_c", "vanilla"],
-        help="group_c: tokens for each channel group; vanilla: one group of all layers (group_c)",
+        help="group_c: separate tokens per channel group; vanilla: one group of all layers (group_c)",
     )
     model.add_argument(
         "--model",
@@ -214,81 +219,101 @@ def add_model_options(parser: argparse.ArgumentParser, *, mask_shapes: Iterable[
         metavar="NAME",
         help="mae_vit_{tiny,small,base,large}_patch16 (tiny); the patch size is --patch_size",
     )
-    model.add_argument("--patch_size", type=positive_int, default=8, help="patch edge, base-scale pixels (8)")
-    model.add_argument("--mask_ratio", type=fraction, default=0.75, help="share of tokens hidden (0.75)")
-    model.add_argument("--spatial_mask", action="store_true", help="hide a place in all groups at once")
+    model.add_argument("--patch_size", type=positive_int, default=8, help="edge of a patch, base-scale pixels (8)")
+    model.add_argument("--mask_ratio", type=fraction, default=0.75, help="fraction of tokens masked (0.75)")
+    model.add_argument("--spatial_mask", action="store_true", help="mask the same locations in all channel groups")
     model.add_argument(
         "--mask_shape",
         type=shape,
         nargs="+",
-        metavar="SHAPE[=SHARE]",
-        help=f"shapes of what is hidden, with the share of the tiles: {', '.join(mask_shapes)} (random)",
+        metavar="SHAPE[=FRACTION]",
+        help=f"mask shapes, each with its fraction of the tiles: {', '.join(mask_shapes)} (random)",
     )
     model.add_argument(
-        "--layer_dropout", type=fraction, default=0.0, help="chance that a training tile goes without a layer (0)"
+        "--layer_dropout", type=fraction, default=0.0, help="probability of leaving a layer out of a training tile (0)"
     )
-    model.add_argument("--norm_pix_loss", action="store_true", help="base-scale targets normalised per patch")
+    model.add_argument("--norm_pix_loss", action="store_true", help="normalise base-scale targets per patch")
     model.add_argument(
         "--scale_heads",
         default="subpixel",
         choices=["subpixel", "shared"],
-        help="finer scales: subpixel (light) or shared (the published convolutions) (subpixel)",
+        help="heads of finer scales: subpixel (light) or shared (published convolutions) (subpixel)",
     )
-    model.add_argument("--grad_checkpointing", action="store_true", help="recompute blocks to save memory")
+    model.add_argument(
+        "--grad_checkpointing", action="store_true", help="recompute blocks in the backward pass to save memory"
+    )
     add_batch_options(model, what="tiles")
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what decides how weights are learned."""
+    """Adds the options of the optimiser, the schedule and the losses."""
     train = parser.add_argument_group("training")
-    train.add_argument("--epochs", type=positive_int, default=50, help="epochs in all (50)")
-    train.add_argument("--accum_iter", type=positive_int, default=1, help="micro-batches per update (1)")
-    train.add_argument("--tiles_per_epoch", type=positive_int, help="tiles in an epoch (one for each window)")
-    train.add_argument("--lr", type=positive, help="peak learning rate (1e-3, or as --blr gives it)")
-    train.add_argument("--blr", type=positive, help="peak learning rate as blr x effective batch / 256")
+    train.add_argument("--epochs", type=positive_int, default=50, help="total number of epochs (50)")
+    train.add_argument(
+        "--accum_iter", type=positive_int, default=1, help="steps per update, whose gradients are added (1)"
+    )
+    train.add_argument("--tiles_per_epoch", type=positive_int, help="tiles per epoch (each training tile once)")
+    train.add_argument("--lr", type=positive, help="peak learning rate (1e-3, or from --blr)")
+    train.add_argument("--blr", type=positive, help="peak learning rate per 256 tiles: blr x effective batch / 256")
     train.add_argument("--min_lr", type=non_negative, default=0.0, help="final learning rate (0)")
-    train.add_argument("--warmup_epochs", type=non_negative, default=3, help="epochs of warm-up (3)")
+    train.add_argument("--warmup_epochs", type=non_negative, default=3, help="epochs of linear warm-up (3)")
     train.add_argument("--weight_decay", type=non_negative, default=0.05, help="AdamW weight decay (0.05)")
-    train.add_argument("--clip_grad", type=positive, default=1.0, help="largest gradient norm (1)")
-    train.add_argument("--base_loss_weight", type=non_negative, default=0.6, help="base scale's weight (0.6)")
-    train.add_argument("--scale_loss_weight", type=non_negative, default=0.4, help="finer scales' (0.4)")
+    train.add_argument(
+        "--clip_grad", type=positive, default=1.0, help="largest gradient norm; larger gradients are scaled down (1)"
+    )
+    train.add_argument("--base_loss_weight", type=non_negative, default=0.6, help="weight of the base-scale loss (0.6)")
+    train.add_argument(
+        "--scale_loss_weight", type=non_negative, default=0.4, help="weight of the loss at finer scales (0.4)"
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what decides where and how a run computes, and what it leaves behind."""
+    """Adds the options of device, reading, records and processes."""
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--output_dir", default="./output_dir", help="where checkpoints, log and pictures go (./output_dir)"
+        "--output_dir", default="./output_dir", help="folder for checkpoints, log and pictures (./output_dir)"
     )
-    run.add_argument("--log_dir", help="where TensorBoard events go (output_dir)")
+    run.add_argument("--log_dir", help="folder for TensorBoard events (output_dir)")
     run.add_argument(
-        "--resume", default="", help="auto: newest good checkpoint of output_dir; or a path (start afresh)"
+        "--resume",
+        default="",
+        help="checkpoint to resume from: a path, or auto for the newest intact one in output_dir (new run)",
     )
     run.add_argument("--start_epoch", type=count, default=0, help="number of the first epoch (0)")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
     run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
-    run.add_argument("--compile", action="store_true", help="compile the model (worth it on a GPU)")
+    run.add_argument("--compile", action="store_true", help="compile the model with torch.compile; pays off on a GPU")
     run.add_argument("--num_workers", type=count, default=2, help="threads that read ahead (2)")
     run.add_argument(
         "--pin_mem",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="page-locked batches, for copying to a GPU (on)",
+        help="copy batches to a GPU from page-locked memory (on)",
     )
-    run.add_argument("--log_every", type=positive_int, default=20, help="updates between lines of the log (20)")
-    run.add_argument("--figure_every", type=count, default=5, help="epochs between pictures, 0 = end only (5)")
-    run.add_argument("--val_tiles", type=positive_int, default=256, help="most held-out tiles scored (256)")
-    run.add_argument("--keep_every", type=positive_int, default=10, help="epochs between kept checkpoints (10)")
+    run.add_argument("--log_every", type=positive_int, default=20, help="updates between log lines (20)")
+    run.add_argument("--figure_every", type=count, default=5, help="epochs between pictures; 0: only at the end (5)")
+    run.add_argument(
+        "--val_tiles", type=positive_int, default=256, help="largest number of held-out tiles to score (256)"
+    )
+    run.add_argument(
+        "--keep_every", type=positive_int, default=10, help="epochs between checkpoints that are kept (10)"
+    )
     run.add_argument(
         "--save_minutes",
         type=positive,
         default=10.0,
-        help="minutes between checkpoints within an epoch (10)",
+        help="time between checkpoints within an epoch, minutes (10)",
     )
-    run.add_argument("--no_progress", action="store_true", help="no progress bar")
-    run.add_argument("--world_size", type=positive_int, default=1, help="processes (set by torchrun)")
-    run.add_argument("--local_rank", "--local-rank", type=int, default=-1, help="set by launchers")
-    run.add_argument("--dist_url", default="env://", help="where processes meet (env://)")
+    run.add_argument("--no_progress", action="store_true", help="hide the progress bar")
+    run.add_argument("--world_size", type=positive_int, default=1, help="number of processes; torchrun sets it (1)")
+    run.add_argument(
+        "--local_rank",
+        "--local-rank",
+        type=int,
+        default=-1,
+        help="number of this process on its machine; launchers set it (-1)",
+    )
+    run.add_argument("--dist_url", default="env://", help="address where the processes meet (env://)")
 
 
 def replaced(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
@@ -350,7 +375,7 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def array_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `open_survey` is told of sources that xarray opens.
+    """The options of sources that xarray opens, for `open_survey`.
 
     Raises:
         ValueError: if the flags do not fit together.
