@@ -1,7 +1,7 @@
-"""Fine-tunes a pre-trained encoder on labels, and scores it on ground that it has not seen.
+"""Fine-tunes a pre-trained encoder on labels, and scores it on ground that it was not trained on.
 
-Reads top to bottom: options, data and folds, arms, the loop of one fit, scores, end. `python -m main_finetune --help`
-lists the options; docs/finetuning.md explains what a run leaves behind.
+Reads top to bottom: options, data and folds, methods, the loop of one fit, scores, end. `python -m main_finetune
+--help` lists the options; docs/finetuning.md explains the output files.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,11 @@ import numpy as np
 import torch
 
 import models_vit_group_channels as models
-from datasets.finetuning.batch import Batch, TargetStatistics
+from datasets.finetuning import finetune_data, layers
+from datasets.finetuning.batch import Batch
 from datasets.finetuning.dense_targets import DenseFold
-from datasets.finetuning.finetune_data import FinetuneData, LabelOptions, SplitOptions, open_scene_data, open_targets
-from datasets.finetuning.layers import (
-    LayerOptions,
-    OpenedLayers,
-    hide_labels,
-    labels_path,
-    open_layers,
-    open_scene_layers,
-)
+from datasets.finetuning.finetune_data import FinetuneData
+from datasets.finetuning.layers import OpenedLayers
 from datasets.finetuning.pixel_features import pixel_features
 from datasets.finetuning.scene_targets import SceneFold
 from datasets.finetuning.window_targets import WindowFold, WindowTargets
@@ -38,48 +33,54 @@ from datasets.folds.make_folds import SPLITS
 from datasets.loading.augment import rotated
 from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoch
 from datasets.loading.prefetch import prefetch, read_ahead
+from datasets.survey.inference_survey import InferenceSurvey
 from datasets.synthetic.sample_survey import default_survey
 from util.checkpoints import checkpoint_file, resume_state
 from util.checkpoints import run_checkpoints as ckpt
 from util.checkpoints.encoder_weights import EncoderWeights, load_encoder, read_encoder_weights
-from util.checkpoints.same_step import require_same_step
 from util.finetuning import evaluation
-from util.finetuning.compared_methods import Method, choose_folds, compared_methods, constant_prediction
-from util.finetuning.cost import baseline_costs, fit_costs
-from util.finetuning.fit import Fit, fit_state, fit_step, make_updater, note_best, resume, trained_weights
-from util.finetuning.objectives import DenseClasses, DenseValues, Objective, WindowClasses
-from util.finetuning.predictors import ConstantPredictor, NetworkPredictor, Predictor, TreePredictor
-from util.finetuning.report import Scored, collect, draw_map, draw_scores, table_lines
-from util.finetuning.scoring import (
-    BlockSums,
-    FoldScores,
-    ground_blocks,
-    headline,
-    new_scores,
-    score_ground,
-    score_windows,
-    stopping_score,
+from util.finetuning.compared_methods import BASELINES, DEFAULT_BASELINES, Method, choose_folds, compared_methods
+from util.finetuning.cost import fit_costs
+from util.finetuning.fit import (
+    Fit,
+    choose_batches,
+    make_updater,
+    new_meter,
+    note_best,
+    read_meter,
+    resume_fit,
+    save_fit,
 )
-from util.finetuning.trees import Trees
-from util.hardware.device import amp_policy, describe_environment, peak_memory_bytes, select_device
-from util.hardware.malloc import keep_freed_memory
+from util.finetuning.objectives import CLASS_WEIGHTS, Objective
+from util.finetuning.predictors import BaselineInputs, NetworkPredictor, Predictor
+from util.finetuning.report import Comparison, report
+from util.finetuning.scoring import FoldScores, score_fold, score_line, stopping_score
+from util.finetuning.tasks import OFFERED, TASKS, Task, task_of_labels
+from util.hardware.device import amp_policy, describe_environment, peak_memory_bytes
+from util.options import common
 from util.options import finetune as options
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
+from util.processes.program import run_program
 from util.processes.signals import Stop
-from util.processes.terminal import progress_bar, setup_logging
-from util.records.finetune_records import EVALUATION, METRICS, FinetuneFiles, flat_numbers
+from util.processes.terminal import progress_bar
+from util.records.finetune_records import EVALUATION, FinetuneFiles, flat_numbers
 from util.records.log import check_writable, plain
-from util.training.batch_size import choose_batch_size
 from util.training.engine import seed_step
-from util.training.memory import memory_trials
 from util.training.setup import make_schedule
-from util.training.step_meter import StepMeter
-from util.training.timer import TrainingTimer
 
 logger = logging.getLogger("main_finetune")
 
-TREES = {"trees": "gradient_boosting", "forest": "random_forest"}
+CHOICES = options.Choices(
+    tasks=OFFERED,
+    window_tasks=tuple(name for name in OFFERED if not TASKS[name].per_pixel),
+    baselines=tuple(BASELINES),
+    default_baselines=DEFAULT_BASELINES,
+    network_baselines=tuple(name for name, method in BASELINES.items() if method.is_network),
+    pixel_baselines=tuple(name for name, method in BASELINES.items() if method.needs_pixels),
+    class_weights=tuple(CLASS_WEIGHTS),
+    splits=tuple(SPLITS),
+)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -87,33 +88,68 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "main_finetune", usage="main_finetune [options]", description=__doc__.split("\n\n")[0]
     )
-    options.add_task_options(parser)
-    options.add_data_options(parser, splits=SPLITS)
-    options.add_network_options(parser)
-    options.add_comparison_options(parser)
-    options.add_run_options(parser)
+    options.add_all_options(parser, CHOICES)
     return parser
 
 
 @dataclass(frozen=True)
-class FinetuneRun:
-    """The parts of a run of several fits; `examples` are the training windows of each fold, and of all labels."""
+class FinetuneInputs:
+    """What a run learns from: weights (None: from scratch), layers, labels in folds, the task, and ground that
+    pre-training held out.
+    """
 
-    args: argparse.Namespace
-    ranks: dist.Ranks
-    device: torch.device
+    encoder: EncoderWeights | None
     opened: OpenedLayers
     data: FinetuneData
-    encoder: EncoderWeights | None
+    task: Task
     held_out: list[list[float]] | None
-    arms: list[Method]
-    folds: list[int]
-    examples: dict[int | None, DenseFold | WindowFold | SceneFold]
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """The parts of a run of several fits.
+
+    Attributes:
+        ranks: which process this is.
+        device: where networks compute.
+        amp_dtype: number format of autocast, None for full precision.
+        inputs: weights, layers, labels and folds.
+        prediction: how test ground is predicted.
+        files: the output files.
+        loss: how targets are weighted, smoothed and mixed.
+        training: how networks are trained; None to score only.
+        settings: how the run reads, saves and reports.
+        methods: the compared methods, the main one first.
+        folds: numbers of the folds.
+        examples: training windows of each fold, and of all labels (None) for the last fit.
+        build: builds the network of a method, and lists how the encoder's weights were loaded.
+        stored: entries that all checkpoints of the run share.
+    """
+
+    ranks: dist.Ranks
+    device: torch.device
+    amp_dtype: torch.dtype | None
+    inputs: FinetuneInputs
+    prediction: options.PredictionSettings
     files: FinetuneFiles
+    loss: options.LossSettings
+    settings: options.RunSettings
+    training: options.TrainingSettings
+    methods: Sequence[Method] = ()
+    folds: Sequence[int] = ()
+    examples: Mapping[int | None, DenseFold | WindowFold | SceneFold] = field(default_factory=dict)
+    build: Callable[[Method], tuple[Any, list[str]]] | None = None
+    stored: Mapping[str, Any] = field(default_factory=dict)
 
 
-class RunFailed(RuntimeError):
-    """Ends a run that had begun, with one message."""
+@dataclass(frozen=True)
+class Evaluation:
+    """A fine-tuned checkpoint at `path` with contents `state`, and the ground to score it on."""
+
+    run: FinetuneRun
+    path: str
+    state: dict[str, Any]
+    ground: evaluation.ScoredGround
 
 
 class Stopped(Exception):
@@ -127,708 +163,591 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 when done, or stopped by a signal after a checkpoint; 1 when the run failed; 2 for bad input.
     """
     args = get_args_parser().parse_args(argv)
-    ranks = dist.Ranks()
-    try:
-        ranks = dist.find_ranks(world_size=args.world_size, local_rank=args.local_rank, dist_url=args.dist_url)
-        setup_logging(ranks.rank)
-        keep_freed_memory()
-        device = select_device(args.device, local_rank=ranks.local_rank)
-        dist.start(ranks, device, dist_url=args.dist_url)
-        job, work = prepare_evaluation(args, device, ranks) if args.eval else prepare(args, device, ranks)
-    except (ValueError, OSError) as error:
-        return dist.report_end(error, program="main_finetune", ranks=ranks, status=2)
-    except (dist.PeerLost, KeyboardInterrupt) as error:
-        return dist.report_end(error, program="main_finetune", ranks=ranks, status=1)
-    try:
-        with Stop() as stop:
-            work(stop)
-    except Stopped:
-        logger.warning("stopped by a signal; everything is kept: go on with --resume auto")
-    except (RunFailed, ValueError, OSError, dist.PeerLost, KeyboardInterrupt) as error:
-        return dist.report_end(error, program="main_finetune", ranks=ranks, status=1)
-    finally:
-        job.files.close()
-        dist.shutdown()
-    return 0
+    processes = common.process_options(args)
+    if args.eval:
+        return run_program("main_finetune", prepare=partial(prepare_evaluation, args), work=evaluate, **processes)
+    return run_program("main_finetune", prepare=partial(prepare, args), work=compare, **processes)
 
 
 # ---------------------------------------------------------------------------------------------------- before the loop
 
 
-def prepare(
-    args: argparse.Namespace, device: torch.device, ranks: dist.Ranks
-) -> tuple[FinetuneRun, Callable[[Stop], None]]:
-    """Opens weights, layers and labels, cuts the folds, builds everything once, and opens the records.
-
-    Returns:
-        The run, and what it is to do.
+def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> FinetuneRun:
+    """Opens weights, layers and labels, builds every network once, and opens the output files.
 
     Raises:
         ValueError, OSError: bad input.
     """
     options.check_resume(args)
-    options.check(args)
-    arms = compared_methods(
+    options.check(args, CHOICES)
+    methods = compared_methods(
         has_weights=bool(args.finetune),
         freeze_encoder=args.freeze_encoder,
-        baselines=options.baselines_of(args),
+        baselines=options.baselines_of(args, CHOICES),
         no_network=args.no_network,
     )
-    output_dir, environment = Path(args.output_dir), begin(args, device, ranks)
-    if restarts.was_restarted(output_dir):
-        args.resume = "auto"
-
-    # weights, layers, labels, folds
-    encoder = dist.on_all(lambda: read_encoder_weights(args.finetune)) if args.finetune else None
-    stored = None
-    if encoder is not None:
-        options.settle(args, encoder.config, encoder.contents, again=False)
-        stored = None if encoder.published else {**encoder.contents, "model_config": encoder.config}
-    if stored is None and args.data_dir is None and args.train_path is None and args.dataset_type == "grid":
-        args.train_path = str(dist.on_each_machine(default_survey, ranks) / "layers.csv")
-        logger.info("no --data_dir or --train_path given: using the sample survey, %s", args.train_path)
-    held_out = None if stored is None else stored.get("held_out")
-    opened = dist.on_all(lambda: open_ground(args, stored, ranks))
-    splitting = options.split_options(args, input_size=opened.survey.input_size, held_out=held_out)
-    data = dist.on_all(lambda: open_labels_on(args, opened, splitting))
-    args.tiles_per_epoch = args.tiles_per_epoch or data.epoch_windows
-    tell(opened, data, ranks)
+    environment = begin(args, device, ranks)
+    if restarts.was_restarted(Path(args.output_dir)):
+        args = options.with_values(args, resume="auto")
+    inputs, args = open_inputs(args, ranks)
+    data, amp_dtype = inputs.data, amp_policy(device, args.amp)[0]
 
     # everything is tried before anything is trained
     folds = choose_folds(data.folds.count, args.only_folds)
-    fits = [*folds, *([None] if is_last_fit_wanted(args, arms) else [])]
+    fits = [*folds, *([None] if options.wants_final(args) and methods[0].is_network else [])]
     examples = dist.on_all(lambda: {fold: data.targets.fold(fold) for fold in fits})
-    files = FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main)
-    job = FinetuneRun(args, ranks, device, opened, data, encoder, held_out, arms, folds, examples, files)
-    networks = []
-    for arm in arms:
-        if arm.kind == "network":
-            network, lines = dist.on_all(partial(build_network, job, arm))
-            networks.append(network)
-            for text in lines if arm == arms[0] else ():
-                logger.info("%s", text)
-
-    if args.batch_size == "auto" or args.effective_batch is not None:
-        choose_batches(job, max(networks, key=trained_weights))
-    del networks
-
-    # records
-    aside = dist.on_main_rank(lambda: files.begin(run_facts(job), resume=bool(args.resume)))
-    restarts.mark_started(output_dir)
-    if aside is not None and ranks.is_main:
-        logger.warning("%s held an earlier run: now in %s", output_dir, aside)
-    files.describe({"options": vars(args), "environment": environment, "folds": data.folds.summary()})
-    return job, partial(compare, job)
-
-
-def choose_batches(job: FinetuneRun, network: Any) -> None:
-    """Chooses `batch_size` and `accum_iter` by the network that trains most weights.
-
-    Raises:
-        ValueError: nothing fits, or the options contradict each other.
-    """
-    args, ranks, device = job.args, job.ranks, job.device
-    network = network.to(device)
-    step = fit_step(
-        network,
-        objective_of(args, job.data.task, next(iter(job.examples.values())).facts),
-        weight_decay=args.weight_decay,
-        clip_grad=args.clip_grad,
-        amp_dtype=amp_policy(device, args.amp)[0],
-    )
-    trials = memory_trials(
-        step,
-        network,
-        device=device,
-        accumulates=True,
-        shares_gradients=ranks.world_size > 1,
+    build = partial(build_network, inputs, options.network_settings(args), methods[0])
+    networks = {method: dist.on_all(partial(build, method)) for method in methods if method.is_network}
+    for text in networks[methods[0]][1] if methods[0] in networks else ():
+        logger.info("%s", text)
+    batch = choose_batches(
+        [network for network, _ in networks.values()],
+        inputs.task.objective(asdict(examples[folds[0]].statistics), options.loss_settings(args)),
+        **options.batch_options(args),
+        amp_dtype=amp_dtype,
         batches_ahead=read_ahead(args.num_workers),
-    )
-    chosen = choose_batch_size(
-        args.batch_size,
-        accum_iter=args.accum_iter,
-        effective_batch=args.effective_batch,
         ranks=ranks,
         device=device,
-        trials=trials,
     )
-    args.batch_size, args.accum_iter = chosen.batch_size, chosen.accum_iter
+    args = options.with_values(args, batch_size=batch.batch_size, accum_iter=batch.accum_iter)
+    run = replace(
+        make_run(args, inputs, device=device, ranks=ranks),
+        methods=methods,
+        folds=folds,
+        examples=examples,
+        build=build,
+        stored=shared_entries(inputs, vars(args)),
+    )
+    open_records(run, options.deciding_options(args))
+    run.files.describe({"options": vars(args), "environment": environment, "folds": data.folds.summary()})
+    return run
 
 
 def begin(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> dict[str, Any]:
-    """Tries the folders that will be written, and says what it runs on."""
-    dist.on_main_rank(lambda: check_writable(Path(args.output_dir), flag="--output_dir"))
-    if args.log_dir:
-        dist.on_main_rank(lambda: check_writable(Path(args.log_dir), flag="--log_dir"))
-    amp_dtype, _ = amp_policy(device, args.amp)
-    environment = describe_environment(device) | {"processes": ranks.world_size, "precision": str(amp_dtype or "fp32")}
+    """Checks that the output folders can be written; logs and returns what the program runs on."""
+    for flag, folder in (("--output_dir", args.output_dir), ("--log_dir", args.log_dir)):
+        if folder:
+            dist.on_main_rank(partial(check_writable, Path(folder), flag=flag))
+    precision = str(amp_policy(device, args.amp)[0] or "fp32")
+    environment = describe_environment(device) | {"processes": ranks.world_size, "precision": precision}
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))
     return environment
 
 
-def is_last_fit_wanted(args: argparse.Namespace, arms: Sequence[Method]) -> bool:
-    """Whether the first arm is fitted once more, on all labels: not where a part of them, or a leak, was asked for."""
-    return (
-        args.dataset_type == "grid"
-        and not args.no_final
-        and args.label_fraction == 1
-        and args.split == "blocks"
-        and arms[0].kind == "network"
-    )
+def open_inputs(args: argparse.Namespace, ranks: dist.Ranks) -> tuple[FinetuneInputs, argparse.Namespace]:
+    """Opens weights, layers and labels, and divides the folds.
+
+    Returns:
+        The inputs, and the options with those filled in that the inputs decide.
+
+    Raises:
+        ValueError, OSError: bad input.
+    """
+    encoder = dist.on_all(lambda: read_encoder_weights(args.finetune)) if args.finetune else None
+    stored = None
+    if encoder is not None:
+        args = options.with_checkpoint(args, encoder.config, encoder.contents, is_finetuned=False)
+        stored = None if encoder.published else {**encoder.contents, "model_config": encoder.config}
+    if stored is None and args.data_dir is None and args.train_path is None and args.dataset_type == "grid":
+        table = str(dist.on_each_machine(default_survey, ranks) / "layers.csv")
+        logger.info("no --data_dir or --train_path given: using the sample survey, %s", table)
+        args = options.with_values(args, train_path=table)
+    opened, labels = dist.on_all(lambda: open_ground(args, stored, ranks))
+    args = options.with_values(args, labels=labels)
+    held_out = None if stored is None else stored.get("held_out")
+    data = dist.on_all(lambda: open_labels(args, opened, held_out=held_out))
+    log_inputs(opened, data, ranks)
+    args = options.with_values(args, tiles_per_epoch=args.tiles_per_epoch or data.epoch_windows)
+    task = task_of_labels(args.task, presence_only=data.presence_only)
+    return FinetuneInputs(encoder, opened, data, task, held_out), args
 
 
-def open_ground(args: argparse.Namespace, stored: dict[str, Any] | None, ranks: dist.Ranks) -> OpenedLayers:
-    """Opens the images of a scene data set; or layers, and hides those that are the labels themselves.
+def open_ground(
+    args: argparse.Namespace, stored: Mapping[str, Any] | None, ranks: dist.Ranks
+) -> tuple[OpenedLayers, str | None]:
+    """Opens the images of a scene data set; or layers, without those that hold the labels, and the labels' path.
 
     Raises:
         ValueError, OSError: bad input.
     """
     if args.dataset_type != "grid":
-        return open_scene_layers(stored, **options.scene_options(args))
-    layers = LayerOptions(**options.layer_options(args))
-    opened = open_layers(stored, layers, local_ranks=ranks.local_world_size)
-    args.labels = labels_path(args.labels, args.task, opened.survey.layers)
-    hide_labels(opened, args.labels, args.label_band)
-    return opened
+        return layers.open_scene_layers(stored, **options.scene_options(args)), args.labels
+    chosen = layers.LayerOptions(**options.layer_options(args))
+    opened = layers.open_layers(stored, chosen, local_ranks=ranks.local_world_size)
+    labels = layers.labels_path(args.labels, TASKS[args.task].sample_labels, opened.survey.layers)
+    layers.hide_labels(opened, labels, args.label_band)
+    return opened, labels
 
 
-def open_labels_on(
+def open_labels(
     args: argparse.Namespace,
     opened: OpenedLayers,
-    splitting: dict[str, Any],
+    *,
+    held_out: list[list[float]] | None,
+    tests_all: bool = False,
     class_codes: Sequence[Any] | None = None,
 ) -> FinetuneData:
-    """Reads the labels on the layers' ground and cuts the folds; or finds the images to test.
+    """Reads the labels on the layers' ground and divides them into folds; or finds the images to test.
 
     Raises:
         ValueError, OSError: bad input.
     """
     if args.dataset_type != "grid":
-        share = {"label_fraction": args.label_fraction, "seed": args.seed}
-        return open_scene_data(opened.scenes, args.test_path, **share)
-    return open_targets(
+        chosen = {"label_fraction": args.label_fraction, "seed": args.seed}
+        return finetune_data.open_scene_data(opened.scenes, args.test_path, **chosen)
+    split = options.split_options(args, input_size=opened.survey.input_size, held_out=held_out)
+    task = TASKS[args.task]
+    return finetune_data.open_targets(
         opened.grids,
         args.labels,
-        how=LabelOptions(**options.label_options(args)),
-        split=SplitOptions(**splitting),
-        **options.target_options(args, patch_size=args.patch_size),
-        class_codes=class_codes,
+        labels=finetune_data.LabelOptions(**options.label_options(args)),
+        targets=finetune_data.TargetOptions(
+            **options.target_options(args),
+            per_pixel=task.per_pixel,
+            has_classes=task.has_classes,
+            class_codes=class_codes,
+        ),
+        split=finetune_data.SplitOptions(**(split | ({"split": "all"} if tests_all else {}))),
     )
 
 
-def tell(opened: OpenedLayers, data: FinetuneData, ranks: dist.Ranks) -> None:
-    """Says what was opened."""
+def log_inputs(opened: OpenedLayers, data: FinetuneData, ranks: dist.Ranks) -> None:
+    """Logs what was opened, and warnings."""
     for text in (*opened.survey.summary_lines(), *data.summary_lines(), data.folds.describe()):
         logger.info("%s", text)
-    for text in (*opened.survey.warnings, *data.notes):
+    for text in (*opened.survey.warnings, *data.warnings):
         logger.log(logging.WARNING if ranks.is_main else logging.DEBUG, "%s", text)
 
 
-def run_facts(job: FinetuneRun) -> dict[str, Any]:
-    """What must be the same for a run to be continued exactly, what a user decides first."""
-    decisive = {key: value for key, value in vars(job.args).items() if key not in options.MAY_CHANGE}
-    return plain(
-        {
-            "options": {key: value for key, value in decisive.items() if value is not None},
-            "effective batch (batch_size x accum_iter x processes)": effective_batch(job),
-            "layers": [{"name": layer.name, "units": layer.units} for layer in job.opened.survey.layers],
-            "statistics": [f"{item['location']:.6g} {item['spread']:.6g}" for item in job.opened.statistics],
-            "weights of --finetune": None if job.encoder is None else job.encoder.digest(),
-            "folds": job.data.folds.summary(),
-        }
+def build_network(
+    inputs: FinetuneInputs, settings: options.NetworkSettings, first: Method, method: Method
+) -> tuple[Any, list[str]]:
+    """Builds the network of a method before training, the same on every fold, and lists how weights were loaded.
+
+    Raises:
+        ValueError: sizes do not fit together, or the weights do not fit the layers.
+    """
+    encoder, opened = inputs.encoder, inputs.opened
+    if encoder is not None:
+        config = models.encoder_arguments(encoder.config)
+        options.check_channels(str(encoder.path), config, opened.channels)
+    else:
+        config = {"size": settings.model, "patch_size": settings.patch_size, **opened.channels}
+    config |= {"img_size": opened.survey.input_size, "drop_path": settings.drop_path}
+    config |= {"grad_checkpointing": settings.grad_checkpointing}
+    head = settings.head if settings.head and method == first else method.head
+    config |= inputs.task.head_arguments(
+        inputs.data.outputs, scale=settings.label_scale, head=head, global_pool=settings.global_pool
+    )
+    torch.manual_seed(settings.seed)
+    network, lines = models.build_finetune_model(config), []
+    if method.pretrained and encoder is not None:
+        lines = load_encoder(network, encoder).summary_lines()
+    if method.frozen:
+        models.freeze_encoder(network)
+    return network, lines
+
+
+def make_run(
+    args: argparse.Namespace, inputs: FinetuneInputs, *, device: torch.device, ranks: dist.Ranks
+) -> FinetuneRun:
+    """The run, as far as the options decide it."""
+    output_dir = Path(args.output_dir)
+    return FinetuneRun(
+        ranks=ranks,
+        device=device,
+        amp_dtype=amp_policy(device, args.amp)[0],
+        inputs=inputs,
+        prediction=options.prediction_settings(args),
+        files=FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main),
+        loss=options.loss_settings(args),
+        settings=options.run_settings(args),
+        training=options.training_settings(args),
     )
 
 
-def effective_batch(job: FinetuneRun) -> int:
+def shared_entries(inputs: FinetuneInputs, used_options: dict[str, Any]) -> dict[str, Any]:
+    """The entries that all checkpoints of a run share."""
+    opened, data, survey = inputs.opened, inputs.data, inputs.opened.survey
+    return {
+        "layers": opened.layers,
+        "statistics": opened.statistics,
+        "encodings": opened.encodings,
+        "options": used_options,
+        "version": checkpoint_file.VERSION,
+        "base_resolution": survey.base_resolution,
+        "held_out": inputs.held_out,
+        "hidden": sorted(survey.hidden),
+        "ground": survey.ground(),
+        "folds": data.folds.summary(),
+        "task": {"kind": inputs.task.name, **data.description()},
+    }
+
+
+def open_records(run: FinetuneRun, deciding_options: dict[str, Any]) -> None:
+    """Opens the records, of which run.json holds what must be the same for a run to be continued."""
+    inputs = run.inputs
+    settings = {
+        "options": deciding_options,
+        "effective batch (batch_size x accum_iter x processes)": effective_batch(run),
+        "layers": [{"name": layer.name, "units": layer.units} for layer in inputs.opened.survey.layers],
+        "statistics": [f"{item['location']:.6g} {item['spread']:.6g}" for item in inputs.opened.statistics],
+        "weights of --finetune": None if inputs.encoder is None else inputs.encoder.digest(),
+        "folds": inputs.data.folds.summary(),
+    }
+    aside = dist.on_main_rank(lambda: run.files.begin(plain(settings), resume=run.settings.resume))
+    restarts.mark_started(run.files.output_dir)
+    if aside is not None and run.ranks.is_main:
+        logger.warning("%s held an earlier run: now in %s", run.files.output_dir, aside)
+
+
+def effective_batch(run: FinetuneRun) -> int:
     """Windows in an update, over all processes."""
-    return job.args.batch_size * job.args.accum_iter * job.ranks.world_size
+    return run.training.batch_size * run.training.accum_iter * run.ranks.world_size
 
 
 # ------------------------------------------------------------------------------------------------------- the comparison
 
 
-def compare(job: FinetuneRun, stop: Stop) -> None:
-    """Fits and scores every arm on every fold, reports, and fits the first arm once more, on all labels.
+def compare(run: FinetuneRun, stop: Stop) -> int:
+    """Fits and scores every method on every fold, reports, and fits the main method once more, on all labels.
+
+    Returns:
+        Exit status 0, also when a signal stopped the run after a checkpoint.
 
     Raises:
-        Stopped: by a signal; finished fits and the checkpoint of the present one are kept.
-        RunFailed, ValueError, OSError: a fit failed; what was finished before is kept.
+        RunFailed, ValueError, OSError: a fit failed; fits that were finished before are stored.
     """
-    files = job.files
-    for arm in job.arms:
-        for fold in job.folds:
-            if dist.on_main_rank(partial(files.outcome, arm.name, fold)) is not None:
-                logger.info("%s fold %d was done before", arm.name, fold)
-                continue
-            outcome = solve(job, arm, fold, stop)
-            tags = {f"score/{arm.name}/{name}": value for name, value in flat_numbers(outcome.scores["test"])}
-            files.log({"kind": "score", "arm": arm.name, "fold": fold, **outcome.scores}, tags=tags, step=fold)
-            dist.on_main_rank(partial(files.keep, arm.name, fold, outcome.scores, outcome.arrays))
-            logger.info(
-                "%s fold %d: %s", arm.name, fold, headline(job.data.kind, outcome.scores["test"], job.data.units)
+    with closing(run.files):
+        try:
+            for method in run.methods:
+                for fold in run.folds:
+                    compare_fold(run, method, fold, stop)
+            data, survey = run.inputs.data, run.inputs.opened.survey
+            comparison = Comparison(
+                task=run.inputs.task,
+                names=data.names,
+                methods=[method.name for method in run.methods],
+                folds=run.folds,
+                split=data.folds.summary(),
+                leak_warning=data.folds.leak_warning,
+                units=data.units,
             )
-            if dist.any_rank(stop.signal is not None):
-                raise Stopped
-    summary = dist.on_main_rank(partial(report, job))
-    if None in job.examples:
-        fit_network(job, job.arms[0], None, stop, scores=summary)
-        logger.info("checkpoint   %s (fitted on all labels, for main_inference)", files.output_dir / ckpt.LAST)
+            ground = survey if isinstance(survey, InferenceSurvey) else None
+            metrics = dist.on_main_rank(lambda: report(comparison, run.files, data, ground))
+            if None in run.examples:
+                fit_network(run, run.methods[0], None, stop, scores=metrics)
+                path = run.files.output_dir / ckpt.LAST
+                logger.info("checkpoint   %s (fitted on all labels, for main_inference)", path)
+        except Stopped:
+            logger.warning("stopped by a signal; everything is saved: continue with --resume auto")
+    return 0
 
 
-def solve(job: FinetuneRun, arm: Method, fold: int, stop: Stop) -> FoldScores:
-    """Fits one arm on one fold and scores it on the fold's test ground."""
+def compare_fold(run: FinetuneRun, method: Method, fold: int, stop: Stop) -> None:
+    """Fits a method on one fold and scores it on the fold's test ground, unless that was done before.
+
+    Raises:
+        Stopped: by a signal.
+    """
+    files, task = run.files, run.inputs.task
+    if dist.on_main_rank(partial(files.fold_scores, method.name, fold)) is not None:
+        logger.info("%s fold %d was done before", method.name, fold)
+        return
     begin = time.monotonic()
-    facts: dict[str, Any]
-    if arm.kind == "network":
-        fit = fit_network(job, arm, fold, stop)
-        outputs: Predictor = network_outputs(job, fit.network, fit.objective)
-        facts = fit_costs(fit, device=job.device, input_size=job.opened.survey.input_size)
+    if method.fit is None:
+        fit = fit_network(run, method, fold, stop)
+        predictor: Predictor = network_predictor(run, fit.network, fit.objective)
+        costs = fit_costs(fit, device=run.device, input_size=run.inputs.opened.survey.input_size)
     else:
-        job.files.forget(arm.name, fold, from_epoch=0)
-        outputs, facts = fit_baseline(job, arm, fold)
-    outcome = score(job, outputs, fold)
-    labels = job.examples[fold].facts.labels
-    seconds = time.monotonic() - begin
-    return replace(outcome, scores={"test": outcome.scores, "train_labels": labels, "seconds": seconds, **facts})
+        files.forget(method.name, fold, from_epoch=0)
+        predictor, costs = method.fit(baseline_inputs(run, fold))
+    fold_scores = score(run, predictor, fold)
+    labels, seconds = run.examples[fold].statistics.labels, time.monotonic() - begin
+    record = {"test": fold_scores.scores, "train_labels": labels, "seconds": seconds, **costs}
+    tags = {f"score/{method.name}/{name}": value for name, value in flat_numbers(record["test"])}
+    files.log({"kind": "score", "arm": method.name, "fold": fold, **record}, tags=tags, step=fold)
+    dist.on_main_rank(partial(files.write_fold_scores, method.name, fold, record, fold_scores.arrays))
+    line = score_line(task, fold_scores.scores, run.inputs.data.units)
+    logger.info("%s fold %d: %s", method.name, fold, line)
+    if dist.any_rank(stop.signal is not None):
+        raise Stopped
 
 
 # ------------------------------------------------------------------------------------------------------------- one fit
 
 
 def fit_network(
-    job: FinetuneRun, arm: Method, fold: int | None, stop: Stop, *, scores: dict[str, Any] | None = None
+    run: FinetuneRun, method: Method, fold: int | None, stop: Stop, *, scores: dict[str, Any] | None = None
 ) -> Fit:
-    """Fits a network on a fold's training labels, or goes on with one that was stopped.
+    """Fits a network on a fold's training labels, or continues a fit that was stopped.
 
     Args:
-        job: the run.
-        arm: how it is trained.
+        run: the run.
+        method: how it is trained.
         fold: None to fit on all labels.
-        stop: tells of signals.
-        scores: of the comparison, to go into the checkpoint.
+        stop: whether a signal arrived.
+        scores: of the comparison, to be stored in the checkpoint.
 
     Raises:
         Stopped: by a signal, after a checkpoint.
         RunFailed: a loss was not finite.
         OSError: a window could not be read, or a checkpoint not written.
     """
-    args, files = job.args, job.files
-    fit = begin_fit(job, arm, fold)
-    place, patience = fit.place, args.patience if fit.is_validated else 0
-    while place.epoch < args.epochs and not place.waits_too_long(patience):
-        line = fit_epoch(job, fit, stop)
-        with fit.clock.paused():
+    fit, training = begin_fit(run, method, fold), run.training
+    folder = run.files.folder(method.name, fold)
+    save = partial(save_fit, fit, folder, run.stored, scores=scores, device=run.device)
+    progress, patience = fit.progress, training.patience if fit.is_validated else 0
+    while progress.epoch < training.epochs and not progress.waits_too_long(patience):
+        record = fit_epoch(run, fit, stop, save)
+        with fit.timer.paused():
             if patience:
-                line["validation"] = validate(job, fit)
-            tags = {f"{fit.name}/{key}": value for key, value in line.items()}
-            line = {"kind": "epoch", "arm": arm.name, "fold": fold, "epoch": place.epoch - 1, "step": place.step} | line
-            files.log(line, tags=tags, step=place.step)
-            save(job, fit, scores)
-        if dist.any_rank(stop.signal is not None) and place.epoch < args.epochs:
+                record["validation"] = validate(run, fit)
+            tags = {f"{fit.name}/{key}": value for key, value in record.items()}
+            place = {"arm": method.name, "fold": fold, "epoch": progress.epoch - 1, "step": progress.step}
+            run.files.log({"kind": "epoch"} | place | record, tags=tags, step=progress.step)
+            save()
+        if dist.any_rank(stop.signal is not None) and progress.epoch < training.epochs:
             raise Stopped
-    if place.best_model:
-        logger.info("%s: the weights of epoch %d were best in validation", fit.name, place.best_epoch)
-        fit.network.load_state_dict(place.best_model)
-        save(job, fit, scores)
+    if progress.best_model:
+        logger.info("%s: the weights of epoch %d were best in validation", fit.name, progress.best_epoch)
+        fit.network.load_state_dict(progress.best_model)
+        save()
     return fit
 
 
-def begin_fit(job: FinetuneRun, arm: Method, fold: int | None) -> Fit:
-    """Builds network, optimiser and schedule of a fit, and takes up where it stopped.
+def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
+    """Builds network, objective, schedule and optimiser of a fit, and resumes it where it stopped.
 
     Raises:
         ValueError: none of its checkpoints can be used.
     """
-    args, device = job.args, job.device
-    network = build_network(job, arm)[0]
+    training, device, examples = run.training, run.device, run.examples[fold]
+    assert run.build is not None
+    network = run.build(method)[0]
     model = dist.wrap(network.to(device), device)
-    batches = {"batch_size": args.batch_size, "accum_iter": args.accum_iter, "world_size": job.ranks.world_size}
-    updates = updates_per_epoch(args.tiles_per_epoch, **batches)
+    batches = {"batch_size": training.batch_size, "accum_iter": training.accum_iter}
     schedule = make_schedule(
-        tiles=args.tiles_per_epoch,
-        updates=updates,
-        epochs=args.epochs,
-        warmup_epochs=args.warmup_epochs,
-        effective_batch=effective_batch(job),
-        lr=args.lr,
-        blr=args.blr,
-        min_lr=args.min_lr,
+        tiles=training.tiles_per_epoch,
+        updates=updates_per_epoch(training.tiles_per_epoch, **batches, world_size=run.ranks.world_size),
+        epochs=training.epochs,
+        warmup_epochs=training.warmup_epochs,
+        effective_batch=effective_batch(run),
+        lr=training.lr,
+        blr=training.blr,
+        min_lr=training.min_lr,
     )
-    amp_dtype, needs_scaler = amp_policy(device, args.amp)
     updater = make_updater(
         network,
         model,
-        device=device,
+        training,
         peak_lr=schedule.peak_lr,
-        weight_decay=args.weight_decay,
-        # Rates that decay towards the input keep what pre-training learned; from scratch there is nothing to keep.
-        layer_decay=args.layer_decay if arm.pretrained else 1.0,
-        head_lr_scale=args.head_lr_scale,
-        clip_grad=args.clip_grad,
-        amp_dtype=amp_dtype,
-        needs_scaler=needs_scaler,
+        is_pretrained=method.pretrained,
+        device=device,
+        amp_dtype=run.amp_dtype,
     )
-    objective = objective_of(args, job.data.task, job.examples[fold].facts)
-    fit = Fit(arm, fold, job.examples[fold], objective, network, model, updater, schedule)
-    resume_fit(job, fit)
+    objective = run.inputs.task.objective(asdict(examples.statistics), run.loss)
+    fit = Fit(method, fold, examples, objective, network, model, updater, schedule)
+    if run.settings.resume:
+        resume_fit(fit, run.files.folder(method.name, fold))
+    dist.on_main_rank(lambda: run.files.forget(method.name, fold, from_epoch=fit.progress.epoch))
     return fit
 
 
-def build_network(job: FinetuneRun, arm: Method) -> tuple[Any, list[str]]:
-    """The network of an arm as it begins, the same on every fold, and what became of the encoder's weights.
-
-    Raises:
-        ValueError: sizes do not fit together, or the weights not the layers.
-    """
-    args, data = job.args, job.data
-    if job.encoder is not None:
-        config = models.encoder_arguments(job.encoder.config)
-        options.check_channels(args.finetune, config, job.opened.channels)
-    else:
-        config = {"size": args.model, "patch_size": args.patch_size, **job.opened.channels}
-    config |= {"img_size": job.opened.survey.input_size, "drop_path": args.drop_path}
-    config |= {"grad_checkpointing": args.grad_checkpointing}
-    if data.task == "classification":
-        config |= {"kind": "classification", "num_classes": data.outputs, "global_pool": args.global_pool}
-    else:
-        # A probe asks what the features hold, so nothing but a linear map stands between them and the labels.
-        head = args.head if args.head and arm == job.arms[0] else "linear" if arm.frozen else "upsample"
-        config |= {"kind": "dense", "num_outputs": data.outputs, "scale": args.label_scale, "head": head}
-    torch.manual_seed(args.seed)
-    network, lines = models.build_finetune_model(config), []
-    if arm.pretrained and job.encoder is not None:
-        lines = load_encoder(network, job.encoder).summary_lines()
-    if arm.frozen:
-        models.freeze_encoder(network)
-    return network, lines
-
-
-def objective_of(args: argparse.Namespace, task: str, facts: TargetStatistics) -> Objective:
-    """What is learned: classes or values, of pixels or of windows."""
-    weighting = {"weighting": args.class_weights, "smoothing": args.smoothing}
-    if task == "regression":
-        return DenseValues(mean=facts.mean, std=facts.std, per_window=facts.per_window)
-    if task == "segmentation":
-        return DenseClasses(facts.class_counts, per_window=facts.per_window, **weighting)
-    mixing = {"mixup": args.mixup, "cutmix": args.cutmix, "erasing": args.reprob}
-    return WindowClasses(facts.class_counts, **weighting, **mixing)
-
-
-def resume_fit(job: FinetuneRun, fit: Fit) -> None:
-    """Takes up a fit where its newest good checkpoint left it.
-
-    Raises:
-        ValueError: all are damaged, or processes found different ones.
-    """
-    folder = job.files.folder(fit.arm.name, fit.fold)
-    found = dist.on_all(lambda: ckpt.find_resumable(folder) if job.args.resume else None)
-    require_same_step(None if found is None else found.state, f"{fit.name} in {folder}")
-    if found is not None:
-        for path, reason in found.skipped:
-            logger.warning("skipped %s: %s", path, reason)
-        resume(fit, found.state)
-        logger.info("%s: going on at epoch %d, update %d", fit.name, fit.place.epoch, fit.place.update)
-    dist.on_main_rank(lambda: job.files.forget(fit.arm.name, fit.fold, from_epoch=fit.place.epoch))
-
-
-def fit_epoch(job: FinetuneRun, fit: Fit, stop: Stop) -> dict[str, Any]:
+def fit_epoch(run: FinetuneRun, fit: Fit, stop: Stop, save: Callable[[], None]) -> dict[str, Any]:
     """Trains the rest of the current epoch.
 
     Returns:
-        Mean loss, gradient norm, rate, speed, and memory.
+        Mean loss and gradient norm, learning rate, speed, and memory.
 
     Raises:
         Stopped: by a signal, after a checkpoint.
         RunFailed: a loss was not finite.
     """
-    args, place, ranks, device = job.args, fit.place, job.ranks, job.device
-    jobs = fit.examples.epoch(
-        seed=args.seed, epoch=place.epoch, tiles=args.tiles_per_epoch, augment=not args.no_augment
-    )
-    plan = plan_epoch(
-        args.tiles_per_epoch,
-        batch_size=args.batch_size,
-        accum_iter=args.accum_iter,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        start_update=place.update,
-    )
-    meter = StepMeter(
-        updates=fit.schedule.updates,
-        scales=1,
-        channels=1,
-        device=device,
-        check_gradients=not fit.updater.scaler.is_enabled(),
-    )
-    zero, unused = torch.zeros((), device=device), torch.zeros(1, 1, device=device)
+    training, progress, updates = run.training, fit.progress, fit.schedule.updates
+    folder, meter = run.files.folder(fit.method.name, fit.fold), new_meter(fit, run.device)
+    zero, unused = torch.zeros((), device=run.device), torch.zeros(1, 1, device=run.device)
     bar = progress_bar(
-        total=fit.schedule.updates,
-        initial=place.update,
-        desc=f"{fit.name} epoch {place.epoch}",
+        total=updates,
+        initial=progress.update,
+        desc=f"{fit.name} epoch {progress.epoch}",
         unit="update",
-        enabled=ranks.is_main and not args.no_progress,
+        enabled=run.ranks.is_main and run.settings.show_progress,
     )
     saved_at, part, lr = time.monotonic(), 0, 0.0
     fit.model.train()
-    fetch = partial(fetch_batch, job, fit, jobs)
-    for micro, batch in fit.clock.timed(prefetch(plan, fetch, workers=args.num_workers)):
-        seed_step(args.seed, step=place.step * args.accum_iter + part, rank=ranks.rank)
-        imgs, valid, target = on_device(job, batch)
+    for micro, batch in fit.timer.timed(read_batches(run, fit)):
+        seed_step(training.seed, step=progress.step * training.accum_iter + part, rank=run.ranks.rank)
+        imgs, valid, target = on_device(run, batch)
         with dist.gradients_shared(fit.model, micro.is_last), dist.peer_errors_named():
             with fit.updater.autocast():
                 loss = fit.objective.loss(fit.model, imgs, valid, target)
             fit.updater.backward(loss * micro.weight)
         meter.add(losses=(loss, loss, zero), weight=micro.weight, error_sums=unused, error_counts=unused)
-        fit.clock.tiles += len(micro.positions) if micro.weight else 0
+        fit.timer.tiles += len(micro.positions) if micro.weight else 0
         part += 1
         if not micro.is_last:
             continue
 
-        lr, part = fit.schedule.lr(place.step), 0
+        lr, part = fit.schedule.lr(progress.step), 0
         meter.end_update(fit.updater.step(lr))
-        place.step, place.update = place.step + 1, place.update + 1
+        progress.step, progress.update = progress.step + 1, progress.update + 1
         bar.update(1)
-        due = stop.signal is not None or time.monotonic() - saved_at > 60 * args.save_minutes
-        if place.update < fit.schedule.updates and dist.any_rank(due):
-            read_meter(job, fit, meter)
-            save(job, fit, None)
+        is_due = stop.signal is not None or time.monotonic() - saved_at > 60 * run.settings.save_minutes
+        if progress.update < updates and dist.any_rank(is_due):
+            read_meter(fit, meter, folder)
+            save()
             saved_at = time.monotonic()
             if dist.any_rank(stop.signal is not None):
                 raise Stopped
     bar.close()
-    read_meter(job, fit, meter)
-    record = place.end_epoch() | {"lr": lr, **fit.clock.read(ranks.world_size)}
+    read_meter(fit, meter, folder)
+    record = progress.end_epoch() | {"lr": lr, **fit.timer.read(run.ranks.world_size)}
     logger.info(
         "%s epoch %d: loss %.4f, %.0f windows/s, waited %.1f %%",
-        fit.name,
-        place.epoch - 1,
-        record["loss"],
-        record["tiles_per_s"],
-        100 * record["wait_share"],
+        *(fit.name, progress.epoch - 1, record["loss"], record["tiles_per_s"], 100 * record["wait_share"]),
     )
-    return record | {"peak_memory_mb": peak_memory_bytes(device) / 2**20}
+    return record | {"peak_memory_mb": peak_memory_bytes(run.device) / 2**20}
 
 
-def read_meter(job: FinetuneRun, fit: Fit, meter: StepMeter) -> None:
-    """Takes over what the last updates were like.
+def read_batches(run: FinetuneRun, fit: Fit) -> Iterator[tuple[MicroBatch, Batch]]:
+    """The micro-batches of this process in the rest of the current epoch, read ahead by threads."""
+    training, progress = run.training, fit.progress
+    windows = fit.examples.epoch(
+        seed=training.seed, epoch=progress.epoch, tiles=training.tiles_per_epoch, augment=training.augment
+    )
+    plan = plan_epoch(
+        training.tiles_per_epoch,
+        batch_size=training.batch_size,
+        accum_iter=training.accum_iter,
+        rank=run.ranks.rank,
+        world_size=run.ranks.world_size,
+        start_update=progress.update,
+    )
 
-    Raises:
-        RunFailed: a loss was not finite.
-    """
-    place = fit.place
-    seen = meter.read(dist.mean_over_ranks, dist.sum_over_ranks)
-    if seen.first_bad is not None:
-        where = f"epoch {place.epoch}, update {place.update - seen.updates + seen.first_bad}"
-        error = RunFailed(
-            f"{fit.name}: loss not finite in {where}; the last checkpoint in "
-            f"{job.files.folder(fit.arm.name, fit.fold)} is good. Lower --lr, or look at the layers and labels"
-        )
-        raise dist.mark_shared(error)
-    place.seen.append([seen.updates, seen.loss, seen.grad_norm])
+    def read(micro: MicroBatch) -> Batch:
+        batch = fit.examples.read(windows[micro.positions])
+        return batch.pin() if run.settings.pin_mem and run.device.type == "cuda" else batch
 
-
-def fetch_batch(job: FinetuneRun, fit: Fit, jobs: np.ndarray, micro: MicroBatch) -> Batch:
-    """Reads a micro-batch; runs in the reading threads."""
-    batch = fit.examples.read(jobs[micro.positions])
-    return batch.pin() if job.args.pin_mem and job.device.type == "cuda" else batch
+    return prefetch(plan, read, workers=run.settings.num_workers)
 
 
-def on_device(job: FinetuneRun, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch as the network takes it: values, validity and target, turned alike."""
-    sample = job.opened.survey.pyramid(*batch.tiles.to(job.device).parts)
-    target = batch.target.to(job.device, non_blocking=True)
+def on_device(run: FinetuneRun, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Values, validity and target of a batch on the device, rotated alike."""
+    sample = run.inputs.opened.survey.pyramid(*batch.tiles.to(run.device).parts)
+    target = batch.target.to(run.device, non_blocking=True)
     imgs, valid = rotated(sample.imgs, batch.turns), rotated(sample.valid, batch.turns)
     return imgs, valid, rotated(target, batch.turns) if target.ndim > 1 else target
 
 
-def validate(job: FinetuneRun, fit: Fit) -> float:
-    """Scores the fold's validation ground, and keeps the weights if they are the best so far."""
+def validate(run: FinetuneRun, fit: Fit) -> float:
+    """Scores the fold's validation ground, and stores the weights if they are the best so far."""
     assert fit.fold is not None
-    outputs = network_outputs(job, fit.network, fit.objective)
-    value = stopping_score(job.data.kind, score(job, outputs, fit.fold, validation=True).scores)
+    predictor = network_predictor(run, fit.network, fit.objective)
+    value = stopping_score(run.inputs.task, score(run, predictor, fit.fold, validation=True).scores)
     note_best(fit, value)
     return value
-
-
-def save(job: FinetuneRun, fit: Fit, scores: dict[str, Any] | None) -> None:
-    """Writes the fit's checkpoint from the main process; all processes fail together if it cannot be written."""
-    survey = job.opened.survey
-    state = fit_state(fit, job.device) | {
-        "layers": job.opened.layers,
-        "statistics": job.opened.statistics,
-        "encodings": job.opened.encodings,
-        "options": vars(job.args),
-        "version": checkpoint_file.VERSION,
-        "base_resolution": survey.base_resolution,
-        "held_out": job.held_out,
-        "hidden": sorted(survey.hidden),
-        "ground": survey.ground(),
-        "folds": job.data.folds.summary(),
-        "task": job.data.description(),
-        "training": asdict(fit.examples.facts),
-        "arm": fit.arm.name,
-        "fold": fit.fold,
-        "scores": scores,
-    }
-    folder = job.files.folder(fit.arm.name, fit.fold)
-    dist.on_main_rank(lambda: ckpt.save_run_checkpoint(folder, state, epoch_file=False))
 
 
 # -------------------------------------------------------------------------------------------------------------- scores
 
 
-def score(job: FinetuneRun, outputs: Predictor, fold: int, *, validation: bool = False) -> FoldScores:
+def score(run: FinetuneRun, predictor: Predictor, fold: int, *, validation: bool = False) -> FoldScores:
     """Scores a fold's test ground, or its validation ground, over all processes."""
-    data, ranks = job.data, job.ranks
-    scores = new_scores(data.kind, data.names, job.device)
-    if data.windows is not None:
-        return score_windows(
-            outputs,
-            scores,
-            numbers=data.windows.numbers(fold, validation=validation)[ranks.rank :: ranks.world_size],
-            classes=data.windows.examples.classes,
-            presence_only=data.presence_only,
-            blocks=data.window_blocks(),
-        )
-    assert data.ground is not None
-    survey, folds = job.opened.grids, data.ground.folds
-    return score_ground(
-        outputs,
-        scores,
-        units=ground_blocks(survey.shape, survey.input_size)[ranks.rank :: ranks.world_size],
-        scale=data.scale,
-        truth_of=partial(data.ground.truth, fold=fold, validation=validation),
-        shape=data.ground.labels.values.shape,
-        blocks_of=folds.blocks_of,
-        sums=BlockSums(int(folds.block_numbers.max()) + 1, data.outputs),
-    )
+    inputs, where = run.inputs, {"validation": validation, "ranks": run.ranks, "device": run.device}
+    return score_fold(predictor, inputs.task, inputs.data, inputs.opened.survey, fold, **where)
 
 
-def network_outputs(job: FinetuneRun, network: Any, objective: Objective) -> NetworkPredictor:
-    """A network's class shares or values, as `score` takes them."""
-    args, windows = job.args, job.data.windows
+def network_predictor(run: FinetuneRun, network: Any, objective: Objective) -> NetworkPredictor:
+    """The predictor of a network."""
+    data, windows = run.inputs.data, run.inputs.data.windows
     return NetworkPredictor(
         network,
         objective,
-        survey=job.opened.survey,
-        windows=None if windows is None else lambda numbers: on_device(job, windows.read(numbers))[:2],
-        count=job.data.outputs,
-        scale=job.data.scale,
-        overlap=args.overlap,
-        batch_size=args.batch_size,
-        device=job.device,
-        amp_dtype=amp_policy(job.device, args.amp)[0],
+        survey=run.inputs.opened.survey,
+        windows=None if windows is None else lambda numbers: on_device(run, windows.read(numbers))[:2],
+        count=data.outputs,
+        scale=data.scale,
+        overlap=run.prediction.overlap,
+        batch_size=run.prediction.batch_size,
+        device=run.device,
+        amp_dtype=run.amp_dtype,
     )
 
 
-def fit_baseline(job: FinetuneRun, arm: Method, fold: int) -> tuple[Predictor, dict[str, Any]]:
-    """Fits what is no network on a fold's training labels; returns what it predicts, and facts for the record."""
-    args, data, examples = job.args, job.data, job.examples[fold]
-    if arm.kind == "constant":
-        return ConstantPredictor(constant_prediction(examples.facts.class_counts, examples.facts.mean)), {}
-    assert not isinstance(examples, SceneFold), "trees look at pixels of ground"
-    features = partial(pixel_features, job.opened.grids, scale=data.scale)
-    trees = Trees(
-        TREES[arm.kind],
-        classes=None if data.task == "regression" else data.outputs,
-        seed=args.seed,
-        balanced=args.class_weights == "balanced",
+def baseline_inputs(run: FinetuneRun, fold: int) -> BaselineInputs:
+    """Training labels of a fold, and features of pixels, for methods that are no network."""
+    data, examples = run.inputs.data, run.examples[fold]
+    targets = data.targets if isinstance(data.targets, WindowTargets) else None
+    return BaselineInputs(
+        class_counts=examples.statistics.class_counts,
+        mean=examples.statistics.mean,
+        samples=None if isinstance(examples, SceneFold) else examples.sampled_pixels,
+        features=lambda pixels: pixel_features(run.inputs.opened.grids, pixels, scale=data.scale),
+        pixels=None if targets is None else targets.examples.centres.astype(np.int64),
+        scale=data.scale,
+        seed=run.training.seed,
+        tree_samples=run.prediction.tree_samples,
+        balanced=run.loss.class_weights == "balanced",
+        device=run.device,
     )
-    pixels, targets = examples.sampled_pixels(args.tree_samples, seed=args.seed)
-    clock = TrainingTimer()
-    trees.fit(features(pixels), targets)
-    costs = baseline_costs(clock, device=job.device)
-    points = data.targets if isinstance(data.targets, WindowTargets) else None
-    centres = None if points is None else points.examples.centres.astype(np.int64)
-    return TreePredictor(trees, features, scale=data.scale, pixels=centres), costs | {"tree_samples": trees.samples}
 
 
 # ----------------------------------------------------------------------------------------------------- scoring alone
 
 
-def prepare_evaluation(
-    args: argparse.Namespace, device: torch.device, ranks: dist.Ranks
-) -> tuple[FinetuneRun, Callable[[Stop], None]]:
+def prepare_evaluation(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> Evaluation:
     """Opens a fine-tuned checkpoint and the ground to score it on: its fold's test ground, or all of other labels.
-
-    Returns:
-        The run, and what it is to do.
 
     Raises:
         ValueError, OSError: bad input; the checkpoint was fitted on all of these labels.
     """
     options.check_resume(args)
     state = dist.on_all(lambda: checkpoint_file.load_checkpoint(args.resume, required=evaluation.FINETUNED_KEYS))
-    args = evaluation.with_stored(args, state["options"], get_args_parser())
-    options.check(args)
-    options.settle(args, state["model_config"], state, again=True)
+    args = options.with_stored(args, state["options"], get_args_parser())
+    options.check(args, CHOICES)
+    args = options.with_checkpoint(args, state["model_config"], state, is_finetuned=True)
     begin(args, device, ranks)
-    opened = dist.on_all(lambda: open_ground(args, state, ranks))
-    where = evaluation.IMAGES
-    if args.dataset_type == "grid":
-        where = evaluation.where_to_score(args, state, opened.survey.ground())
-    splitting = options.split_options(args, input_size=opened.survey.input_size, held_out=state["held_out"])
-    splitting |= {} if where.is_fold else {"split": "all"}
-    data = dist.on_all(lambda: open_labels_on(args, opened, splitting, class_codes=state["task"]["codes"]))
-    tell(opened, data, ranks)
-    if where.is_fold and args.dataset_type == "grid":
+    opened, labels = dist.on_all(lambda: open_ground(args, state, ranks))
+    args = options.with_values(args, labels=labels)
+    is_grid, ground = args.dataset_type == "grid", evaluation.IMAGES
+    if is_grid:
+        assert labels is not None
+        source = evaluation.LabelSource(labels, args.label_band, args.label_column)
+        ground = evaluation.scored_ground(source, state, opened.survey.ground(), checkpoint=args.resume)
+    how = {"held_out": state["held_out"], "tests_all": not ground.is_fold, "class_codes": state["task"]["codes"]}
+    data = dist.on_all(lambda: open_labels(args, opened, **how))
+    log_inputs(opened, data, ranks)
+    if ground.is_fold and is_grid:
         resume_state.check_same_configuration(
             state["folds"], plain(data.folds.summary()), "folds (labels or layers changed)"
         )
-    output_dir = Path(args.output_dir)
-    files = FinetuneFiles(output_dir, Path(args.log_dir or output_dir), enabled=ranks.is_main)
-    job = FinetuneRun(args, ranks, device, opened, data, None, state["held_out"], [], [], {}, files)
-    return job, partial(evaluate, job, state, where)
+    task = task_of_labels(args.task, presence_only=data.presence_only)
+    inputs = FinetuneInputs(None, opened, data, task, state["held_out"])
+    return Evaluation(make_run(args, inputs, device=device, ranks=ranks), args.resume, state, ground)
 
 
-def evaluate(job: FinetuneRun, state: dict[str, Any], where: evaluation.Where, _: Stop) -> None:
-    """Scores a fine-tuned checkpoint."""
-    network = models.build_finetune_model(state["model_config"]).to(job.device)
-    network.load_state_dict(state["model"])
-    objective = objective_of(job.args, job.data.task, TargetStatistics(**state["training"]))
-    outcome = score(job, network_outputs(job, network, objective), state["fold"] if where.is_fold else 0)
-    logger.info("%s: %s", where.what, headline(job.data.kind, outcome.scores, job.data.units))
-    warnings = [text for text in (where.warning, job.data.folds.leak_warning) if text]
-    for text in warnings if job.ranks.is_main else ():
-        logger.warning("%s", text)
-    facts = {"checkpoint": job.args.resume, "scored": where.what, "warning": "; ".join(warnings) or None}
-    path = job.files.write(
-        EVALUATION, {**facts, "task": job.data.kind, "split": job.data.folds.summary(), "test": outcome.scores}
-    )
-    logger.info("scores       %s", path)
-
-
-# ----------------------------------------------------------------------------------------------------------------- end
-
-
-def report(job: FinetuneRun) -> dict[str, Any]:
-    """Says what all arms were scored, and writes metrics.json and pictures; in the main process.
-
-    Returns:
-        The scores, as in metrics.json.
-    """
-    data, files = job.data, job.files
-    scored = Scored(
-        kind=data.kind,
-        names=data.names,
-        arms=[arm.name for arm in job.arms],
-        folds=job.folds,
-        facts=data.folds.summary(),
-        leak=data.folds.leak_warning,
-        units=data.units,
-    )
-    metrics = collect(scored, files)
-    path = files.write(METRICS, metrics)
-    for text in table_lines(scored, metrics):
-        logger.info("%s", text)
-    pictures = draw_scores(scored, metrics, files)
-    if job.args.dataset_type == "grid":
-        pictures.append(draw_map(scored, files, data, job.opened.survey))
-    for picture in pictures:
-        logger.info("picture      %s", picture)
-    logger.info("scores       %s", path)
-    logger.info("tensorboard  tensorboard --logdir %s", files.log_dir)
-    return metrics
+def evaluate(chosen: Evaluation, _: Stop) -> int:
+    """Scores a fine-tuned checkpoint; returns exit status 0."""
+    run, state, ground = chosen.run, chosen.state, chosen.ground
+    task, data = run.inputs.task, run.inputs.data
+    with closing(run.files):
+        network = models.build_finetune_model(state["model_config"]).to(run.device)
+        network.load_state_dict(state["model"])
+        predictor = network_predictor(run, network, task.objective(state["training"], run.loss))
+        scores = score(run, predictor, state["fold"] if ground.is_fold else 0).scores
+        logger.info("%s: %s", ground.description, score_line(task, scores, data.units))
+        warnings = [text for text in (ground.warning, data.folds.leak_warning) if text]
+        for text in warnings if run.ranks.is_main else ():
+            logger.warning("%s", text)
+        record: dict[str, Any] = {
+            "checkpoint": chosen.path,
+            "scored": ground.description,
+            "warning": "; ".join(warnings) or None,
+        }
+        record |= {"task": task.name, "split": data.folds.summary(), "test": scores}
+        logger.info("scores       %s", run.files.write(EVALUATION, record))
+    return 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from datasets.loading.augment import ROTATIONS, rotated, rotated_back
 from datasets.loading.prefetch import prefetch
 from datasets.survey.inference_survey import InferenceSurvey, open_inference_survey, stored_encodings, stored_layers
 from util.checkpoints import checkpoint_file
-from util.finetuning.objectives import trained_objective
+from util.finetuning.tasks import trained_objective
 from util.geotiff.parts import Parts, limited_cache
 from util.geotiff.raster_spec import RasterSpec
 from util.hardware.device import amp_policy, describe_environment

@@ -33,6 +33,7 @@ from study.plan import LEAST_SEEDS
 from study.report import build_report
 from study.runner import Pool, hold
 from study.summary import read_facts
+from util.finetuning.tasks import OFFERED, TASKS
 from util.hardware.device import describe_environment
 from util.options import common as options
 from util.processes.signals import Stop
@@ -64,7 +65,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     data.add_argument("--data_dir", help="directory of rasters (the sample survey)")
     data.add_argument("--train_path", help="layers.csv that names them instead")
     data.add_argument("--labels", help="raster or vector file; needed with --data_dir or --train_path")
-    data.add_argument("--task", default="segmentation", choices=["segmentation", "regression", "classification"])
+    data.add_argument("--task", default=OFFERED[0], choices=OFFERED)
     data.add_argument("--label_column", help="column of classes or values, where labels are vectors or a CSV")
     study = parser.add_argument_group("study")
     study.add_argument("--budget", type=duration, default=7200.0, metavar="TIME", help="such as 90m or 2h (2h)")
@@ -153,7 +154,7 @@ def hidden_labels(data: tuple[str, str], labels: str | None, task: str) -> tuple
         ValueError, FileNotFoundError: the layers cannot be listed.
     """
     layers = layers_from_directory(data[1]) if data[0] == "--data_dir" else read_layers_table(data[1])
-    themselves = layers_that_are(labels_path(labels, task, layers), 1, layers)
+    themselves = layers_that_are(labels_path(labels, TASKS[task].sample_labels, layers), 1, layers)
     if themselves:
         names = ", ".join(layers[number].name for number in themselves)
         logger.info("hidden from pre-training too, as it is the labels: %s", names)

@@ -18,6 +18,7 @@ import models_vit_group_channels as models
 from tests import surveys
 from tests.rasters import write_grid
 from tests.small_main import SMALL
+from util.finetuning import report
 
 CODES = (3, 7, 12)
 NODATA_CODE = 0
@@ -74,8 +75,8 @@ def run(argv: Sequence[str], *, pictures: bool = False) -> int:
     with ExitStack() as patches:
         patches.enter_context(mock.patch.dict(models.MODEL_SIZES, tiny=SMALL))
         if not pictures:
-            patches.enter_context(mock.patch.object(main_finetune, "draw_scores", lambda *_: []))
-            patches.enter_context(mock.patch.object(main_finetune, "draw_map", lambda *_: None))
+            patches.enter_context(mock.patch.object(report, "draw_scores", lambda *_: []))
+            patches.enter_context(mock.patch.object(report, "draw_map", lambda *_: None))
         return main_finetune.main(list(argv))
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.finetuning.finetune_data import LabelOptions, SplitOptions, open_targets
+from datasets.finetuning.finetune_data import LabelOptions, SplitOptions, TargetOptions, open_targets
 from datasets.finetuning.layers import LayerOptions, labels_path, layers_that_are, open_layers
 from datasets.finetuning.window_targets import point_examples, tile_examples
 from datasets.labels.label_map import LabelMap, seen_ground
@@ -14,6 +14,7 @@ from datasets.layers.layer import Layer
 from datasets.rasters.scan import scan
 from tests import labelled, surveys
 from tests.rasters import write_grid
+from util.finetuning.tasks import TASKS
 
 SIZE = 8
 LAYERS = {"input_size": SIZE, "cache": "ram", "scales": (1, 2, 4)}
@@ -42,13 +43,13 @@ def opened(folder, **changes):
 
 
 def targets(survey, path, *, task="segmentation", split=None, how=None, **changes):
+    kind = {"per_pixel": TASKS[task].per_pixel, "has_classes": TASKS[task].has_classes}
     return open_targets(
         survey,
         str(path),
-        task=task,
-        how=LabelOptions(**(how or {})),
+        labels=LabelOptions(**(how or {})),
+        targets=TargetOptions(**(TARGETS | kind | changes)),
         split=SplitOptions(**(SPLIT | (split or {}))),
-        **(TARGETS | changes),
     )
 
 
@@ -122,7 +123,7 @@ def test_labels_where_no_layer_is_valid_are_dropped(survey, classes, scale):
     assert labels.values.shape == (40 * scale, 40 * scale)
     here = np.repeat(np.repeat(seen, scale, axis=0), scale, axis=1)
     assert not (labels.labelled(0, 0, 40 * scale, 40 * scale) & ~here).any()
-    assert labels.dropped > 0 and any("lie where no layer" in note for note in data.notes)
+    assert labels.dropped > 0 and any("lie where no layer" in note for note in data.warnings)
 
 
 def test_what_is_labelled_under_nodata_changes_nothing(survey, tmp_path):
@@ -137,7 +138,7 @@ def test_what_is_labelled_under_nodata_changes_nothing(survey, tmp_path):
     first, second = data
     assert np.array_equal(first.labels.values, second.labels.values)
     assert first.folds.summary() == second.folds.summary()
-    assert first.targets.fold(0).facts == second.targets.fold(0).facts
+    assert first.targets.fold(0).statistics == second.targets.fold(0).statistics
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.3])
@@ -151,7 +152,7 @@ def test_larger_base_pixels_leave_ground_and_labels_of_the_same_target_pixels(fo
     fine, coarse = found
     assert np.array_equal(fine.labels.values, coarse.labels.values)
     for fold in (0, 1):
-        assert fine.targets.fold(fold).facts.class_counts == coarse.targets.fold(fold).facts.class_counts
+        assert fine.targets.fold(fold).statistics.class_counts == coarse.targets.fold(fold).statistics.class_counts
         for name in ("testing", "training"):
             first, second = (
                 getattr(of.folds, name)(fold, 0, 0, 40, 40, scale=scale) for of, scale in ((fine, 1), (coarse, 2))
@@ -212,12 +213,12 @@ def test_facts_are_those_of_the_training_labels(survey, classes, values):
     examples = targets(survey, classes).targets.fold(0)
     data = targets(survey, classes)
     trained = data.labels.values[examples.training(0, 0, 40, 40)]
-    assert examples.facts.class_counts == tuple(np.bincount(trained, minlength=3).tolist())
-    assert examples.facts.labels == len(trained)
+    assert examples.statistics.class_counts == tuple(np.bincount(trained, minlength=3).tolist())
+    assert examples.statistics.labels == len(trained)
     measured = targets(survey, values, task="regression")
     fold = measured.targets.fold(0)
     kept = measured.labels.values[fold.training(0, 0, 40, 40)].astype(np.float64)
-    assert fold.facts.mean == pytest.approx(kept.mean()) and fold.facts.std == pytest.approx(kept.std())
+    assert fold.statistics.mean == pytest.approx(kept.mean()) and fold.statistics.std == pytest.approx(kept.std())
 
 
 def test_epochs_are_functions_of_seed_and_number(survey, classes):
@@ -241,7 +242,7 @@ def test_every_window_with_a_training_label_is_among_the_origins(survey, classes
 
 def test_all_labels_for_the_last_fit(survey, classes):
     data = targets(survey, classes)
-    assert data.targets.fold(None).facts.labels == int(data.labels.count(4).sum())
+    assert data.targets.fold(None).statistics.labels == int(data.labels.count(4).sum())
 
 
 def test_sampled_pixels_are_training_pixels(survey, classes):
@@ -291,7 +292,7 @@ def test_presences_get_background_at_a_distance(survey, labels_folder):
     assert gaps.min() >= 2.0
     seen = seen_ground(survey)
     assert seen[tuple(np.floor(examples.centres).astype(int).T)].all()
-    assert any("1 points lie where no layer" in note for note in data.notes)
+    assert any("1 points lie where no layer" in note for note in data.warnings)
 
 
 def test_examples_of_a_fold_are_not_trained_on(survey, labels_folder):
@@ -308,9 +309,11 @@ def test_examples_of_a_fold_are_not_trained_on(survey, labels_folder):
 
 def test_a_share_of_presences_keeps_the_background(survey, labels_folder):
     path = labelled.write_points(labels_folder)
-    whole = targets(survey, path, task="classification").targets.fold(0).facts.class_counts
+    whole = targets(survey, path, task="classification").targets.fold(0).statistics.class_counts
     part = (
-        targets(survey, path, task="classification", split={"label_fraction": 0.5}).targets.fold(0).facts.class_counts
+        targets(survey, path, task="classification", split={"label_fraction": 0.5})
+        .targets.fold(0)
+        .statistics.class_counts
     )
     assert part[0] == whole[0] and 0 < part[1] < whole[1]
 
@@ -379,8 +382,8 @@ def test_one_class_left_in_training(survey, tmp_path, labels_folder):
 
 def test_labels_that_are_missing_or_a_layer_themselves(survey, folder, classes):
     with pytest.raises(ValueError, match="--labels is missing: expected a class raster"):
-        labels_path(None, "segmentation", survey.layers)
-    assert labels_path(str(classes), "segmentation", survey.layers) == str(classes)
+        labels_path(None, "labels/lithology.tif", survey.layers)
+    assert labels_path(str(classes), "labels/lithology.tif", survey.layers) == str(classes)
     assert layers_that_are(str(folder / "magnetics.tif"), 1, survey.layers) == [1]
     assert layers_that_are(str(folder / "magnetics.tif"), 2, survey.layers) == []
     assert layers_that_are(str(classes), 1, survey.layers) == []
@@ -418,4 +421,4 @@ def test_label_maps_do_not_care_how_they_are_gone_through(survey, classes, monke
     monkeypatch.setattr("datasets.labels.label_map.STRIP_PIXELS", 7 * 80)
     strips = targets(survey, classes, scale=2)
     assert isinstance(strips.labels, LabelMap) and np.array_equal(whole.labels.values, strips.labels.values)
-    assert strips.targets.fold(0).facts == whole.targets.fold(0).facts
+    assert strips.targets.fold(0).statistics == whole.targets.fold(0).statistics

@@ -90,8 +90,8 @@ def test_stopped_again_and_again(survey, labels, straight, tmp_path, caplog):
             break
     assert 3 <= count <= 5
     assert_same_end(tmp_path, straight)
-    assert caplog.text.count("stopped by a signal; everything is kept") == count
-    assert "scratch/fold0: going on at epoch 1, update 1" in caplog.text
+    assert caplog.text.count("stopped by a signal; everything is saved") == count
+    assert "scratch/fold0: resumed at epoch 1, update 1" in caplog.text
     assert "scratch fold 0 was done before" in caplog.text
 
 
@@ -191,7 +191,7 @@ def test_killed_between_a_line_of_the_log_and_its_checkpoint(survey, labels, str
     with mock.patch.object(main_finetune, "save", fail):
         assert labelled.finetune(survey, tmp_path, labels=labels) == 1
     assert len(surveys.log(tmp_path, "epoch")) == 1
-    with mock.patch.object(main_finetune.FinetuneFiles, "keep", fail):
+    with mock.patch.object(main_finetune.FinetuneFiles, "write_fold_scores", fail):
         assert labelled.finetune(survey, tmp_path, "--resume", "auto", labels=labels) == 1
     assert len(surveys.log(tmp_path, "score")) == 1
     assert labelled.finetune(survey, tmp_path, "--resume", "auto", labels=labels) == 0
@@ -295,7 +295,7 @@ def test_windows_and_stops_of_two_processes(survey, tmp_path):
     arguments = labelled.arguments(survey, tmp_path / "pair", *more, labels=labels)
     results = surveys.run_ranks(arguments, tmp_path, before=(None, signal_at_update_2), program=labelled.run)
     assert [status for status, _ in results] == [0, 0], results
-    assert "stopped by a signal; everything is kept" in results[0][1]
+    assert "stopped by a signal; everything is saved" in results[0][1]
     assert labelled.fit(tmp_path / "pair", "scratch")["step"] == 2
     results = surveys.run_ranks([*arguments, "--resume", "auto"], tmp_path, program=labelled.run)
     assert [status for status, _ in results] == [0, 0], results

@@ -1,12 +1,32 @@
 """Rates of a fit's optimiser."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from models_vit_group_channels import build_finetune_model, freeze_encoder
 from util.finetuning.fit import make_updater
+from util.options.finetune import TrainingSettings
 
 DEPTH = 2
+SETTINGS = TrainingSettings(
+    seed=0,
+    epochs=1,
+    tiles_per_epoch=1,
+    batch_size=1,
+    accum_iter=1,
+    lr=0.01,
+    blr=None,
+    min_lr=0.0,
+    warmup_epochs=0,
+    weight_decay=0.05,
+    layer_decay=1.0,
+    head_lr_scale=1.0,
+    clip_grad=1.0,
+    augment=True,
+    patience=0,
+)
 
 
 def network(kind="dense"):
@@ -20,14 +40,11 @@ def rates(model, *, layer_decay, head_lr_scale):
     updater = make_updater(
         model,
         model,
-        device=torch.device("cpu"),
+        replace(SETTINGS, layer_decay=layer_decay, head_lr_scale=head_lr_scale),
         peak_lr=0.01,
-        weight_decay=0.05,
-        layer_decay=layer_decay,
-        head_lr_scale=head_lr_scale,
-        clip_grad=1.0,
+        is_pretrained=True,
+        device=torch.device("cpu"),
         amp_dtype=None,
-        needs_scaler=False,
     )
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -91,7 +91,7 @@ def test_class_shares_sum_to_one():
 
 
 def test_smoothing_and_soft_targets():
-    shares = smoothed(torch.tensor([2]), kinds=4, smoothing=0.2)
+    shares = smoothed(torch.tensor([2]), count=4, smoothing=0.2)
     assert shares.tolist() == [pytest.approx([0.05, 0.05, 0.85, 0.05])]
     loss = soft_cross_entropy(torch.zeros(1, 4), shares, weights=torch.ones(4))
     assert float(loss) == pytest.approx(math.log(4))

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from tests.test_distributed import run_ranks
+from util.finetuning.tasks import TASKS
 from util.metrics.prospectivity_curves import BINS, bin_of, bin_scores, calibration, success_rate
 from util.metrics.scores import (
-    HEADLINES,
     ClassificationScores,
     ProspectivityScores,
     RegressionScores,
@@ -313,7 +313,7 @@ class TestSummary:
             "prospectivity": prospectivity([0.5, 0.6], [0, 1]),
         }
         assert json.loads(json.dumps(found, allow_nan=False)) == found
-        for task, key in HEADLINES.items():
+        for task, key in ((name, TASKS[name].headline) for name in found):
             assert key in found[task] and key in summarise([found[task]])
 
 

@@ -13,13 +13,13 @@ from datasets.survey.tile_reader import TileReader, Tiles
 
 @dataclass(frozen=True)
 class Batch:
-    """Some examples.
+    """Labelled windows.
 
     Attributes:
-        tiles: native pixels of their windows.
+        tiles: native pixels of the windows.
         target: (N, sH, sW) or (N,) int64 class numbers, -1 = unlabelled; or (N, sH, sW) float32 values, NaN =
             unlabelled.
-        turns: (N,) int64, how each is to be turned (`augment.turned`); the target is not turned yet.
+        turns: (N,) int64, the rotation of each (`augment.rotated`); neither tiles nor target are rotated yet.
     """
 
     tiles: Tiles
@@ -50,7 +50,7 @@ class WindowReader:
 
 @dataclass(frozen=True)
 class TargetStatistics:
-    """What a fold's training labels are like.
+    """Statistics of a fold's training labels.
 
     Attributes:
         labels: labelled pixels, or windows.
@@ -68,6 +68,6 @@ class TargetStatistics:
 
 
 def repeat_permutations(available: int, *, seed: int, epoch: int, count: int) -> np.ndarray:
-    """(count,) numbers below `available`: all in a new random order, again and again until there are enough."""
+    """(count,) numbers below `available`: random permutations one after another, cut to the count."""
     rng = np.random.default_rng((seed, epoch, 10))
     return np.concatenate([rng.permutation(available) for _ in range(-(-count // available))])[:count]

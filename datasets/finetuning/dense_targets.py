@@ -1,7 +1,7 @@
-"""Fine-tuning examples that are windows with a class or a value at every pixel, and which of them a fold trains on.
+"""Training windows with a class or a value at every pixel, and which of them a fold trains on.
 
 Origins are base-scale pixels. Everything random is a function of (seed, epoch, position), so that neither threads nor
-processes nor a stop change what is trained on.
+processes nor interruptions change the training.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class DenseTargets:
     """Windows with a class or a value at every target pixel.
 
     Args:
-        survey: where the windows are cut out of.
-        labels: what is to be predicted.
-        folds: which labels are trained on and which are for testing.
-        overlap: share of a training window that the next one repeats.
+        survey: the layers that windows are cut out of.
+        labels: labels on target pixels.
+        folds: which labels are trained on and which are tested.
+        overlap: fraction of a training window that the next one repeats.
     """
 
     def __init__(self, survey: InferenceSurvey, labels: LabelMap, folds: Folds, *, overlap: float) -> None:
@@ -63,18 +63,18 @@ class DenseFold:
     """The training windows of one fold.
 
     Args:
-        targets: what they are cut out of.
+        targets: the windows of all folds.
         fold: number of the fold, or None to train on every label.
 
     Attributes:
         origins: (n, 2) int64 base-scale origins of windows with training labels, before they are shifted.
-        facts: what the training labels are like.
+        statistics: of the training labels.
     """
 
     def __init__(self, targets: DenseTargets, fold: int | None) -> None:
         self._targets, self._fold = targets, fold
         self._limit = np.maximum(np.array(targets.survey.shape) - targets.survey.input_size, 0)
-        per_base, self._moments, self._counts = self._go_through()
+        per_base, self._moments, self._counts = self._count_labels()
         size, stride = targets.survey.input_size, targets.stride
         anchors = [np.unique(np.append(np.arange(0, last + 1, stride), last)) for last in self._limit]
         grid = np.stack(np.meshgrid(*anchors, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -86,9 +86,9 @@ class DenseFold:
                 "--fold_block or --folds, or raise --label_fraction"
             )
         self.origins = grid[labels > 0].astype(np.int64)
-        self.facts = self._facts(float(labels[labels > 0].mean()))
+        self.statistics = self._statistics(float(labels[labels > 0].mean()))
 
-    def _go_through(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _count_labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Training labels on each base-scale pixel; (count, sum, sum of squares) of values; count of each class."""
         labels, scale = self._targets.labels, self._targets.labels.scale
         rows, cols = self._targets.survey.shape
@@ -100,11 +100,11 @@ class DenseFold:
             window = (top * scale, 0, (bottom - top) * scale, cols * scale)
             values, training = labels.read(*window), self.training(*window)
             per_base[top:bottom] = training.reshape(bottom - top, scale, cols, scale).sum(axis=(1, 3))
-            kept = values[training]
+            trained = values[training]
             if kinds:
-                counts += np.bincount(kept, minlength=kinds)
+                counts += np.bincount(trained, minlength=kinds)
             else:
-                exact = kept.astype(np.float64)
+                exact = trained.astype(np.float64)
                 moments += len(exact), exact.sum(), np.square(exact).sum()
         return per_base, moments, counts
 
@@ -116,8 +116,8 @@ class DenseFold:
             return labelled
         return labelled & self._targets.folds.training(self._fold, row, col, rows, cols, scale=labels.scale)
 
-    def _facts(self, per_window: float) -> TargetStatistics:
-        """What the training labels are like."""
+    def _statistics(self, per_window: float) -> TargetStatistics:
+        """Statistics of the training labels."""
         if self._targets.labels.classes is not None:
             total = int(self._counts.sum())
             return TargetStatistics(total, tuple(self._counts.tolist()), 0.0, 1.0, per_window)
@@ -165,19 +165,19 @@ class DenseFold:
         """Training pixels drawn at random for models that learn from pixels.
 
         Args:
-            most: about how many at most.
-            seed: of the draw.
+            most: largest number of pixels, approximately.
+            seed: seed of the draw.
 
         Returns:
             (n, 2) int64 target (row, col), and their (n,) classes or values.
         """
-        labels, share = self._targets.labels, min(1.0, most / max(self.facts.labels, 1))
+        labels, fraction = self._targets.labels, min(1.0, most / max(self.statistics.labels, 1))
         rows, cols = labels.values.shape
         rng = np.random.default_rng((seed, 12))
         pixels, values = [], []
         for top, bottom in strips(rows, cols):
             places = np.argwhere(self.training(top, 0, bottom - top, cols))
-            places = places[rng.random(len(places)) < share] + np.array([top, 0])
+            places = places[rng.random(len(places)) < fraction] + np.array([top, 0])
             pixels.append(places)
             values.append(labels.values[places[:, 0], places[:, 1]])
         return np.concatenate(pixels), np.concatenate(values)

@@ -1,9 +1,9 @@
-"""Labels on opened layers -> everything that fine-tuning needs to know of its targets before its first batch."""
+"""Opens labels on the ground of opened layers: targets, classes and folds of a fine-tuning run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +22,35 @@ from datasets.layers.class_table import ClassTable
 from datasets.survey.inference_survey import InferenceSurvey
 
 EPOCH_WINDOWS = 512
-"""Windows in an epoch on ground, where there is no natural number of them."""
+"""Default number of windows in an epoch on ground."""
 VECTOR_ENDINGS = (".gpkg", ".geojson", ".json", ".shp", ".csv", ".fgb")
 PRESENCE = ClassTable(
     codes=("absent", "present"), names=("absent", "present"), colours=("#b0b0b0", "#c0392b"), counts=(0, 0)
 )
-"""Classes of presence-only points: background is what the network takes for absence."""
+"""Classes of presence-only points: background is learned as absence."""
 
 
 @dataclass(frozen=True)
 class FinetuneData:
-    """What is predicted from what.
+    """Targets of a fine-tuning run, and the folds that they are divided into.
 
     Attributes:
         targets: training and test examples.
-        folds: which is which.
-        task: `segmentation`, `regression` or `classification`.
+        folds: which examples each fold trains on, validates on and tests.
         classes: names and colours; None for values.
-        presence_only: classes are background and presence.
         units: of the values.
-        labels: all labels on target pixels; None for points.
-        notes: what a user should know.
+        labels: all labels on target pixels; None for points and images.
+        presence_only: classes are background and presence.
+        warnings: warnings for the user.
     """
 
     targets: DenseTargets | WindowTargets | SceneTargets
     folds: Folds | SceneSplit
-    task: str
     classes: ClassTable | None
-    presence_only: bool
-    units: str
-    labels: LabelMap | None
-    notes: tuple[str, ...]
+    units: str = ""
+    labels: LabelMap | None = None
+    presence_only: bool = False
+    warnings: tuple[str, ...] = ()
 
     @property
     def ground(self) -> DenseTargets | None:
@@ -65,7 +63,7 @@ class FinetuneData:
         return None if isinstance(self.targets, DenseTargets) else self.targets
 
     def window_blocks(self) -> np.ndarray | None:
-        """Number of the block that each window's centre lies in, (k,) int32; None for pixels, and for images."""
+        """(k,) int32 block number of each window's centre; None for pixels and for images."""
         if not isinstance(self.targets, WindowTargets):
             return None
         row, col = self.targets.examples.centres.T
@@ -73,13 +71,8 @@ class FinetuneData:
 
     @property
     def epoch_windows(self) -> int:
-        """Windows in an epoch unless another number is asked for: each image once, and on ground a fixed number."""
+        """Default number of windows in an epoch: each image once, or `EPOCH_WINDOWS` on ground."""
         return len(self.targets.chosen) if isinstance(self.targets, SceneTargets) else EPOCH_WINDOWS
-
-    @property
-    def kind(self) -> str:
-        """How it is scored: as the task, or `prospectivity` for presences."""
-        return "prospectivity" if self.presence_only else self.task
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,10 +90,9 @@ class FinetuneData:
         return 1 if self.ground is None else self.ground.labels.scale
 
     def description(self) -> dict[str, Any]:
-        """What a checkpoint must hold to predict: task, classes, unit."""
+        """Scale, units and classes, as a checkpoint stores them for prediction."""
         table = self.classes
         return {
-            "kind": self.kind,
             "scale": self.scale,
             "units": self.units,
             "codes": None if table is None else list(table.codes),
@@ -109,7 +101,7 @@ class FinetuneData:
         }
 
     def summary_lines(self) -> list[str]:
-        """What is predicted, as lines to log."""
+        """Classes or values and the number of their labels, as lines to log."""
         if self.classes is None:
             assert self.labels is not None
             return [f"{int(self.labels.count(LABEL_CELL).sum())} labelled pixels of {self.labels.grid.resolution:g}"]
@@ -141,7 +133,7 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How folds are cut; see `make_folds`. `split` may also be `all`: everything is tested, for scoring alone."""
+    """How labels are divided into folds; see `make_folds`. With `split` = `all` every label is tested."""
 
     split: str
     folds: int
@@ -154,42 +146,81 @@ class SplitOptions:
     rectangles: Sequence[Sequence[float]] | None = None
 
 
+@dataclass(frozen=True)
+class TargetOptions:
+    """What is predicted, and how windows are cut.
+
+    Attributes:
+        per_pixel: every pixel has a target; else windows have one class each.
+        has_classes: targets are classes; else values.
+        scale: target pixels along the edge of a base-scale pixel.
+        overlap: fraction of a training window that the next one repeats.
+        min_labelled: windows: smallest labelled fraction of a tile.
+        background_ratio: presence only: background windows per presence.
+        background_distance: presence only: smallest distance of background from presences, base-scale pixels.
+        jitter: largest shift of a training window around a point, base-scale pixels.
+        class_codes: codes of a model that was trained before; others are refused.
+    """
+
+    per_pixel: bool
+    has_classes: bool
+    scale: int
+    overlap: float
+    min_labelled: float
+    background_ratio: float
+    background_distance: float
+    jitter: int
+    class_codes: Sequence[Any] | None = None
+
+
 def open_targets(
-    survey: InferenceSurvey,
-    path: str,
-    *,
-    task: str,
-    how: LabelOptions,
-    split: SplitOptions,
-    scale: int,
-    overlap: float,
-    min_labelled: float,
-    background_ratio: float,
-    background_distance: float,
-    jitter: int,
-    class_codes: Sequence[Any] | None = None,
+    survey: InferenceSurvey, path: str, *, labels: LabelOptions, targets: TargetOptions, split: SplitOptions
 ) -> FinetuneData:
-    """Reads labels on the survey's ground and cuts the folds.
+    """Reads labels on the survey's ground and divides them into folds.
 
     Args:
         survey: the layers.
         path: the labels.
-        task: `segmentation`, `regression` or `classification`.
-        how: how labels are read.
-        split: how folds are cut.
-        scale: target pixels along the edge of a base-scale pixel.
-        overlap: share of a training window that the next repeats.
-        min_labelled: classes of tiles: least share of labelled ground.
-        background_ratio: presence only: windows of background for each presence.
-        background_distance: presence only: their least distance from presences, base-scale pixels.
-        jitter: most base-scale pixels by which a training window around a point is shifted.
-        class_codes: codes of a model that was trained before; others are refused.
+        labels: how labels are read.
+        targets: what is predicted, and how windows are cut.
+        split: how labels are divided.
 
     Raises:
-        ValueError, FileNotFoundError: the labels cannot be used, or leave nothing to train on or to test, by name.
+        ValueError, FileNotFoundError: the labels cannot be used, or leave nothing to train on or to test; the message
+            names them.
     """
+    valid = seen_ground(survey)
+    if not targets.per_pixel and _holds_points(path):
+        return _open_points(survey, path, valid, labels=labels, targets=targets, split=split)
+    burned = _burn_labels(survey, path, valid, labels=labels, targets=targets)
+    names = None if burned.classes is None else burned.classes.names
+    made: DenseTargets | WindowTargets
+    if targets.per_pixel:
+        # The same ground and labels, whatever the base pixel they are predicted from.
+        cell = max(LABEL_CELL // targets.scale, 1)
+        folds = _divide(burned.count(cell), survey, split, names, cell=cell)
+        made = DenseTargets(survey, burned, folds, overlap=targets.overlap)
+    else:
+        assert burned.classes is not None
+        kinds = len(burned.classes.codes)
+        examples = tile_examples(burned, size=survey.input_size, least_labelled=targets.min_labelled)
+        folds = _divide(_count_examples(examples, survey.shape, kinds=kinds), survey, split, names, cell=LABEL_CELL)
+        made = WindowTargets(survey, examples, folds, kinds=kinds, jitter=0)
+    dropped = [_dropped_warning(burned.dropped, "labelled pixels", path)] if burned.dropped else []
+    return FinetuneData(
+        targets=made,
+        folds=folds,
+        classes=burned.classes,
+        units=burned.units,
+        labels=burned,
+        warnings=(*dropped, *folds.warnings),
+    )
+
+
+def _target_grid(survey: InferenceSurvey, scale: int) -> TargetGrid:
+    """The grid of target pixels, `scale` of them along the edge of a base-scale pixel."""
     grid = survey.stack.reference
-    target = TargetGrid(
+    return TargetGrid(
         crs=grid.crs,
         left=grid.left,
         top=grid.top,
@@ -197,118 +228,75 @@ def open_targets(
         rows=survey.shape[0] * scale,
         cols=survey.shape[1] * scale,
     )
-    seen = seen_ground(survey)
-    if task == "classification" and _holds_points(path):
-        return _open_points(
-            survey,
-            path,
-            replace(target, resolution=survey.base_resolution, rows=survey.shape[0], cols=survey.shape[1]),
-            seen,
-            how=how,
-            split=split,
-            background_ratio=background_ratio,
-            background_distance=background_distance,
-            jitter=jitter,
-            class_codes=class_codes,
-        )
-    kind = "values" if task == "regression" else "classes"
-    labels = open_labels(
+
+
+def _burn_labels(
+    survey: InferenceSurvey, path: str, valid: np.ndarray, *, labels: LabelOptions, targets: TargetOptions
+) -> LabelMap:
+    """Labels on target pixels, dropped where no layer is valid."""
+    opened = open_labels(
         path,
-        kind=kind,
-        grid=target,
-        column=how.column,
-        classes_csv=how.classes_csv,
-        band=how.band,
-        nodata=how.nodata,
-        class_codes=class_codes,
-        label_crs=how.crs,
-        x_column=how.x_column,
-        y_column=how.y_column,
+        kind="classes" if targets.has_classes else "values",
+        grid=_target_grid(survey, targets.scale),
+        column=labels.column,
+        classes_csv=labels.classes_csv,
+        band=labels.band,
+        nodata=labels.nodata,
+        class_codes=targets.class_codes,
+        label_crs=labels.crs,
+        x_column=labels.x_column,
+        y_column=labels.y_column,
     )
-    burned = LabelMap(labels, seen if scale == 1 else seen_ground(survey.zoomed(scale)), scale=scale)
-    notes = [_dropped_note(burned.dropped, "labelled pixels", path)] if burned.dropped else []
-    if task == "classification":
-        examples = tile_examples(burned, size=survey.input_size, least_labelled=min_labelled)
-        assert burned.classes is not None
-        counts = _count_examples(examples, survey.shape, kinds=len(burned.classes.codes))
-        cell = LABEL_CELL
-    else:
-        cell = max(
-            LABEL_CELL // scale, 1
-        )  # the same ground and labels, whatever the base pixel they are predicted from
-        counts = burned.count(cell)
-    names = None if burned.classes is None else burned.classes.names
-    folds = _cut(counts, survey, split, names, cell=cell)
-    targets: DenseTargets | WindowTargets
-    if task == "classification":
-        assert burned.classes is not None
-        targets = WindowTargets(survey, examples, folds, kinds=len(burned.classes.codes), jitter=0)
-    else:
-        targets = DenseTargets(survey, burned, folds, overlap=overlap)
-    return FinetuneData(
-        targets=targets,
-        folds=folds,
-        task=task,
-        classes=burned.classes,
-        presence_only=False,
-        units=burned.units,
-        labels=burned,
-        notes=(*notes, *folds.warnings),
-    )
+    scale = targets.scale
+    return LabelMap(opened, valid if scale == 1 else seen_ground(survey.zoomed(scale)), scale=scale)
 
 
 def _open_points(
     survey: InferenceSurvey,
     path: str,
-    grid: TargetGrid,
-    seen: np.ndarray,
+    valid: np.ndarray,
     *,
-    how: LabelOptions,
+    labels: LabelOptions,
+    targets: TargetOptions,
     split: SplitOptions,
-    background_ratio: float,
-    background_distance: float,
-    jitter: int,
-    class_codes: Sequence[Any] | None,
 ) -> FinetuneData:
-    """Windows around points, with a class each or presence alone."""
+    """Windows around points, with one class each or presences only."""
+    grid, codes = _target_grid(survey, 1), targets.class_codes
     points = open_points(
         path,
-        class_codes=class_codes if class_codes is not None and list(class_codes) != list(PRESENCE.codes) else None,
+        class_codes=codes if codes is not None and list(codes) != list(PRESENCE.codes) else None,
         grid=grid,
-        column=how.column,
-        x_column=how.x_column,
-        y_column=how.y_column,
-        label_crs=how.crs,
-        classes_csv=how.classes_csv,
+        column=labels.column,
+        x_column=labels.x_column,
+        y_column=labels.y_column,
+        label_crs=labels.crs,
+        classes_csv=labels.classes_csv,
     )
     positions = np.stack(
         [(grid.top - points.xy[:, 1]) / grid.resolution, (points.xy[:, 0] - grid.left) / grid.resolution], axis=1
     )
     table = points.table or PRESENCE
-    if class_codes is not None and list(class_codes) != list(table.codes):
+    if codes is not None and list(codes) != list(table.codes):
         raise ValueError(
             f"labels {path}: classes {', '.join(map(str, table.codes))}; the checkpoint was trained on "
-            f"{', '.join(map(str, class_codes))}; expected the same (--label_column names the column of classes)"
+            f"{', '.join(map(str, codes))}; expected the same (--label_column names the column of classes)"
         )
     examples, left_out = point_examples(
         positions,
         points.classes,
-        seen,
-        background_ratio=background_ratio,
-        least_distance=background_distance,
+        valid,
+        background_ratio=targets.background_ratio,
+        least_distance=targets.background_distance,
         seed=split.seed,
     )
     counts = _count_examples(examples, survey.shape, kinds=len(table.codes))
-    folds = _cut(counts, survey, split, table.names, cell=LABEL_CELL)
+    folds = _divide(counts, survey, split, table.names, cell=LABEL_CELL)
     return FinetuneData(
-        targets=WindowTargets(survey, examples, folds, kinds=len(table.codes), jitter=jitter),
+        targets=WindowTargets(survey, examples, folds, kinds=len(table.codes), jitter=targets.jitter),
         folds=folds,
-        task="classification",
         classes=table,
         presence_only=points.classes is None,
-        units="",
-        labels=None,
-        notes=(*([_dropped_note(left_out, "points", path)] if left_out else []), *folds.warnings),
+        warnings=(*([_dropped_warning(left_out, "points", path)] if left_out else []), *folds.warnings),
     )
 
 
@@ -332,7 +320,7 @@ def _count_examples(examples: WindowExamples, shape: tuple[int, int], *, kinds: 
     return count_points(row, col, examples.classes, shape=shape, cell=LABEL_CELL, kinds=kinds)
 
 
-def _cut(
+def _divide(
     counts: np.ndarray, survey: InferenceSurvey, split: SplitOptions, names: Sequence[str] | None, *, cell: int
 ) -> Folds:
     labels = LabelCells(counts, survey.shape, cell, wrap_columns=survey.wrap_columns, names=names)
@@ -365,30 +353,21 @@ def _cut(
     )
 
 
-def _dropped_note(count: int, what: str, path: str) -> str:
+def _dropped_warning(count: int, what: str, path: str) -> str:
     return f"labels {path}: {count} {what} lie where no layer has a valid pixel; they are neither trained on nor tested"
 
 
 def open_scene_data(ground: SceneGround, test_path: str | None, *, label_fraction: float, seed: int) -> FinetuneData:
-    """Classification of images.
+    """Images with one class each, to train on and to test.
 
     Args:
         ground: the images to train on.
-        test_path: table of those to test; None: those held out.
-        label_fraction: share of the training images to use.
-        seed: decides which.
+        test_path: table of the images to test; None for those held out.
+        label_fraction: fraction of the training images to use.
+        seed: seed of their choice.
 
     Raises:
         ValueError, FileNotFoundError, OSError: they cannot be used, by name.
     """
     targets, split, table = open_scene_targets(ground, test_path, label_fraction=label_fraction, seed=seed)
-    return FinetuneData(
-        targets=targets,
-        folds=split,
-        task="classification",
-        classes=table,
-        presence_only=False,
-        units="",
-        labels=None,
-        notes=(),
-    )
+    return FinetuneData(targets=targets, folds=split, classes=table)

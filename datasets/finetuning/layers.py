@@ -179,15 +179,20 @@ def _check_hidden(hidden: Sequence[int], count: int) -> None:
         )
 
 
-def labels_path(labels: str | None, task: str, layers: Sequence[Layer]) -> str:
+def labels_path(labels: str | None, sample_labels: str, layers: Sequence[Layer]) -> str:
     """The path of the labels: as given, or the labels that come with the sample survey.
+
+    Args:
+        labels: as given.
+        sample_labels: labels of the sample survey, relative to its folder.
+        layers: the opened layers.
 
     Raises:
         ValueError: none are given and the layers are not the sample survey's.
     """
     if labels is not None:
         return labels
-    found = labels_of_sample(layers[0].path, task)
+    found = labels_of_sample(layers[0].path, sample_labels)
     if found is None:
         raise ValueError(
             "--labels is missing: expected a class raster, a raster of values, or a vector file (only the sample "

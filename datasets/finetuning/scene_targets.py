@@ -20,7 +20,7 @@ from datasets.survey.pyramid import Pyramid
 
 @dataclass(frozen=True)
 class SceneGround:
-    """What stands for the survey where images lie on no common ground.
+    """The images of a scene data set, in place of a survey.
 
     Attributes:
         scenes: the images to train on.
@@ -51,11 +51,11 @@ class SceneGround:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user should know."""
+        """Warnings for the user."""
         return self.scenes.images.notes
 
     def summary_lines(self) -> list[str]:
-        """What will be read, as lines to log."""
+        """The images, as lines to log."""
         return self.scenes.summary_lines()
 
     def ground(self) -> dict[str, Any]:
@@ -70,9 +70,9 @@ class SceneSplit:
     Attributes:
         tested: number of images that are tested.
         trained: number of images that are trained on.
-        given: whether a table of its own names the tested images.
-        label_fraction: share of the training images that is used.
-        warnings: what a user should know.
+        given: a table of their own names the tested images.
+        label_fraction: fraction of the training images that is used.
+        warnings: warnings for the user.
     """
 
     tested: int
@@ -111,8 +111,8 @@ class SceneTargets:
     Args:
         train: the images to train on.
         test: the images to test.
-        label_fraction: share of the training images to use; a smaller share is part of a larger one.
-        seed: decides which.
+        label_fraction: fraction of the training images to use; a smaller one is part of a larger one.
+        seed: seed of their choice.
     """
 
     def __init__(self, train: Scenes, test: Scenes, *, label_fraction: float, seed: int) -> None:
@@ -141,16 +141,16 @@ class SceneTargets:
         """The training images.
 
         Raises:
-            ValueError: one class only is left to train on.
+            ValueError: only one class is left to train on.
         """
         return SceneFold(self)
 
 
 class SceneFold:
-    """The training images, of all tables' folds the only one.
+    """The training images, the only fold of a scene data set.
 
     Args:
-        targets: where they come from.
+        targets: the images.
     """
 
     def __init__(self, targets: SceneTargets) -> None:
@@ -162,7 +162,7 @@ class SceneFold:
                 f"{len(classes)} training images of {(counts > 0).sum()} category: expected two categories; name a "
                 "table with more (--train_path), or raise --label_fraction"
             )
-        self.facts = TargetStatistics(len(classes), tuple(counts.tolist()), 0.0, 1.0, 1.0)
+        self.statistics = TargetStatistics(len(classes), tuple(counts.tolist()), 0.0, 1.0, 1.0)
 
     def epoch(self, *, seed: int, epoch: int, tiles: int, augment: bool) -> np.ndarray:
         """Training images of an epoch in order: (tiles, 3) int64 rows as `SceneSet.read_tiles` takes them."""
@@ -213,8 +213,8 @@ def open_scene_ground(
         one_group: all bands in one group.
         input_size: base-scale pixels along an image's edge.
         scales: as in pre-training: images are read at the finest and averaged.
-        val_fraction: share of locations to hold out; 0 where a table of its own is tested.
-        seed: decides which.
+        val_fraction: fraction of locations to hold out; 0 where another table is tested.
+        seed: seed of their choice.
 
     Raises:
         ValueError, FileNotFoundError, OSError: they cannot be used, by name.
@@ -253,7 +253,7 @@ def open_scene_ground(
 def open_scene_targets(
     ground: SceneGround, test_path: str | None, *, label_fraction: float, seed: int
 ) -> tuple[SceneTargets, SceneSplit, ClassTable]:
-    """The images to test, and what is predicted.
+    """The images to train on and to test, their numbers, and the classes.
 
     Raises:
         ValueError, FileNotFoundError, OSError: they cannot be used, or have categories that training does not have.

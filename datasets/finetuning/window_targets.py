@@ -1,4 +1,4 @@
-"""Fine-tuning examples that are windows with one class each: around points, or tiles."""
+"""Training windows with one class each: around points, or tiles side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WindowExamples:
     Attributes:
         centres: (n, 2) float64 base-scale (row, col) of the windows' centres.
         classes: (n,) int64 class numbers.
-        background: (n,) bool, True for ground drawn at random, whose class is not known but taken for absent.
+        background: (n,) bool, True for ground drawn at random: its class is not known, absence is assumed.
     """
 
     centres: np.ndarray
@@ -39,18 +39,18 @@ def point_examples(
     least_distance: float,
     seed: int,
 ) -> tuple[WindowExamples, int]:
-    """Windows around points; for points without a class (presence only), with windows at random ground beside them.
+    """Windows around points; for points without a class (presence only), with windows on random ground added.
 
     Args:
         positions: (n, 2) float base-scale (row, col).
         classes: (n,) class numbers; None: all are presences (class 1) and ground drawn at random is class 0.
         seen: (rows, cols) bool, base-scale pixels where some layer is valid.
-        background_ratio: ground drawn for each presence.
-        least_distance: distance of drawn ground from every presence, base-scale pixels.
-        seed: of the draw.
+        background_ratio: background windows per presence.
+        least_distance: smallest distance of background from every presence, base-scale pixels.
+        seed: seed of the draw.
 
     Returns:
-        The examples, and how many points were left out because no layer is valid there.
+        The examples, and the number of points left out because no layer is valid there.
 
     Raises:
         ValueError: no point is left, or no ground for the background.
@@ -90,7 +90,7 @@ def tile_examples(labels: LabelMap, *, size: int, least_labelled: float) -> Wind
     Args:
         labels: classes on target pixels.
         size: edge of a tile, base-scale pixels.
-        least_labelled: least share of labelled pixels in a tile.
+        least_labelled: smallest fraction of labelled pixels in a tile.
 
     Raises:
         ValueError: no tile has that many.
@@ -115,11 +115,11 @@ class WindowTargets:
     """Windows with one class each.
 
     Args:
-        survey: where they are cut out of.
-        examples: their places and classes.
+        survey: the layers that windows are cut out of.
+        examples: centres and classes of the windows.
         kinds: number of classes K.
-        folds: which are trained on and which are for testing.
-        jitter: most base-scale pixels by which a training window is shifted.
+        folds: which are trained on and which are tested.
+        jitter: largest shift of a training window, base-scale pixels.
     """
 
     def __init__(
@@ -140,12 +140,12 @@ class WindowTargets:
         return np.round(self.examples.centres[numbers] - self.survey.input_size / 2).astype(np.int64)
 
     def read(self, numbers: np.ndarray) -> Batch:
-        """Reads examples as they are tested: neither shifted nor turned."""
+        """Reads examples as they are tested: neither shifted nor rotated."""
         jobs = np.hstack([numbers[:, None], np.zeros((len(numbers), 3), dtype=np.int64)])
         return self.read_jobs(jobs)
 
     def read_jobs(self, jobs: np.ndarray) -> Batch:
-        """Reads examples listed as (number, shift of rows, shift of columns, turn)."""
+        """Reads examples listed as (number, shift of rows, shift of columns, rotation)."""
         return Batch(
             tiles=self.reader.read(self.origins(jobs[:, 0]) + jobs[:, 1:3]),
             target=torch.from_numpy(self.examples.classes[jobs[:, 0]]),
@@ -165,7 +165,7 @@ class WindowFold:
     """The training windows of one fold.
 
     Args:
-        targets: what they are chosen from.
+        targets: the examples of all folds.
         fold: number of the fold, or None to train on every example.
 
     Attributes:
@@ -178,7 +178,7 @@ class WindowFold:
         if fold is None:
             chosen = np.ones(len(centres), dtype=bool)
         else:
-            # Background is no label: a fraction of the labels is one of the known ones.
+            # --label_fraction applies to known labels, not to background.
             chosen = targets.folds.training_at(fold, centres[:, 0], centres[:, 1])
             away = targets.folds.training_at(fold, centres[:, 0], centres[:, 1], all_labels=True)
             chosen = np.where(targets.examples.background, away, chosen)
@@ -192,8 +192,8 @@ class WindowFold:
             )
 
     @property
-    def facts(self) -> TargetStatistics:
-        """What the training examples are like."""
+    def statistics(self) -> TargetStatistics:
+        """Statistics of the training labels."""
         return TargetStatistics(len(self.numbers), tuple(self._counts.tolist()), 0.0, 1.0, 1.0)
 
     def epoch(self, *, seed: int, epoch: int, tiles: int, augment: bool) -> np.ndarray:
@@ -215,8 +215,8 @@ class WindowFold:
         """Centres of the training windows, for models that learn from pixels.
 
         Args:
-            most: how many at most, drawn at random.
-            seed: of the draw.
+            most: largest number of them, drawn at random.
+            seed: seed of the draw.
 
         Returns:
             (n, 2) int64 base-scale (row, col), and their (n,) classes.

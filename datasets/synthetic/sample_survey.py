@@ -121,24 +121,18 @@ def default_survey() -> Path:
     return write_sample_survey(directory, seed=seed, rows=rows, cols=cols)
 
 
-def labels_of_sample(layer: str | Path, task: str) -> Path | None:
-    """What a task of fine-tuning predicts on the sample survey when nothing else is asked for.
+def labels_of_sample(layer: str | Path, name: str) -> Path | None:
+    """The path of a file of the sample survey that a layer belongs to.
 
     Args:
         layer: path of one of its layers.
-        task: `segmentation` (the lithology), `regression` (gravity, from the other layers) or `classification` (where
-            deposits are).
+        name: of the file, relative to the survey's folder.
 
     Returns:
-        Path of the labels; None if the layer is not part of a sample survey.
+        The path; None if the layer is not part of a sample survey, or the file is not there.
     """
     folder = Path(layer).parent
-    name = {
-        "segmentation": "labels/lithology.tif",
-        "regression": "gravity.tif",
-        "classification": "labels/deposits.gpkg",
-    }
-    return folder / name[task] if (folder / "survey.json").exists() and (folder / name[task]).exists() else None
+    return folder / name if (folder / "survey.json").exists() and (folder / name).exists() else None
 
 
 @dataclass(frozen=True)

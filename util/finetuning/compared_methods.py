@@ -1,11 +1,15 @@
-"""What is compared in a fine-tuning run: the network as asked for, and baselines on the same folds."""
+"""The methods that a fine-tuning run compares on the same folds: networks, and baselines that are none.
+
+A method is declared by one line of `BASELINES`; one that is no network brings a function that fits it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+from util.finetuning.predictors import BaselineInputs, Predictor, fit_constant, fit_forest, fit_trees
 
 
 @dataclass(frozen=True)
@@ -13,52 +17,70 @@ class Method:
     """One way to predict.
 
     Attributes:
-        name: as it stands in tables.
-        kind: `network`, `trees`, `forest` or `constant`.
+        name: its name in tables and folders.
         pretrained: the network starts from the checkpoint's encoder.
-        frozen: the network's encoder stays as it is.
+        frozen: the network's encoder is not trained.
+        head: per-pixel head of the network. A probe measures what the features hold, so nothing but a linear map
+            stands between them and the labels.
+        fit: fits a method that is no network, and returns its predictor and its costs; None for a network.
+        needs_pixels: learns from single pixels of a survey, which images do not offer.
     """
 
     name: str
-    kind: str
     pretrained: bool = False
     frozen: bool = False
+    head: str = "upsample"
+    fit: Callable[[BaselineInputs], tuple[Predictor, dict[str, Any]]] | None = None
+    needs_pixels: bool = False
 
+    @property
+    def is_network(self) -> bool:
+        """Whether a network is trained."""
+        return self.fit is None
+
+
+PRETRAINED = Method("pretrained", pretrained=True)
+"""The method of a run with --finetune."""
+SCRATCH = Method("scratch")
+"""The method of a run without."""
+PROBE = Method("probe", pretrained=True, frozen=True, head="linear")
+"""The method of a run with --freeze_encoder."""
 
 BASELINES = {
-    "scratch": Method("scratch", "network"),
-    "probe": Method("probe", "network", pretrained=True, frozen=True),
-    "trees": Method("trees", "trees"),
-    "forest": Method("forest", "forest"),
-    "constant": Method("constant", "constant"),
+    method.name: method
+    for method in (
+        SCRATCH,
+        PROBE,
+        Method("trees", fit=fit_trees, needs_pixels=True),
+        Method("forest", fit=fit_forest, needs_pixels=True),
+        Method("constant", fit=fit_constant),
+    )
 }
+"""Methods by the value of --baselines."""
+DEFAULT_BASELINES = ("scratch", "trees", "constant")
+"""Baselines of the bare flag."""
 
 
 def compared_methods(
     *, has_weights: bool, freeze_encoder: bool, baselines: Sequence[str], no_network: bool = False
 ) -> list[Method]:
-    """The arms of a run, the one that the user asked for first.
+    """The methods of a run, the main one first.
 
     Args:
         has_weights: a checkpoint is given to start from.
-        freeze_encoder: the head alone is trained.
+        freeze_encoder: only the head is trained.
         baselines: names of baselines.
-        no_network: the baselines alone.
+        no_network: only the baselines.
 
     Raises:
         ValueError: a probe without weights to probe; nothing to fit.
     """
     if no_network and not baselines:
         raise ValueError("--no_network without --baselines: nothing is left to fit; name baselines, such as trees")
-    if not has_weights and (freeze_encoder or "probe" in baselines):
-        flag = "--freeze_encoder" if freeze_encoder else "--baselines probe"
+    if not has_weights and (freeze_encoder or PROBE.name in baselines):
+        flag = "--freeze_encoder" if freeze_encoder else f"--baselines {PROBE.name}"
         raise ValueError(f"{flag} without --finetune: a probe needs a pre-trained encoder; name its checkpoint")
-    if freeze_encoder:
-        first = BASELINES["probe"]
-    elif has_weights:
-        first = Method("pretrained", "network", pretrained=True)
-    else:
-        first = BASELINES["scratch"]
+    first = PROBE if freeze_encoder else PRETRAINED if has_weights else SCRATCH
     others = [BASELINES[name] for name in dict.fromkeys(baselines) if no_network or name != first.name]
     return others if no_network else [first, *others]
 
@@ -73,17 +95,3 @@ def choose_folds(count: int, only: Sequence[int] | None) -> list[int]:
     if wrong:
         raise ValueError(f"--only_folds {wrong[0]}: there are {count} folds, expected 0 to {count - 1}")
     return sorted(set(only)) if only else list(range(count))
-
-
-def constant_prediction(class_counts: Sequence[int], mean: float) -> np.ndarray:
-    """What is predicted without looking: the shares of the classes in the training labels, or their mean value.
-
-    Args:
-        class_counts: training labels of each class; empty for values.
-        mean: of the values.
-
-    Returns:
-        (K,) float32.
-    """
-    counts = np.asarray(class_counts, dtype=np.float64)
-    return (counts / counts.sum() if len(counts) else np.array([mean])).astype(np.float32)

@@ -1,34 +1,46 @@
-"""One network on one fold: the parts that its loop works with, and how they are kept and taken up again."""
+"""One network on one fold: what its training loop works with, its checkpoints, and how it resumes from them."""
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
 from util.checkpoints import resume_state
+from util.checkpoints import run_checkpoints as ckpt
+from util.checkpoints.same_step import require_same_step
 from util.finetuning.compared_methods import Method
-from util.finetuning.objectives import DenseValues, Objective
+from util.finetuning.objectives import Objective
+from util.options.finetune import TrainingSettings
+from util.processes import distributed as dist
+from util.processes.program import RunFailed
+from util.training.batch_size import BatchSize, choose_batch_size
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
+from util.training.memory import memory_trials
+from util.training.step_meter import StepMeter
 from util.training.timer import TrainingTimer
 from util.training.training_step import TrainingStep
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class FitProgress:
-    """Where a fit stands.
+    """Progress of a fit.
 
     Attributes:
         epoch: the next epoch.
         update: the next update within it.
         step: updates done.
-        seen: [updates, mean loss, mean gradient norm] of parts of the present epoch that are done.
+        readings: [updates, mean loss, mean gradient norm] of finished parts of the current epoch.
         best_epoch: the epoch of the best validation score; -1 before there is one.
         best_score: that score.
         best_model: the weights then; empty without validation.
@@ -37,20 +49,20 @@ class FitProgress:
     epoch: int = 0
     update: int = 0
     step: int = 0
-    seen: list[list[float]] = field(default_factory=list)
+    readings: list[list[float]] = field(default_factory=list)
     best_epoch: int = -1
     best_score: float = float("-inf")
     best_model: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def end_epoch(self) -> dict[str, float]:
         """Goes to the next epoch; returns the mean loss and gradient norm of the one that ends."""
-        updates = sum(part[0] for part in self.seen)
-        means = [sum(part[0] * part[k] for part in self.seen) / updates for k in (1, 2)]
-        self.epoch, self.update, self.seen = self.epoch + 1, 0, []
+        updates = sum(part[0] for part in self.readings)
+        means = [sum(part[0] * part[k] for part in self.readings) / updates for k in (1, 2)]
+        self.epoch, self.update, self.readings = self.epoch + 1, 0, []
         return {"loss": means[0], "grad_norm": means[1]}
 
     def waits_too_long(self, patience: int) -> bool:
-        """Whether so many epochs (0 = any number) have passed without a better validation score."""
+        """Whether `patience` epochs (0 = no limit) have passed without a better validation score."""
         return patience > 0 and self.epoch - 1 - self.best_epoch >= patience
 
 
@@ -59,19 +71,19 @@ class Fit:
     """One network on one fold.
 
     Attributes:
-        arm: how it is trained.
+        method: how it is trained.
         fold: number of the fold; None for all labels.
-        examples: gives windows to train on.
+        examples: training windows of the fold.
         objective: what is learned.
         network: the network itself.
         model: the network, wrapped if there are several processes.
         updater: the optimiser's steps.
         schedule: rate of each step.
-        place: where it stands.
-        clock: time spent training.
+        progress: next epoch and update, and the best weights so far.
+        timer: time spent training.
     """
 
-    arm: Method
+    method: Method
     fold: int | None
     examples: Any
     objective: Objective
@@ -79,65 +91,59 @@ class Fit:
     model: torch.nn.Module
     updater: Updater
     schedule: Schedule
-    place: FitProgress = field(default_factory=FitProgress)
-    clock: TrainingTimer = field(default_factory=TrainingTimer)
+    progress: FitProgress = field(default_factory=FitProgress)
+    timer: TrainingTimer = field(default_factory=TrainingTimer)
 
     @property
     def name(self) -> str:
         """For messages and tags."""
-        return f"{self.arm.name}/all" if self.fold is None else f"{self.arm.name}/fold{self.fold}"
+        return f"{self.method.name}/all" if self.fold is None else f"{self.method.name}/fold{self.fold}"
 
     @property
     def is_validated(self) -> bool:
-        """Whether there is ground to validate on: not when all labels are trained on."""
+        """Whether there is validation ground: not when all labels are trained on."""
         return self.fold is not None
 
 
 def make_updater(
     network: Any,
     model: torch.nn.Module,
+    settings: TrainingSettings,
     *,
-    device: torch.device,
     peak_lr: float,
-    weight_decay: float,
-    layer_decay: float,
-    head_lr_scale: float,
-    clip_grad: float,
+    is_pretrained: bool,
+    device: torch.device,
     amp_dtype: torch.dtype | None,
-    needs_scaler: bool,
 ) -> Updater:
-    """The optimiser of a fit: AdamW, whose rate decays towards the input, with a rate of its own for the head.
+    """Returns the optimiser steps of a fit: AdamW, with rates that decay towards the input and one for the head.
 
     Args:
-        network: with `group_matcher` and `no_weight_decay`; what is frozen is left out.
-        model: the same, wrapped if there are several processes.
-        device: where it runs.
+        network: with `group_matcher` and `no_weight_decay`; frozen weights are left out.
+        model: the same, wrapped for several processes.
+        settings: weight decay, rates and clipping.
         peak_lr: highest rate of the encoder, at its end.
-        weight_decay: of AdamW; none for vectors and embeddings.
-        layer_decay: factor of the rate from one layer to the one before it.
-        head_lr_scale: rate of the head, times `peak_lr`.
-        clip_grad: largest gradient norm.
-        amp_dtype: of autocast.
-        needs_scaler: whether gradients are scaled.
+        is_pretrained: rates decay towards the input, which preserves what pre-training learned.
+        device: where the model computes.
+        amp_dtype: number format of autocast, None for full precision; gradients are scaled for float16.
     """
     groups = param_groups_layer_decay(
         network,
-        weight_decay=weight_decay,
+        weight_decay=settings.weight_decay,
         no_weight_decay_list=network.no_weight_decay(),
-        layer_decay=layer_decay,
+        layer_decay=settings.layer_decay if is_pretrained else 1.0,
     )
     return Updater(
         model,
-        make_adamw(list(_with_head_rate(groups, network.head, head_lr_scale)), lr=peak_lr),
+        make_adamw(list(_with_head_rate(groups, network.head, settings.head_lr_scale)), lr=peak_lr),
         amp_dtype=amp_dtype,
-        scaler=torch.amp.GradScaler(device.type, enabled=needs_scaler),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16),
         device_type=device.type,
-        clip_grad=clip_grad,
+        clip_grad=settings.clip_grad,
     )
 
 
 def _with_head_rate(groups: Sequence[dict[str, Any]], head: torch.nn.Module, times: float) -> Iterator[dict[str, Any]]:
-    """The groups, with the head's weights in groups of their own, whose rate is so many times as high."""
+    """The groups, with the head's weights in groups of their own, whose rate is `times` as high."""
     own = {id(p) for p in head.parameters()}
     for group in groups:
         for is_head, scale in ((False, 1.0), (True, times)):
@@ -153,19 +159,18 @@ def fit_step(
     clip_grad: float,
     amp_dtype: torch.dtype | None,
 ) -> TrainingStep:
-    """The step of a fit, to measure the memory that it takes.
+    """The step of a fit, to predict or measure its memory.
 
     Args:
-        network: as it will be trained.
+        network: the network to train.
         objective: what is learned.
         weight_decay: of AdamW.
         clip_grad: largest gradient norm.
         amp_dtype: of autocast.
     """
-    config = network.config
-    edge, is_dense = config["img_size"], config["kind"] == "dense"
-    shape = [edge * config["scale"]] * 2 if is_dense else []
-    dtype = torch.float32 if isinstance(objective, DenseValues) else torch.int64
+    config, dtype = network.config, objective.target_dtype
+    edge = config["img_size"]
+    shape = [edge * config["scale"]] * 2 if objective.per_pixel else []
 
     def make_batch(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         images = torch.zeros(size, config["in_chans"], edge, edge, device=device)
@@ -186,38 +191,165 @@ def trained_weights(network: torch.nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
+def choose_batches(
+    networks: Sequence[Any],
+    objective: Objective,
+    *,
+    batch_size: int | str,
+    accum_iter: int,
+    effective_batch: int | None,
+    weight_decay: float,
+    clip_grad: float,
+    amp_dtype: torch.dtype | None,
+    batches_ahead: int,
+    ranks: dist.Ranks,
+    device: torch.device,
+) -> BatchSize:
+    """Chooses batch size and accumulation for the network that trains most weights, as `choose_batch_size` does.
+
+    Args:
+        networks: the networks of all methods; empty if none is trained.
+        objective: what is learned.
+        batch_size: as given: a number, or `auto`.
+        accum_iter: as given.
+        effective_batch: as given.
+        weight_decay: of AdamW.
+        clip_grad: largest gradient norm.
+        amp_dtype: of autocast.
+        batches_ahead: batches that are read ahead.
+        ranks: which process this is; every process must call it.
+        device: where the networks are trained.
+
+    Raises:
+        ValueError: no batch fits, or the options contradict each other.
+    """
+    if batch_size != "auto" and effective_batch is None:
+        return BatchSize(int(batch_size), accum_iter)
+    network = max(networks, key=trained_weights).to(device)
+    step = fit_step(network, objective, weight_decay=weight_decay, clip_grad=clip_grad, amp_dtype=amp_dtype)
+    trials = memory_trials(
+        step,
+        network,
+        device=device,
+        accumulates=True,
+        shares_gradients=ranks.world_size > 1,
+        batches_ahead=batches_ahead,
+    )
+    return choose_batch_size(
+        batch_size,
+        accum_iter=accum_iter,
+        effective_batch=effective_batch,
+        ranks=ranks,
+        device=device,
+        trials=trials,
+    )
+
+
+def new_meter(fit: Fit, device: torch.device) -> StepMeter:
+    """A meter of the losses and gradient norms of an epoch."""
+    return StepMeter(
+        updates=fit.schedule.updates,
+        scales=1,
+        channels=1,
+        device=device,
+        check_gradients=not fit.updater.scaler.is_enabled(),
+    )
+
+
+def read_meter(fit: Fit, meter: StepMeter, folder: Path) -> None:
+    """Adds the meter's losses and gradient norms to the progress of a fit.
+
+    Args:
+        fit: the fit.
+        meter: what it measured since the last reading.
+        folder: where the fit's checkpoints are, for the error message.
+
+    Raises:
+        RunFailed: a loss was not finite.
+    """
+    progress = fit.progress
+    reading = meter.read(dist.mean_over_ranks, dist.sum_over_ranks)
+    if reading.first_bad is not None:
+        where = f"epoch {progress.epoch}, update {progress.update - reading.updates + reading.first_bad}"
+        error = RunFailed(
+            f"{fit.name}: loss not finite in {where}; the last checkpoint in {folder} is good. Lower --lr, or look at "
+            "the layers and labels"
+        )
+        raise dist.mark_shared(error)
+    progress.readings.append([reading.updates, reading.loss, reading.grad_norm])
+
+
 def note_best(fit: Fit, score: float) -> None:
-    """Keeps the weights of the epoch that has just ended if its validation score is the best so far."""
-    place = fit.place
-    if score > place.best_score:
-        place.best_score, place.best_epoch = score, place.epoch - 1
-        place.best_model = {key: tensor.detach().cpu().clone() for key, tensor in fit.network.state_dict().items()}
+    """Stores the weights of the epoch that has just ended if its validation score is the best so far."""
+    progress = fit.progress
+    if score > progress.best_score:
+        progress.best_score, progress.best_epoch = score, progress.epoch - 1
+        progress.best_model = {key: tensor.detach().cpu().clone() for key, tensor in fit.network.state_dict().items()}
+
+
+def save_fit(
+    fit: Fit, folder: Path, run: Mapping[str, Any], *, scores: Mapping[str, Any] | None, device: torch.device
+) -> None:
+    """Writes a checkpoint of a fit from the main process; if it cannot be written, all processes fail.
+
+    Args:
+        fit: the fit.
+        folder: where it goes.
+        run: entries that all checkpoints of the run share.
+        scores: of the comparison; None before it is finished.
+        device: where the fit runs.
+    """
+    of_fit = {
+        "training": asdict(fit.examples.statistics),
+        "arm": fit.method.name,
+        "fold": fit.fold,
+        "scores": scores,
+    }
+    state = fit_state(fit, device) | dict(run) | of_fit
+    dist.on_main_rank(lambda: ckpt.save_run_checkpoint(folder, state, epoch_file=False))
 
 
 def fit_state(fit: Fit, device: torch.device) -> dict[str, Any]:
-    """What a checkpoint must hold for the fit to go on exactly."""
-    place = fit.place
+    """The entries of a checkpoint from which a fit resumes exactly."""
+    progress = fit.progress
     return {
         "model": fit.network.state_dict(),
         "optimizer": fit.updater.optimizer.state_dict(),
         "scaler": fit.updater.scaler.state_dict(),
-        "epoch": place.epoch,
-        "update": place.update,
-        "step": place.step,
+        "epoch": progress.epoch,
+        "update": progress.update,
+        "step": progress.step,
         "rng": resume_state.collect_rng_state(device),
         "model_config": fit.network.config,
-        "seen": place.seen,
-        "best": {"epoch": place.best_epoch, "score": place.best_score, "model": place.best_model},
-        **fit.clock.state(),
+        "seen": progress.readings,
+        "best": {"epoch": progress.best_epoch, "score": progress.best_score, "model": progress.best_model},
+        **fit.timer.state(),
     }
 
 
-def resume(fit: Fit, state: Mapping[str, Any]) -> None:
-    """Puts a fit where a checkpoint left it."""
-    place, best = fit.place, state["best"]
+def resume_fit(fit: Fit, folder: Path) -> None:
+    """Resumes a fit from the newest good checkpoint of its folder, if there is one.
+
+    Raises:
+        ValueError: all are damaged, or processes found different ones.
+    """
+    found = dist.on_all(lambda: ckpt.find_resumable(folder))
+    require_same_step(None if found is None else found.state, f"{fit.name} in {folder}")
+    if found is None:
+        return
+    for path, reason in found.skipped:
+        logger.warning("skipped %s: %s", path, reason)
+    restore(fit, found.state)
+    logger.info("%s: resumed at epoch %d, update %d", fit.name, fit.progress.epoch, fit.progress.update)
+
+
+def restore(fit: Fit, state: Mapping[str, Any]) -> None:
+    """Puts a fit into the state that a checkpoint holds."""
+    progress, best = fit.progress, state["best"]
     fit.network.load_state_dict(state["model"])
     fit.updater.optimizer.load_state_dict(state["optimizer"])
     fit.updater.scaler.load_state_dict(state["scaler"])
-    place.epoch, place.update, place.step, place.seen = (state[key] for key in ("epoch", "update", "step", "seen"))
-    place.best_epoch, place.best_score, place.best_model = best["epoch"], best["score"], best["model"]
-    fit.clock.resume(state)
+    progress.epoch, progress.update, progress.step = state["epoch"], state["update"], state["step"]
+    progress.readings = state["seen"]
+    progress.best_epoch, progress.best_score, progress.best_model = best["epoch"], best["score"], best["model"]
+    fit.timer.resume(state)

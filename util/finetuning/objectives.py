@@ -1,9 +1,9 @@
-"""Losses of fine-tuning: each a mean over windows, whatever processes these are dealt to."""
+"""Objectives of fine-tuning: their losses are means over windows, however windows are divided over processes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,11 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
-from util.options.finetune import CLASS_WEIGHTS
+from util.metrics.scores import IGNORED
+from util.options.finetune import LossSettings
 
-UNLABELLED = -1
+CLASS_WEIGHTS = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
+"""Power of the inverse frequency by which a class is weighted, by the name of the choice."""
 
 
 def class_weights(counts: Sequence[int], choice: str) -> Tensor:
@@ -21,7 +23,7 @@ def class_weights(counts: Sequence[int], choice: str) -> Tensor:
 
     Args:
         counts: training labels of each class.
-        choice: `none`, `sqrt` (inverse square root of the frequency) or `balanced` (inverse frequency).
+        choice: a key of `CLASS_WEIGHTS`.
 
     Returns:
         (K,) float32; the mean weight of a training label is 1, and a class without labels has weight 0.
@@ -40,7 +42,7 @@ def dense_cross_entropy(
         logits: (N, K, h, w).
         target: (N, h, w) int64 class numbers, -1 = unlabelled.
         weights: (K,) weights of the classes.
-        smoothing: share of the target that is spread over all classes.
+        smoothing: fraction of the target that is distributed evenly over all classes.
         per_window: labelled pixels in a window, on average over the training windows.
 
     Returns:
@@ -48,7 +50,7 @@ def dense_cross_entropy(
         labelled pixel count the same, whatever windows it is batched with.
     """
     total = F.cross_entropy(
-        logits.float(), target, weight=weights, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="sum"
+        logits.float(), target, weight=weights, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum"
     )
     return total / (len(logits) * per_window)
 
@@ -57,7 +59,7 @@ def dense_squared_error(output: Tensor, target: Tensor, *, per_window: float) ->
     """Squared error at labelled pixels, as `dense_cross_entropy`.
 
     Args:
-        output: (N, 1, h, w), in units of the targets' spread.
+        output: (N, 1, h, w), in standard deviations of the targets.
         target: (N, h, w) likewise, NaN = unlabelled.
         per_window: labelled pixels in a window, on average.
     """
@@ -66,20 +68,38 @@ def dense_squared_error(output: Tensor, target: Tensor, *, per_window: float) ->
     return (difference.square() * known).sum() / (len(output) * per_window)
 
 
-def soft_cross_entropy(logits: Tensor, shares: Tensor, *, weights: Tensor) -> Tensor:
-    """Cross-entropy of windows with targets that may be mixed or smoothed.
+def soft_cross_entropy(logits: Tensor, target: Tensor, *, weights: Tensor) -> Tensor:
+    """Cross-entropy of windows whose targets may be mixed or smoothed.
 
     Args:
         logits: (N, K).
-        shares: (N, K), each row summing to 1.
+        target: (N, K) class probabilities, each row summing to 1.
         weights: (K,) weights of the classes.
     """
-    return -(shares * weights * F.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
+    return -(target * weights * F.log_softmax(logits.float(), dim=1)).sum(dim=1).mean()
 
 
-def smoothed(classes: Tensor, *, kinds: int, smoothing: float) -> Tensor:
-    """(N,) class numbers as (N, K) shares, `smoothing` of which is spread over all classes."""
-    return F.one_hot(classes, kinds).float() * (1 - smoothing) + smoothing / kinds
+def smoothed(classes: Tensor, *, count: int, smoothing: float) -> Tensor:
+    """(N,) class numbers as (N, K) probabilities, `smoothing` of which is distributed evenly over all K classes."""
+    return F.one_hot(classes, count).float() * (1 - smoothing) + smoothing / count
+
+
+class Objective(Protocol):
+    """What a network learns and predicts.
+
+    Attributes:
+        per_pixel: targets are (N, h, w); else (N,).
+        target_dtype: of the targets.
+    """
+
+    per_pixel: bool
+    target_dtype: torch.dtype
+
+    def loss(self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor) -> Tensor:
+        """Scalar loss of a batch: (N, C, H, W) values and validity, and targets."""
+
+    def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor) -> Tensor:
+        """(N, K) or (N, K, h, w) float32 class probabilities or values in physical units."""
 
 
 class DenseClasses:
@@ -91,6 +111,9 @@ class DenseClasses:
         weighting: choice of `class_weights`.
         smoothing: label smoothing.
     """
+
+    per_pixel = True
+    target_dtype = torch.int64
 
     def __init__(self, class_counts: Sequence[int], *, per_window: float, weighting: str, smoothing: float) -> None:
         self._weights = class_weights(class_counts, weighting)
@@ -107,18 +130,21 @@ class DenseClasses:
         )
 
     def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor) -> Tensor:
-        """(N, K, h, w) float32 class shares."""
+        """(N, K, h, w) float32 class probabilities."""
         return model(imgs, valid).float().softmax(dim=1)
 
 
 class DenseValues:
-    """Learns and predicts a value at every target pixel; the network works in units of the training labels' spread.
+    """Learns and predicts a value at every target pixel, in standard deviations of the training labels.
 
     Args:
         mean: of the training labels, physical units.
         std: their standard deviation.
         per_window: labelled pixels in a training window, on average.
     """
+
+    per_pixel = True
+    target_dtype = torch.float32
 
     def __init__(self, *, mean: float, std: float, per_window: float) -> None:
         self.mean, self.std, self._per_window = mean, std, per_window
@@ -135,7 +161,7 @@ class DenseValues:
 class WindowClasses:
     """Learns and predicts one class for a whole window, with mixup, cutmix and erasing as timm does them.
 
-    Validity is mixed along with the values: a mixed pixel is valid where all that went into it is. Erased rectangles
+    Validity is mixed along with the values: a mixed pixel is valid where both of its sources are. Erased rectangles
     become invalid, not noise. Both draw from the global generators, which `engine.seed_step` sets before every update.
 
     Args:
@@ -147,6 +173,9 @@ class WindowClasses:
         erasing: probability that a rectangle of a window is erased.
     """
 
+    per_pixel = False
+    target_dtype = torch.int64
+
     def __init__(
         self,
         class_counts: Sequence[int],
@@ -157,10 +186,10 @@ class WindowClasses:
         cutmix: float,
         erasing: float,
     ) -> None:
-        self._kinds, self._smoothing = len(class_counts), smoothing
+        self._count, self._smoothing = len(class_counts), smoothing
         self._weights = class_weights(class_counts, weighting)
         self._mix = (
-            Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=smoothing, num_classes=self._kinds)
+            Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=smoothing, num_classes=self._count)
             if mixup or cutmix
             else None
         )
@@ -172,30 +201,39 @@ class WindowClasses:
             valid = self._erase(valid.float()) > 0
         if self._mix is not None and len(imgs) % 2 == 0:  # timm mixes pairs: the odd batch at an end stays as it is
             channels = imgs.shape[1]
-            both, shares = self._mix(torch.cat([imgs, valid.float()], dim=1), target)
+            both, mixed_target = self._mix(torch.cat([imgs, valid.float()], dim=1), target)
             imgs, valid = both[:, :channels], both[:, channels:] > 1 - 1e-4
         else:
-            shares = smoothed(target, kinds=self._kinds, smoothing=self._smoothing)
-        return soft_cross_entropy(model(imgs, valid), shares, weights=self._weights.to(imgs.device))
+            mixed_target = smoothed(target, count=self._count, smoothing=self._smoothing)
+        return soft_cross_entropy(model(imgs, valid), mixed_target, weights=self._weights.to(imgs.device))
 
     def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor) -> Tensor:
-        """(N, K) float32 class shares."""
+        """(N, K) float32 class probabilities."""
         return model(imgs, valid).float().softmax(dim=1)
 
 
-Objective = DenseClasses | DenseValues | WindowClasses
+def pixel_classes(labels: Mapping[str, Any], settings: LossSettings) -> DenseClasses:
+    """The objective of a class at every pixel; `labels` are statistics of the training labels, as in a checkpoint."""
+    return DenseClasses(
+        labels["class_counts"],
+        per_window=labels["per_window"],
+        weighting=settings.class_weights,
+        smoothing=settings.smoothing,
+    )
 
 
-def trained_objective(kind: str, training: Mapping[str, Any]) -> Objective:
-    """What a finished fit learned, to predict with.
+def pixel_values(labels: Mapping[str, Any], settings: LossSettings) -> DenseValues:
+    """The objective of a value at every pixel; arguments as in `pixel_classes`."""
+    return DenseValues(mean=labels["mean"], std=labels["std"], per_window=labels["per_window"])
 
-    Args:
-        kind: `segmentation`, `regression`, `classification` or `prospectivity`.
-        training: facts of the training labels, as a checkpoint holds them.
-    """
-    if kind == "regression":
-        return DenseValues(mean=training["mean"], std=training["std"], per_window=training["per_window"])
-    counts = training["class_counts"]
-    if kind == "segmentation":
-        return DenseClasses(counts, per_window=training["per_window"], weighting="none", smoothing=0.0)
-    return WindowClasses(counts, weighting="none", smoothing=0.0, mixup=0.0, cutmix=0.0, erasing=0.0)
+
+def window_classes(labels: Mapping[str, Any], settings: LossSettings) -> WindowClasses:
+    """The objective of one class for a window; arguments as in `pixel_classes`."""
+    return WindowClasses(
+        labels["class_counts"],
+        weighting=settings.class_weights,
+        smoothing=settings.smoothing,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+        erasing=settings.reprob,
+    )

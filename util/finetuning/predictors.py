@@ -1,4 +1,4 @@
-"""What is scored: class shares or values, of ground or of windows, by a network, by trees, or without looking.
+"""Predictors of class probabilities or values: a fine-tuned network, trees or a constant; and how baselines are fitted.
 
 Each offers `of_ground(unit, tested)` -> (K, h, w) of a rectangle of ground, finite where `tested` is True, and
 `of_windows(numbers)` -> (n, K) of numbered windows.
@@ -6,8 +6,9 @@ Each offers `of_ground(unit, tested)` -> (K, h, w) of a rectangle of ground, fin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from util.finetuning.objectives import Objective
 from util.finetuning.trees import Trees
+from util.hardware.device import peak_memory_bytes
 from util.mosaics.dense_prediction import DensePrediction
 from util.mosaics.mosaic import Block
+from util.training.timer import TrainingTimer
 
 
 class Predictor(Protocol):
-    """What `score` in a main takes."""
+    """Predicts ground or windows."""
 
     def of_ground(self, unit: Block, tested: np.ndarray) -> np.ndarray:
         """(K, h, w) of a rectangle of base-scale pixels; `tested` is (h, w) bool of target pixels."""
@@ -32,16 +35,16 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class NetworkPredictor:
-    """A network's.
+    """Predicts with a network.
 
     Attributes:
-        network: not wrapped.
-        objective: turns its outputs into shares or values.
-        survey: ground, with `shape`, `input_size` and `read`.
-        windows: gives (n, C, H, W) values and validity of numbered windows, on the device; None for ground.
+        network: not wrapped for several processes.
+        objective: turns the network's outputs into class probabilities or values.
+        survey: the layers, with `shape`, `input_size` and `read`.
+        windows: returns (n, C, H, W) values and validity of numbered windows, on the device; None for ground.
         count: number of outputs K.
         scale: target pixels along the edge of a base-scale pixel.
-        overlap: share of a tile that the next one repeats.
+        overlap: fraction of a tile that the next one repeats.
         batch_size: most tiles in a forward pass.
         device: where it runs.
         amp_dtype: of autocast, None for full precision.
@@ -64,7 +67,7 @@ class NetworkPredictor:
 
     @torch.inference_mode()
     def of_ground(self, unit: Block, tested: np.ndarray) -> np.ndarray:
-        """Overlapping tiles, blended; the same whatever is tested."""
+        """Blends overlapping tiles; `tested` changes nothing."""
         evaluating(self.network)
         size, survey = self.survey.input_size, self.survey
         prediction = DensePrediction(
@@ -82,7 +85,7 @@ class NetworkPredictor:
 
     @torch.inference_mode()
     def of_windows(self, numbers: np.ndarray) -> np.ndarray:
-        """One output a window, batch by batch."""
+        """Predicts windows batch by batch."""
         assert self.windows is not None
         evaluating(self.network)
         outputs = [np.zeros((0, self.count), dtype=np.float32)]
@@ -99,7 +102,7 @@ def evaluating(network: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class ConstantPredictor:
-    """The same everywhere: `constant`, (K,) float32."""
+    """Predicts the same everywhere: `constant`, (K,) float32."""
 
     constant: np.ndarray
 
@@ -114,11 +117,11 @@ class ConstantPredictor:
 
 @dataclass(frozen=True)
 class TreePredictor:
-    """Those of fitted trees.
+    """Predicts with fitted trees.
 
     Attributes:
         trees: fitted.
-        features: gives (n, F) features of target pixels (row, col), (n, 2).
+        features: returns (n, F) features of (n, 2) target pixels (row, col).
         scale: target pixels along the edge of a base-scale pixel.
         pixels: (n, 2) target pixels of the windows' centres; None for ground.
     """
@@ -129,7 +132,7 @@ class TreePredictor:
     pixels: np.ndarray | None
 
     def of_ground(self, unit: Block, tested: np.ndarray) -> np.ndarray:
-        """Only where it is tested, NaN elsewhere."""
+        """Predicts tested pixels; NaN elsewhere."""
         found = np.argwhere(tested)
         values = self.trees.predict(self.features(found + [unit.top * self.scale, unit.left * self.scale]))
         values = values.reshape(len(found), -1)
@@ -138,6 +141,70 @@ class TreePredictor:
         return image
 
     def of_windows(self, numbers: np.ndarray) -> np.ndarray:
-        """What the pixels at the windows' centres give."""
+        """Predicts windows by the pixels at their centres."""
         assert self.pixels is not None
         return self.trees.predict(self.features(self.pixels[numbers]))
+
+
+@dataclass(frozen=True)
+class BaselineInputs:
+    """Training labels of a fold, and features of pixels, for methods that are no network.
+
+    Attributes:
+        class_counts: training labels of each class; empty for values.
+        mean: mean training value.
+        samples: draws training pixels: (most, seed) -> (n, 2) target pixels and their (n,) classes or values.
+        features: returns (n, F) features of (n, 2) target pixels.
+        pixels: (n, 2) target pixels of the windows' centres; None for ground.
+        scale: target pixels along the edge of a base-scale pixel.
+        seed: seed of the draw and of the trees.
+        tree_samples: most pixels that trees learn from.
+        balanced: weight classes by the inverse of their frequency.
+        device: whose peak memory is reported.
+    """
+
+    class_counts: Sequence[int]
+    mean: float
+    samples: Callable[..., tuple[np.ndarray, np.ndarray]] | None
+    features: Callable[[np.ndarray], np.ndarray]
+    pixels: np.ndarray | None
+    scale: int
+    seed: int
+    tree_samples: int
+    balanced: bool
+    device: torch.device
+
+
+def constant_prediction(class_counts: Sequence[int], mean: float) -> np.ndarray:
+    """(K,) float32 frequencies of the classes in the training labels; or the mean value, where no class is counted."""
+    counts = np.asarray(class_counts, dtype=np.float64)
+    return (counts / counts.sum() if len(counts) else np.array([mean])).astype(np.float32)
+
+
+def fit_constant(inputs: BaselineInputs) -> tuple[Predictor, dict[str, Any]]:
+    """A predictor of the class frequencies or mean value of the training labels, which costs nothing."""
+    return ConstantPredictor(constant_prediction(inputs.class_counts, inputs.mean)), {}
+
+
+def _fit_trees(inputs: BaselineInputs, *, kind: str) -> tuple[Predictor, dict[str, Any]]:
+    """Trees fitted on features of training pixels, and what that cost."""
+    assert inputs.samples is not None
+    classes = len(inputs.class_counts) or None
+    trees = Trees(kind, classes=classes, seed=inputs.seed, balanced=inputs.balanced)
+    pixels, targets = inputs.samples(inputs.tree_samples, seed=inputs.seed)
+    timer = TrainingTimer()
+    trees.fit(inputs.features(pixels), targets)
+    timer.read(1)
+    costs = {
+        "train_seconds": timer.trained_s,
+        "train_cpu_seconds": timer.trained_cpu_s,
+        "peak_memory_mb": peak_memory_bytes(inputs.device) / 2**20,
+        "tree_samples": trees.samples,
+    }
+    return TreePredictor(trees, inputs.features, scale=inputs.scale, pixels=inputs.pixels), costs
+
+
+fit_trees = partial(_fit_trees, kind="gradient_boosting")
+"""Fits gradient-boosted trees."""
+fit_forest = partial(_fit_trees, kind="random_forest")
+"""Fits a random forest."""

@@ -1,4 +1,4 @@
-"""The end of a fine-tuning run: a table of all arms, metrics.json and pictures."""
+"""The end of a fine-tuning run: a table of all methods, metrics.json and figures."""
 
 from __future__ import annotations
 
@@ -13,87 +13,108 @@ import numpy as np
 import torch
 
 from util.finetuning.scoring import SampledMap, ground_blocks, merged, target_window
-from util.metrics.scores import HEADLINES, confusion_scores, confusion_table, summarise
+from util.finetuning.tasks import Task
+from util.metrics.scores import confusion_scores, confusion_table, summarise
 from util.plots.score_maps import class_maps, point_maps, value_maps
-from util.plots.scores import arms_figure, calibration_figure, confusion_figure, success_rate_figure
-from util.records.finetune_records import FinetuneFiles
+from util.plots.scores import arms_figure, confusion_figure
+from util.records.finetune_records import METRICS, FinetuneFiles
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = {
-    "segmentation": ("mean_iou", "mean_f1", "balanced_accuracy", "accuracy"),
-    "regression": ("rmse", "mae", "r2"),
-    "classification": ("top1", "top5", "balanced_accuracy", "mean_f1"),
-    "prospectivity": ("roc_auc", "average_precision", "brier", "success_area"),
-}
-"""Scores in the table that is logged; metrics.json has all of them."""
-
 
 @dataclass(frozen=True)
-class Scored:
+class Comparison:
     """What was compared, and how.
 
     Attributes:
-        kind: `segmentation`, `regression`, `classification` or `prospectivity`.
+        task: what was predicted.
         names: of the classes.
-        arms: names of the arms, the main one first.
+        methods: names of the methods, the main one first.
         folds: numbers of the folds that were run.
-        facts: of the split.
-        leak: a sentence that every output must bear if the split leaks; else empty.
+        split: options and counts of the split.
+        leak_warning: a sentence that every output must bear if the split leaks; else empty.
         units: of values.
     """
 
-    kind: str
+    task: Task
     names: Sequence[str]
-    arms: Sequence[str]
+    methods: Sequence[str]
     folds: Sequence[int]
-    facts: Mapping[str, Any]
-    leak: str
+    split: Mapping[str, Any]
+    leak_warning: str
     units: str
 
 
-def collect(scored: Scored, files: FinetuneFiles) -> dict[str, Any]:
-    """All scores, per arm: of each fold, mean and spread over folds, and for classes those of all folds together.
+def report(comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any) -> dict[str, Any]:
+    """Logs the scores of all methods, and writes metrics.json and figures; in the main process.
+
+    Args:
+        comparison: what was compared.
+        files: the scores of the fits, and where everything goes.
+        data: the targets, as `draw_map` takes them.
+        survey: the layers' ground; None for images, of which no map is drawn.
+
+    Returns:
+        The scores, as in metrics.json.
+    """
+    metrics = collect(comparison, files)
+    path = files.write(METRICS, metrics)
+    for text in table_lines(comparison, metrics):
+        logger.info("%s", text)
+    figures = draw_scores(comparison, metrics, files)
+    if survey is not None:
+        figures.append(draw_map(comparison, files, data, survey))
+    for figure in figures:
+        logger.info("picture      %s", figure)
+    logger.info("scores       %s", path)
+    logger.info("tensorboard  tensorboard --logdir %s", files.log_dir)
+    return metrics
+
+
+def collect(comparison: Comparison, files: FinetuneFiles) -> dict[str, Any]:
+    """All scores of each method: by fold, their mean and standard deviation, and for classes those of all folds pooled.
 
     Raises:
         ValueError: a fit that should be finished is not.
     """
-    arms: dict[str, Any] = {}
-    for arm in scored.arms:
-        found = {fold: files.outcome(arm, fold) for fold in scored.folds}
-        lost = [fold for fold, outcome in found.items() if outcome is None]
+    methods: dict[str, Any] = {}
+    for method in comparison.methods:
+        found = {fold: files.fold_scores(method, fold) for fold in comparison.folds}
+        lost = [fold for fold, fold_scores in found.items() if fold_scores is None]
         if lost:
             raise ValueError(
-                f"{files.output_dir}: the scores of {arm}, fold {lost[0]} are gone; run it again with --resume auto"
+                f"{files.output_dir}: the scores of {method}, fold {lost[0]} are gone; run it again with --resume auto"
             )
-        scores = {fold: outcome[0] for fold, outcome in found.items() if outcome is not None}
-        arms[arm] = {"summary": summarise([of["test"] for of in scores.values()]), "folds": scores}
-        if scored.names and scored.kind != "prospectivity":
+        scores = {fold: fold_scores[0] for fold, fold_scores in found.items() if fold_scores is not None}
+        methods[method] = {"summary": summarise([of["test"] for of in scores.values()]), "folds": scores}
+        if comparison.task.has_confusion:
             confusion = np.sum([of["test"]["confusion"] for of in scores.values()], axis=0)
-            arms[arm]["all_folds"] = confusion_scores(torch.from_numpy(confusion), scored.names)
+            methods[method]["all_folds"] = confusion_scores(torch.from_numpy(confusion), comparison.names)
     return {
-        "task": scored.kind,
-        "headline": HEADLINES[scored.kind],
-        "units": scored.units,
-        "warning": scored.leak or None,
-        "split": scored.facts,
-        "arms": arms,
+        "task": comparison.task.name,
+        "headline": comparison.task.headline,
+        "units": comparison.units,
+        "warning": comparison.leak_warning or None,
+        "split": comparison.split,
+        "arms": methods,
     }
 
 
-def table_lines(scored: Scored, metrics: Mapping[str, Any]) -> list[str]:
-    """The table of all arms, mean and spread over folds, as lines to log."""
-    columns = [name for name in COLUMNS[scored.kind] if name in metrics["arms"][scored.arms[0]]["summary"]]
-    width = max(len(arm) for arm in scored.arms) + 2
+def table_lines(comparison: Comparison, metrics: Mapping[str, Any]) -> list[str]:
+    """The table of all methods, mean and standard deviation over folds, as lines to log."""
+    columns = [name for name in comparison.task.columns if name in metrics["arms"][comparison.methods[0]]["summary"]]
+    width = max(len(method) for method in comparison.methods) + 2
     lines = [f"{'':{width}}" + "".join(f"{name:>26}" for name in columns)]
-    for arm in scored.arms:
-        summary = metrics["arms"][arm]["summary"]
-        lines.append(f"{arm:{width}}" + "".join(f"{_mean_and_spread(summary[name]):>26}" for name in columns))
-    lines.append(f"means and standard deviations over {len(scored.folds)} fold(s), {scored.facts['split']} split")
-    return lines + ([f"WARNING: {scored.leak}"] if scored.leak else [])
+    for method in comparison.methods:
+        summary = metrics["arms"][method]["summary"]
+        lines.append(f"{method:{width}}" + "".join(f"{_mean_and_std(summary[name]):>26}" for name in columns))
+    lines.append(
+        f"means and standard deviations over {len(comparison.folds)} fold(s), {comparison.split['split']} split"
+    )
+    return lines + ([f"WARNING: {comparison.leak_warning}"] if comparison.leak_warning else [])
 
 
-def _mean_and_spread(number: Mapping[str, Any]) -> str:
+def _mean_and_std(number: Mapping[str, Any]) -> str:
     if number["mean"] is None:
         return "-"
     return f"{number['mean']:.4g}" + (f" +- {number['std']:.2g}" if number["std"] is not None else "")
@@ -105,34 +126,36 @@ def write_confusion(path: Path, confusion: Sequence[Sequence[int]], names: Seque
         csv.writer(file).writerows(confusion_table(confusion, names))
 
 
-def draw_scores(scored: Scored, metrics: Mapping[str, Any], files: FinetuneFiles) -> list[Path]:
-    """Draws the arms beside each other and, of the main arm, what its kind of scores has curves or matrices for."""
-    main, head = scored.arms[0], HEADLINES[scored.kind]
-    arms = {arm: [of["test"][head] for of in metrics["arms"][arm]["folds"].values()] for arm in scored.arms}
-    paths = [files.draw("scores", arms_figure(arms, score=head, title=f"{head} on test ground", warning=scored.leak))]
-    if scored.kind == "prospectivity":
-        for name, figure_of in (("success_rate", success_rate_figure), ("calibration", calibration_figure)):
-            folds = metrics["arms"][main]["folds"]
-            curves = {f"fold {fold}": of["test"][name] for fold, of in folds.items() if of["test"].get(name)}
-            paths.append(files.draw(name, figure_of(curves, title=main, warning=scored.leak)))
-    elif scored.names:
+def draw_scores(comparison: Comparison, metrics: Mapping[str, Any], files: FinetuneFiles) -> list[Path]:
+    """Draws all methods, and curves or the confusion matrix of the main one; returns the figures' paths."""
+    main, headline, warning = comparison.methods[0], comparison.task.headline, comparison.leak_warning
+    values = {
+        method: [of["test"][headline] for of in metrics["arms"][method]["folds"].values()]
+        for method in comparison.methods
+    }
+    figure = arms_figure(values, score=headline, title=f"{headline} on test ground", warning=warning)
+    paths = [files.draw("scores", figure)]
+    for name, figure_of in comparison.task.curves:
+        folds = metrics["arms"][main]["folds"]
+        curves = {f"fold {fold}": of["test"][name] for fold, of in folds.items() if of["test"].get(name)}
+        paths.append(files.draw(name, figure_of(curves, title=main, warning=warning)))
+    if comparison.task.has_confusion:
         confusion = metrics["arms"][main]["all_folds"]["confusion"]
-        write_confusion(files.output_dir / "confusion.csv", confusion, scored.names)
-        paths.append(
-            files.draw("confusion", confusion_figure(confusion, scored.names, title=main, warning=scored.leak))
-        )
+        write_confusion(files.output_dir / "confusion.csv", confusion, comparison.names)
+        figure = confusion_figure(confusion, comparison.names, title=main, warning=warning)
+        paths.append(files.draw("confusion", figure))
     return paths
 
 
-def out_of_fold(scored: Scored, files: FinetuneFiles, name: str) -> list[np.ndarray]:
-    """An array of the main arm from every fold."""
-    found = [files.outcome(scored.arms[0], fold) for fold in scored.folds]
-    return [outcome[1][name] for outcome in found if outcome is not None]
+def out_of_fold(comparison: Comparison, files: FinetuneFiles, name: str) -> list[np.ndarray]:
+    """An array of the main method from every fold."""
+    found = [files.fold_scores(comparison.methods[0], fold) for fold in comparison.folds]
+    return [fold_scores[1][name] for fold_scores in found if fold_scores is not None]
 
 
 @dataclass(frozen=True)
 class MapFrame:
-    """What maps have in common.
+    """Properties that all maps share.
 
     Attributes:
         colours: of the classes, '#rrggbb'; none for values.
@@ -145,12 +168,12 @@ class MapFrame:
     length_unit: str
 
 
-def draw_map(scored: Scored, files: FinetuneFiles, data: Any, survey: Any) -> Path:
-    """Draws what the main arm predicted on test ground beside the truth; returns the picture's path.
+def draw_map(comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any) -> Path:
+    """Draws the predictions of the main method on test ground beside the labels; returns the figure's path.
 
     Args:
-        scored: what was compared.
-        files: where the fits' predictions lie, and the picture goes.
+        comparison: what was compared.
+        files: the fits' predictions, and where the figure goes.
         data: `classes`, `folds`, and targets as `ground` or as `windows`.
         survey: the layers' ground.
     """
@@ -164,14 +187,14 @@ def draw_map(scored: Scored, files: FinetuneFiles, data: Any, survey: Any) -> Pa
     if data.windows is None:
         labels, testing = data.ground.labels, data.folds.testing
         shape, size = survey.shape, survey.input_size
-        return draw_ground(scored, files, frame, labels=labels, testing=testing, shape=shape, size=size)
+        return draw_ground(comparison, files, frame, labels=labels, testing=testing, shape=shape, size=size)
     centres, truth = data.windows.examples.centres, data.windows.examples.classes
     folds = data.folds.fold_at(centres[:, 0], centres[:, 1])
-    return draw_points(scored, files, frame, centres=centres, truth=truth, folds=folds, shape=survey.shape)
+    return draw_points(comparison, files, frame, centres=centres, truth=truth, folds=folds, shape=survey.shape)
 
 
 def draw_ground(
-    scored: Scored,
+    comparison: Comparison,
     files: FinetuneFiles,
     frame: MapFrame,
     *,
@@ -180,12 +203,12 @@ def draw_ground(
     shape: tuple[int, int],
     size: int,
 ) -> Path:
-    """Draws maps of truth, prediction, error and folds of the main arm; each pixel as predicted where it was tested.
+    """Draws maps of truth, prediction, error and folds of the main method; each pixel as predicted where it was tested.
 
     Args:
-        scored: what was compared.
-        files: where the fits' predictions lie, and the picture goes.
-        frame: how maps look.
+        comparison: what was compared.
+        files: the fits' predictions, and where the figure goes.
+        frame: colours and units of maps.
         labels: all of them, with `values`, `scale`, `read` and `labelled`.
         testing: gives the pixels of a window that are tested in a fold.
         shape: (rows, cols) of the ground, base-scale pixels.
@@ -197,23 +220,23 @@ def draw_ground(
         here = labels.labelled(*window)
         truth_map.paint(window[0], window[1], np.where(here, labels.read(*window), np.nan).astype(np.float32))
         tested = np.full(here.shape, np.nan, dtype=np.float32)
-        for fold in range(scored.facts["count"]):
+        for fold in range(comparison.split["count"]):
             tested[here & testing(fold, *window, scale=labels.scale)] = fold
         fold_map.paint(window[0], window[1], tested)
     truth, folds, colours = truth_map.values, fold_map.values, frame.colours
     pixel_size, length_unit = frame.base_resolution / labels.scale * truth_map.step, frame.length_unit
-    prediction = merged(out_of_fold(scored, files, "map"))
-    common: dict[str, Any] = {"pixel_size": pixel_size, "length_unit": length_unit, "warning": scored.leak}
-    common["title"] = f"{scored.arms[0]}: every pixel as predicted by the fit that did not see it"
-    if scored.names:
-        figure = class_maps(truth, prediction, folds, names=scored.names, colours=colours, **common)
+    prediction = merged(out_of_fold(comparison, files, "map"))
+    common: dict[str, Any] = {"pixel_size": pixel_size, "length_unit": length_unit, "warning": comparison.leak_warning}
+    common["title"] = f"{comparison.methods[0]}: every pixel as predicted by the fit that was not trained on it"
+    if comparison.names:
+        figure = class_maps(truth, prediction, folds, names=comparison.names, colours=colours, **common)
     else:
-        figure = value_maps(truth, prediction, folds, unit=scored.units, **common)
+        figure = value_maps(truth, prediction, folds, unit=comparison.units, **common)
     return files.draw("map", figure)
 
 
 def draw_points(
-    scored: Scored,
+    comparison: Comparison,
     files: FinetuneFiles,
     frame: MapFrame,
     *,
@@ -222,31 +245,30 @@ def draw_points(
     folds: np.ndarray,
     shape: tuple[int, int],
 ) -> Path:
-    """Draws the examples of the main arm on the ground by truth, prediction, error and fold.
+    """Draws the examples of the main method on the ground by truth, prediction, error and fold.
 
     Args:
-        scored: what was compared.
-        files: where the fits' predictions lie, and the picture goes.
-        frame: how maps look.
+        comparison: what was compared.
+        files: the fits' predictions, and where the figure goes.
+        frame: colours and units of maps.
         centres: (n, 2) base-scale (row, col) of all examples.
         truth: (n,) their classes.
         folds: (n,) the fold in which each is tested, -1 = in none.
         shape: (rows, cols) of the ground, base-scale pixels.
     """
-    numbers = np.concatenate(out_of_fold(scored, files, "numbers"))
-    shares = np.concatenate(out_of_fold(scored, files, "shares"))
-    prediction = shares[:, 1].astype(np.float64) if scored.kind == "prospectivity" else shares.argmax(axis=1)
+    numbers = np.concatenate(out_of_fold(comparison, files, "numbers"))
+    prediction = comparison.task.mapped_windows(np.concatenate(out_of_fold(comparison, files, "shares")))
     figure = point_maps(
         centres[numbers],
         truth[numbers],
         prediction,
         folds[numbers],
-        names=scored.names,
+        names=comparison.names,
         colours=frame.colours,
         shape=shape,
         pixel_size=frame.base_resolution,
         length_unit=frame.length_unit,
-        title=f"{scored.arms[0]}: every example as predicted by the fit that did not see it",
-        warning=scored.leak,
+        title=f"{comparison.methods[0]}: every example as predicted by the fit that was not trained on it",
+        warning=comparison.leak_warning,
     )
     return files.draw("map", figure)

@@ -1,39 +1,34 @@
-"""Scores of one fit on its test ground, and a coarse map of what it predicted there."""
+"""Scores of one fit on its test ground, and a coarse map of its predictions there."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from util.finetuning.predictors import Predictor
-from util.metrics.scores import (
-    HEADLINES,
-    ClassificationScores,
-    ProspectivityScores,
-    RegressionScores,
-    SegmentationScores,
-)
+from util.finetuning.tasks import Task
 from util.mosaics.mosaic import Block, blocks_of
 from util.processes import distributed as dist
 
 MAP_PIXELS = 1200
-"""Most pixels along the longer edge of the maps that are kept for pictures."""
+"""Most pixels along the longer edge of the maps that are stored for figures."""
 SCORED_TILES = 4
 """Windows along the edge of the squares of ground that are predicted at a time."""
 
 
 @dataclass(frozen=True)
 class FoldScores:
-    """What a fit was scored.
+    """Scores of a fit.
 
     Attributes:
         scores: plain numbers, nested.
-        arrays: for pictures and for later statistics.
+        arrays: data of figures and of later statistics.
     """
 
     scores: dict[str, Any]
@@ -58,7 +53,7 @@ class SampledMap:
         self.values = np.full([len(range(self._first, size, self.step)) for size in shape], np.nan, dtype=np.float32)
 
     def paint(self, row: int, col: int, values: np.ndarray) -> None:
-        """Takes what it shows of a window, NaN = leave as it is.
+        """Copies those pixels of a window that the map shows; NaN = leave as it is.
 
         Args:
             row: first row of the window.
@@ -68,8 +63,8 @@ class SampledMap:
         rows, to_rows = self._picked(row, values.shape[0], self.values.shape[0])
         cols, to_cols = self._picked(col, values.shape[1], self.values.shape[1])
         part = values[np.ix_(rows, cols)]
-        place = self.values[to_rows, to_cols]
-        self.values[to_rows, to_cols] = np.where(np.isnan(part), place, part)
+        before = self.values[to_rows, to_cols]
+        self.values[to_rows, to_cols] = np.where(np.isnan(part), before, part)
 
     def _picked(self, first: int, count: int, limit: int) -> tuple[np.ndarray, slice]:
         start = max(0, math.ceil((first - self._first) / self.step))
@@ -77,8 +72,54 @@ class SampledMap:
         return np.arange(start, stop) * self.step + self._first - first, slice(start, stop)
 
 
+def score_fold(
+    predictor: Predictor,
+    task: Task,
+    data: Any,
+    survey: Any,
+    fold: int,
+    *,
+    validation: bool,
+    ranks: dist.Ranks,
+    device: torch.device,
+) -> FoldScores:
+    """Scores a fold's test ground, or its validation ground, over all processes.
+
+    Args:
+        predictor: predicts.
+        task: what is predicted.
+        data: targets as `windows` or as `ground`, with the `names` of classes, `scale` and number of `outputs`.
+        survey: the layers, with `shape` and `input_size`; not used for windows.
+        fold: number of the fold.
+        validation: its validation ground instead of its test ground.
+        ranks: which process this is.
+        device: where scores are collected.
+    """
+    scores = task.new_scores(data.names, device)
+    if data.windows is not None:
+        return score_windows(
+            predictor,
+            scores,
+            numbers=data.windows.numbers(fold, validation=validation)[ranks.rank :: ranks.world_size],
+            classes=data.windows.examples.classes,
+            task=task,
+            blocks=data.window_blocks(),
+        )
+    folds = data.ground.folds
+    return score_ground(
+        predictor,
+        scores,
+        units=ground_blocks(survey.shape, survey.input_size)[ranks.rank :: ranks.world_size],
+        scale=data.scale,
+        truth_of=partial(data.ground.truth, fold=fold, validation=validation),
+        shape=data.ground.labels.values.shape,
+        blocks_of=folds.blocks_of,
+        sums=BlockSums(int(folds.block_numbers.max()) + 1, data.outputs),
+    )
+
+
 def score_ground(
-    outputs: Predictor,
+    predictor: Predictor,
     scores: Any,
     *,
     units: Sequence[Block],
@@ -88,20 +129,20 @@ def score_ground(
     blocks_of: Callable[..., np.ndarray],
     sums: BlockSums,
 ) -> FoldScores:
-    """Predicts test ground unit by unit, each process its share, and scores it where it is labelled.
+    """Predicts test ground unit by unit, each process its own units, and scores it where it is labelled.
 
     Args:
-        outputs: what predicts.
-        scores: collects.
-        units: this process's share of the ground.
+        predictor: predicts.
+        scores: updated with predictions and labels.
+        units: rectangles of ground that this process predicts.
         scale: target pixels along the edge of a base-scale pixel.
-        truth_of: gives labels (h, w) of a window (row, col, rows, cols) of target pixels, and which are tested.
+        truth_of: returns labels (h, w) of a window (row, col, rows, cols) of target pixels, and which are tested.
         shape: (rows, cols) of all target pixels.
-        blocks_of: gives the number of the block (h, w) of each pixel of a window.
-        sums: collects by block.
+        blocks_of: returns the block number (h, w) of each pixel of a window.
+        sums: updated likewise, block by block.
 
     Returns:
-        Scores over all processes; `map`, a `SampledMap` of the class of the largest share, or the value; `blocks`.
+        Scores over all processes; arrays `map`, a `SampledMap` of the most probable class or the value, and `blocks`.
 
     Raises:
         ValueError: a tested pixel got no prediction.
@@ -112,7 +153,7 @@ def score_ground(
         truth, tested = truth_of(window)
         if not tested.any():
             continue
-        found = outputs.of_ground(unit, tested)[:, tested]
+        found = predictor.of_ground(unit, tested)[:, tested]
         missing = int((~np.isfinite(found).all(axis=0)).sum())
         if missing:
             raise ValueError(
@@ -130,30 +171,31 @@ def score_ground(
 
 
 def score_windows(
-    outputs: Predictor,
+    predictor: Predictor,
     scores: Any,
     *,
     numbers: np.ndarray,
     classes: np.ndarray,
-    presence_only: bool,
+    task: Task,
     blocks: np.ndarray | None = None,
 ) -> FoldScores:
-    """Scores windows with one class each, each process its share.
+    """Scores windows with one class each, each process its own windows.
 
     Args:
-        outputs: what predicts.
-        scores: collects.
-        numbers: this process's share of the tested windows.
+        predictor: predicts.
+        scores: updated with predictions and labels.
+        numbers: tested windows that this process predicts.
         classes: class of every window.
-        presence_only: whether class 1 alone is ranked.
+        task: decides which probabilities are scored.
         blocks: number of the block of every window; None where windows lie on no common ground.
 
     Returns:
-        Scores over all processes; `numbers` of the windows, their true `classes`, their `shares` and `blocks`.
+        Scores over all processes; arrays `numbers` of the windows, their true `classes`, class probabilities (`shares`)
+        and `blocks`.
     """
-    shares = outputs.of_windows(numbers)
-    scores.update(torch.from_numpy(shares[:, 1] if presence_only else shares), torch.from_numpy(classes[numbers]))
-    parts = dist.gather_objects((numbers, shares))
+    probabilities = predictor.of_windows(numbers)
+    scores.update(torch.from_numpy(task.scored_windows(probabilities)), torch.from_numpy(classes[numbers]))
+    parts = dist.gather_objects((numbers, probabilities))
     arrays = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(("numbers", "shares"))}
     arrays["classes"] = classes[arrays["numbers"]]
     if blocks is not None:
@@ -178,7 +220,7 @@ def target_window(unit: Block, scale: int) -> tuple[int, int, int, int]:
 
 
 class BlockSums:
-    """What every block of test ground adds to the scores, for statistics over blocks instead of pixels.
+    """Sums for scores of every block of test ground, for statistics over blocks instead of pixels.
 
     Args:
         blocks: number of blocks.
@@ -197,8 +239,8 @@ class BlockSums:
     def add(self, blocks: np.ndarray, predictions: np.ndarray, truth: np.ndarray) -> None:
         """Adds pixels: (n,) numbers of their blocks, predicted classes or values, and true ones."""
         if self._outputs > 1:
-            place = (blocks.astype(np.int64) * self._outputs + truth) * self._outputs + predictions
-            self.values += np.bincount(place, minlength=self.values.size).reshape(self.values.shape)
+            cell = (blocks.astype(np.int64) * self._outputs + truth) * self._outputs + predictions
+            self.values += np.bincount(cell, minlength=self.values.size).reshape(self.values.shape)
             return
         error, exact = predictions.astype(np.float64) - truth, truth.astype(np.float64)
         for column, terms in enumerate((np.ones_like(exact), error**2, np.abs(error), exact, exact**2)):
@@ -213,28 +255,14 @@ def merged(parts: Sequence[np.ndarray]) -> np.ndarray:
     return whole
 
 
-def new_scores(kind: str, names: Sequence[str], device: torch.device) -> Any:
-    """What collects scores of a kind: `segmentation`, `regression`, `classification` or `prospectivity`."""
-    if kind == "segmentation":
-        return SegmentationScores(names, device=device)
-    if kind == "classification":
-        return ClassificationScores(names, device=device)
-    return RegressionScores(device=device) if kind == "regression" else ProspectivityScores(device=device)
-
-
-def headline(kind: str, scores: Mapping[str, Any], units: str = "") -> str:
+def score_line(task: Task, scores: Mapping[str, Any], units: str = "") -> str:
     """The scores of a fold or checkpoint in one line."""
-    shown = {
-        "segmentation": ("mean_iou", "mean_f1", "balanced_accuracy", "accuracy"),
-        "regression": ("rmse", "mae", "r2"),
-        "classification": ("top1", "balanced_accuracy", "mean_f1"),
-        "prospectivity": ("roc_auc", "average_precision", "brier", "success_area"),
-    }[kind]
+    shown = [name for name in task.columns if name in scores]
     parts = [f"{name} {'-' if scores[name] is None else format(scores[name], '.4g')}" for name in shown]
-    return ", ".join(parts) + (f" ({units})" if units and kind == "regression" else "") + f", {scores['count']} scored"
+    return ", ".join(parts) + (f" ({units})" if units and not task.has_classes else "") + f", {scores['count']} scored"
 
 
-def stopping_score(kind: str, scores: Mapping[str, Any]) -> float:
+def stopping_score(task: Task, scores: Mapping[str, Any]) -> float:
     """The number that early stopping watches, more is better; minus infinity where it is not defined."""
-    value = scores[HEADLINES[kind]]
+    value = scores[task.headline]
     return float("-inf") if value is None else float(value)

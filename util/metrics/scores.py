@@ -20,14 +20,6 @@ from util.metrics.prospectivity_curves import BINS, bin_of, bin_scores, ranking_
 IGNORED = -1
 """Target of what is not labelled, and so not scored."""
 
-HEADLINES = {
-    "segmentation": "mean_iou",
-    "regression": "r2",
-    "classification": "balanced_accuracy",
-    "prospectivity": "roc_auc",
-}
-"""The one number that speaks for a task; more is better for all of them."""
-
 _TOP = 5
 
 _CONSTANT = 1e-9  # truth that varies less than this share of its mean is constant: float32 rounds at 6e-8

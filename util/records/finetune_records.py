@@ -1,4 +1,4 @@
-"""What fine-tuning leaves behind: log.txt, TensorBoard events, one folder a fit, metrics.json, pictures."""
+"""Output files of fine-tuning: log.txt, TensorBoard events, one folder per fit, metrics.json and figures."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from util.checkpoints.run_checkpoints import move_to_earlier
 from util.plots.reconstruction import save_figure
 from util.records.log import JsonLines, Writer, make_writer, plain
 
-FACTS, METRICS, FITS = "run.json", "metrics.json", "fits"
+SETTINGS, METRICS, FITS = "run.json", "metrics.json", "fits"
 EVALUATION = "evaluation.json"
-PICTURES = ("scores", "map", "confusion", "success_rate", "calibration")
-OF_A_RUN = (FACTS, METRICS, FITS, "confusion.csv", "checkpoint-*.pth", "log.txt", "reconstruction-*.png") + tuple(
-    f"{name}.png" for name in PICTURES
+FIGURES = ("scores", "map", "confusion", "success_rate", "calibration")
+RUN_FILES = (SETTINGS, METRICS, FITS, "confusion.csv", "checkpoint-*.pth", "log.txt", "reconstruction-*.png") + tuple(
+    f"{name}.png" for name in FIGURES
 )
-"""What is moved aside when another run begins in the same folder; pre-training's records, too."""
+"""Files that are moved aside when another run begins in the same folder; records of pre-training, too."""
 EVENTS = "events.out.tfevents.*"
 
 
@@ -43,48 +43,47 @@ class FinetuneFiles:
         self._writer: Writer = make_writer(None)
         self._lines: JsonLines | None = None
 
-    def begin(self, facts: Mapping[str, Any], *, resume: bool) -> Path | None:
-        """Opens the records: of the run that the folder holds, or afresh after moving an earlier run aside.
+    def begin(self, settings: Mapping[str, Any], *, resume: bool) -> Path | None:
+        """Opens the records of the run in the folder to continue it, or starts new ones and moves an earlier run aside.
 
         Args:
-            facts: what decides the numbers, plain values; kept in run.json.
-            resume: go on with what is there.
+            settings: everything that decides the numbers, plain values; written to run.json.
+            resume: continue the run in the folder.
 
         Returns:
             Where an earlier run was moved to; None if there was none.
 
         Raises:
-            ValueError: the run to go on with is another one.
+            ValueError: the run in the folder has other settings.
         """
-        path = self.output_dir / FACTS
+        path = self.output_dir / SETTINGS
         if resume and path.exists():
-            resume_state.check_same_configuration(_read_json(path), facts, "run.json")
+            resume_state.check_same_configuration(_read_json(path), settings, "run.json")
             aside = None
         else:
             aside = self._set_aside()
-            write_json(path, facts)
+            write_json(path, settings)
         self._lines = JsonLines(self.output_dir / "log.txt")
         self._writer = make_writer(self.log_dir)
         return aside
 
     def _set_aside(self) -> Path | None:
-        """Moves all of an earlier run into a new folder earlier-<n>."""
-        found = [path for name in OF_A_RUN for path in sorted(self.output_dir.glob(name))]
-        found += sorted(self.log_dir.glob(EVENTS))
-        return move_to_earlier(found, self.output_dir)
+        """Moves all files of an earlier run into a new folder earlier-<n>."""
+        found = [path for name in RUN_FILES for path in sorted(self.output_dir.glob(name))]
+        return move_to_earlier([*found, *sorted(self.log_dir.glob(EVENTS))], self.output_dir)
 
-    def folder(self, arm: str, fold: int | None) -> Path:
-        """Where a fit keeps its checkpoints; the one on all labels does so in the run's folder itself."""
-        return self.output_dir if fold is None else self.output_dir / FITS / f"{arm}-fold{fold}"
+    def folder(self, method: str, fold: int | None) -> Path:
+        """The folder of a fit's checkpoints; for the fit on all labels it is the run's own."""
+        return self.output_dir if fold is None else self.output_dir / FITS / f"{method}-fold{fold}"
 
-    def forget(self, arm: str, fold: int | None, *, from_epoch: int) -> None:
-        """Removes what log.txt says of a fit from an epoch on, which will be trained again: each line stands once."""
+    def forget(self, method: str, fold: int | None, *, from_epoch: int) -> None:
+        """Removes the lines of a fit from log.txt, from an epoch on that will be trained again."""
         if self._lines is None:
             return
         self._lines.close()
         path = self.output_dir / "log.txt"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if not _is_later(json.loads(line), arm, fold, from_epoch)]
+        kept = [line for line in lines if not _is_later(json.loads(line), method, fold, from_epoch)]
         if kept != lines:
             _replace(path, "".join(kept))
         self._lines = JsonLines(path)
@@ -98,13 +97,13 @@ class FinetuneFiles:
         if self._lines is not None:
             self._lines.write(record)
 
-    def outcome(self, arm: str, fold: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-        """What a finished fit was scored, and its arrays; None if it is not finished.
+    def fold_scores(self, method: str, fold: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """The scores of a finished fit, and its arrays; None if it is not finished.
 
         Raises:
             ValueError: its files are damaged.
         """
-        folder = self.output_dir / FITS / f"{arm}-fold{fold}"
+        folder = self.output_dir / FITS / f"{method}-fold{fold}"
         if not (folder / "scores.json").exists():
             return None
         try:
@@ -116,11 +115,13 @@ class FinetuneFiles:
                 "there, and --resume auto scores that fit again"
             ) from error
 
-    def keep(self, arm: str, fold: int, scores: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes what a fit was scored: the fit is finished once this is there."""
+    def write_fold_scores(
+        self, method: str, fold: int, scores: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        """Writes the scores of a fit, which mark it as finished."""
         if not self._enabled:
             return
-        folder = self.output_dir / FITS / f"{arm}-fold{fold}"
+        folder = self.output_dir / FITS / f"{method}-fold{fold}"
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / ".scores.tmp.npz"
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
@@ -134,7 +135,7 @@ class FinetuneFiles:
         return self.output_dir / name
 
     def draw(self, name: str, figure: Figure, step: int = 0) -> Path:
-        """Writes a picture as PNG and into TensorBoard; returns its path."""
+        """Writes a figure as PNG and into TensorBoard; returns its path."""
         path = self.output_dir / f"{name}.png"
         if self._enabled:
             self._writer.figure(name, figure, step)
@@ -142,13 +143,13 @@ class FinetuneFiles:
         return path
 
     def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Puts tables of facts into TensorBoard."""
+        """Writes tables of settings into TensorBoard."""
         for name, table in tables.items():
             rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
             self._writer.text(name, f"| | |\n|---|---|\n{rows}")
 
     def close(self) -> None:
-        """Closes the records; what a full disk has no room for is lost."""
+        """Closes the records; on a full disk their last lines are lost."""
         with suppress(OSError):
             self._writer.close()
         if self._lines is not None:
@@ -156,20 +157,22 @@ class FinetuneFiles:
                 self._lines.close()
 
 
-def _is_later(line: Mapping[str, Any], arm: str, fold: int | None, epoch: int) -> bool:
-    """Whether a line is of such an epoch of a fit, or of its scores."""
-    return line.get("arm") == arm and line.get("fold") == fold and line.get("epoch", math.inf) >= epoch
+def _is_later(line: Mapping[str, Any], method: str, fold: int | None, epoch: int) -> bool:
+    """Whether a line is about a fit's scores, or about an epoch from a given one on."""
+    return line.get("arm") == method and line.get("fold") == fold and line.get("epoch", math.inf) >= epoch
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: no JSON ({error}); restore it, or start afresh in another --output_dir") from error
+        raise ValueError(
+            f"{path}: not valid JSON ({error}); restore it, or start a new run in another --output_dir"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file of JSON whole or not at all; NaN and infinities become null."""
+    """Writes a JSON file as a whole or not at all; NaN and infinities become null."""
     _replace(path, json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
 
 
@@ -183,7 +186,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def flat_numbers(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(dotted name, number) of every number in nested dicts; lists are passed over."""
+    """(dotted name, number) of every number in nested dicts; lists are skipped."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from flat_numbers(value, f"{prefix}{key}/")
