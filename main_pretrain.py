@@ -261,13 +261,9 @@ def train_epoch(run: Run, stop: Stop) -> bool:
         device=run.device,
         check_gradients=not updater.scaler.is_enabled(),
     )
-    bar = progress_bar(
-        total=schedule.updates,
-        initial=progress.update,
-        desc=f"epoch {progress.epoch}",
-        unit="update",
-        enabled=settings.shows_progress(run.ranks),
-    )
+    done, shown = progress.update, settings.shows_progress(run.ranks)
+    name = f"epoch {progress.epoch}"
+    bar = progress_bar(total=schedule.updates, initial=done, desc=name, unit="update", enabled=shown)
     tiles_of_steps: deque[list[np.ndarray]] = deque([[]], maxlen=settings.log_every)
     saved_at = time.monotonic()
     run.model.train()
