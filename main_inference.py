@@ -24,7 +24,7 @@ from datasets.loading.augment import ROTATIONS, rotated, rotated_back
 from datasets.loading.prefetch import prefetch
 from datasets.survey.inference_survey import InferenceSurvey, open_inference_survey, stored_encodings, stored_layers
 from util.checkpoints import checkpoint_file
-from util.finetuning.tasks import trained_objective
+from util.finetuning.tasks import TASKS, trained_objective
 from util.geotiff.parts import Parts, limited_cache
 from util.geotiff.raster_spec import RasterSpec
 from util.hardware.device import amp_policy, describe_environment
@@ -262,13 +262,13 @@ def build_engine(
 
 def finetuned_network(network: torch.nn.Module, state: dict[str, Any]) -> FinetunedNetwork:
     """A fine-tuned network with its task; predicts tiles in any of their eight orientations."""
-    task = task_of(state)
+    task = task_of(state, TASKS)
     objective = trained_objective(task.kind, state["training"])
 
     def predict(imgs: torch.Tensor, valid: torch.Tensor, *, orientation: int) -> torch.Tensor:
         turns = torch.full((len(imgs),), orientation)
         outputs = objective.predict(network, rotated(imgs, turns), rotated(valid, turns))
-        return rotated_back(outputs, turns) if task.is_dense else outputs
+        return rotated_back(outputs, turns) if task.per_pixel else outputs
 
     return FinetunedNetwork(task, predict, orientations=1 if state["options"].get("no_augment") else ROTATIONS)
 

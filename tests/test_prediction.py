@@ -409,7 +409,17 @@ def test_entropy():
 
 def task(codes):
     names, colours = tuple(f"name {code}" for code in codes), ("#0a141e",) * len(codes)
-    return Task("segmentation", 1, "", tuple(codes), names, colours)
+    return Task(
+        kind="segmentation",
+        per_pixel=True,
+        has_classes=True,
+        is_ranking=False,
+        scale=1,
+        units="",
+        codes=tuple(codes),
+        names=names,
+        colours=colours,
+    )
 
 
 @pytest.mark.parametrize(

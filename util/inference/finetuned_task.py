@@ -21,7 +21,10 @@ class Task:
     """What a network was fine-tuned to predict.
 
     Attributes:
-        kind: `segmentation`, `regression`, `classification` or `prospectivity`.
+        kind: its name in the table of tasks, `util/finetuning/tasks.py`.
+        per_pixel: every pixel is predicted; else one output for a window.
+        has_classes: classes are predicted; else values.
+        is_ranking: the two classes are background and presence.
         scale: target pixels along the edge of a base-scale pixel.
         units: of the values.
         codes: of the classes, as they lay in the labels; none for values.
@@ -30,6 +33,9 @@ class Task:
     """
 
     kind: str
+    per_pixel: bool
+    has_classes: bool
+    is_ranking: bool
     scale: int
     units: str
     codes: tuple[int | str, ...]
@@ -37,21 +43,54 @@ class Task:
     colours: tuple[str, ...]
 
     @property
-    def is_dense(self) -> bool:
-        """Whether every pixel is predicted; else one class for a window."""
-        return self.kind in ("segmentation", "regression")
-
-    @property
     def outputs(self) -> int:
         """Number of outputs K of the network."""
         return len(self.codes) or 1
 
 
-def task_of(state: Mapping[str, Any]) -> Task:
-    """The task that a checkpoint of main_finetune was fitted to."""
+class DeclaredTask(Protocol):
+    """The properties of a task that decide how it is mapped, as the table of tasks declares them."""
+
+    @property
+    def per_pixel(self) -> bool:
+        """True if every pixel is predicted."""
+
+    @property
+    def has_classes(self) -> bool:
+        """True if classes are predicted."""
+
+    @property
+    def is_ranking(self) -> bool:
+        """True if the two classes are background and presence."""
+
+
+def task_of(state: Mapping[str, Any], tasks: Mapping[str, DeclaredTask]) -> Task:
+    """The task that a checkpoint of main_finetune was fitted to.
+
+    Args:
+        state: the checkpoint.
+        tasks: the table of tasks.
+
+    Raises:
+        ValueError: the table has no such task.
+    """
     task = state["task"]
+    declared = tasks.get(task["kind"])
+    if declared is None:
+        raise ValueError(
+            f"the checkpoint was fine-tuned for {task['kind']}, expected one of {', '.join(tasks)}; use the version "
+            "of the software that wrote it"
+        )
     lists = {key: tuple(task[key] or ()) for key in ("codes", "names", "colours")}
-    return Task(kind=task["kind"], scale=task["scale"], units=task["units"] or "", **lists)
+    return Task(
+        kind=task["kind"],
+        per_pixel=declared.per_pixel,
+        has_classes=declared.has_classes,
+        is_ranking=declared.is_ranking,
+        scale=task["scale"],
+        units=task["units"] or "",
+        **lists,
+    )
 
 
 class Predict(Protocol):

@@ -131,9 +131,9 @@ def _results(ground: Ground, task: Task, tags: Mapping[str, str], *, pixel: floa
         units=("",),
         tags=tags,
     )
-    if task.kind == "regression":
+    if not task.has_classes:
         return ValueResults(sheet, task)
-    return PresenceResults(sheet) if task.kind == "prospectivity" else ClassResults(sheet, task)
+    return PresenceResults(sheet) if task.is_ranking else ClassResults(sheet, task)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class PixelPredictionProduct(Product):
 
     def make(self, block: Block, window: Window) -> Arrays:
         """The block's predictions."""
-        with_std = self.task.kind == "regression"
+        with_std = not self.task.has_classes
         mosaic = self._prediction.mosaic(
             block, self.extent(), lambda origins: window.sample(origins, self._device), with_std=with_std
         )
@@ -278,14 +278,14 @@ def build_prediction(inputs: InferenceInputs, *, stride: int | None, views: int 
     logger.info("%s, fitted on %s: %s", task.kind, inputs.tags["fitted_on"], inputs.tags["score"])
     if "warning" in inputs.tags:
         logger.warning("%s", inputs.tags["warning"])
-    count = views or (network.orientations if task.kind == "regression" else 1)
+    count = views or (1 if task.has_classes else network.orientations)
     if count > network.orientations:
         logger.warning(
             "--views %d: the model was trained with --no_augment, without rotated or mirrored windows", count
         )
     forwards: list[Forward] = [partial(network.predict, orientation=number) for number in range(count)]
     tags = {**inputs.tags, "views": str(count)}
-    if not task.is_dense:
+    if not task.per_pixel:
         step = stride or engine.model.patch_size
         return WindowPredictionProduct(engine, ground, task=task, views=forwards, stride=step, tags=tags)
     if stride is not None:
