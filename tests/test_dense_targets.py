@@ -14,7 +14,7 @@ from datasets.layers.layer import Layer
 from datasets.rasters.scan import scan
 from tests import labelled, surveys
 from tests.rasters import write_grid
-from util.finetuning.tasks import TASKS
+from util.finetuning.tasks import TASKS, task_of_labels
 
 SIZE = 8
 LAYERS = {"input_size": SIZE, "cache": "ram", "scales": (1, 2, 4)}
@@ -272,7 +272,7 @@ def test_a_share_of_the_labels_is_nested(survey, classes):
 def test_windows_around_points(survey, labels_folder):
     path = labelled.write_points(labels_folder, kinds=("basalt", "granite"), name="kinds.csv")
     data = targets(survey, path, task="classification", how={"column": "rock"})
-    assert data.names == ("basalt", "granite") and data.kind == "classification"
+    assert data.names == ("basalt", "granite") and not data.presence_only
     examples = data.targets.examples
     assert not examples.background.any()
     batch = data.targets.read(np.arange(3))
@@ -284,7 +284,8 @@ def test_presences_get_background_at_a_distance(survey, labels_folder):
     path = labelled.write_points(labels_folder, name="hole.csv")
     path.write_text(path.read_text() + "500500,5999500\n")  # in the hole of both layers
     data = targets(survey, path, task="classification")
-    assert data.kind == "prospectivity" and data.outputs == 2
+    assert data.presence_only and data.outputs == 2
+    assert task_of_labels("classification", presence_only=data.presence_only).name == "prospectivity"
     examples = data.targets.examples
     present, ground = examples.centres[examples.classes == 1], examples.centres[examples.classes == 0]
     assert len(ground) == 3 * len(present) and np.array_equal(examples.background, examples.classes == 0)

@@ -188,7 +188,7 @@ def test_killed_between_a_line_of_the_log_and_its_checkpoint(survey, labels, str
     def fail(*_, **__):
         raise OSError("no space left")
 
-    with mock.patch.object(main_finetune, "save", fail):
+    with mock.patch.object(main_finetune, "save_fit", fail):
         assert labelled.finetune(survey, tmp_path, labels=labels) == 1
     assert len(surveys.log(tmp_path, "epoch")) == 1
     with mock.patch.object(main_finetune.FinetuneFiles, "write_fold_scores", fail):
