@@ -57,6 +57,7 @@ from util.finetuning.report import Comparison, report
 from util.finetuning.scoring import FoldScores, score_fold, score_line, stopping_score
 from util.finetuning.tasks import OFFERED, TASKS, Task, task_of_labels
 from util.hardware.device import amp_policy, describe_environment, peak_memory_bytes
+from util.model.task_heads import HEADS
 from util.options import common
 from util.options import finetune as options
 from util.processes import distributed as dist
@@ -80,6 +81,7 @@ CHOICES = options.Choices(
     pixel_baselines=tuple(name for name, method in BASELINES.items() if method.needs_pixels),
     class_weights=tuple(CLASS_WEIGHTS),
     splits=tuple(SPLITS),
+    heads=tuple(HEADS),
 )
 
 

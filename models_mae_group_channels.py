@@ -19,8 +19,8 @@ decoder width, p patch edge, s scale. `mask` is the token mask, 1 = removed; `va
 usable.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -56,8 +56,6 @@ from util.model.scale_heads import (
     mean_pool,
     plan_subpixel,
 )
-
-SCALE_HEADS = ("subpixel", "shared")
 
 
 def check_scored(
@@ -183,12 +181,9 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
 
         self.norm = norm_layer(embed_dim)
         self._build_decoder(norm_layer)
-        if scale_heads == "shared":
-            self._build_shared_heads(in_chans * proj_ratio)
-        elif scale_heads == "subpixel":
-            self._build_subpixel_heads(decoder_embed_dim)
-        else:
+        if scale_heads not in SCALE_HEADS:
             raise ValueError(f"scale_heads {scale_heads!r}: expected one of {', '.join(SCALE_HEADS)}")
+        SCALE_HEADS[scale_heads].build(self)
         self.init_weights()
 
     def _register_layers(self, layers: Sequence[Mapping[str, Any]] | None) -> None:
@@ -233,8 +228,13 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         self.decoder_norm = norm_layer(width)
         self.decoder_pred = nn.ModuleList(nn.Linear(width, size * self.patch_size**2) for size in self.group_sizes)
 
-    def _build_shared_heads(self, width: int) -> None:
-        """The published heads: `up_block1` doubles the base scale, `up_block2` that, as far as scales go."""
+    def build_shared_heads(self) -> None:
+        """Add the published heads: `up_block1` doubles the base scale, `up_block2` doubles that, and so on.
+
+        Raises:
+            ValueError: a scale is not a power of two.
+        """
+        width = self.in_chans * self.config["proj_ratio"]
         finest = max(s for s in self.scales if self.scored[s])
         self.head_scales = [2 ** (k + 1) for k in range(finest.bit_length() - 1)]
         odd = [s for s in self.scales if s & (s - 1)]
@@ -250,7 +250,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         for k, s in enumerate(self.head_scales, start=1):
             self.add_module(f"up_block{k}", UpsampleBlock(width, self.in_chans if self.scored.get(s) else 0))
 
-    def _build_subpixel_heads(self, width: int) -> None:
+    def build_subpixel_heads(self) -> None:
+        """Add the light heads, one `SubpixelHead` for each scale at which channels are predicted directly."""
         self.plan = plan_subpixel(self.scored)
         rank = detail_rank(self.config, scored=self.scored)
         self.subpixel_heads = nn.ModuleDict()
@@ -265,18 +266,18 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                     scale=s,
                     channel_groups=[[c for c in group if c in predicted] for group in self.channel_groups],
                     patch_size=self.patch_size,
-                    width=width,
+                    width=self.config["decoder_embed_dim"],
                     rank=rank,
-                    shares=[c for layer in self.layers if layer.has_fractions for c in layer.channels],
+                    fraction_channels=[c for layer in self.layers if layer.has_fractions for c in layer.channels],
                 )
 
     def init_weights(self) -> None:
         """Initialise as MAE does; light heads start as interpolation, shared ones as torch has it."""
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
-        if self.scale_heads == "subpixel":
-            for head in self.subpixel_heads.values():
-                head.init_weights()
+        for module in self.modules():
+            if isinstance(module, SubpixelHead):
+                module.init_weights()
 
     def _noise(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
         places = self.num_patches * (1 if self.spatial_mask else self.num_groups)
@@ -426,21 +427,16 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         Returns:
             {scale: (N, C, sH, sW)}, at least float32.
         """
-        pred = to_fractions(pred, self.layers)
-        if self.scale_heads == "shared":
-            return self._predict_shared(unpatchify(pred, self.patch_size))
-        # A prediction of normalised pixels cannot stand beside pixels as they are.
-        known = torch.zeros_like(visible) if self.norm_pix_loss else visible
-        base = torch.where(known, given, pred)
-        return self._predict_subpixel(
-            unpatchify(base, self.patch_size), tokens, known=unpatchify(known, self.patch_size)
-        )
+        predict = SCALE_HEADS[self.scale_heads].predict
+        return predict(self, to_fractions(pred, self.layers), given, visible, tokens)
 
-    def _predict_shared(self, base: Tensor) -> dict[int, Tensor]:
+    def predict_shared(self, pred: Tensor, given: Tensor, visible: Tensor, tokens: Tensor) -> dict[int, Tensor]:
+        """Apply the published heads to the base-scale prediction alone; arguments as in `predict_finer`."""
         images: dict[int, Tensor] = {}
         if not self.head_scales:
             return images
-        with full_precision(base.device):  # what comes after the norm is bounded
+        base = unpatchify(pred, self.patch_size)  # (N, C, H, W)
+        with full_precision(base.device):  # large values overflow in fp16 before the norm, and not after it
             x = self.proj_up_norm(F.gelu(self.proj_up_conv(base)))
         for k, s in enumerate(self.head_scales, start=1):
             x, image = getattr(self, f"up_block{k}")(x)
@@ -454,7 +450,12 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         firsts = accumulate((layer.count for layer in whole), initial=0)
         return [replace(layer, first=first) for layer, first in zip(whole, firsts, strict=False)]
 
-    def _predict_subpixel(self, base: Tensor, tokens: Tensor, *, known: Tensor) -> dict[int, Tensor]:
+    def predict_subpixel(self, pred: Tensor, given: Tensor, visible: Tensor, tokens: Tensor) -> dict[int, Tensor]:
+        """Apply the light heads to visible pixels, predictions of hidden ones, and tokens; see `predict_finer`."""
+        # Predictions of normalised pixels and pixels in model units cannot be interpolated together.
+        known = torch.zeros_like(visible) if self.norm_pix_loss else visible
+        base = unpatchify(torch.where(known, given, pred), self.patch_size)  # (N, C, H, W)
+        known = unpatchify(known, self.patch_size)
         images: dict[int, Tensor] = {}
         n, channels, height, width = base.shape
         for s, sources in self.plan.items():
@@ -587,6 +588,30 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         is_scored = self.is_scored.index_select(1, self.first_channel)
         error_sums = torch.where(is_scored, torch.stack(sums), 0.0).detach()
         return Reconstruction(*result, kept, error_sums, torch.stack(counts) * is_scored)
+
+
+@dataclass(frozen=True)
+class ScaleHeads:
+    """One choice of `--scale_heads`: the heads that predict the finer scales.
+
+    Attributes:
+        build: adds the modules to the model itself, so that parameters have the names of SatMAE++.
+        predict: the model, then the arguments of `predict_finer` -> {scale: (N, C, sH, sW)}; `pred` holds class
+            fractions here.
+    """
+
+    build: Callable[[MaskedAutoencoderGroupChannelViT], None]
+    predict: Callable[[MaskedAutoencoderGroupChannelViT, Tensor, Tensor, Tensor, Tensor], dict[int, Tensor]]
+
+
+SCALE_HEADS = {
+    "subpixel": ScaleHeads(
+        MaskedAutoencoderGroupChannelViT.build_subpixel_heads, MaskedAutoencoderGroupChannelViT.predict_subpixel
+    ),
+    "shared": ScaleHeads(
+        MaskedAutoencoderGroupChannelViT.build_shared_heads, MaskedAutoencoderGroupChannelViT.predict_shared
+    ),
+}
 
 
 def build_model(name: str, **arguments: Any) -> MaskedAutoencoderGroupChannelViT:

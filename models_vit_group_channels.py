@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from util.model.patches import SENTINEL_GROUPS, token_validity
 from util.model.pos_embed import sincos_1d, sincos_2d
 from util.model.scale_heads import at_least_float32, full_precision
-from util.model.task_heads import HEAD_WIDTH, make_task_head
+from util.model.task_heads import HEAD_WIDTH, HeadSize, make_task_head
 
 NORM_LAYER = partial(nn.LayerNorm, eps=1e-6)
 
@@ -425,8 +425,7 @@ class GroupChannelsDensePredictor(EncoderWithHead):
         self.config = {"kind": "dense"} | arguments | {"channel_groups": groups}
         self.scale = scale
         self.norm = norm_layer(embed_dim)
-        self.head = make_task_head(
-            head,
+        size = HeadSize(
             groups=self.num_groups,
             width=embed_dim,
             patch_size=patch_size,
@@ -435,6 +434,7 @@ class GroupChannelsDensePredictor(EncoderWithHead):
             channels=in_chans,
             head_width=head_width,
         )
+        self.head = make_task_head(head, size)
         self.init_weights()
         self.head.init_weights()
 

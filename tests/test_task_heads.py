@@ -1,14 +1,13 @@
 import pytest
 import torch
 
-from util.model.task_heads import GroupMerge, LinearHead, UpsampleHead, make_task_head, soft_limit
+from util.model.task_heads import GroupMerge, HeadSize, LinearHead, UpsampleHead, make_task_head, soft_limit
 
 
 def make_head(kind, *, scale=1, outputs=3, channels=2):
     torch.manual_seed(0)
-    head = make_task_head(
-        kind, groups=2, width=6, patch_size=4, scale=scale, outputs=outputs, channels=channels, head_width=4
-    )
+    size = HeadSize(groups=2, width=6, patch_size=4, scale=scale, outputs=outputs, channels=channels, head_width=4)
+    head = make_task_head(kind, size)
     head.init_weights()
     return head
 

@@ -17,26 +17,26 @@ from torch import Tensor, nn
 
 from util.model.patches import unpatchify
 
-# Forward multiply-adds the light heads may take, as a share of the rest of the model: 13.8 % of the whole.
 HEAD_BUDGET = 0.16
+"""Forward multiply-adds that the light heads may take, as a fraction of those of the rest of the model."""
 MAX_DETAIL_RANK = 32  # chosen, not tuned: half as many as a patch of 8 pixels has
-SHARE_FLOOR = 1e-3  # shares are no smaller where detail is added to their logarithm; chosen, not tuned
-USUAL_MASK_RATIO = 0.75  # assumed where cost is estimated before training
+FRACTION_FLOOR = 1e-3  # added to class fractions before their logarithm is taken; chosen, not tuned
+ASSUMED_MASK_RATIO = 0.75  # for the estimate of cost
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """A region in which autocast is off; the meta device knows no autocast."""
+    """A context without autocast; the meta device has none."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The same values in float32 if they are in half precision, else as they are."""
+    """Convert half precision to float32, and leave other types as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def mean_pool(x: Tensor, factor: int) -> Tensor:
-    """Mean over squares of `factor` pixels; plain sums, which on a CPU are faster than a pooling kernel."""
-    columns = x.unflatten(3, (-1, factor)).sum(dim=4)
+    """Mean over squares of `factor` x `factor` pixels; on a CPU sums are faster than a pooling kernel."""
+    columns = x.unflatten(3, (-1, factor)).sum(dim=4)  # (N, C, H, W / factor)
     return columns.unflatten(2, (-1, factor)).sum(dim=3) / factor**2
 
 
@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 class UpsampleBlock(nn.Module):
-    """The published upsampling block: features at twice the resolution and, if wanted, their image."""
+    """The upsampling block of SatMAE++: features at twice the resolution and, if `channels` > 0, an image."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -72,10 +72,10 @@ class UpsampleBlock(nn.Module):
 
 
 def cell_average_taps(scale: int) -> Tensor:
-    """Weights of three neighbouring cell averages for the averages over the `scale` parts of the middle cell.
+    """Weights that interpolate three neighbouring cell averages to averages over the parts of the middle cell.
 
-    They belong to the parabola that has the three averages, so they are exact for quadratic fields, and the
-    parts average back to the cell whatever its neighbours are.
+    The middle cell has `scale` parts. The weights belong to the parabola that has the three averages. They are
+    therefore exact for quadratic fields, and the parts always average back to the cell.
 
     Returns:
         (scale, 3): a row for each part, in the order of the cells.
@@ -87,12 +87,12 @@ def cell_average_taps(scale: int) -> Tensor:
 
 
 def neighbours(x: Tensor, known: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
-    """The pixels before and after each pixel along one axis, as interpolation should see them.
+    """The pixels before and after each pixel along one axis, for interpolation.
 
-    A predicted pixel beside a given one seldom fits it exactly, and the step between them would distort the parts of
-    the given pixel. So a given pixel whose neighbour was not given takes, in its stead, the straight line through
-    itself and its other neighbour, or its own value if that was not given either. Beyond the edge of the image a
-    predicted pixel sees itself.
+    A predicted pixel seldom fits a given one beside it exactly, and the step between them would distort the given
+    pixel when it is refined. A predicted neighbour of a given pixel is therefore replaced: by the extrapolation through
+    the given pixel and its other neighbour, or by the given pixel's own value if the other neighbour is predicted too.
+    Beyond the edge of the image a predicted pixel is repeated.
 
     Args:
         x: (N, n, H, W).
@@ -116,17 +116,16 @@ def neighbours(x: Tensor, known: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
 
 
 class SubpixelHead(nn.Module):
-    """Our light head: an image `scale` times finer by learned interpolation, plus detail out of the decoder's
-    tokens.
+    """The light head: an image `scale` times finer by learned interpolation, plus detail from the decoder's tokens.
 
-    Interpolation is separable, three taps for each part of a pixel and each channel, and starts as
-    `cell_average_taps`. Detail is a sum of `rank` patterns over the patch, shared by all channels, whose
-    amplitudes each group's tokens give; they start at zero. No convolution mixes channels at the fine scale,
-    so the cost grows with the number of channels and not with its square.
+    Interpolation is separable, with three taps for each part of a pixel and each channel, and starts as
+    `cell_average_taps`. Detail is a sum of `rank` patterns over the patch, which all channels share; their amplitudes
+    are linear in the tokens of the channel's group and start at zero. No convolution mixes channels at the fine scale,
+    so the cost grows linearly with the number of channels.
     """
 
     channels: Tensor
-    is_share: Tensor
+    is_fraction: Tensor
     amplitude_order: Tensor
 
     def __init__(
@@ -137,17 +136,17 @@ class SubpixelHead(nn.Module):
         patch_size: int,
         width: int,
         rank: int,
-        shares: Sequence[int] = (),
+        fraction_channels: Sequence[int] = (),
     ) -> None:
         """Build the head.
 
         Args:
             scale: s, parts of a base pixel along each side.
-            channel_groups: for every group of the model the channels predicted here, or none.
+            channel_groups: for every group of the model the channels that this head predicts; may be empty.
             patch_size: p, in base pixels.
             width: E, of the tokens.
             rank: number of patterns; 0 for interpolation alone.
-            shares: channels that hold shares of classes.
+            fraction_channels: channels that hold class fractions.
         """
         super().__init__()
         grouped = [c for group in channel_groups for c in group]
@@ -156,9 +155,9 @@ class SubpixelHead(nn.Module):
         self.row_taps = nn.Parameter(torch.empty(len(channels), scale, 3))
         self.col_taps = nn.Parameter(torch.empty(len(channels), scale, 3))
         self.register_buffer("channels", torch.tensor(channels), persistent=False)
-        self.has_shares = bool(set(shares) & set(channels))
-        is_share = torch.tensor([c in set(shares) for c in channels])
-        self.register_buffer("is_share", is_share.view(1, -1, 1, 1), persistent=False)
+        self.has_fractions = bool(set(fraction_channels) & set(channels))
+        is_fraction = torch.tensor([c in set(fraction_channels) for c in channels])
+        self.register_buffer("is_fraction", is_fraction.view(1, -1, 1, 1), persistent=False)
         if rank:
             self.patterns = nn.Parameter(torch.empty(rank, (patch_size * scale) ** 2))
             self.amplitudes = nn.ModuleDict(
@@ -183,8 +182,8 @@ class SubpixelHead(nn.Module):
 
         Args:
             base: (N, n, H, W).
-            known: likewise bool, True where the pixel was given and not predicted: it is refined by other given
-                pixels alone (see `neighbours`). None means nowhere.
+            known: (N, n, H, W) bool, True where the pixel was given and not predicted; given pixels are refined with
+                given neighbours only (see `neighbours`). None: nowhere.
 
         Returns:
             (N, n, sH, sW).
@@ -198,7 +197,7 @@ class SubpixelHead(nn.Module):
             x = F.conv2d(x, self.row_taps.reshape(count * s, 3, 1, 1), groups=count)
             x = x.view(n, count, s, height, width).transpose(2, 3).reshape(n, count, s * height, width)
             left, right = neighbours(x, known.repeat_interleave(s, dim=2), dim=3)
-            x = torch.stack([left, x, right], dim=2).flatten(1, 2)
+            x = torch.stack([left, x, right], dim=2).flatten(1, 2)  # (N, n * 3, sH, W)
             x = F.conv2d(x, self.col_taps.reshape(count * s, 3, 1, 1), groups=count)
             x = x.view(n, count, s, s * height, width).permute(0, 1, 3, 4, 2)
             return x.reshape(n, count, s * height, s * width)
@@ -209,16 +208,16 @@ class SubpixelHead(nn.Module):
         Args:
             base: (N, C, H, W), all channels at the base scale.
             tokens: (N, G, L, E), decoded.
-            known: (N, C, H, W) bool, True where `base` was given and not predicted; None means nowhere.
+            known: (N, C, H, W) bool, True where `base` was given and not predicted. None: nowhere.
 
         Returns:
-            (N, n, sH, sW) for the n channels of this head, in channel order; of shares the logarithm, but for a
-            constant, to which detail is added.
+            (N, n, sH, sW) for the n channels of this head, in channel order; logits of class fractions, so that a
+            softmax gives the fractions.
         """
         known = None if known is None else known.index_select(1, self.channels)
         fine = self.interpolate(base.index_select(1, self.channels), known)
-        if self.has_shares:
-            fine = torch.where(self.is_share, (F.relu(fine) + SHARE_FLOOR).log(), fine)
+        if self.has_fractions:
+            fine = torch.where(self.is_fraction, (F.relu(fine) + FRACTION_FLOOR).log(), fine)
         if not self.rank:
             return fine
         amplitudes = torch.cat([linear(tokens[:, int(i)]) for i, linear in self.amplitudes.items()], dim=-1).unflatten(
@@ -229,16 +228,16 @@ class SubpixelHead(nn.Module):
 
 
 def plan_subpixel(scored: Mapping[int, Sequence[int]]) -> dict[int, dict[int, tuple[int, ...]]]:
-    """Say where the image of each finer scale comes from.
+    """Choose how the image of each finer scale is made: by a head, or by pooling a finer image.
 
-    A channel's finest image is predicted; its image at a scale which divides that one is the mean over pixels
-    of it, which costs next to nothing and agrees with how the targets are made.
+    A channel's finest image is predicted. Where a coarser scale divides the finest, its image is the mean over pixels
+    of the finer one: this costs next to nothing, and targets are made in the same way.
 
     Args:
         scored: the channels scored at each scale.
 
     Returns:
-        {scale: {source: channels}}, finest scale first; a source equal to the scale is a head, a finer one is
+        {scale: {source scale: channels}}, finest scale first; a source equal to the scale is a head, a finer source is
         pooled.
     """
     plan: dict[int, dict[int, tuple[int, ...]]] = {}
@@ -252,20 +251,19 @@ def plan_subpixel(scored: Mapping[int, Sequence[int]]) -> dict[int, dict[int, tu
 
 
 def detail_rank(config: Mapping[str, Any], *, scored: Mapping[int, Sequence[int]]) -> int:
-    """Number of detail patterns of the light heads, so that they stay within `HEAD_BUDGET` whatever the
-    layers are.
+    """Number of detail patterns of the light heads: as many as keep their cost within `HEAD_BUDGET`.
 
     Args:
         config: arguments of the model.
         scored: the channels scored at each scale.
 
     Returns:
-        Whole number from 0 to `MAX_DETAIL_RANK`.
+        A whole number from 0 to `MAX_DETAIL_RANK`.
     """
     pixels, p2 = config["img_size"] ** 2, config["patch_size"] ** 2
     channels, locations = config["in_chans"], pixels // p2
     tokens = len(config["channel_groups"]) * locations
-    visible = 1 + int(tokens * (1 - USUAL_MASK_RATIO))
+    visible = 1 + int(tokens * (1 - ASSUMED_MASK_RATIO))
     width, decoder_width = config["embed_dim"], config["decoder_embed_dim"]
 
     def blocks(count: int, length: int, d: int) -> float:

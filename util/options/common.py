@@ -203,8 +203,16 @@ def _add_tile_options(parser: argparse.ArgumentParser) -> None:
     tiles.add_argument("--seed", type=count, default=0, help="seed of tiles, masks, weights and held-out blocks (0)")
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, mask_shapes: Iterable[str] = ()) -> None:
-    """Adds the options of the network, its masks and the batch size."""
+def add_model_options(
+    parser: argparse.ArgumentParser, *, mask_shapes: Iterable[str] = (), scale_heads: Sequence[str] | None = None
+) -> None:
+    """Adds the options of the network, its masks and the batch size.
+
+    Args:
+        parser: where to add them.
+        mask_shapes: names accepted by --mask_shape.
+        scale_heads: choices of --scale_heads; None accepts any name.
+    """
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model_type",
@@ -236,7 +244,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, mask_shapes: Iterable[
     model.add_argument(
         "--scale_heads",
         default="subpixel",
-        choices=["subpixel", "shared"],
+        choices=scale_heads,
         help="heads of finer scales: subpixel (light) or shared (published convolutions) (subpixel)",
     )
     model.add_argument(

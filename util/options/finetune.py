@@ -24,6 +24,7 @@ class Choices:
         pixel_baselines: baselines that read single pixels of a survey, which images do not offer.
         class_weights: values of --class_weights.
         splits: values of --split.
+        heads: values of --head.
     """
 
     tasks: tuple[str, ...]
@@ -34,6 +35,7 @@ class Choices:
     pixel_baselines: tuple[str, ...]
     class_weights: tuple[str, ...]
     splits: tuple[str, ...]
+    heads: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def add_all_options(parser: argparse.ArgumentParser, choices: Choices) -> None:
     add_task_options(parser, tasks=choices.tasks)
     add_data_options(parser)
     add_split_options(parser, splits=choices.splits)
-    add_network_options(parser)
+    add_network_options(parser, heads=choices.heads)
     add_training_options(parser, class_weights=choices.class_weights)
     add_comparison_options(parser, baselines=choices.baselines, default_baselines=choices.default_baselines)
     add_run_options(parser)
@@ -300,17 +302,20 @@ def _label_fraction(text: str) -> float:
     return float(value)
 
 
-def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the network."""
+def add_network_options(parser: argparse.ArgumentParser, *, heads: Sequence[str] | None = None) -> None:
+    """Adds the options of the network.
+
+    Args:
+        parser: where to add them.
+        heads: choices of --head; None accepts any name.
+    """
     net = parser.add_argument_group("network")
     net.add_argument(
         "--model", default="tiny", metavar="NAME", help="tiny, small, base or large; from scratch only (tiny)"
     )
     net.add_argument("--model_type", default="group_c", choices=["group_c", "vanilla"], help="from scratch only")
     net.add_argument("--patch_size", type=options.positive_int, default=8, help="from scratch only (8)")
-    net.add_argument(
-        "--head", choices=["linear", "upsample"], help="per-pixel head (upsample; linear for a frozen encoder)"
-    )
+    net.add_argument("--head", choices=heads, help="per-pixel head (upsample; linear for a frozen encoder)")
     net.add_argument("--freeze_encoder", action="store_true", help="train the head only: a probe")
     net.add_argument(
         "--global_pool", action="store_true", default=True, help="classification: classify the mean of the tokens (on)"
