@@ -13,7 +13,7 @@ from util.options import common as options
 def parser():
     made = argparse.ArgumentParser(prog="program")
     options.add_data_options(made)
-    options.add_model_options(made)
+    options.add_model_options(made, scale_heads=("subpixel", "shared"))
     return made
 
 

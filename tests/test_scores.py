@@ -13,7 +13,7 @@ from sklearn import metrics
 
 from tests.test_distributed import run_ranks
 from util.finetuning.tasks import TASKS
-from util.metrics.prospectivity_curves import BINS, bin_of, bin_scores, calibration, success_rate
+from util.metrics.prospectivity_curves import calibration, success_rate
 from util.metrics.scores import (
     ClassificationScores,
     ProspectivityScores,
@@ -31,11 +31,9 @@ def segmentation(predictions, target, names="abc"):
     return scores.compute()
 
 
-def prospectivity(scores, target, *, ground=None, dense=False):
-    collected = ProspectivityScores(dense=dense)
+def prospectivity(scores, target):
+    collected = ProspectivityScores()
     collected.update(torch.tensor(scores), torch.tensor(target))
-    if ground is not None:
-        collected.update_ground(torch.tensor(ground))
     return collected.compute()
 
 
@@ -217,22 +215,14 @@ class TestProspectivity:
         assert found["calibration"]["predicted"] == pytest.approx([0.1, 0.3, 0.4, 0.5, 0.9])
         assert found["calibration"]["observed"] == [0, 0, 1, 0, 1]
 
-    def test_success_is_measured_on_the_ground_where_it_is_given(self):
-        """Both deposits lie in the best hundredth of the ground, though half of the points beat one of them."""
-        ground = np.concatenate([np.full(990, 0.2), np.full(10, 0.8), np.full(5, np.nan)])
-        found = prospectivity([0.8, 0.8, 0.9, 0.9, 0.2], [1, 1, 0, 0, 0], ground=ground)
-        assert found["captured"]["1 %"] == pytest.approx(1.0)
-        assert found["success_area"] == pytest.approx(0.995)
-        assert found["success_rate"]["ground"][2] == 0.01 and found["success_rate"]["deposits"][2] == pytest.approx(1.0)
-
     def test_equal_scores_are_a_straight_line(self):
-        share, captured = success_rate(np.full(4, 0.5), np.array([1, 0, 1, 0]), np.array([0, 1, 0, 1]))
+        share, captured = success_rate(np.full(4, 0.5), np.array([1, 0, 1, 0]))
         assert share.tolist() == captured.tolist() == [0, 1]
         assert prospectivity([0.5] * 4, [1, 0, 1, 0])["roc_auc"] == 0.5
 
     @given(seed=st.integers(0, 1000))
     @settings(max_examples=20, deadline=None)
-    def test_exact_and_binned_agree_with_scikit_learn(self, seed):
+    def test_agrees_with_scikit_learn(self, seed):
         rng = np.random.default_rng(seed)
         logits = rng.normal(-3, 3, 2000)
         scores, target = 1 / (1 + np.exp(-logits)), (rng.uniform(size=2000) < 0.3).astype(int)
@@ -240,38 +230,21 @@ class TestProspectivity:
         assert exact["roc_auc"] == pytest.approx(metrics.roc_auc_score(target, scores), abs=1e-12)
         assert exact["average_precision"] == pytest.approx(metrics.average_precision_score(target, scores), abs=1e-12)
         assert exact["brier"] == pytest.approx(metrics.brier_score_loss(target, scores), abs=1e-12)
-        binned = prospectivity(scores, target, dense=True)
-        assert binned["brier"] == pytest.approx(exact["brier"], abs=1e-12)
-        for key in ("roc_auc", "average_precision", "success_area"):
-            assert binned[key] == pytest.approx(exact[key], abs=2e-3)
-        np.testing.assert_allclose(binned["calibration"]["predicted"], exact["calibration"]["predicted"], atol=0.02)
-
-    def test_bins_rise_with_the_score(self):
-        scores = torch.tensor([0.0, 1e-9, 1e-6, 0.01, 0.5, 0.99, 1.0])
-        bins = bin_of(scores)
-        assert bins[0] == 0 and bins[-1] == BINS - 1
-        assert (bins.diff() >= 0).all() and (bins[1:].diff() > 0).all()
-        assert bin_of(bin_scores()).tolist() == list(range(BINS))
 
     def test_calibration_keeps_equal_scores_together(self):
-        found = calibration(
-            np.array([0.0] * 95 + [0.5] * 5), np.array([0] * 95 + [1] * 5), np.array([1] * 95 + [0] * 5)
-        )
+        found = calibration(np.array([0.0] * 95 + [0.5] * 5), np.array([0] * 95 + [1] * 5))
         assert found == {"predicted": [0.0, 0.5], "observed": [0.0, 1.0], "count": [95.0, 5.0]}
 
-    @pytest.mark.parametrize("dense", [False, True])
     @pytest.mark.parametrize(("target", "count"), [([], 0), ([0, 0], 2), ([1, 1], 2)])
-    def test_one_kind_alone_has_no_ranking(self, dense, target, count):
-        found = prospectivity([0.5] * len(target), target, dense=dense)
+    def test_one_kind_alone_has_no_ranking(self, target, count):
+        found = prospectivity([0.5] * len(target), target)
         assert found["roc_auc"] is None and found["average_precision"] is None and found["success_area"] is None
         assert set(found["captured"].values()) == {None} and found["success_rate"] == {"ground": [], "deposits": []}
         assert found["count"] == count and (found["brier"] is None) == (count == 0)
 
-    @pytest.mark.parametrize("dense", [False, True])
-    def test_starts_anew(self, dense):
-        scores = ProspectivityScores(dense=dense)
+    def test_starts_anew(self):
+        scores = ProspectivityScores()
         scores.update(torch.tensor([0.5]), torch.tensor([1]))
-        scores.update_ground(torch.tensor([0.5]))
         scores.reset()
         assert scores.compute()["count"] == 0
 
@@ -281,8 +254,6 @@ class TestProspectivity:
             scores.update(torch.zeros(2), torch.zeros(3))
         with pytest.raises(ValueError, match="scores from -1 to 2: expected numbers from 0 to 1"):
             scores.update(torch.tensor([-1.0, 2.0]), torch.tensor([0, 1]))
-        with pytest.raises(ValueError, match="expected numbers from 0 to 1"):
-            scores.update_ground(torch.tensor([3.0]))
 
 
 class TestSummary:
@@ -336,7 +307,7 @@ def _shares(ranks):
 def _score(logits, target):
     names = [str(k) for k in range(7)]
     collected = [SegmentationScores(names), ClassificationScores(names), RegressionScores()]
-    collected += [ProspectivityScores(), ProspectivityScores(dense=True)]
+    collected += [ProspectivityScores()]
     if len(target):  # else it never updates
         shares = torch.sigmoid(logits[:, 0])
         collected[0].update(logits, target)
@@ -344,7 +315,6 @@ def _score(logits, target):
         collected[2].update(logits[:, 1] + 100, logits[:, 2] + 100)
         for scores in collected[3:]:
             scores.update(shares, target.clamp(max=1))
-            scores.update_ground(shares)
     return [scores.compute() for scores in collected]
 
 

@@ -1,8 +1,8 @@
 """Scores of predictions against labels, over batches and processes, as plain numbers.
 
-Built on torchmetrics: its states are gathered over processes when scores are computed, which every process must do.
-The numbers themselves are worked out here, in float64, from counts and sums; docs/scoring.md defines them. A number
-that is not defined, such as that of a class which does not occur, is None: never 0, and left out of means.
+torchmetrics accumulates counts and sums and gathers them over processes when scores are computed, which every process
+must do. The scores follow from them in float64; docs/scoring.md defines them. A score that is undefined, such as that
+of a class without labels, is None, not 0, and left out of means.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from util.metrics.metric_states import CountSum, ErrorSums, StoredValues, gathered, placed
-from util.metrics.prospectivity_curves import BINS, bin_of, bin_scores, ranking_scores
+from util.metrics.metric_states import ErrorSums, float64_sum, float64_values, gathered, placed
+from util.metrics.prospectivity_curves import ranking_scores
 
 IGNORED = -1
-"""Target of what is not labelled, and so not scored."""
+"""Target value of unlabelled pixels and points, which are not scored."""
 
 _TOP = 5
 
-_CONSTANT = 1e-9  # truth that varies less than this share of its mean is constant: float32 rounds at 6e-8
+_CONSTANT = 1e-9  # truth whose standard deviation is a smaller fraction of its mean counts as constant
 
 
 class SegmentationScores:
@@ -30,7 +30,7 @@ class SegmentationScores:
 
     Args:
         names: of the classes, in order of their numbers.
-        device: where counts are kept; with NCCL the process's GPU.
+        device: where counts are stored; with NCCL the process's GPU.
     """
 
     def __init__(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> None:
@@ -41,7 +41,7 @@ class SegmentationScores:
         """Adds a batch.
 
         Args:
-            predictions: (N, K, ...) scores, shares or logits of classes; or (N, ...) class numbers.
+            predictions: (N, K, ...) scores, fractions or logits of classes; or (N, ...) class numbers.
             target: (N, ...) class numbers, -1 = not scored.
 
         Raises:
@@ -70,19 +70,19 @@ class ClassificationScores:
 
     Args:
         names: of the classes, in order of their numbers.
-        device: where counts are kept; with NCCL the process's GPU.
+        device: where counts are stored; with NCCL the process's GPU.
     """
 
     def __init__(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> None:
         self.names = list(names)
         self._confusion = placed(MulticlassConfusionMatrix(len(names), validate_args=False), device)
-        self._in_top = placed(CountSum(()), device)
+        self._in_top = float64_sum(device)
 
     def update(self, predictions: torch.Tensor, target: torch.Tensor) -> None:
         """Adds a batch.
 
         Args:
-            predictions: (N, K) scores, shares or logits of classes.
+            predictions: (N, K) scores, fractions or logits of classes.
             target: (N,) class numbers, -1 = not scored.
 
         Raises:
@@ -100,7 +100,7 @@ class ClassificationScores:
         """Scores over all processes, plain numbers.
 
         Returns:
-            `top1`, and `top5` where there are 6 classes or more, shares of all scored; the rest as
+            `top1`, and `top5` where there are 6 classes or more, as fractions of all scored; the rest as
             `SegmentationScores.compute`.
         """
         scores = confusion_scores(gathered(self._confusion), self.names)
@@ -116,12 +116,10 @@ class ClassificationScores:
 
 
 class RegressionScores:
-    """RMSE, MAE, bias and R2 of predicted values, in the units they come in; exact for any number of pixels.
-
-    torchmetrics' own R2Score takes sums below 1e-4 for zero, which units such as tesla would not survive.
+    """RMSE, MAE, bias and R2 of predicted values, in their own units.
 
     Args:
-        device: where sums are kept; with NCCL the process's GPU.
+        device: where sums are stored; with NCCL the process's GPU.
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
@@ -132,7 +130,7 @@ class RegressionScores:
 
         Args:
             predictions: values of any shape, physical units.
-            target: likewise, NaN = not scored.
+            target: the same shape; NaN = not scored.
 
         Raises:
             ValueError: shapes that do not fit, or predictions that are not finite.
@@ -151,19 +149,18 @@ class RegressionScores:
         """Scores over all processes, plain numbers.
 
         Returns:
-            `rmse`, `mae`, `bias` (mean of prediction minus truth); `r2` against the mean of the scored truth itself,
-            None where that is constant or single; `count` of scored pixels; `truth_mean` and `truth_std` (of all
-            scored).
+            `rmse`, `mae`, `bias` (mean of prediction minus truth); `r2` against the mean of the scored truth, None if
+            the truth is constant or a single value; `count` of scored pixels; `truth_mean` and `truth_std`.
         """
-        count, mean, spread, absolute, signed, squared = gathered(self._errors).tolist()
+        count, mean, squares, absolute, signed, squared = gathered(self._errors).tolist()
         return {
             "rmse": math.sqrt(squared / count) if count else None,
             "mae": _ratio(absolute, count),
             "bias": _ratio(signed, count),
-            "r2": 1 - squared / spread if spread > count * (_CONSTANT * mean) ** 2 else None,
+            "r2": 1 - squared / squares if squares > count * (_CONSTANT * mean) ** 2 else None,
             "count": int(count),
             "truth_mean": mean if count else None,
-            "truth_std": math.sqrt(spread / count) if count else None,
+            "truth_std": math.sqrt(squares / count) if count else None,
         }
 
     def reset(self) -> None:
@@ -172,29 +169,22 @@ class RegressionScores:
 
 
 class ProspectivityScores:
-    """ROC-AUC, average precision, Brier score, success-rate and calibration curve of scores from 0 to 1.
-
-    Points are kept one by one and scored exactly; those of dense maps, of which there may be any number, are counted
-    in `rankings.BINS` bins, finest near 0 and 1, within which they rank alike.
+    """ROC-AUC, average precision, Brier score, success-rate and calibration curve of scored points.
 
     Args:
-        dense: count in bins instead of keeping every score.
-        device: where scores and counts are kept; with NCCL the process's GPU.
+        device: where scores are stored; with NCCL the process's GPU.
     """
 
-    def __init__(self, *, dense: bool = False, device: torch.device | str = "cpu") -> None:
-        self._dense = dense
-        self._points = placed(StoredValues(2), device)
-        self._binned = placed(CountSum((2, BINS)), device)
-        self._ground = placed(CountSum((BINS,)), device)
-        self._squares = placed(CountSum((2,)), device)
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        self._scores = float64_values(device)
+        self._truth = float64_values(device)
 
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> None:
-        """Adds points, or pixels, whose truth is known.
+        """Adds points whose truth is known.
 
         Args:
             scores: from 0 to 1, any shape.
-            target: likewise, 1 = deposit, 0 = none known (or background), -1 = not scored.
+            target: the same shape; 1 = deposit, 0 = none known (or background), -1 = not scored.
 
         Raises:
             ValueError: shapes that do not fit, or scores that are not from 0 to 1.
@@ -203,59 +193,35 @@ class ProspectivityScores:
             raise ValueError(
                 f"scores of shape {tuple(scores.shape)} and target of shape {tuple(target.shape)}: expected the same"
             )
-        device = self._points.device
+        device = self._scores.device
         scores, target = scores.detach().to(device).double(), target.detach().to(device)
         scored = target != IGNORED
-        scores, target = _within_one(scores[scored]), target[scored].long()
-        if self._dense:
-            found = torch.bincount(bin_of(scores) + BINS * target, minlength=2 * BINS)
-            self._binned.update(found.reshape(2, BINS).double())
-            error = (scores - target).square().sum()
-            self._squares.update(torch.stack([error, torch.full_like(error, len(scores))]))
-        else:
-            self._points.update(torch.stack([scores, target.double()], dim=1))
-
-    def update_ground(self, scores: torch.Tensor) -> None:
-        """Adds scores of ground, of which the success-rate curve counts the share; any shape, NaN = no ground.
-
-        Raises:
-            ValueError: scores that are not from 0 to 1.
-        """
-        scores = scores.detach().to(self._ground.device).double()
-        scores = _within_one(scores[~scores.isnan()])
-        self._ground.update(torch.bincount(bin_of(scores), minlength=BINS).double())
+        self._scores.update(_check_unit_interval(scores[scored]))
+        self._truth.update(target[scored].double())
 
     def compute(self) -> dict[str, Any]:
         """Scores over all processes, plain numbers.
 
         Returns:
-            `roc_auc`, `average_precision`, `brier`, `success_area`; `captured`, the share of deposits within the best
-            1, 5, 10 and 20 % of the ground; `deposits` and `count` of all scored; `prevalence`, what average
-            precision is by chance; `success_rate` (`ground`, `deposits`: lists) and `calibration` (`predicted`,
-            `observed`, `count`: lists). None where only one kind was scored.
+            `roc_auc`, `average_precision`, `brier`, `success_area`; `captured`, the fraction of deposits among the
+            highest-ranked 1, 5, 10 and 20 % of points; `deposits` and `count` of all scored; `prevalence`, the average
+            precision of chance; `success_rate` (`ground`, `deposits`: lists) and `calibration` (`predicted`,
+            `observed`, `count`: lists). Rankings are None unless there are both deposits and others.
         """
-        binned, squares = gathered(self._binned), gathered(self._squares)
-        ground = gathered(self._ground)
-        if self._dense:
-            scores, positive, negative = bin_scores(), binned[1], binned[0]
-            brier = _ratio(float(squares[0]), float(squares[1]))
-        else:
-            rows = gathered(self._points)
-            scores, positive = rows[:, 0], rows[:, 1]
-            negative = 1 - positive
-            brier = float((scores - positive).square().mean()) if len(rows) else None
-        on_ground = ground.cpu().numpy() if ground.sum() > 0 else None
-        numbers = ranking_scores(scores.cpu().numpy(), positive.cpu().numpy(), negative.cpu().numpy(), ground=on_ground)
-        return {**numbers, "brier": brier}
+        scores, truth = (
+            torch.as_tensor(gathered(metric), dtype=torch.float64).cpu() for metric in (self._scores, self._truth)
+        )
+        brier = float((scores - truth).square().mean()) if len(scores) else None
+        return {**ranking_scores(scores.numpy(), truth.numpy()), "brier": brier}
 
     def reset(self) -> None:
         """Forgets everything."""
-        for metric in (self._points, self._binned, self._ground, self._squares):
-            metric.reset()
+        self._scores.reset()
+        self._truth.reset()
 
 
 def confusion_scores(confusion: torch.Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """What follows from a confusion matrix; see `SegmentationScores.compute`.
+    """Scores from a confusion matrix; see `SegmentationScores.compute`.
 
     Args:
         confusion: (K, K) counts, rows = truth, columns = prediction.
@@ -287,14 +253,14 @@ def confusion_scores(confusion: torch.Tensor, names: Sequence[str]) -> dict[str,
 
 
 def summarise(per_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and spread of scores over folds.
+    """Mean and standard deviation of scores over folds.
 
     Args:
         per_fold: scores of each fold, as `compute` gives them.
 
     Returns:
-        The same keys, nested alike; in place of each number `mean`, `std` (of a sample: ddof 1; None of a single one)
-        and `n`, the folds in which it is defined. Lists (curves, matrices) and texts are left out.
+        The same nested keys. Each number becomes `mean`, `std` (of the sample, ddof = 1; None for a single fold) and
+        `n`, the number of folds in which it is defined. Lists (curves, matrices) and texts are left out.
     """
     summary: dict[str, Any] = {}
     for key in dict.fromkeys(key for scores in per_fold for key in scores):
@@ -303,7 +269,7 @@ def summarise(per_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             nested = summarise([value for value in found if isinstance(value, Mapping)])
             summary.update({key: nested} if nested else {})
         elif not any(isinstance(value, list | str | bool) for value in found):
-            summary[key] = _mean_and_spread([value for value in found if value is not None and math.isfinite(value)])
+            summary[key] = _mean_and_std([value for value in found if value is not None and math.isfinite(value)])
     return summary
 
 
@@ -313,7 +279,7 @@ def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str]) ->
     return [["truth \\ prediction", *names], *rows]
 
 
-def _mean_and_spread(values: Sequence[float]) -> dict[str, Any]:
+def _mean_and_std(values: Sequence[float]) -> dict[str, Any]:
     if not values:
         return {"mean": None, "std": None, "n": 0}
     mean = math.fsum(values) / len(values)
@@ -328,7 +294,7 @@ def _ratio(value: float, count: float) -> float | None:
 def _scored_classes(
     predictions: torch.Tensor, target: torch.Tensor, kinds: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Predictions, (n, K) scores or (n,) classes, and truth (n,) of what is labelled."""
+    """Predictions at labelled pixels, (n, K) scores or (n,) class numbers, and their truth (n,)."""
     has_scores = predictions.ndim == target.ndim + 1
     shape = (predictions.shape[0], *predictions.shape[2:]) if has_scores else predictions.shape
     if shape != target.shape or (has_scores and predictions.shape[1] != kinds):
@@ -352,10 +318,10 @@ def _finite(predictions: torch.Tensor) -> torch.Tensor:
     return predictions
 
 
-def _within_one(scores: torch.Tensor) -> torch.Tensor:
+def _check_unit_interval(scores: torch.Tensor) -> torch.Tensor:
     if scores.numel() and not bool(((scores >= 0) & (scores <= 1)).all()):
         raise ValueError(
-            f"scores from {float(scores.min()):g} to {float(scores.max()):g}: expected numbers from 0 to 1, such as "
-            "those of a sigmoid"
+            f"scores from {float(scores.min()):g} to {float(scores.max()):g}: expected numbers from 0 to 1; apply a "
+            "sigmoid to logits"
         )
     return scores
