@@ -197,8 +197,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         self.scored_layers = {
             s: layers_of_channels(self.layers, channels, "scored") for s, channels in self.scored.items()
         }
-        shaped = [layer.is_continuous for layer in self.layers for _ in layer.channels]
-        self.register_buffer("is_continuous", torch.tensor(shaped).view(1, -1, 1, 1), persistent=False)
+        has_values = [layer.has_values for layer in self.layers for _ in layer.channels]
+        self.register_buffer("has_values", torch.tensor(has_values).view(1, -1, 1, 1), persistent=False)
 
     def _register_loss_weights(self, weights: Sequence[float]) -> None:
         """Hold, for each scale, the weight of every layer: 0 where it is not scored."""
@@ -542,7 +542,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
     def _moments(self, patches: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and spread of every patch; 0 and 1 where channels are no measurements."""
         mean, spread = patch_moments(patches, valid)
-        return torch.where(self.is_continuous, mean, 0.0), torch.where(self.is_continuous, spread, 1.0)
+        return torch.where(self.has_values, mean, 0.0), torch.where(self.has_values, spread, 1.0)
 
     def _finer_loss(self, errors: Mapping[int, Tensor], valid: Mapping[int, Tensor], *, zero: Tensor) -> Tensor:
         """Mean over the scored finer scales of their errors (N, Y, sH, sW); zero if there is none."""

@@ -276,6 +276,7 @@ class TestSurvey:
         assert survey.channels == ((0,), (1, 2), (3, 4, 5)) and options["in_chans"] == 6
         assert options["channel_groups"] == ((0, 1, 2), (3, 4, 5)) and options["scored"][4] == (0, 1, 2, 3, 4, 5)
         assert [row["kind"] for row in options["layers"]] == ["continuous", "circular", "categorical"]
+        assert [row["form"] for row in options["layers"]] == ["values", "angle", "fractions"]
         assert (
             "3 classes, the commonest" in survey.summary_lines()[2] and "transform asinh" in survey.summary_lines()[0]
         )

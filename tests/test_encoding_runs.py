@@ -72,6 +72,8 @@ def test_the_checkpoint_says_how_channels_come_about(trained):
     assert state["encodings"][2]["codes"] == [3, 17, 40, 205]
     assert state["encodings"][0]["transform"]["kind"] == "asinh"
     assert [row["channels"] for row in state["model_config"]["layers"]] == [1, 2, 4]
+    assert [row["form"] for row in state["model_config"]["layers"]] == ["values", "angle", "fractions"]
+    assert all("form" not in row for row in state["facts"]["model"]["layers"])  # older runs are resumed without it
     assert (trained / "reconstruction-last.png").stat().st_size > 10_000
 
 

@@ -17,9 +17,9 @@ from util.model.layer_losses import (
 )
 
 ROWS = [
-    {"kind": "continuous", "channels": 1, "loss": "", "loss_scale": 1.0},
-    {"kind": "circular", "channels": 2, "loss": "huber", "loss_scale": 1.0},
-    {"kind": "categorical", "channels": 3, "loss": "", "loss_scale": 0.5},
+    {"kind": "continuous", "form": "values", "channels": 1, "loss": "", "loss_scale": 1.0},
+    {"kind": "circular", "form": "angle", "channels": 2, "loss": "huber", "loss_scale": 1.0},
+    {"kind": "categorical", "form": "fractions", "channels": 3, "loss": "", "loss_scale": 0.5},
 ]
 
 
@@ -48,7 +48,7 @@ class TestErrors:
     def test_the_share_of_each_class_is_the_target_that_cross_entropy_is_least_at(self):
         """Soft targets: with 3/4 of one class and 1/4 of another, no other prediction costs less."""
         target = pixels(0.75, 0.25, 0.0)
-        layers = [LayerChannels(0, 3, "categorical")]
+        layers = [LayerChannels(0, 3, "fractions")]
         best = layer_errors(target, target, layers, default="mse").item()
         rounded = layer_errors(pixels(1.0, 0.0, 0.0), target, layers, default="mse").item()
         others = [
@@ -69,8 +69,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "change, message",
         [
-            ({"channels": 2}, "layer 0: kind is 'continuous' with 2 channels, expected continuous with 1"),
-            ({"kind": "text"}, "kind is 'text'"),
+            (
+                {"channels": 2},
+                "layer 0: kind is 'continuous', form 'values' with 2 channels, expected one of: values with 1",
+            ),
+            ({"kind": "text", "form": "text"}, "kind is 'text', form 'text'"),
+            ({"kind": "text", "form": ""}, "kind is 'text', form '' with 1 channels"),
             (
                 {"loss": "cross_entropy"},
                 "loss is 'cross_entropy', expected one of mse, l1, huber for a layer of kind cont",
@@ -79,13 +83,23 @@ class TestRefusals:
                 {"loss": "l3", "where": "layer 'a' (a.tif, band 1)"},
                 r"layer 'a' \(a.tif, band 1\): loss is 'l3', expected",
             ),
-            ({"kind": "categorical", "channels": 2, "loss": "l1"}, "loss is 'l1', expected one of cross_entropy for a"),
-            ({"kind": "categorical", "channels": 1}, "kind is 'categorical' with 1 channels"),
+            (
+                {"kind": "categorical", "form": "fractions", "channels": 2, "loss": "l1"},
+                "loss is 'l1', expected one of cross_entropy for a",
+            ),
+            ({"kind": "categorical", "form": "fractions", "channels": 1}, "form 'fractions' with 1 channels"),
         ],
     )
     def test_kinds(self, change, message):
         with pytest.raises(ValueError, match=message):
             layer_channels([ROWS[0] | change], 1)
+
+    def test_a_new_kind_is_known_by_its_form(self):
+        assert layer_channels([ROWS[2] | {"kind": "soil mixture"}], 3)[0].has_fractions
+
+    def test_rows_of_older_checkpoints_have_no_form(self):
+        older = [{key: value for key, value in row.items() if key != "form"} for row in ROWS]
+        assert layer_channels(older, 6) == layer_channels(ROWS, 6)
 
     def test_channels_that_do_not_add_up(self):
         with pytest.raises(ValueError, match="6 channels in all, expected in_chans 5"):
@@ -226,7 +240,7 @@ class TestModel:
         rng = np.random.default_rng(1)
         frequencies = np.array([0.5, 0.3, 0.2])
         scale = -1 / (frequencies * np.log(frequencies)).sum()
-        layers = [LayerChannels(0), LayerChannels(1, 3, "categorical", loss_scale=scale)]
+        layers = [LayerChannels(0), LayerChannels(1, 3, "fractions", loss_scale=scale)]
         target = torch.zeros(1, 4, 20_000)
         target[:, 0] = torch.tensor(rng.normal(size=20_000))
         drawn = rng.choice(3, size=20_000, p=frequencies)

@@ -376,7 +376,7 @@ class TestKinds:
     def scored(self, *encodings):
         layers, first = [], 0
         for encoding in encodings:
-            channels = LayerChannels(first, encoding.channels, encoding.kind)
+            channels = LayerChannels(first, encoding.channels, encoding.form)
             layers.append(ScoredLayer(channels, encoding.decode, None, encoding.means))
             first += encoding.channels
         return layers
@@ -392,7 +392,7 @@ class TestKinds:
     def test_classes_at_finer_scales_are_repeated(self):
         imgs = torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]]]])
         everything = torch.ones_like(imgs, dtype=torch.bool)
-        layers = [LayerChannels(0, 2, "categorical")]
+        layers = [LayerChannels(0, 2, "fractions")]
         arguments = {"means": [0.75, 0.25], "scales": (1, 2), "layers": layers}
         flat, filled = baseline_images(imgs, everything, ~everything, **arguments)
         assert filled[1][0, 0].tolist() == [[1, 1, 0, 0]] * 2 and flat[1][0, :, 0, 0].tolist() == [0.75, 0.25]

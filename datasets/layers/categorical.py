@@ -24,6 +24,7 @@ class Categorical(Kind):
 
     name: str = "categorical"
     description: str = "class codes, whole numbers"
+    form: str = "fractions"
     is_classes: bool = True
     band_names: tuple[str, str, str] = ("class", "probability", "error")
     error_text: str = "share of the ground that is of another class"

@@ -25,6 +25,7 @@ class Circular(Kind):
 
     name: str = "circular"
     description: str = "directions, degrees"
+    form: str = "angle"
     is_angle: bool = True
 
     def unit(self, stated: str) -> str:

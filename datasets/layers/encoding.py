@@ -57,6 +57,11 @@ class Encoding:
         return KINDS[self.kind].channels(self)
 
     @property
+    def form(self) -> str:
+        """What the channels hold: `values`, `angle` or `fractions`."""
+        return KINDS[self.kind].form
+
+    @property
     def is_continuous(self) -> bool:
         """True if values are measurements."""
         return KINDS[self.kind].is_continuous

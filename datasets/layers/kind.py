@@ -26,6 +26,8 @@ class Kind(ABC):
     Attributes:
         name: as in the column `kind` of a layer table.
         description: the kind in a few words.
+        form: what the model's channels of a layer hold, a name in `util.model.layer_losses.FORMS`: `values` (one
+            channel), `angle` (cosine and sine) or `fractions` (one for each class).
         is_continuous: values are measurements: they may be interpolated, transformed and normalised.
         is_classes: values are codes of classes: nothing lies between two of them.
         is_angle: values are directions in degrees.
@@ -36,6 +38,7 @@ class Kind(ABC):
 
     name: str
     description: str
+    form: str = "values"
     is_continuous: bool = False
     is_classes: bool = False
     is_angle: bool = False

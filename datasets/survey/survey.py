@@ -139,6 +139,7 @@ class Survey:
             options["layers"] = [
                 {
                     "kind": encoding.kind,
+                    "form": encoding.form,
                     "channels": encoding.channels,
                     "loss": layer.loss,
                     "loss_scale": encoding.loss_scale,

@@ -104,7 +104,7 @@ def describe_run(
             | ({"classes": list(encoding.codes)} if encoding.codes else {})
             for layer, encoding in zip(data.layers, data.encodings, strict=True)
         ],
-        "model": {key: value for key, value in model_config.items() if key != "grad_checkpointing"},
+        "model": _decisive_config(model_config),
         "tiles an epoch": batches.tiles,
         "statistics": [
             {"name": item.name, "location": f"{item.centre:.6g}", "spread": f"{item.scale:.6g}"}
@@ -121,6 +121,17 @@ def describe_run(
         **data.record(),
         "facts": facts,
     }
+
+
+def _decisive_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a network that a resumed run must share.
+
+    The `form` of a layer is left out: it follows from its kind, and older checkpoints lack it.
+    """
+    config = {key: value for key, value in model_config.items() if key != "grad_checkpointing"}
+    if config.get("layers") is not None:
+        config["layers"] = [{key: value for key, value in row.items() if key != "form"} for row in config["layers"]]
+    return config
 
 
 def check_same_run(state: Mapping[str, Any], description: Mapping[str, Any]) -> None:

@@ -308,8 +308,8 @@ class HeldOutEvaluator:
         sums, counts, losses = (self._sum_over_ranks(x) for x in (sums, counts, losses))
         model = sums / counts
         if not self._base_in_units:
-            continuous = [layer.channels.is_continuous for layer in self._layers]
-            model[:, :, 0, continuous] = float("nan")
+            has_values = [layer.channels.has_values for layer in self._layers]
+            model[:, :, 0, has_values] = float("nan")
         base, finer = (losses[:2] / losses[2]).tolist()
         constant, filled = (sums / counts for sums in self._free)
         return Scores(

@@ -71,20 +71,50 @@ FRACTIONS_LOSS = "cross_entropy"
 
 
 @dataclass(frozen=True)
+class Form:
+    """What the channels of a layer hold.
+
+    Attributes:
+        description: a few words for error messages.
+        least: smallest number of channels.
+        most: largest number, None for any.
+    """
+
+    description: str
+    least: int
+    most: int | None
+
+    def allows(self, channels: int) -> bool:
+        """True if a layer of this form may have that many channels."""
+        return channels >= self.least and (self.most is None or channels <= self.most)
+
+
+FORMS = {
+    "values": Form("values with 1", 1, 1),
+    "angle": Form("angle (cosine and sine) with 2", 2, 2),
+    "fractions": Form("fractions (one for each class) with 2 or more", 2, None),
+}
+"""Every form that a kind of layer may declare; the model knows layers by their form alone."""
+
+_FORM_OF_KIND = {"continuous": "values", "circular": "angle", "categorical": "fractions"}
+"""Forms of the kinds in older checkpoints, whose rows lack `form`."""
+
+
+@dataclass(frozen=True)
 class LayerChannels:
     """A layer as the model sees it.
 
     Attributes:
         first: number of its first channel.
         count: number of its channels.
-        kind: `continuous`, one channel; `circular`, cosine and sine; `categorical`, a fraction for each class.
-        loss: a name in `LOSSES`, empty for the default of the kind and scale.
+        form: a name in `FORMS`.
+        loss: a name in `LOSSES`, empty for the default of the form and scale.
         loss_scale: factor that its errors are multiplied by.
     """
 
     first: int
     count: int = 1
-    kind: str = "continuous"
+    form: str = "values"
     loss: str = ""
     loss_scale: float = 1.0
 
@@ -96,17 +126,17 @@ class LayerChannels:
     @property
     def has_fractions(self) -> bool:
         """True if its channels are the fractions of classes, which add up to 1."""
-        return self.kind == "categorical"
+        return self.form == "fractions"
 
     @property
     def is_angle(self) -> bool:
         """True if its channels are the cosine and sine of an angle."""
-        return self.kind == "circular"
+        return self.form == "angle"
 
     @property
-    def is_continuous(self) -> bool:
+    def has_values(self) -> bool:
         """True if its channel is a measured value."""
-        return self.kind == "continuous"
+        return self.form == "values"
 
     def of(self, images: Tensor) -> Tensor:
         """The layer's part (N, count, ...) of (N, C, ...)."""
@@ -117,31 +147,33 @@ def layer_channels(layers: Sequence[Mapping[str, Any]] | None, in_chans: int) ->
     """The layers of a model.
 
     Args:
-        layers: for each layer `kind`, `channels` (their number), `loss`, `loss_scale`, and optionally `where`, the
-            layer's name and file for error messages. None: each channel is a continuous layer.
+        layers: for each layer `form` (a name in `FORMS`), `channels` (their number), `loss` and `loss_scale`; and for
+            error messages its `kind` and optionally `where`, name and file. None: each channel is a layer of values.
         in_chans: number of channels.
 
     Raises:
-        ValueError: the channels do not add up, a kind or loss is unknown, or a loss does not suit the kind.
+        ValueError: the channels do not add up, a form or loss is unknown, or a loss does not suit the form.
     """
     if layers is None:
         return tuple(LayerChannels(c) for c in range(in_chans))
     found: list[LayerChannels] = []
     first = 0
     for number, row in enumerate(layers):
-        layer = LayerChannels(first, int(row["channels"]), row["kind"], row["loss"], float(row["loss_scale"]))
+        kind = row["kind"]
+        form = row.get("form") or _FORM_OF_KIND.get(kind, "")
+        layer = LayerChannels(first, int(row["channels"]), form, row["loss"], float(row["loss_scale"]))
         where = row.get("where", f"layer {number}")
-        fits = {"continuous": layer.count == 1, "circular": layer.count == 2, "categorical": layer.count > 1}
-        if not fits.get(layer.kind, False):
+        if form not in FORMS or not FORMS[form].allows(layer.count):
+            expected = ", ".join(known.description for known in FORMS.values())
             raise ValueError(
-                f"{where}: kind is '{layer.kind}' with {layer.count} channels, expected continuous with 1, circular "
-                "with 2 or categorical with more; correct it"
+                f"{where}: kind is '{kind}', form '{form}' with {layer.count} channels, expected one of: {expected}; "
+                "correct it"
             )
         suitable = [name for name, loss in LOSSES.items() if loss.on_fractions == layer.has_fractions]
         if layer.loss and layer.loss not in suitable:
             raise ValueError(
                 f"{where}: loss is '{layer.loss}', expected one of {', '.join(suitable)} for a layer of kind "
-                f"{layer.kind}; correct it, or leave it empty"
+                f"{kind}; correct it, or leave it empty"
             )
         found.append(layer)
         first += layer.count
@@ -168,14 +200,14 @@ def layers_of_channels(layers: Sequence[LayerChannels], channels: Sequence[int],
 
 
 def to_fractions(images: Tensor, layers: Sequence[LayerChannels]) -> Tensor:
-    """Apply the softmax to the classes of categorical layers, and leave other channels as they are.
+    """Apply the softmax to layers of class fractions, and leave other channels as they are.
 
     Args:
         images: (N, C, ...) raw predictions.
         layers: the layers of these channels.
 
     Returns:
-        (N, C, ...); fractions of a categorical layer add up to 1.
+        (N, C, ...); the fractions of a layer add up to 1.
     """
     if not any(layer.has_fractions for layer in layers):
         return images
@@ -188,13 +220,13 @@ def layer_errors(images: Tensor, target: Tensor, layers: Sequence[LayerChannels]
     """Error of each pixel of each layer, in the layer's own loss.
 
     Args:
-        images: (N, C, ...) model units; class fractions of categorical layers.
+        images: (N, C, ...) model units, or class fractions.
         target: the same; 0 where invalid.
         layers: the layers.
-        default: loss of layers that name none and are not categorical, `BASE_LOSS` or `FINER_LOSS`.
+        default: loss of layers without class fractions that name none, `BASE_LOSS` or `FINER_LOSS`.
 
     Returns:
-        (N, Y, ...), at least float32. The error of a circular layer is the mean over its two channels.
+        (N, Y, ...), at least float32. The error of an angle is the mean over its two channels.
     """
     if all(layer.count == 1 and not layer.loss for layer in layers):
         return LOSSES[default].error(images, target)
