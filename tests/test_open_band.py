@@ -979,3 +979,163 @@ class TestRealGrids:
         gxf, tif = opened(folder / "orig" / "brtpgrd.gxf"), opened(folder / "tif" / "blanca_rtp_50m.tif")
         assert crs_agree(gxf.grid, tif.grid.crs)
         np.testing.assert_array_equal(gxf.read(0, 0, 704, 628), whole(tif))
+
+
+class TestCoordinatesOfTheCrs:
+    """Coordinates that the CRS cannot have are refused; half a pixel beyond a pole is a gridline-registered grid."""
+
+    @pytest.mark.parametrize(
+        "place, expected",
+        [
+            (
+                dict(left=500_000, top=7_000_000),
+                r"latitudes 6999700 to 7000000 .*expected latitudes from -90 to 90; check",
+            ),
+            (
+                dict(left=-40, top=145, resolution=0.1),
+                r"latitudes 144\.7 to 145 .*x and y look swapped: write it again",
+            ),
+            (dict(left=3000, top=10, resolution=0.1), r"longitudes 3000 to 3000\.4 in CRS EPSG:4326"),
+        ],
+    )
+    def test_degrees_that_do_not_exist(self, tmp_path, place, expected):
+        path = write_grid(tmp_path / "a.tif", ramp(3, 4), crs="EPSG:4326", **place)
+        for target in (None, MGA54):
+            with pytest.raises(ValueError, match=expected):
+                opened(path, reproject_to=target)
+
+    def test_the_remedy_leads_to_a_run(self, tmp_path):
+        path = write_grid(tmp_path / "a.tif", ramp(3, 4), crs="EPSG:4326", left=500_000, top=7_000_000)
+        with rasterio.open(path, "r+") as dataset:  # as gdal_edit.py -a_srs and rio edit-info --crs do
+            dataset.crs = MGA54
+        assert opened(path).grid.crs == MGA54
+
+    @pytest.mark.parametrize("resolution", [0.5, 10.0])
+    def test_gridline_registered_global_grid(self, tmp_path, resolution):
+        rows, cols = round(180 / resolution) + 1, round(360 / resolution) + 1
+        place = dict(left=-180 - resolution / 2, top=90 + resolution / 2, resolution=resolution)
+        band = opened(write_grid(tmp_path / "a.tif", ramp(rows, cols), crs="EPSG:4326", **place))
+        assert band.grid.top == 90 + resolution / 2 and band.notes == []
+
+    def test_one_pixel_beyond_a_pole(self, tmp_path):
+        path = write_grid(tmp_path / "a.tif", ramp(4, 4), crs="EPSG:4326", left=0, top=91, resolution=1)
+        with pytest.raises(ValueError, match="spans latitudes 87 to 91"):
+            opened(path)
+
+    def test_metres_of_an_equidistant_cylindrical_projection(self, tmp_path):
+        path = write_grid(tmp_path / "a.tif", ramp(3, 4), crs="EPSG:4087", left=0, top=20_000_000)
+        with pytest.raises(ValueError, match="expected latitudes from -90 to 90"):
+            opened(path)
+
+    def test_swapped_eastings_and_northings(self, tmp_path):
+        path = write_grid(tmp_path / "a.tif", ramp(3, 4), left=6_000_000, top=500_000)
+        with pytest.raises(ValueError, match=r"far from the area of CRS EPSG:28354 .*expected eastings as x"):
+            opened(path)
+
+    def test_a_grid_in_the_neighbouring_zone_is_read(self, tmp_path):
+        assert opened(write_grid(tmp_path / "a.tif", ramp(3, 4), left=1_200_000)).notes == []
+
+    def test_degrees_under_a_projected_crs_are_warned_about(self, tmp_path):
+        path = write_grid(tmp_path / "a.tif", ramp(3, 4), left=140, top=-30, resolution=0.001)
+        (note,) = opened(path).notes
+        assert "look like degrees, but its CRS EPSG:28354 is projected" in note
+
+
+GXF = """#TITLE
+x
+#POINTS
+3
+#ROWS
+2
+#PTSEPARATION
+100
+#RWSEPARATION
+100
+#XORIGIN
+500000
+#YORIGIN
+7000000
+{more}
+#DUMMY
+-1e32
+#MAP_PROJECTION
+"GDA94 / MGA zone 54"
+"GDA94",6378137,0.0818191910435,0
+"Transverse Mercator",0,141,0.9996,500000,10000000
+"m",1
+#GRID
+1 2 3
+4 5 -1e32
+"""
+
+
+class TestHeadersThatGdalIgnores:
+    def write_ers(self, folder, rotation):
+        path = write_grid(folder / "a.ers", ramp(3, 4), driver="ERS", nodata=-99999)
+        text = path.read_text()
+        assert "= 0:0:0.0" in text
+        path.write_text(text.replace("= 0:0:0.0", f"= {rotation}"))
+        return path
+
+    @pytest.mark.parametrize("rotation", ["15:0:0.0", "-0:30:0.0", "12.5", "0:0:1.5"])
+    def test_rotated_ers(self, tmp_path, rotation):
+        path = self.write_ers(tmp_path, rotation)
+        for target in (None, MGA55):
+            with pytest.raises(ValueError, match=rf"is rotated: a\.ers states Rotation = {rotation}.*resample it"):
+                opened(path, reproject_to=target)
+
+    def test_ers_without_rotation_is_the_remedy(self, tmp_path):
+        np.testing.assert_array_equal(whole(opened(self.write_ers(tmp_path, "0:0:0.0"))), ramp(3, 4))
+
+    def test_vrt_of_a_rotated_ers(self, tmp_path):
+        rasterio.shutil.copy(self.write_ers(tmp_path, "15:0:0.0"), tmp_path / "b.vrt", driver="VRT")
+        with pytest.raises(ValueError, match=r"is rotated: a\.ers states"):
+            opened(tmp_path / "b.vrt")
+
+    @pytest.mark.parametrize(
+        "more, expected",
+        [
+            ("#ROTATION\n15", r"is rotated: a\.gxf states #ROTATION 15, .*#ROTATION 0"),
+            ("#SENSE\n-1", r"#SENSE -1, an order of points that GDAL does not read; .*export it again with sense 1"),
+            ("#SENSE\n4", r"#SENSE 4, .*export it again"),
+        ],
+    )
+    def test_gxf_that_is_refused(self, tmp_path, more, expected):
+        (tmp_path / "a.gxf").write_text(GXF.format(more=more))
+        with pytest.raises(ValueError, match=expected):
+            opened(tmp_path / "a.gxf")
+
+    def test_transform_of_a_gxf_is_applied(self, tmp_path):
+        (tmp_path / "a.gxf").write_text(GXF.format(more="#ROTATION\n0\n#SENSE\n1\n#TRANSFORM\n2 10"))
+        np.testing.assert_array_equal(whole(opened(tmp_path / "a.gxf")), [[18, 20, NAN], [12, 14, 16]])
+
+    def test_gxf_with_rows_from_the_north(self, tmp_path):
+        (tmp_path / "a.gxf").write_text(GXF.format(more="#SENSE\n-2"))
+        band = opened(tmp_path / "a.gxf")
+        assert band.grid.top == 7_000_050
+        np.testing.assert_array_equal(whole(band), [[1, 2, 3], [4, 5, NAN]])
+
+    @pytest.mark.parametrize("pixel", [4.6e-310, NAN, np.inf])
+    def test_memory_in_place_of_a_geotransform(self, tmp_path, pixel):
+        path = tmp_path / "a.vrt"
+        write_grid(tmp_path / "a.tif", ramp(3, 4))
+        rasterio.shutil.copy(tmp_path / "a.tif", path, driver="VRT")
+        text = path.read_text()
+        before, after = text.split("<GeoTransform>")[0], text.split("</GeoTransform>")[1]
+        numbers = f"{pixel}, {pixel}, 0, {pixel}, 0, {pixel}"
+        path.write_text(f"{before}<GeoTransform>{numbers}</GeoTransform>{after}")
+        with pytest.raises(ValueError, match="has no geotransform, expected pixels with a place on the ground"):
+            opened(path)
+
+    @pytest.mark.parametrize("driver", ["GS7BG", "GSBG", "GSAG"])
+    @pytest.mark.parametrize("dialect", ["WKT1_ESRI", "WKT2_2018"])
+    @pytest.mark.filterwarnings("ignore:'morph_to_esri_dialect':UserWarning")
+    def test_prj_beside_a_surfer_grid(self, tmp_path, driver, dialect):
+        write_grid(tmp_path / "b.tif", ramp(3, 4))
+        rasterio.shutil.copy(tmp_path / "b.tif", tmp_path / "a.grd", driver=driver)
+        (tmp_path / "a.grd.aux.xml").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=r"has no CRS, .*or put a \.prj beside"):
+            opened(tmp_path / "a.grd")
+        (tmp_path / "a.prj").write_text(MGA54.to_wkt(dialect))
+        assert crs_agree(opened(tmp_path / "a.grd").grid, MGA54)
+        assert opened(tmp_path / "a.grd", reproject_to=MGA55).warped

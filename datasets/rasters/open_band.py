@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning
@@ -26,12 +27,16 @@ from datasets.layers.kinds import CLASSES, check_layer_kind, kind_of
 from datasets.layers.layer import Layer
 from datasets.layers.paths import is_plain_path, parse_array_path
 from datasets.rasters.band import BandSource, RasterBand
+from datasets.rasters.coordinates import check_coordinates, source_bounds
+from datasets.rasters.ignored_headers import check_rotation_and_sense, gxf_scale_offset, sidecar_crs
 from datasets.rasters.legend import has_category_names
 from datasets.rasters.nodata import HUGE, in_dtype, listed, stored_values
 from datasets.rasters.xarray_band import open_xarray_source
 
-# Rotation or shear that displaces no pixel by more than this share of a pixel is rounding.
+# Rotation or shear that displaces no pixel by more than this fraction of a pixel is rounding.
 _SHEAR = 1e-3
+# CRS units. Pixels below it are memory that was never written, which formats without a geotransform may show.
+_LEAST_PIXEL = 1e-300
 # Blocks of a TIFF whose presence is checked; in larger files every n-th is.
 _CHECKED_BLOCKS = 100_000
 # Uncompressed formats, whose size follows from the header: GDAL may read zeros where the file is too short.
@@ -66,7 +71,8 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInter
         stated, rule, notes = _nodata(layer, dataset)
         nodata = stored_values(stated, dataset.dtypes[layer.band - 1])
         source = _make_source(layer, dataset, crs=crs, nodata=nodata)
-        grid, warped = _grid_of(source, reproject_to, lambda crs: _warped_grid(layer, dataset, crs))
+        notes += check_coordinates(source)
+        grid, warped = _grid_of(source, reproject_to, lambda target: _warped_grid(source, dataset, target))
         notes += signs + _missing_blocks(layer, dataset)
     return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
 
@@ -76,6 +82,7 @@ def _open_array(layer: Layer, reproject_to: CRS | None, aoi: AreaOfInterest | No
     source, stated, rule, notes = open_xarray_source(layer)
     check_layer_kind(source.layer)
     source = replace(source, nodata=stored_values(stated, source.dtype))
+    notes += check_coordinates(source)
     grid, warped = _grid_of(source, reproject_to, lambda crs: _proposed_grid(source, crs))
     return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
 
@@ -241,17 +248,26 @@ def _sign_of_classes(layer: Layer, dataset: rasterio.DatasetReader) -> str:
 
 
 def _checked_crs(layer: Layer, dataset: rasterio.DatasetReader) -> CRS:
-    if dataset.transform.is_identity:
+    check_rotation_and_sense(layer, dataset)
+    if dataset.transform.is_identity or not _is_geotransform(dataset.transform):
         remedy = "set it (gdal_edit.py -a_ullr or rio edit-info --transform), or leave the file out"
         if dataset.gcps[0] or dataset.rpcs:
             remedy = "it has control points: run gdalwarp on it"
         raise ValueError(f"{layer.where}: has no geotransform, expected pixels with a place on the ground; {remedy}")
-    if not dataset.crs:
+    crs = dataset.crs or (sidecar_crs(layer.path) if is_plain_path(layer.path) else None)
+    if not crs:
         raise ValueError(
             f"{layer.where}: has no CRS, expected a coordinate reference system; set the one it was made in "
-            "(gdal_edit.py -a_srs EPSG:... FILE, or rio edit-info --crs EPSG:... FILE)"
+            "(gdal_edit.py -a_srs EPSG:... FILE, or rio edit-info --crs EPSG:... FILE), or put a .prj beside the file"
         )
-    return dataset.crs
+    return crs
+
+
+def _is_geotransform(transform: Affine) -> bool:
+    """False for numbers that are not finite or give pixels no size, as a format without a transform may show."""
+    a, b, c, d, e, f = tuple(transform)[:6]
+    finite = all(math.isfinite(number) for number in (a, b, c, d, e, f))
+    return finite and min(max(abs(a), abs(d)), max(abs(b), abs(e))) > _LEAST_PIXEL
 
 
 def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[list[float], list[str], list[str]]:
@@ -281,6 +297,7 @@ def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nod
     index = layer.band - 1
     flags = set(dataset.mask_flag_enums[index])
     colours = dataset.colorinterp
+    scale, offset = gxf_scale_offset(dataset)
     return BandSource(
         layer=layer,
         crs=crs,
@@ -288,8 +305,8 @@ def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nod
         rows=dataset.height,
         cols=dataset.width,
         dtype=dataset.dtypes[index],
-        scale=dataset.scales[index],
-        offset=dataset.offsets[index],
+        scale=dataset.scales[index] * scale,
+        offset=dataset.offsets[index] + dataset.scales[index] * offset,
         nodata=nodata,
         # The alpha band is read explicitly: GDAL ignores it where nodata is declared as well.
         has_mask=not (flags == {MaskFlags.nodata} or flags & {MaskFlags.all_valid, MaskFlags.alpha}),
@@ -338,14 +355,14 @@ def _native_grid(source: BandSource) -> Grid | None:
     )
 
 
-def _warped_grid(layer: Layer, dataset: rasterio.DatasetReader, crs: CRS) -> Grid:
+def _warped_grid(source: BandSource, dataset: rasterio.DatasetReader, crs: CRS) -> Grid:
     """The grid that GDAL proposes for a dataset in another CRS: about as many pixels, square, north up."""
     try:
-        with WarpedVRT(dataset, crs=crs) as vrt:
+        with WarpedVRT(dataset, src_crs=source.crs, crs=crs) as vrt:
             transform, rows, cols = vrt.transform, vrt.height, vrt.width
     except GDAL_ERRORS as error:
         raise ValueError(
-            f"{layer.where}: cannot be brought from {dataset.crs.to_string()[:60]} to {crs.to_string()[:60]} "
+            f"{source.layer.where}: cannot be brought from {source.crs.to_string()[:60]} to {crs.to_string()[:60]} "
             f"({error}); check that its CRS is right, or reproject it first"
         ) from error
     return Grid(crs, transform.c, transform.f, transform.a, -transform.e, rows, cols)
@@ -353,10 +370,7 @@ def _warped_grid(layer: Layer, dataset: rasterio.DatasetReader, crs: CRS) -> Gri
 
 def _proposed_grid(source: BandSource, crs: CRS) -> Grid:
     """The grid that GDAL proposes for a source that has no file GDAL could open."""
-    a, b, c, d, e, f = tuple(source.transform)[:6]
-    corners = [(col, row) for col in (0, source.cols) for row in (0, source.rows)]
-    xs, ys = [a * col + b * row + c for col, row in corners], [d * col + e * row + f for col, row in corners]
-    left, bottom, right, top = min(xs), min(ys), max(xs), max(ys)
+    left, bottom, right, top = source_bounds(source)
     try:
         transform, cols, rows = calculate_default_transform(
             source.crs, crs, source.cols, source.rows, left=left, bottom=bottom, right=right, top=top
