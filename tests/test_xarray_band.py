@@ -348,6 +348,126 @@ class TestAttributes:
         close_datasets()
 
 
+class TestCoordinates:
+    """Coordinates of 100 m pixels of EPSG:28354 in other units and packings: the same bounds; or refused."""
+
+    BOUNDS = (500_000.0, 5_999_400.0, 500_800.0, 6_000_000.0)
+
+    @pytest.mark.parametrize(
+        "units, factor, crs",
+        [("km", 1e-3, "EPSG:28354"), ("1000 m", 1e-3, "EPSG:28354"), ("Meter", 1.0, "EPSG:28354"),
+         ("", 1.0, "EPSG:28354"), ("km", 1.0, "+proj=utm +zone=54 +south +units=km"),
+         ("US_survey_foot", 3937 / 1200, "EPSG:28354")],
+    )  # fmt: skip
+    @pytest.mark.parametrize("ending", ["zarr", "nc"])
+    def test_units(self, tmp_path, units, factor, crs, ending):
+        plain = grid_dataset()
+        dataset = grid_dataset(x=plain.x.values * factor, y=plain.y.values * factor, crs=crs)
+        for dim in "xy":
+            dataset[dim].attrs["units"] = units
+        band = opened(one(tmp_path, dataset, ending=ending))
+        assert band.grid.bounds == pytest.approx(self.BOUNDS, rel=1e-9) and band.notes == []
+
+    def test_unknown_units_are_named(self, tmp_path):
+        dataset = grid_dataset()
+        dataset.x.attrs["units"] = "furlong"
+        assert opened(one(tmp_path, dataset)).notes == [
+            "coordinate 'x' has unknown units 'furlong': taken for the units of the CRS"
+        ]
+
+    def test_radians_and_a_geostationary_view(self, tmp_path):
+        view = "+proj=geos +h=35786023 +lon_0=-75 +sweep=x +ellps=GRS80 +units=m"
+        dataset = grid_dataset(x=0.001 * np.arange(8.0), y=-0.001 * np.arange(6.0), crs=view)
+        dataset.x.attrs["units"] = dataset.y.attrs["units"] = "rad"
+        assert opened(one(tmp_path, dataset)).grid.resolution_x == pytest.approx(35786.023)
+        turned = grid_dataset(x=np.radians(np.arange(8.0)), y=-np.radians(np.arange(6.0)), crs="EPSG:4326")
+        turned.x.attrs["units"] = turned.y.attrs["units"] = "radian"
+        assert opened(one(tmp_path, turned, name="b")).grid.resolution_x == pytest.approx(1.0)
+
+    @pytest.mark.parametrize("crs, units", [("EPSG:4326", "m"), ("EPSG:28354", "degrees_east")])
+    def test_units_of_another_kind_than_the_crs(self, tmp_path, crs, units):
+        dataset = grid_dataset(crs=crs)
+        dataset.x.attrs["units"] = units
+        with pytest.raises(ValueError, match=rf"layer 'g' .*'x' has units '{units}' under the CRS {crs}.*correct"):
+            opened(one(tmp_path, dataset))
+
+    @pytest.mark.parametrize("ending", ["zarr", "nc"])
+    def test_packed(self, tmp_path, ending):
+        store = tmp_path / f"a.{ending}"
+        packing = {
+            "x": {"dtype": "int16", "scale_factor": 100.0, "add_offset": 500_050.0},
+            "y": {"dtype": "int16", "scale_factor": -100.0, "add_offset": 5_999_950.0},
+        }
+        if ending == "zarr":
+            grid_dataset().to_zarr(store, encoding=packing)
+        else:
+            grid_dataset().to_netcdf(store, engine="h5netcdf", encoding=packing)
+        assert opened(store).grid.bounds == self.BOUNDS
+
+    def test_single_precision_is_no_unequal_spacing(self, tmp_path):
+        x = (140 + np.arange(8) / 3600).astype(np.float32)
+        dataset = grid_dataset(x=x, y=-30 - np.arange(6) / 3600, crs="EPSG:4326")
+        assert opened(one(tmp_path, dataset)).grid.resolution_x == pytest.approx(1 / 3600, rel=0.02)
+
+    def test_a_missing_coordinate(self, tmp_path):
+        dataset = grid_dataset()
+        dataset.x.attrs["missing_value"] = dataset.x.values[3]
+        with pytest.raises(ValueError, match="'x' holds values that are not finite"):
+            opened(one(tmp_path, dataset))
+
+
+class TestValidNumbers:
+    @pytest.mark.parametrize(
+        "values, attributes, expected, warned",
+        [
+            # limits of the type of the unpacked values limit those
+            (np.array([[-500, 2500], [5000, 5001]], "i2"), {"scale_factor": np.float32(0.1),
+             "valid_min": np.float32(-500), "valid_max": np.float32(500)}, [[-50, 250], [500, np.nan]], True),
+            (np.array([[1, 2], [3, 4]], "i2"), {"scale_factor": -0.5, "add_offset": 1.0,
+             "valid_range": np.array([-0.5, 0.0])}, [[np.nan, 0], [-0.5, np.nan]], True),
+            (np.array([[1, 2], [3, 4]], "f4"), {"scale_factor": 0.5, "valid_max": 1.5},
+             [[0.5, 1], [1.5, np.nan]], True),
+            # of the stored type, stored numbers
+            (np.array([[1, 2], [3, 4]], "i2"), {"scale_factor": 0.5, "valid_max": np.int16(3)},
+             [[0.5, 1], [1.5, np.nan]], False),
+            (np.array([[1, 2], [3, 4]], "f4"), {"scale_factor": np.float32(0.5), "valid_max": np.float32(3)},
+             [[0.5, 1], [1.5, np.nan]], False),
+            (np.array([[1, 2], [3, -1]], "i1"), {"_Unsigned": "true", "valid_range": np.array([2, -2], "i1")},
+             [[np.nan, 2], [3, np.nan]], False),
+            (np.array([[1, 2], [3, 255]], "u1"), {"_Unsigned": "false"}, [[1, 2], [3, -1]], False),
+            (np.array([[1, 2], [3, 4]], "i2"), {"_FillValue": np.int16(1), "missing_value": np.array([3, 4], "i2")},
+             [[np.nan, 2], [np.nan, np.nan]], False),
+            (np.array([[1, 2], [3, 4]], "i2"), {"scale_factor": "0.5", "missing_value": "4"},
+             [[0.5, 1], [1.5, np.nan]], False),
+        ],
+    )  # fmt: skip
+    def test_limits_and_fill_values(self, tmp_path, values, attributes, expected, warned):
+        band = opened(one(tmp_path, grid_dataset(values, **attributes), ending="nc"))
+        np.testing.assert_array_equal(band.read(0, 0, 2, 2), np.float32(expected))
+        assert any("taken for limits of the physical values" in note for note in band.notes) == warned
+
+    @pytest.mark.parametrize(
+        "attributes, message",
+        [
+            ({"scale_factor": np.array([0.5, 0.5])}, r"scale_factor is \[0.5, 0.5\], expected one number; correct it"),
+            ({"add_offset": "none"}, "add_offset is none, expected a number; correct or remove"),
+            ({"valid_min": "none"}, "valid_min is none, expected a number; correct or remove"),
+            ({"valid_max": np.array([1.0, 2.0])}, r"valid_max is \[1.0, 2.0\], expected one number"),
+            ({"valid_range": 3.0}, "valid_range is 3.0, expected two numbers.*correct or remove"),
+            ({"valid_range": "0 to 5"}, "valid_range is 0 to 5, expected a number"),
+            ({"valid_range": np.array([5.0, 1.0])}, "valid numbers from 5 to 1 .*smallest first; correct or remove"),
+            ({"missing_value": "n/a"}, "missing_value is n/a, expected a number"),
+        ],
+    )
+    @pytest.mark.parametrize("ending", ["zarr", "nc"])
+    def test_attributes_that_are_no_number(self, tmp_path, attributes, message, ending):
+        if ending == "zarr":  # whose attributes are JSON
+            attributes = {key: np.asarray(value).tolist() for key, value in attributes.items()}
+        store = one(tmp_path, grid_dataset(**attributes), ending=ending)
+        with pytest.raises(ValueError, match=rf"layer 'g' .*a\.{ending}.*{message}"):
+            opened(store)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         "change, message",

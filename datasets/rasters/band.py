@@ -15,6 +15,7 @@ from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
 from datasets.ground.warp import WARP_BLOCK, warp_window
 from datasets.layers.kinds import kind_of
 from datasets.layers.layer import Layer
+from datasets.rasters.cf_attributes import NO_LIMITS
 from datasets.rasters.chunk_cache import CHUNKS
 from datasets.rasters.handles import _begin_session, close_dataset, gdal_session, open_dataset
 from datasets.rasters.nodata import invalid_pixels, to_physical
@@ -41,6 +42,7 @@ class BandSource:
         has_mask: a mask has to be read besides the values.
         alpha: number of the alpha band, 0 = none.
         block: (rows, cols) of a block of the file.
+        limits: smallest and largest stored number that is data.
     """
 
     layer: Layer
@@ -55,6 +57,15 @@ class BandSource:
     has_mask: bool
     alpha: int
     block: tuple[int, int]
+    limits: tuple[float, float] = NO_LIMITS
+
+    def invalid_stored(self, raw: np.ndarray) -> np.ndarray | None:
+        """Which stored numbers are no data by their value: True = invalid, None if none is."""
+        invalid = invalid_pixels(raw, self.nodata)
+        if self.limits != NO_LIMITS:
+            outside = (raw < self.limits[0]) | (raw > self.limits[1])
+            invalid = outside if invalid is None else invalid | outside
+        return invalid
 
     def read_stored(self, row: int, col: int, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Read a window that lies inside the file.
@@ -87,7 +98,7 @@ class BandSource:
                 f"{row + rows - 1}, columns {col} to {col + cols - 1} of the file cannot be read "
                 f"({_reason(error)}); it may be damaged or incomplete: restore it from a good copy"
             ) from error
-        invalid = invalid_pixels(raw, self.nodata)
+        invalid = self.invalid_stored(raw)
         for more in (masked, clear):
             if more is not None:
                 invalid = more if invalid is None else invalid | more

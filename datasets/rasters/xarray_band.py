@@ -19,8 +19,9 @@ from datasets.layers.kinds import CLASSES, kind_of
 from datasets.layers.layer import Layer
 from datasets.layers.paths import ArrayPath, clean_label, is_remote, parse_array_path
 from datasets.rasters.band import BandSource
+from datasets.rasters.cf_attributes import NO_LIMITS, actual_dtype, fill_values, number, valid_limits
 from datasets.rasters.chunk_cache import CHUNKS
-from datasets.rasters.nodata import in_dtype, invalid_pixels, listed
+from datasets.rasters.nodata import in_dtype, listed
 from datasets.rasters.retry import with_retries
 from datasets.rasters.xarray_georeference import VariableGeoreference, other_dims, variable_georeference
 from datasets.rasters.xarray_store import open_groups
@@ -38,15 +39,11 @@ class XarrayBandSource(BandSource):
         y_dim: dimension of rows.
         x_dim: dimension of columns.
         layer_dim: third dimension, along which the layer's band counts from 1; None if there is none.
-        unsigned: stored as signed numbers that mean unsigned ones.
-        limits: smallest and largest stored number that is data.
     """
 
     y_dim: str = ""
     x_dim: str = ""
     layer_dim: str | None = None
-    unsigned: bool = False
-    limits: tuple[float, float] = (-math.inf, math.inf)
 
     def read_stored(self, row: int, col: int, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Read a window that lies inside the variable.
@@ -75,11 +72,7 @@ class XarrayBandSource(BandSource):
             raise OSError(
                 f"{what} cannot be read ({type(error).__name__}: {error}); a chunk may be damaged or missing: {remedy}"
             ) from error
-        invalid = invalid_pixels(raw, self.nodata)
-        if self.limits != (-math.inf, math.inf):
-            outside = (raw < self.limits[0]) | (raw > self.limits[1])
-            invalid = outside if invalid is None else invalid | outside
-        return raw, invalid
+        return raw, self.invalid_stored(raw)
 
     def _values(self, named: ArrayPath, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         variable = open_groups(named.store)[named.group].variables[named.name]
@@ -91,7 +84,7 @@ class XarrayBandSource(BandSource):
         if raw.dtype.kind == "b":
             return raw.astype(np.uint8)
         raw = raw.astype(raw.dtype.newbyteorder("="), copy=False)
-        return raw.view(f"u{raw.dtype.itemsize}") if self.unsigned else raw
+        return raw.view(self.dtype)
 
 
 def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], list[str], list[str]]:
@@ -115,9 +108,7 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
     place = variable_georeference(groups, named.group, named.name, crs=named.crs, where=layer.where)
     layer_dim = _layer_dim(layer, place, groups[named.group].sizes)
     attributes = variable.attrs
-    unsigned = str(attributes.get("_Unsigned", "")).lower() == "true" and variable.dtype.kind == "i"
-    dtype = "uint8" if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=").name
-    dtype = f"u{dtype}" if unsigned else dtype
+    dtype = "uint8" if variable.dtype.kind == "b" else actual_dtype(attributes, variable.dtype).name
     stated, rule, notes = _nodata(layer, attributes, dtype, variable.dtype)
     if "flag_values" in attributes and layer.has_default_kind:
         layer = replace(layer, kind=CLASSES)
@@ -125,10 +116,11 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
             "the variable has flag_values: taken for a layer of kind categorical; set kind=continuous in layers.csv if "
             "its numbers are measurements"
         )
-    limits = _limits(attributes)
-    if limits != (-math.inf, math.inf):
-        rule.append(f"outside the valid range {limits[0]:.9g} to {limits[1]:.9g}")
     scale, offset = _scale_and_offset(layer, attributes)
+    limits, warnings_of_limits = valid_limits(attributes, variable.dtype, layer.where)
+    notes += warnings_of_limits
+    if limits != NO_LIMITS:
+        rule.append(f"outside the valid range {limits[0]:.9g} to {limits[1]:.9g}")
     source = XarrayBandSource(
         layer=layer,
         crs=place.crs,
@@ -145,7 +137,6 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
         y_dim=place.y_dim,
         x_dim=place.x_dim,
         layer_dim=layer_dim,
-        unsigned=unsigned,
         limits=limits,
     )
     return source, stated, rule, [*notes, *place.notes]
@@ -157,7 +148,8 @@ def _scale_and_offset(layer: Layer, attributes: Mapping[str, Any]) -> tuple[floa
     Raises:
         ValueError: they are not finite, the scale is 0, or class codes have any.
     """
-    scale, offset = (float(attributes.get(key, at)) for key, at in (("scale_factor", 1.0), ("add_offset", 0.0)))
+    scale = number(attributes, "scale_factor", 1.0, layer.where)
+    offset = number(attributes, "add_offset", 0.0, layer.where)
     if not (math.isfinite(scale) and math.isfinite(offset)) or scale == 0:
         raise ValueError(
             f"{layer.where}: scale_factor {scale:g} and add_offset {offset:g}, expected finite numbers and a scale "
@@ -310,14 +302,8 @@ def _layer_dim(layer: Layer, place: VariableGeoreference, sizes: Mapping[Any, in
 def _nodata(
     layer: Layer, attributes: Mapping[str, Any], dtype: str, stored: np.dtype
 ) -> tuple[list[float], list[str], list[str]]:
-    """The values that are stated to mean no data, the same in words, and notes."""
-    declared: list[float] = []
-    for key in ("_FillValue", "missing_value"):
-        for value in np.atleast_1d(np.asarray(attributes.get(key, ()))).tolist():
-            if dtype.startswith("u") and stored.kind == "i":
-                value = int(np.array(value, dtype=stored).view(dtype))
-            if isinstance(value, int | float) and float(value) not in declared:
-                declared.append(float(value))
+    """The values stated to mean no data, the same in words, and warnings."""
+    declared = fill_values(attributes, stored, layer.where)
     fits = [value for value in declared if in_dtype(value, dtype) is not None]
     notes = [
         f"declares nodata {value:.9g}, which no pixel of type {dtype} can hold: it matches nothing"
@@ -334,15 +320,6 @@ def _nodata(
         fits.append(layer.nodata)
         rule.append(f"given {layer.nodata:.9g}")
     return fits, rule, notes
-
-
-def _limits(attributes: Mapping[str, Any]) -> tuple[float, float]:
-    """Smallest and largest valid stored number (CF: valid_range, valid_min, valid_max)."""
-    if "valid_range" in attributes:
-        low, high = np.asarray(attributes["valid_range"], dtype=np.float64).ravel()[:2]
-        return float(low), float(high)
-    low, high = attributes.get("valid_min", -math.inf), attributes.get("valid_max", math.inf)
-    return float(np.asarray(low).item()), float(np.asarray(high).item())
 
 
 def _chunk(variable: Any, place: VariableGeoreference) -> tuple[int, int]:

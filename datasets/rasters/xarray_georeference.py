@@ -13,8 +13,7 @@ from pyproj.exceptions import CRSError as PyprojCRSError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-# Coordinates that stray from even spacing by less than this share of a pixel, anywhere, are rounded.
-_STRAY = 0.01
+from datasets.rasters.coordinate_variables import coordinate_values, evenly_spaced, rounding_of, unit_factor
 
 _NAMES = {
     "x": frozenset("x lon long longitude easting east projection_x_coordinate grid_longitude".split()),
@@ -86,8 +85,8 @@ def variable_georeference(
             f"{where}: no dimension that is {' or '.join(missing)} among its dimensions "
             f"({', '.join(map(str, variable.dims)) or 'none'}); {remedy}"
         )
-    transform = _transform(groups, group, axes, where)
     found, notes = _crs(groups, group, variable, axes, crs, where)
+    transform, warnings = _transform(groups, group, axes, found, where)
     sizes = groups[group].sizes
     return VariableGeoreference(
         y_dim=axes["y"],
@@ -97,7 +96,7 @@ def variable_georeference(
         rows=sizes[axes["y"]],
         cols=sizes[axes["x"]],
         crs=found,
-        notes=notes,
+        notes=(*notes, *warnings),
     )
 
 
@@ -149,15 +148,25 @@ def _axes(groups: Mapping[str, Any], group: str, dims: tuple[Any, ...]) -> dict[
     return found
 
 
-def _transform(groups: Mapping[str, Any], group: str, axes: Mapping[str, str], where: str) -> Affine:
-    steps = {}
+def _transform(
+    groups: Mapping[str, Any], group: str, axes: Mapping[str, str], crs: CRS, where: str
+) -> tuple[Affine, list[str]]:
+    """The transform in units of the CRS, and warnings."""
+    steps, warnings = {}, []
     for axis, dim in axes.items():
         coordinate = _coordinate(groups, group, dim)
         if coordinate is None:
-            return _stated_transform(groups, group, dim, where)
-        steps[axis] = _even(np.asarray(coordinate.values), dim, where)
+            return _stated_transform(groups, group, dim, where), []
+        if coordinate.dtype.kind not in "iuf":  # before any value is read
+            raise ValueError(f"{where}: coordinate '{dim}' is of type {coordinate.dtype}, expected numbers")
+        raw, attributes = np.asarray(coordinate.values), coordinate.attrs
+        centres = coordinate_values(raw, attributes, dim, where)
+        first, step = evenly_spaced(centres, dim, where, rounding=rounding_of(raw, attributes, where))
+        factor, unknown = unit_factor(str(attributes.get("units", "")), crs, dim, where)
+        steps[axis] = first * factor, step * factor
+        warnings += unknown
     (x, step_x), (y, step_y) = steps["x"], steps["y"]
-    return Affine(step_x, 0.0, x - step_x / 2, 0.0, step_y, y - step_y / 2)
+    return Affine(step_x, 0.0, x - step_x / 2, 0.0, step_y, y - step_y / 2), warnings
 
 
 def _stated_transform(groups: Mapping[str, Any], group: str, dim: str, where: str) -> Affine:
@@ -170,36 +179,6 @@ def _stated_transform(groups: Mapping[str, Any], group: str, dim: str, where: st
         f"{where}: dimension '{dim}' has no coordinates, expected a one-dimensional variable '{dim}' of pixel centres; "
         "add it (or a GeoTransform attribute to spatial_ref)"
     )
-
-
-def _even(centres: np.ndarray, dim: str, where: str) -> tuple[float, float]:
-    """The first pixel centre and the signed step of evenly spaced coordinates."""
-    if centres.dtype.kind not in "iuf":
-        raise ValueError(f"{where}: coordinate '{dim}' is of type {centres.dtype}, expected numbers")
-    centres = centres.astype(np.float64)
-    if len(centres) < 2:
-        raise ValueError(
-            f"{where}: dimension '{dim}' has {len(centres)} coordinate, expected at least 2, from which the pixel size "
-            "follows"
-        )
-    if not np.isfinite(centres).all():
-        raise ValueError(f"{where}: coordinate '{dim}' holds values that are not finite; expected pixel centres")
-    steps = np.diff(centres)
-    if not ((steps > 0).all() or (steps < 0).all()):
-        turn = int(np.flatnonzero(np.sign(steps) != np.sign(steps[0]))[0]) if steps[0] else 0
-        raise ValueError(
-            f"{where}: coordinate '{dim}' is not sorted: {centres[turn]:.9g} is followed by {centres[turn + 1]:.9g} at "
-            f"index {turn + 1}; sort it (dataset.sortby('{dim}'))"
-        )
-    step = (centres[-1] - centres[0]) / (len(centres) - 1)
-    stray = np.abs(centres - (centres[0] + step * np.arange(len(centres)))) / abs(step)
-    if stray.max() > _STRAY:
-        raise ValueError(
-            f"{where}: coordinate '{dim}' is irregular: steps from {np.abs(steps).min():.6g} to "
-            f"{np.abs(steps).max():.6g}, farthest from even spacing at index {int(stray.argmax())}; regrid it "
-            "(dataset.interp) to evenly spaced coordinates"
-        )
-    return float(centres[0]), float(step)
 
 
 def _crs(
