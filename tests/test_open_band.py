@@ -316,6 +316,33 @@ class TestDummies:
         assert known.nodata_rule.endswith(f"recognised {dummy:.9g}")
         assert scan(known).dummies == () and scan(known).mean == summary.mean
 
+    @pytest.mark.parametrize(
+        "dtype, levels, dummy",
+        [
+            ("uint8", range(101), 255),
+            ("uint8", (0, 1), 255),
+            ("int8", range(0, 61), -128),
+            ("int8", range(-50, 10), 127),
+        ],
+    )
+    def test_isolated_limit_of_an_8_bit_type_is_recognised(self, tmp_path, dtype, levels, dummy):
+        values = np.resize(np.array(levels, dtype=dtype), (40, 40))
+        values[:12] = dummy
+        summary = scan(opened(write_grid(tmp_path / "a.tif", values)))
+        assert summary.dummies == (dummy,) and summary.valid_fraction == pytest.approx(0.7)
+        assert (summary.minimum, summary.maximum) == (levels[0], levels[-1])
+
+    @pytest.mark.parametrize(
+        "levels, doubted",
+        [(range(256), False), (range(60, 256), False), ((*range(240), 255), False), ((*range(180), 255), True)]
+        + [((0, 255), True), ((0, 127, 255), True), ((0, 100, 255), True)],
+    )
+    def test_images_and_masks_of_8_bits_keep_their_limit(self, tmp_path, levels, doubted):
+        values = np.resize(np.array(levels, dtype=np.uint8), (40, 40))
+        summary = scan(opened(write_grid(tmp_path / "a.tif", values)))
+        assert summary.dummies == () and summary.maximum == 255 and summary.valid_fraction == 1.0
+        assert any("hold 255, often a dummy" in text for text in summary.suspicious) == doubted
+
     def test_dummy_within_reach_of_the_data_is_only_suspicious(self, tmp_path):
         values = ramp(6, 5) * 400.0  # range 21,600; -9,999 is nearer than that
         values[1, 1:4] = -9999.0

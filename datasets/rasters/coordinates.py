@@ -91,7 +91,7 @@ def _check_axis_order(source: BandSource, bounds: Bounds) -> None:
     except ProjError:
         return
     x, y = (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
-    if _distance(to_degrees(x, y), area) > _FAR_FROM_AREA and _distance(to_degrees(y, x), area) == 0:
+    if _distance(to_degrees(x, y), area.bounds) > _FAR_FROM_AREA and _distance(to_degrees(y, x), area.bounds) == 0:
         raise ValueError(
             f"{source.layer.where}: its centre at x {x:.10g}, y {y:.10g} is far from the area of CRS EPSG:{code} "
             f"({area.name[:80]}), but x and y exchanged lie in it; expected eastings as x and northings as y; write it "
@@ -100,12 +100,13 @@ def _check_axis_order(source: BandSource, bounds: Bounds) -> None:
         )
 
 
-def _distance(place: tuple[float, float], area: pyproj.aoi.AreaOfUse) -> float:
+def _distance(place: tuple[float, float], area: Bounds) -> float:
     """Degrees between a longitude and latitude and an area; infinite for a point that is nowhere."""
     longitude, latitude = place
     if not (math.isfinite(longitude) and math.isfinite(latitude)):
         return math.inf
-    width = (area.east - area.west) % 360
-    beyond_east = (longitude - area.west) % 360 - width
+    west, south, east, north = area
+    width = 360.0 if east - west >= 360 else (east - west) % 360  # an area may lie across the date line
+    beyond_east = (longitude - west) % 360 - width
     across = 0.0 if beyond_east <= 0 else min(beyond_east, 360 - width - beyond_east)
-    return max(across, area.south - latitude, latitude - area.north, 0.0)
+    return max(across, south - latitude, latitude - north, 0.0)

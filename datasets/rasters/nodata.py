@@ -26,6 +26,13 @@ KNOWN_DUMMIES = (
     *(-32768.0, -32767.0, 32767.0, 65535.0, -2147483648.0, -2147483647.0, 2147483647.0, 4294967295.0),
 )
 
+# Besides those, the limits of 8-bit types but 0, by NumPy name. They are everyday values of images, so more is asked of
+# them (see `NodataScan.classify_nodata_candidates`).
+BYTE_DUMMIES = {"uint8": (255.0,), "int8": (-128.0, 127.0)}
+
+# Doubtful limits of 8-bit types are worth a warning only if this fraction of the others' range lies between.
+_BYTE_GAP = 0.1
+
 # Whole numbers occur by chance in integer data: a known dummy within the range of the others is worth a
 # note only where it is this many times as frequent as the average number there.
 _SPIKE = 10.0
@@ -141,8 +148,9 @@ class NodataScan:
     recognise: bool = True
 
     def __post_init__(self) -> None:
-        """Keep only the dummies that this type can hold."""
-        self._known = stored_values(KNOWN_DUMMIES if self.recognise else (), self.dtype)
+        """Choose the dummies that this type can hold."""
+        known = (*KNOWN_DUMMIES, *BYTE_DUMMIES.get(self.dtype, ()))
+        self._known = stored_values(known if self.recognise else (), self.dtype)
 
     def add(self, raw: np.ndarray, invalid: np.ndarray | None) -> None:
         """Count one chunk of stored pixels; ``invalid`` marks those already known to hold no data."""
@@ -173,30 +181,42 @@ class NodataScan:
 
     def _occurs_by_chance(self, value: float, count: int) -> bool:
         data = self.data
+        if value in BYTE_DUMMIES.get(self.dtype, ()):
+            return self._distance(value) <= _BYTE_GAP * (data.maximum - data.minimum)
         whole = np.dtype(self.dtype).kind in "iu"
         steps = data.maximum - data.minimum + 1
         return whole and data.minimum < value < data.maximum and count <= _SPIKE * data.count / steps
+
+    def _distance(self, value: float) -> float:
+        """How far a number lies from the range of the data."""
+        return max(self.data.minimum - value, value - self.data.maximum, 0.0)
+
+    def _is_isolated(self, value: float) -> bool:
+        if not self.data.count or self._distance(value) <= self.data.maximum - self.data.minimum:
+            return False
+        if value not in BYTE_DUMMIES.get(self.dtype, ()) or self.distinct is None:
+            return True
+        steps = np.diff(sorted(self.distinct))
+        return bool(steps.size) and 2 * steps.max() < self._distance(value)
 
     def classify_nodata_candidates(self) -> tuple[tuple[float, ...], tuple[tuple[float, int], ...]]:
         """Decide which known dummies present are nodata, and count the others back in as data.
 
         A known dummy is nodata when it is isolated: farther from the nearest other valid value than the whole
-        range of the others. Nearest first, so that a dummy taken for data widens the range for the next.
+        range of the others. Nearest first, so that a dummy taken for data widens the range for the next. A limit of an
+        8-bit type is nodata only if the others hold at least two values and no step between them is half as large:
+        masks of 0 and 255, and levels such as 0, 127 and 255, are data.
 
         Returns:
             The values that are nodata, and (value, count) of doubtful ones that were taken for data.
         """
         isolated: list[float] = []
         doubtful: list[tuple[float, int]] = []
-
-        def distance(value: float) -> float:
-            return max(self.data.minimum - value, value - self.data.maximum, 0.0)
-
         remaining = dict(self.dummies)
         while remaining:
-            value = min(remaining, key=lambda each: (distance(each), each)) if self.data.count else min(remaining)
+            value = min(remaining, key=lambda each: (self._distance(each), each)) if self.data.count else min(remaining)
             count = remaining.pop(value)
-            if self.data.count and distance(value) > self.data.maximum - self.data.minimum:
+            if self._is_isolated(value):
                 isolated.append(value)
             else:
                 if not self._occurs_by_chance(value, count):
