@@ -62,6 +62,16 @@ class FinetuneData:
         """The targets, if whole windows or images have one each."""
         return None if isinstance(self.targets, DenseTargets) else self.targets
 
+    @property
+    def has_ground(self) -> bool:
+        """True if labels lie on ground; False for images."""
+        return not isinstance(self.targets, SceneTargets)
+
+    @property
+    def window_centres(self) -> np.ndarray | None:
+        """(k, 2) int64 base-scale (row, col) of each window's centre; None for pixels and for images."""
+        return self.targets.examples.centres.astype(np.int64) if isinstance(self.targets, WindowTargets) else None
+
     def window_blocks(self) -> np.ndarray | None:
         """(k,) int32 block number of each window's centre; None for pixels and for images."""
         if not isinstance(self.targets, WindowTargets):

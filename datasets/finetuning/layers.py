@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from datasets.finetuning.pixel_features import pixel_features
 from datasets.finetuning.scene_targets import SceneGround, open_scene_ground
 from datasets.layers.layer import Layer
 from datasets.layers.paths import file_of, variable_of
@@ -94,6 +97,10 @@ class OpenedLayers:
         """The images, where layers are bands of images."""
         assert isinstance(self.survey, SceneGround)
         return self.survey
+
+    def pixel_features(self, pixels: np.ndarray, *, scale: int) -> np.ndarray:
+        """(n, F) features of (n, 2) target pixels, as `pixel_features.pixel_features` computes them."""
+        return pixel_features(self.grids, pixels, scale=scale)
 
 
 def open_layers(stored: Mapping[str, Any] | None, options: LayerOptions, *, local_ranks: int) -> OpenedLayers:

@@ -1,11 +1,22 @@
-"""What a fine-tuned checkpoint may be scored on."""
+"""Scoring a fine-tuned checkpoint: on what ground, and how."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from util.checkpoints.resume_state import check_same_configuration
+from util.finetuning.run import FinetuneRun, network_predictor, score
+from util.finetuning.scoring import score_line
+from util.processes.signals import Stop
+from util.records.finetune_records import EVALUATION
+from util.records.log import plain
+
+logger = logging.getLogger(__name__)
 
 FINETUNED_KEYS = tuple(
     "model model_config layers statistics options base_resolution hidden "
@@ -81,3 +92,52 @@ def may_overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     (left, bottom, right, top), (west, south, east, north) = first["bounds"], second["bounds"]
     overlap = left < east and west < right and bottom < north and south < top
     return overlap or first["crs"] != second["crs"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A fine-tuned checkpoint to score.
+
+    Attributes:
+        run: labels and settings.
+        network: its network, on the run's device.
+        path: its path.
+        state: its contents.
+        ground: what it is scored on.
+    """
+
+    run: FinetuneRun
+    network: Any
+    path: str
+    state: dict[str, Any]
+    ground: ScoredGround
+
+
+def require_same_folds(state: Mapping[str, Any], data: Any) -> None:
+    """Refuses labels or layers from which other folds follow than the checkpoint was fitted and tested on.
+
+    Raises:
+        ValueError: naming the differences.
+    """
+    check_same_configuration(state["folds"], plain(data.folds.summary()), "folds (labels or layers changed)")
+
+
+def evaluate(chosen: Evaluation, _: Stop) -> int:
+    """Scores a fine-tuned checkpoint; returns exit status 0."""
+    run, state, ground = chosen.run, chosen.state, chosen.ground
+    task, data = run.inputs.task, run.inputs.data
+    with closing(run.files):
+        predictor = network_predictor(run, chosen.network, task.objective(state["training"], run.loss))
+        scores = score(run, predictor, state["fold"] if ground.is_fold else 0).scores
+        logger.info("%s: %s", ground.description, score_line(task, scores, data.units))
+        warnings = [text for text in (ground.warning, data.folds.leak_warning) if text]
+        for text in warnings if run.ranks.is_main else ():
+            logger.warning("%s", text)
+        record: dict[str, Any] = {
+            "checkpoint": chosen.path,
+            "scored": ground.description,
+            "warning": "; ".join(warnings) or None,
+        }
+        record |= {"task": task.name, "split": data.folds.summary(), "test": scores}
+        logger.info("scores       %s", run.files.write(EVALUATION, record))
+    return 0

@@ -256,6 +256,18 @@ def new_meter(fit: Fit, device: torch.device) -> StepMeter:
     )
 
 
+def log_epoch(fit: Fit, record: Mapping[str, float]) -> None:
+    """Logs the epoch that has just ended."""
+    logger.info(
+        "%s epoch %d: loss %.4f, %.0f windows/s, waited %.1f %%",
+        fit.name,
+        fit.progress.epoch - 1,
+        record["loss"],
+        record["tiles_per_s"],
+        100 * record["wait_share"],
+    )
+
+
 def read_meter(fit: Fit, meter: StepMeter, folder: Path) -> None:
     """Adds the meter's losses and gradient norms to the progress of a fit.
 

@@ -45,6 +45,21 @@ class Comparison:
     units: str
 
 
+def report_run(run: Any) -> dict[str, Any]:
+    """Reports a finished `util.finetuning.run.FinetuneRun` as `report` does; in the main process."""
+    data = run.inputs.data
+    comparison = Comparison(
+        task=run.inputs.task,
+        names=data.names,
+        methods=[method.name for method in run.methods],
+        folds=run.folds,
+        split=data.folds.summary(),
+        leak_warning=data.folds.leak_warning,
+        units=data.units,
+    )
+    return report(comparison, run.files, data, run.inputs.opened.survey if data.has_ground else None)
+
+
 def report(comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any) -> dict[str, Any]:
     """Logs the scores of all methods, and writes metrics.json and figures; in the main process.
 

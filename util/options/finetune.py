@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from util.options import common as options
 
@@ -456,6 +456,7 @@ def check(args: argparse.Namespace, choices: Choices) -> None:
     Raises:
         ValueError: naming the flag, its value and what to use instead.
     """
+    check_resume(args)
     _check_scenes(args, choices)
     baselines = baselines_of(args, choices)
     is_network_fitted = not args.no_network or set(choices.network_baselines) & set(baselines)
@@ -670,6 +671,63 @@ def _check_scenes(args: argparse.Namespace, choices: Choices) -> None:
         )
 
 
+class LabelKind(Protocol):
+    """The properties of a task that decide how labels are read."""
+
+    @property
+    def per_pixel(self) -> bool:
+        """True if every pixel is predicted, else one class for a window."""
+
+    @property
+    def has_classes(self) -> bool:
+        """True if labels are classes, else values."""
+
+
+def ground_options(args: argparse.Namespace, *, sample_labels: str, local_ranks: int) -> dict[str, Any]:
+    """The keyword arguments of `open_ground`."""
+    is_grid = args.dataset_type == "grid"
+    return {
+        "layers": layer_options(args) if is_grid else None,
+        "scenes": None if is_grid else scene_options(args),
+        "labels": args.labels,
+        "label_band": args.label_band,
+        "sample_labels": sample_labels,
+        "local_ranks": local_ranks,
+    }
+
+
+def labels_on_ground(
+    args: argparse.Namespace,
+    task: LabelKind,
+    *,
+    input_size: int,
+    held_out: Sequence[Sequence[float]] | None,
+    tests_all: bool = False,
+) -> dict[str, Any]:
+    """The keyword arguments of `open_labels` that the options name.
+
+    Args:
+        args: the options.
+        task: what the labels are learned for.
+        input_size: edge of a window, base-scale pixels.
+        held_out: ground that pre-training held out.
+        tests_all: score all labels, instead of dividing them into folds.
+
+    Raises:
+        ValueError: the checkpoint does not say what ground it held out.
+    """
+    if args.dataset_type != "grid":
+        scenes = {name: getattr(args, name) for name in ("test_path", "label_fraction", "seed")}
+        return {"scenes": scenes, "labels": {}, "targets": {}, "split": {}}
+    split = split_options(args, input_size=input_size, held_out=held_out)
+    return {
+        "scenes": None,
+        "labels": label_options(args),
+        "targets": {**target_options(args), "per_pixel": task.per_pixel, "has_classes": task.has_classes},
+        "split": split | ({"split": "all"} if tests_all else {}),
+    }
+
+
 def label_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `LabelOptions` that the options name."""
     return {
@@ -751,6 +809,19 @@ def batch_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `choose_batches` that the options name."""
     names = ("batch_size", "accum_iter", "effective_batch", "weight_decay", "clip_grad")
     return {name: getattr(args, name) for name in names}
+
+
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a `FinetuneRun`, and the folders of its files."""
+    return {
+        "amp": args.amp,
+        "output_dir": Path(args.output_dir),
+        "log_dir": Path(args.log_dir or args.output_dir),
+        "prediction": prediction_settings(args),
+        "loss": loss_settings(args),
+        "settings": run_settings(args),
+        "training": training_settings(args),
+    }
 
 
 def wants_final(args: argparse.Namespace) -> bool:

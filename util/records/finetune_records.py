@@ -97,6 +97,11 @@ class FinetuneFiles:
         if self._lines is not None:
             self._lines.write(record)
 
+    def log_scores(self, method: str, fold: int, record: Mapping[str, Any]) -> None:
+        """Writes the scores and costs of a finished fit to the log, and its test scores to TensorBoard."""
+        tags = {f"score/{method}/{name}": value for name, value in flat_numbers(record["test"])}
+        self.log({"kind": "score", "arm": method, "fold": fold, **record}, tags=tags, step=fold)
+
     def fold_scores(self, method: str, fold: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """The scores of a finished fit, and its arrays; None if it is not finished.
 

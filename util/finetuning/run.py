@@ -1,0 +1,247 @@
+"""A run of several fits: what all of them share, its records, and the parts of one fit that its loop works with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from util.checkpoints import checkpoint_file
+from util.checkpoints.encoder_weights import EncoderWeights
+from util.finetuning.compared_methods import Method
+from util.finetuning.fit import Fit, make_updater, note_best, resume_fit
+from util.finetuning.objectives import Objective
+from util.finetuning.predictors import BaselineInputs, NetworkPredictor, Predictor
+from util.finetuning.scoring import FoldScores, score_fold, stopping_score
+from util.finetuning.tasks import Task
+from util.hardware.device import amp_policy
+from util.options.finetune import LossSettings, PredictionSettings, RunSettings, TrainingSettings
+from util.processes import distributed as dist
+from util.processes import torchrun_restarts as restarts
+from util.records.finetune_records import FinetuneFiles
+from util.records.log import plain
+from util.training.setup import make_schedule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FinetuneInputs:
+    """What a run learns from.
+
+    Attributes:
+        encoder: pre-trained weights; None for training from scratch.
+        opened: the opened layers, a `datasets.finetuning.layers.OpenedLayers`.
+        data: labels in folds, a `datasets.finetuning.finetune_data.FinetuneData`.
+        task: what is predicted.
+        held_out: ground that pre-training held out, (left, bottom, right, top) each.
+    """
+
+    encoder: EncoderWeights | None
+    opened: Any
+    data: Any
+    task: Task
+    held_out: list[list[float]] | None
+
+    def shared_entries(self, used_options: dict[str, Any]) -> dict[str, Any]:
+        """The entries that all checkpoints of a run share, among them the options."""
+        opened, data, survey = self.opened, self.data, self.opened.survey
+        return {
+            "layers": opened.layers,
+            "statistics": opened.statistics,
+            "encodings": opened.encodings,
+            "options": used_options,
+            "version": checkpoint_file.VERSION,
+            "base_resolution": survey.base_resolution,
+            "held_out": self.held_out,
+            "hidden": sorted(survey.hidden),
+            "ground": survey.ground(),
+            "folds": data.folds.summary(),
+            "task": {"kind": self.task.name, **data.description()},
+        }
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """The parts of a run of several fits.
+
+    Attributes:
+        ranks: which process this is.
+        device: where networks compute.
+        inputs: weights, layers, labels and folds.
+        amp: choice of --amp.
+        output_dir: where results go.
+        log_dir: where TensorBoard events go.
+        prediction: how test ground is predicted.
+        loss: how targets are weighted, smoothed and mixed.
+        training: how networks are trained; None to score only.
+        settings: how the run reads, saves and reports.
+        methods: the compared methods, the main one first.
+        folds: numbers of the folds.
+        examples: training windows of each fold, and of all labels (None) for the last fit.
+        updates: optimiser steps in an epoch.
+        build: builds the network of a method, and lists how the encoder's weights were loaded.
+        stored: entries that all checkpoints of the run share.
+    """
+
+    ranks: dist.Ranks
+    device: torch.device
+    inputs: FinetuneInputs
+    amp: str
+    output_dir: Path
+    log_dir: Path
+    prediction: PredictionSettings
+    loss: LossSettings
+    settings: RunSettings
+    training: TrainingSettings
+    methods: Sequence[Method] = ()
+    folds: Sequence[int] = ()
+    examples: Mapping[int | None, Any] = field(default_factory=dict)
+    updates: int = 0
+    build: Callable[[Method], tuple[Any, list[str]]] | None = None
+    stored: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def files(self) -> FinetuneFiles:
+        """The output files."""
+        return FinetuneFiles(self.output_dir, self.log_dir, enabled=self.ranks.is_main)
+
+    @property
+    def amp_dtype(self) -> torch.dtype | None:
+        """Number format of autocast; None for full precision."""
+        return amp_policy(self.device, self.amp)[0]
+
+    @property
+    def batch_settings(self) -> dict[str, Any]:
+        """Keyword arguments of `training_batches` that are the same in every epoch of every fit."""
+        training, settings = self.training, self.settings
+        return {
+            "seed": training.seed,
+            "windows": training.tiles_per_epoch,
+            "augment": training.augment,
+            "batch_size": training.batch_size,
+            "accum_iter": training.accum_iter,
+            "rank": self.ranks.rank,
+            "world_size": self.ranks.world_size,
+            "pin": settings.pin_mem and self.device.type == "cuda",
+            "workers": settings.num_workers,
+        }
+
+    @property
+    def effective_batch(self) -> int:
+        """Windows in an update, over all processes."""
+        return self.training.batch_size * self.training.accum_iter * self.ranks.world_size
+
+
+def open_records(run: FinetuneRun, deciding_options: dict[str, Any]) -> None:
+    """Opens the records, of which run.json holds what must be the same for a run to be continued."""
+    inputs = run.inputs
+    settings = {
+        "options": deciding_options,
+        "effective batch (batch_size x accum_iter x processes)": run.effective_batch,
+        "layers": [{"name": layer.name, "units": layer.units} for layer in inputs.opened.survey.layers],
+        "statistics": [f"{item['location']:.6g} {item['spread']:.6g}" for item in inputs.opened.statistics],
+        "weights of --finetune": None if inputs.encoder is None else inputs.encoder.digest(),
+        "folds": inputs.data.folds.summary(),
+    }
+    aside = dist.on_main_rank(lambda: run.files.begin(plain(settings), resume=run.settings.resume))
+    restarts.mark_started(run.files.output_dir)
+    if aside is not None and run.ranks.is_main:
+        logger.warning("%s held an earlier run: now in %s", run.files.output_dir, aside)
+
+
+def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
+    """Builds network, objective, schedule and optimiser of a fit, and resumes it where it stopped.
+
+    Raises:
+        ValueError: none of its checkpoints can be used.
+    """
+    training, device, examples = run.training, run.device, run.examples[fold]
+    assert run.build is not None
+    network = run.build(method)[0]
+    model = dist.wrap(network.to(device), device)
+    schedule = make_schedule(
+        tiles=training.tiles_per_epoch,
+        updates=run.updates,
+        epochs=training.epochs,
+        warmup_epochs=training.warmup_epochs,
+        effective_batch=run.effective_batch,
+        lr=training.lr,
+        blr=training.blr,
+        min_lr=training.min_lr,
+    )
+    updater = make_updater(
+        network,
+        model,
+        training,
+        peak_lr=schedule.peak_lr,
+        is_pretrained=method.pretrained,
+        device=device,
+        amp_dtype=run.amp_dtype,
+    )
+    objective = run.inputs.task.objective(asdict(examples.statistics), run.loss)
+    fit = Fit(method, fold, examples, objective, network, model, updater, schedule)
+    if run.settings.resume:
+        resume_fit(fit, run.files.folder(method.name, fold))
+    dist.on_main_rank(lambda: run.files.forget(method.name, fold, from_epoch=fit.progress.epoch))
+    return fit
+
+
+def validate(run: FinetuneRun, fit: Fit) -> float:
+    """Scores the fold's validation ground, and stores the weights if they are the best so far."""
+    assert fit.fold is not None
+    predictor = network_predictor(run, fit.network, fit.objective)
+    value = stopping_score(run.inputs.task, score(run, predictor, fit.fold, validation=True).scores)
+    note_best(fit, value)
+    return value
+
+
+def score(run: FinetuneRun, predictor: Predictor, fold: int, *, validation: bool = False) -> FoldScores:
+    """Scores a fold's test ground, or its validation ground, over all processes."""
+    inputs, where = run.inputs, {"validation": validation, "ranks": run.ranks, "device": run.device}
+    return score_fold(predictor, inputs.task, inputs.data, inputs.opened.survey, fold, **where)
+
+
+def network_predictor(run: FinetuneRun, network: Any, objective: Objective) -> NetworkPredictor:
+    """The predictor of a network."""
+    data, survey = run.inputs.data, run.inputs.opened.survey
+    windows = data.windows
+
+    def read(numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return windows.read(numbers).to(run.device, survey.pyramid)[:2]
+
+    return NetworkPredictor(
+        network,
+        objective,
+        survey=survey,
+        windows=None if windows is None else read,
+        count=data.outputs,
+        scale=data.scale,
+        overlap=run.prediction.overlap,
+        batch_size=run.prediction.batch_size,
+        device=run.device,
+        amp_dtype=run.amp_dtype,
+    )
+
+
+def baseline_inputs(run: FinetuneRun, fold: int) -> BaselineInputs:
+    """Training labels of a fold, and features of pixels, for methods that are no network."""
+    data, examples = run.inputs.data, run.examples[fold]
+    return BaselineInputs(
+        class_counts=examples.statistics.class_counts,
+        mean=examples.statistics.mean,
+        samples=examples.sampled_pixels if data.has_ground else None,
+        features=lambda pixels: run.inputs.opened.pixel_features(pixels, scale=data.scale),
+        pixels=data.window_centres,
+        scale=data.scale,
+        seed=run.training.seed,
+        tree_samples=run.prediction.tree_samples,
+        balanced=run.loss.class_weights == "balanced",
+        device=run.device,
+    )
