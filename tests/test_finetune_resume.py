@@ -11,6 +11,7 @@ import pytest
 
 import main_finetune
 from tests import labelled, surveys
+from util.records.finetune_records import FinetuneFiles
 
 LASTING = ("model", "optimizer", "scaler", "epoch", "update", "step", "model_config", "task", "training", "options")
 """What must be equal, bit for bit, in the last checkpoints of a run that was stopped and of one that was not."""
@@ -191,7 +192,7 @@ def test_killed_between_a_line_of_the_log_and_its_checkpoint(survey, labels, str
     with mock.patch.object(main_finetune, "save_fit", fail):
         assert labelled.finetune(survey, tmp_path, labels=labels) == 1
     assert len(surveys.log(tmp_path, "epoch")) == 1
-    with mock.patch.object(main_finetune.FinetuneFiles, "write_fold_scores", fail):
+    with mock.patch.object(FinetuneFiles, "write_fold_scores", fail):
         assert labelled.finetune(survey, tmp_path, "--resume", "auto", labels=labels) == 1
     assert len(surveys.log(tmp_path, "score")) == 1
     assert labelled.finetune(survey, tmp_path, "--resume", "auto", labels=labels) == 0
