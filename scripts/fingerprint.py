@@ -16,16 +16,26 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import rasterio
 
 TIMES = ("seconds", "per_s", "wait", "memory", "cpu", "time")
-"""Keys of the log that hold one of these measure the machine, not the computation."""
-NETWORK = "--model mae_vit_tiny_patch16 --input_size 24 --patch_size 8 --batch_size 8 --seed 1".split()
+"""Keys of the log that contain one of these words measure the machine, not the computation."""
+CHECKPOINT = "checkpoint-last.pth"
 QUIET = "--device cpu --num_workers 1 --no_progress".split()
+SURVEY = "--rows 512 --cols 512 --seed 3 --overwrite".split()
+PRETRAINING = [
+    *"--model mae_vit_tiny_patch16 --input_size 24 --patch_size 8 --batch_size 8 --seed 1".split(),
+    *QUIET,
+    *"--epochs 4 --warmup_epochs 1 --tiles_per_epoch 40 --log_every 1".split(),
+]
+FINETUNING = [
+    *QUIET,
+    *"--epochs 3 --tiles_per_epoch 16 --batch_size 8 --folds 2 --seed 1 --tree_samples 500".split(),
+]
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -58,116 +68,43 @@ def fingerprint(folder: Path) -> dict[str, Any]:
     Returns:
         Every number by a name such as `pretrain/log/3/train_loss`, and the SHA-256 of every band by its file.
     """
-    survey = folder / "survey"
-    run(
-        "scripts.make_sample_survey",
-        "--output_dir",
-        survey,
-        "--rows",
-        "512",
-        "--cols",
-        "512",
-        "--seed",
-        "3",
-        "--overwrite",
-    )
-    found = {path.stem: path for path in survey.rglob("*.tif")}
-    rows = [
-        f"{found[name]},{name},{units},{how}\n"
-        for name, units, how in (("gravity", "mGal", ""), ("magnetics", "nT", "asinh"))
+    run("scripts.make_sample_survey", *SURVEY, "--output_dir", folder / "survey")
+    rasters = {path.stem: path for path in (folder / "survey").rglob("*.tif")}
+    table, mixed = write_tables(folder, rasters)
+    for name, layers, *more in (("pretrain", table), ("kinds", mixed, "--layer_dropout", "0.3")):
+        run("main_pretrain", "--train_path", layers, "--output_dir", folder / str(name), *PRETRAINING, *more)
+    checkpoint, finetuned = folder / "pretrain" / CHECKPOINT, folder / "segmentation" / CHECKPOINT
+    pretrained = ["--finetune", checkpoint, "--baselines"]
+    fits: list[tuple[str, str, str, Sequence[object]]] = [
+        ("segmentation", "segmentation", "lithology", pretrained),
+        ("regression", "regression", "gravity", pretrained),
+        ("scratch", "segmentation", "lithology", ["--input_size", "24"]),
     ]
-    table, lithology = folder / "layers.csv", found["lithology"]
-    table.write_text("path,name,units,transform\n" + "".join(rows))
-    kinds = folder / "kinds.csv"
-    kinds.write_text("path,name,kind\n" + f"{found['gravity']},gravity,continuous\n{lithology},lithology,categorical\n")
-
-    training = [
-        *NETWORK,
-        *QUIET,
-        "--epochs",
-        "4",
-        "--warmup_epochs",
-        "1",
-        "--tiles_per_epoch",
-        "40",
-        "--log_every",
-        "1",
-    ]
-    run("main_pretrain", "--train_path", table, "--output_dir", folder / "pretrain", *training)
-    run("main_pretrain", "--train_path", kinds, "--output_dir", folder / "kinds", *training, "--layer_dropout", "0.3")
-    checkpoint = folder / "pretrain" / "checkpoint-last.pth"
-    tuning: list[object] = [
-        *QUIET,
-        "--epochs",
-        "3",
-        "--tiles_per_epoch",
-        "16",
-        "--batch_size",
-        "8",
-        "--folds",
-        "2",
-        "--seed",
-        "1",
-    ]
-    tuning += ["--train_path", table, "--tree_samples", "500"]
-    labels = {"segmentation": lithology, "regression": found["gravity"]}
-    for task, path in labels.items():
-        output = folder / task
-        run(
-            "main_finetune",
-            "--finetune",
-            checkpoint,
-            "--task",
-            task,
-            "--labels",
-            path,
-            "--output_dir",
-            output,
-            *tuning,
-            "--baselines",
-        )
-    run(
-        "main_finetune",
-        "--task",
-        "segmentation",
-        "--labels",
-        lithology,
-        "--output_dir",
-        folder / "scratch",
-        *tuning,
-        "--input_size",
-        "24",
-    )
-    for product in ("embeddings", "reconstruction", "gapfill", "superresolution"):
-        extra = ["--clusters", "3"] if product == "embeddings" else []
-        run(
-            "main_inference",
-            "--checkpoint",
-            checkpoint,
-            "--output",
-            product,
-            "--output_dir",
-            folder / product,
-            *extra,
-            *QUIET,
-        )
-    tuned = folder / "segmentation" / "checkpoint-last.pth"
-    if tuned.exists():
-        run(
-            "main_inference",
-            "--checkpoint",
-            tuned,
-            "--output",
-            "prediction",
-            "--output_dir",
-            folder / "prediction",
-            *QUIET,
-        )
+    for name, task, labels, options in fits:
+        data = ("--train_path", table, "--task", task, "--labels", rasters[labels])
+        run("main_finetune", *data, "--output_dir", folder / name, *FINETUNING, *options)
+    maps = [(product, checkpoint) for product in ("embeddings", "reconstruction", "gapfill", "superresolution")]
+    for product, weights in [*maps, ("prediction", finetuned)] if finetuned.exists() else maps:
+        options = ["--clusters", "3"] if product == "embeddings" else []
+        where = ("--output", product, "--output_dir", folder / product)
+        run("main_inference", "--checkpoint", weights, *where, *QUIET, *options)
     return collect(folder)
 
 
+def write_tables(folder: Path, rasters: Mapping[str, Path]) -> tuple[Path, Path]:
+    """Writes a table of two continuous layers, and one of a continuous and a categorical layer."""
+    table, mixed = folder / "layers.csv", folder / "kinds.csv"
+    table.write_text(
+        f"path,name,units,transform\n{rasters['gravity']},gravity,mGal,\n{rasters['magnetics']},magnetics,nT,asinh\n"
+    )
+    mixed.write_text(
+        f"path,name,kind\n{rasters['gravity']},gravity,continuous\n{rasters['lithology']},lithology,categorical\n"
+    )
+    return table, mixed
+
+
 def run(module: str, *arguments: Any) -> None:
-    """Runs one program on one thread, and raises its error output if it fails."""
+    """Runs one program on one thread; if it fails, exits with its error output."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1])
@@ -176,7 +113,7 @@ def run(module: str, *arguments: Any) -> None:
 
 
 def collect(folder: Path) -> dict[str, Any]:
-    """Every number of logs and scores below a folder, and checksums of every band of its rasters."""
+    """Collects every number of the logs and scores in a folder, and a checksum of every band of its rasters."""
     numbers: dict[str, Any] = {}
     for path in sorted(folder.rglob("log.txt")):
         for count, line in enumerate(path.read_text().splitlines()):
@@ -192,10 +129,10 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 def add(numbers: dict[str, Any], name: str, value: Any) -> None:
-    """Adds all numbers inside a JSON value, but those that measure time or memory."""
+    """Adds all numbers inside a JSON value except those that measure time or memory."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if not any(part in key for part in TIMES) and key not in ("options", "environment"):
+            if not any(word in key for word in TIMES) and key not in ("options", "environment"):
                 add(numbers, f"{name}/{key}", item)
     elif isinstance(value, list):
         for count, item in enumerate(value):

@@ -183,38 +183,49 @@ def compare(
         seed: of the draws.
     """
     pairs, seeds, notes = _paired(first, second, offset)
-    kept, blocks = _common_ground(pairs)
+    chosen, blocks = _common_ground(pairs)
     every = {block for sums in (*first.values(), *second.values()) for block in sums.blocks.tolist()}
-    if len(kept) < seeds or len(blocks) < len(every):
-        left = f"on {len(kept)} of {seeds} seeds and {len(blocks)} of {len(every)} blocks"
-        notes.append(f"{left}: those that both have been tested with")
-    if not kept or not len(blocks):
+    if len(chosen) < seeds or len(blocks) < len(every):
+        part = f"on {len(chosen)} of {seeds} seeds and {len(blocks)} of {len(every)} blocks"
+        notes.append(f"{part}: those that both have been tested with")
+    if not chosen or not len(blocks):
         notes = ["the two have no seed, or no block, in common"]
-        return Difference(math.nan, math.nan, math.nan, len(kept), len(blocks), notes=tuple(notes))
-    kept = [(a.at(blocks), b.at(blocks)) for a, b in kept]
-    sign = 1 if HIGHER_IS_BETTER[kept[0][0].metric] else -1
-    if any(a.truth.shape != b.truth.shape or not np.allclose(a.truth, b.truth) for a, b in kept):
+        return Difference(math.nan, math.nan, math.nan, len(chosen), len(blocks), notes=tuple(notes))
+    chosen = [(a.at(blocks), b.at(blocks)) for a, b in chosen]
+    sign = 1 if HIGHER_IS_BETTER[chosen[0][0].metric] else -1
+    if any(a.truth.shape != b.truth.shape or not np.allclose(a.truth, b.truth) for a, b in chosen):
         notes.append("the two were not tested on exactly the same pixels or windows of these blocks")
-    per_seed = np.array([sign * (a.score() - b.score()) for a, b in kept])
-    found = Difference(float(per_seed.mean()), math.nan, math.nan, len(kept), len(blocks), tuple(per_seed.tolist()))
-    if len(kept) < LEAST_SEEDS:
-        count = "a single seed: chance in training is not in the interval, and" if len(kept) == 1 else "two seeds:"
+    per_seed = np.array([sign * (a.score() - b.score()) for a, b in chosen])
+    found = Difference(float(per_seed.mean()), math.nan, math.nan, len(chosen), len(blocks), tuple(per_seed.tolist()))
+    if len(chosen) < LEAST_SEEDS:
+        count = "a single seed: chance in training is not in the interval, and" if len(chosen) == 1 else "two seeds:"
         notes.append(f"{count} fewer than {LEAST_SEEDS} seeds decide nothing, whatever the interval")
     if len(blocks) < LEAST_BLOCKS:
         return replace(found, notes=(*notes, "a single block: nothing is known of how ground varies"))
     generator = np.random.default_rng(seed)
     weights = _drawn(len(blocks), draws, generator)
-    of_draws = np.stack([sign * (a.scores(weights) - b.scores(weights)) for a, b in kept], axis=1)  # (draws, seeds)
+    of_draws = np.stack([sign * (a.scores(weights) - b.scores(weights)) for a, b in chosen], axis=1)  # (draws, seeds)
     of_draws = of_draws[np.isfinite(of_draws).all(axis=1)]
     if len(of_draws) < draws:
         notes.append(f"{draws - len(of_draws)} of {draws} draws had no score and were left out")
+    found = replace(found, notes=tuple(notes))
     if len(of_draws) < 2 or not np.isfinite(found.estimate):
-        return replace(found, notes=tuple(notes))
-    seed_weights = _drawn(len(kept), draws, generator)[: len(of_draws)]
+        return found
+    return _with_interval(found, of_draws, _drawn(len(chosen), draws, generator)[: len(of_draws)])
+
+
+def _with_interval(found: Difference, of_draws: np.ndarray, seed_weights: np.ndarray) -> Difference:
+    """Adds the interval and the variances to a difference.
+
+    Args:
+        found: the difference.
+        of_draws: (D, S) differences of each draw of blocks and each pair of seeds.
+        seed_weights: (D, S) how often each pair of seeds counts in each draw.
+    """
     both = (of_draws * seed_weights).sum(axis=1) / seed_weights.sum(axis=1)
     var_blocks = float(of_draws.mean(axis=1).var(ddof=1))
-    var_seeds = float(per_seed.var(ddof=1)) if len(kept) > 1 else math.nan
-    wider = student(var_blocks, var_seeds, blocks=len(blocks), seeds=len(kept)) / _NORMAL
+    var_seeds = float(np.array(found.per_seed).var(ddof=1)) if found.seeds > 1 else math.nan
+    wider = student(var_blocks, var_seeds, blocks=found.blocks, seeds=found.seeds) / _NORMAL
     low, high = np.quantile(both, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return replace(
         found,
@@ -222,7 +233,6 @@ def compare(
         high=found.estimate + wider * max(float(high) - found.estimate, 0.0),
         var_blocks=var_blocks,
         var_seeds=var_seeds,
-        notes=tuple(notes),
     )
 
 

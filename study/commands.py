@@ -14,7 +14,6 @@ CHECKPOINT = "checkpoint-last.pth"
 NEVER = "1000000"
 WARMUP = 0.1
 """Share of its epochs in which the rate of a training rises, long or short."""
-MODEL_FLAGS = ("--model", "--input_size", "--patch_size")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ METRICS = {
 """Headline of a study by the task as main_finetune names it."""
 FITS = {"pretrained": "full", "scratch": "full", "probe": "probe", "trees": "trees"}
 """Mode by the name of main_finetune's arm."""
-STOPPED = "stopped by a signal"
 _RESTORE = {
     "plan.json": "restore it, or begin the study anew in another --output_dir",
     "study.json": "restore it, or run the study's command again, which writes it anew",

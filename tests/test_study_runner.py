@@ -122,7 +122,7 @@ def test_the_bar_moves_while_programs_run(tmp_path, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(runner, "progress", lambda **_: Bar())
+    monkeypatch.setattr(runner, "progress_bar", lambda **_: Bar())
     monkeypatch.setattr(runner, "REDRAW_S", 0.05)
     quick = Quick(tmp_path, slots=2)
     now = time.monotonic()
