@@ -150,6 +150,37 @@ class TestScales:
         assert opened.scored == {1: (0, 1, 2), 2: (0, 2)}
         assert not any(bundle.aligned for bundle in opened.bundles if bundle.placement.ratio_x == 0.5)
 
+    @pytest.mark.parametrize(
+        "resolution, place",
+        [
+            ((100.0, 93.7), {}),
+            ((93.7, 100.0), {}),
+            ((100.0, 99.998), {}),
+            ((0.00083333, 0.00083334), {"crs": "EPSG:4326", "left": 140.0, "top": -30.0}),
+        ],
+    )
+    def test_pixels_that_are_nearly_square(self, tmp_path, resolution, place):
+        """Tiles are cut from a square grid of the longer edge; a plane stays the plane that it is."""
+        width, height = resolution
+        longer = max(resolution)
+        y, x = np.mgrid[:64, :64] + 0.5
+        plane = (x * width - 2 * y * height) / longer  # in units of the longer edge
+        folder = make(tmp_path / "s", a=(plane.astype(np.float32), {"resolution": resolution, **place}))
+        opened = survey(folder)
+        reference = opened.stack.reference
+        assert (reference.resolution_x, reference.resolution_y) == (longer, longer)
+        assert (opened.base_resolution, opened.scales) == (4 * longer, (1, 2, 4))
+        (tile,) = samples(opened, [[16, 8]]).imgs[:, 0].numpy()
+        values = tile * opened.statistics[0].scale + opened.statistics[0].centre
+        row, col = np.mgrid[:4, :4] * 4 + 2.0  # centres of base pixels
+        np.testing.assert_allclose(values, (8 + col) - 2 * (16 + row), atol=0.15)
+
+    def test_the_base_resolution_in_the_message_leads_to_a_run(self, tmp_path):
+        folder = make(tmp_path / "s", a=(field(64), {"resolution": (100.0, 93.7)}))
+        with pytest.raises(ValueError, match=r"14\.992 reference pixels of 100, .*such as --base_resolution 400$"):
+            survey(folder, base_resolution=374.8)
+        assert survey(folder, base_resolution=400.0).base_resolution == 400
+
     def test_anisotropic_pixels(self, tmp_path):
         """50 m along the rows, 100 m across them: base pixels stay square on the ground."""
         opened = survey(make(tmp_path, a=(field(40, 80), {"resolution": (50.0, 100.0)})), scales=(1, 2), val_buffer=8)

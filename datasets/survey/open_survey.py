@@ -206,6 +206,10 @@ def _plan(settings: SurveySettings, bands: Sequence[RasterBand]) -> _Plan:
     reference = reference_grid(bands, extent=settings.extent)
     groups = channel_groups(bands, grouped_bands=settings.grouped_bands, one_group=settings.one_group)
     base = settings.base_resolution or max(reference.resolution_x, reference.resolution_y) * max(settings.scales)
+    tile = settings.input_size * base
+    if not (_is_whole(tile / reference.resolution_x) and _is_whole(tile / reference.resolution_y)):
+        reference = reference_grid(bands, extent=settings.extent, square=True)
+        base = settings.base_resolution or reference.resolution_x * max(settings.scales)
     height = _tile_edge(settings.input_size, base, reference.resolution_y)
     width = _tile_edge(settings.input_size, base, reference.resolution_x)
     step = _origin_step(base, reference)
@@ -223,12 +227,18 @@ def _plan(settings: SurveySettings, bands: Sequence[RasterBand]) -> _Plan:
 
 def _tile_edge(input_size: int, base: float, resolution: float) -> int:
     edge = input_size * base / resolution
-    if abs(edge - round(edge)) > 1e-6 * edge or round(edge) < 1:
+    if not _is_whole(edge):
         raise ValueError(
             f"--input_size {input_size} x --base_resolution {base:g} is {edge:.6g} reference pixels of {resolution:g}, "
-            "expected a whole number; choose a base resolution that is a simple multiple of the finest resolution"
+            "expected a whole number; choose a base resolution that is a simple multiple of the finest resolution, "
+            f"such as --base_resolution {max(round(base / resolution), 1) * resolution:.17g}"
         )
     return round(edge)
+
+
+def _is_whole(length: float) -> bool:
+    """Whether a length in pixels is a whole number of at least 1, but for rounding."""
+    return abs(length - round(length)) <= 1e-6 * length and round(length) >= 1
 
 
 def _origin_step(base: float, reference: Grid) -> int:

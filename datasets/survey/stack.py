@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -88,12 +88,14 @@ def _snap_offset(offset: float) -> float:
     return simple if abs(simple - offset) < SNAP / 10 else offset
 
 
-def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Grid:
+def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union", square: bool = False) -> Grid:
     """The finest layer's pixel grid over the union or the intersection of the layers' extents.
 
     Args:
         bands: opened layers; all must share one CRS.
         extent: `union` or `intersection`.
+        square: the grid has square pixels as wide as the longer edge of the finest layer's, or as its width if it wraps
+            around a planet in pixels that are nearly square.
 
     Returns:
         A grid whose pixel edges coincide with those of the finest layer (the first one among those `ALIKE`). The
@@ -114,6 +116,7 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
             )
     smallest = min(longest_edge(band) for band in bands)
     finest = next(band.grid for band in bands if longest_edge(band) <= smallest * ALIKE)
+    finest = _with_square_pixels(finest) if square else finest
     bounds = _bounds_together([band.grid for band in bands], finest)
     _check_overlap(bands, bounds)
     pick, shrink = (max, min) if extent == "intersection" else (min, max)
@@ -141,6 +144,13 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union") -> Gri
         cols=col_stop - col_start,
     )
     return wrapped_reference(grid) if wraps(grid) else grid
+
+
+def _with_square_pixels(grid: Grid) -> Grid:
+    edges = grid.resolution_x, grid.resolution_y
+    edge = grid.resolution_x if wraps(grid) and max(edges) <= min(edges) * ALIKE else max(edges)
+    rows, cols = grid.rows * grid.resolution_y / edge, grid.cols * grid.resolution_x / edge
+    return replace(grid, resolution_x=edge, resolution_y=edge, rows=math.ceil(rows), cols=math.ceil(cols))
 
 
 def _bounds_together(grids: Sequence[Grid], finest: Grid) -> list[tuple[float, float, float, float]]:
