@@ -51,6 +51,8 @@ from util.finetuning.tasks import TASKS, task_of_labels
 from util.hardware.device import amp_policy, peak_memory_bytes
 from util.options import common
 from util.options import finetune as options
+from util.options import finetune_checks as checks
+from util.options import finetune_values as values
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.program import log_environment, run_program
@@ -101,43 +103,43 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     Raises:
         ValueError, OSError: bad input.
     """
-    options.check(args, CHOICES)
+    checks.check(args, CHOICES)
     methods = compared_methods(
         has_weights=bool(args.finetune),
         freeze_encoder=args.freeze_encoder,
-        baselines=options.baselines_of(args, CHOICES),
+        baselines=checks.baselines_of(args, CHOICES),
         no_network=args.no_network,
     )
     check_output_folders(args.output_dir, args.log_dir)
     amp_dtype, _ = amp_policy(device, args.amp)
     environment = log_environment(device, ranks, precision=str(amp_dtype or "fp32"))
     if restarts.was_restarted(Path(args.output_dir)):
-        args = options.with_values(args, resume="auto")
+        args = checks.with_values(args, resume="auto")
     inputs, args = open_inputs(args, ranks)
 
     # everything is tried before anything is trained
     folds = choose_folds(inputs.data.folds.count, args.only_folds)
-    fits = [*folds, *([None] if options.wants_final(args) and methods[0].is_network else [])]
+    fits = [*folds, *([None] if checks.wants_final(args) and methods[0].is_network else [])]
     examples = dist.on_all(lambda: {fold: inputs.data.targets.fold(fold) for fold in fits})
-    build = partial(build_network, inputs, options.network_settings(args), methods[0])
+    build = partial(build_network, inputs, values.network_settings(args), methods[0])
     networks = {method: dist.on_all(partial(build, method)) for method in methods if method.is_network}
     for text in networks[methods[0]][1] if methods[0] in networks else ():
         logger.info("%s", text)
     batch = choose_batches(
         [network for network, _ in networks.values()],
-        inputs.task.objective(asdict(examples[folds[0]].statistics), options.loss_settings(args)),
-        **options.batch_options(args),
+        inputs.task.objective(asdict(examples[folds[0]].statistics), values.loss_settings(args)),
+        **values.batch_options(args),
         amp_dtype=amp_dtype,
         batches_ahead=read_ahead(args.num_workers),
         ranks=ranks,
         device=device,
     )
-    args = options.with_values(args, **asdict(batch))
+    args = checks.with_values(args, **asdict(batch))
     run = FinetuneRun(
         ranks,
         device,
         inputs,
-        **options.settings_of(args),
+        **values.settings_of(args),
         methods=methods,
         folds=folds,
         examples=examples,
@@ -145,7 +147,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         build=build,
         stored=inputs.shared_entries(vars(args)),
     )
-    open_records(run, options.deciding_options(args))
+    open_records(run, checks.deciding_options(args))
     run.files.describe({"options": vars(args), "environment": environment, "folds": inputs.data.folds.summary()})
     return run
 
@@ -162,26 +164,26 @@ def open_inputs(args: argparse.Namespace, ranks: dist.Ranks) -> tuple[FinetuneIn
     encoder = dist.on_all(lambda: read_encoder_weights(args.finetune)) if args.finetune else None
     stored = None
     if encoder is not None:
-        args = options.with_checkpoint(args, encoder.config, encoder.contents, is_finetuned=False)
+        args = checks.with_checkpoint(args, encoder.config, encoder.contents, is_finetuned=False)
         stored = None if encoder.published else {**encoder.contents, "model_config": encoder.config}
     if stored is None and args.data_dir is None and args.train_path is None and args.dataset_type == "grid":
         table = str(dist.on_each_machine(default_survey, ranks) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", table)
-        args = options.with_values(args, train_path=table)
+        args = checks.with_values(args, train_path=table)
     held_out = None if stored is None else stored.get("held_out")
     task = TASKS[args.task]
-    ground = options.ground_options(args, sample_labels=task.sample_labels, local_ranks=ranks.local_world_size)
+    ground = values.ground_options(args, sample_labels=task.sample_labels, local_ranks=ranks.local_world_size)
     opened, labels = dist.on_all(lambda: open_ground(stored, **ground))
-    chosen = options.labels_on_ground(args, task, input_size=opened.survey.input_size, held_out=held_out)
+    chosen = values.labels_on_ground(args, task, input_size=opened.survey.input_size, held_out=held_out)
     data = dist.on_all(lambda: open_labels(opened, labels, **chosen))
     log_inputs(opened, data, warn=ranks.is_main)
-    args = options.with_values(args, labels=labels, tiles_per_epoch=args.tiles_per_epoch or data.epoch_windows)
+    args = checks.with_values(args, labels=labels, tiles_per_epoch=args.tiles_per_epoch or data.epoch_windows)
     task = task_of_labels(args.task, presence_only=data.presence_only)
     return FinetuneInputs(encoder, opened, data, task, held_out), args
 
 
 def build_network(
-    inputs: FinetuneInputs, settings: options.NetworkSettings, first: Method, method: Method
+    inputs: FinetuneInputs, settings: values.NetworkSettings, first: Method, method: Method
 ) -> tuple[Any, list[str]]:
     """Builds the network of a method before training, the same on every fold, and lists how weights were loaded.
 
@@ -191,7 +193,7 @@ def build_network(
     encoder, opened = inputs.encoder, inputs.opened
     if encoder is not None:
         config = models.encoder_arguments(encoder.config)
-        options.check_channels(str(encoder.path), config, opened.channels)
+        checks.check_channels(str(encoder.path), config, opened.channels)
     else:
         config = {"size": settings.model, "patch_size": settings.patch_size, **opened.channels}
     config |= {"img_size": opened.survey.input_size, "drop_path": settings.drop_path}
@@ -366,22 +368,22 @@ def prepare_evaluation(args: argparse.Namespace, device: torch.device, ranks: di
     Raises:
         ValueError, OSError: bad input; the checkpoint was fitted on all of these labels.
     """
-    options.check_resume(args)
+    checks.check_resume(args)
     state = dist.on_all(lambda: checkpoint_file.load_checkpoint(args.resume, required=evaluation.FINETUNED_KEYS))
-    args = options.with_stored(args, state["options"], get_args_parser())
-    options.check(args, CHOICES)
-    args = options.with_checkpoint(args, state["model_config"], state, is_finetuned=True)
+    args = checks.with_stored(args, state["options"], get_args_parser())
+    checks.check(args, CHOICES)
+    args = checks.with_checkpoint(args, state["model_config"], state, is_finetuned=True)
     check_output_folders(args.output_dir, args.log_dir)
     log_environment(device, ranks, precision=str(amp_policy(device, args.amp)[0] or "fp32"))
     task = TASKS[args.task]
-    chosen = options.ground_options(args, sample_labels=task.sample_labels, local_ranks=ranks.local_world_size)
+    chosen = values.ground_options(args, sample_labels=task.sample_labels, local_ranks=ranks.local_world_size)
     opened, labels = dist.on_all(lambda: open_ground(state, **chosen))
-    args = options.with_values(args, labels=labels)
+    args = checks.with_values(args, labels=labels)
     is_grid, ground = args.dataset_type == "grid", evaluation.IMAGES
     if is_grid:
         source = evaluation.LabelSource(args.labels, args.label_band, args.label_column)
         ground = evaluation.scored_ground(source, state, opened.survey.ground(), checkpoint=args.resume)
-    chosen = options.labels_on_ground(
+    chosen = values.labels_on_ground(
         args, task, input_size=opened.survey.input_size, held_out=state["held_out"], tests_all=not ground.is_fold
     )
     data = dist.on_all(lambda: open_labels(opened, labels, **chosen, class_codes=state["task"]["codes"]))
@@ -392,7 +394,7 @@ def prepare_evaluation(args: argparse.Namespace, device: torch.device, ranks: di
     inputs = FinetuneInputs(None, opened, data, task, state["held_out"])
     network = models.build_finetune_model(state["model_config"]).to(device)
     network.load_state_dict(state["model"])
-    run = FinetuneRun(ranks, device, inputs, **options.settings_of(args))
+    run = FinetuneRun(ranks, device, inputs, **values.settings_of(args))
     return evaluation.Evaluation(run, network, args.resume, state, ground)
 
 

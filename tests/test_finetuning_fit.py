@@ -7,7 +7,7 @@ import torch
 
 from models_vit_group_channels import build_finetune_model, freeze_encoder
 from util.finetuning.fit import make_updater
-from util.options.finetune import TrainingSettings
+from util.options.finetune_values import TrainingSettings
 
 DEPTH = 2
 SETTINGS = TrainingSettings(

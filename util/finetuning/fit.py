@@ -18,7 +18,7 @@ from util.checkpoints import run_checkpoints as ckpt
 from util.checkpoints.same_step import require_same_step
 from util.finetuning.compared_methods import Method
 from util.finetuning.objectives import Objective
-from util.options.finetune import TrainingSettings
+from util.options.finetune_values import TrainingSettings
 from util.processes import distributed as dist
 from util.processes.program import RunFailed
 from util.training.batch_size import BatchSize, choose_batch_size

@@ -12,7 +12,7 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from util.metrics.scores import IGNORED
-from util.options.finetune import LossSettings
+from util.options.finetune_values import LossSettings
 
 CLASS_WEIGHTS = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 """Power of the inverse frequency by which a class is weighted, by the name of the choice."""

@@ -21,7 +21,7 @@ from util.finetuning.predictors import BaselineInputs, NetworkPredictor, Predict
 from util.finetuning.scoring import FoldScores, score_fold, stopping_score
 from util.finetuning.tasks import Task
 from util.hardware.device import amp_policy
-from util.options.finetune import LossSettings, PredictionSettings, RunSettings, TrainingSettings
+from util.options.finetune_values import LossSettings, PredictionSettings, RunSettings, TrainingSettings
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.records.finetune_records import FinetuneFiles

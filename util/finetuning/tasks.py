@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from util.finetuning.objectives import Objective, pixel_classes, pixel_values, window_classes
 from util.metrics.scores import ClassificationScores, ProspectivityScores, RegressionScores, SegmentationScores
-from util.options.finetune import LossSettings
+from util.options.finetune_values import LossSettings
 from util.plots.scores import calibration_figure, success_rate_figure
 
 
