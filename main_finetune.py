@@ -56,7 +56,7 @@ from util.options import finetune_values as values
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.program import log_environment, run_program
-from util.processes.signals import Stop
+from util.processes.signals import Stop, Stopped
 from util.processes.terminal import progress_bar
 from util.records.log import check_output_folders
 from util.training.engine import seed_step
@@ -68,15 +68,10 @@ CHOICES = finetune_choices(splits=tuple(SPLITS))
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options, under the names that SatMAE users know where they exist there."""
-    parser = argparse.ArgumentParser(
-        "main_finetune", usage="main_finetune [options]", description=__doc__.split("\n\n")[0]
-    )
+    summary = __doc__.split("\n\n")[0]
+    parser = argparse.ArgumentParser("main_finetune", usage="main_finetune [options]", description=summary)
     options.add_all_options(parser, CHOICES)
     return parser
-
-
-class Stopped(Exception):
-    """A signal ended the run; everything is saved."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

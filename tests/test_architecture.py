@@ -121,6 +121,47 @@ def test_imports_point_one_way(file):
     assert sorted(name for name in names if not may_import(file, name)) == []
 
 
+LONGEST_MAIN, LONGEST_FUNCTION = 400, 60
+"""Lines of a main program, and of a function without its docstring."""
+
+
+def function_lengths(source: str) -> dict[str, int]:
+    """Lines of each function, without its docstring."""
+    lengths = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            docstring = 0 if text is None else text.count("\n") + 1
+            lengths[node.name] = int(node.end_lineno or 0) - node.lineno + 1 - docstring
+    return lengths
+
+
+@pytest.mark.parametrize("main", sorted(MAINS))
+def test_mains_can_be_read_in_one_go(main):
+    assert len((ROOT / f"{main}.py").read_text().splitlines()) <= LONGEST_MAIN
+
+
+def test_functions_are_short():
+    files = [file for file in project_files() if not file.startswith("tests/")]
+    lengths = {
+        f"{file}: {name}": n for file in files for name, n in function_lengths((ROOT / file).read_text()).items()
+    }
+    assert {place: n for place, n in lengths.items() if n > LONGEST_FUNCTION} == {}
+
+
+def test_parsed_options_stay_where_they_are_parsed():
+    """Functions outside of the mains, util/options and scripts take values, not the object of parsed options."""
+    rooms = ("datasets/", "util/", "study/", "models_")
+    users = {
+        file
+        for file in project_files()
+        if file.startswith(rooms)
+        and not file.startswith("util/options/")
+        and ": argparse.Namespace" in (ROOT / file).read_text()
+    }
+    assert users == set()
+
+
 @pytest.mark.parametrize("package", ROOMS)
 def test_every_folder_stands_on_one_floor(package):
     folders = sorted(path.parent.name for path in (ROOT / package).glob("*/__init__.py"))

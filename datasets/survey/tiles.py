@@ -270,8 +270,7 @@ def index_tiles(
             f"a tile covers {width} x {height} reference pixels but the survey has only {shape[1]} x {shape[0]}; "
             "choose a smaller --input_size, fewer --scales or a finer --base_resolution"
         )
-    stride_y = max(step, round(height * (1 - overlap) / step) * step)
-    stride_x = max(step, round(width * (1 - overlap) / step) * step)
+    stride_y, stride_x = (max(step, round(edge * (1 - overlap) / step) * step) for edge in (height, width))
     coverage = replace(coverage, wrap_columns=0 if ground is None else ground.wrap_columns)
     anchors = _anchors(
         coverage,

@@ -124,29 +124,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="layers.csv of another survey with the same layers, or another table of images, to score instead of the "
         "held-out tiles",
     )
-    data.add_argument(
-        "--dropped_bands",
-        type=count,
-        nargs="*",
-        metavar="N",
-        help="numbers of layers to leave out (none; 0 9 10 for sentinel and euro_sat)",
-    )
-    data.add_argument(
-        "--masked_bands",
-        type=count,
-        nargs="+",
-        default=[],
-        metavar="N",
-        help="numbers of layers, after dropping, that the model sees as nodata (none)",
-    )
-    data.add_argument(
-        "--grouped_bands",
-        type=count,
-        nargs="+",
-        action="append",
-        metavar="N",
-        help="layer numbers, after dropping, of one channel group; repeat the flag for each group (by resolution)",
-    )
+    _add_layer_options(data)
     data.add_argument(
         "--extent",
         default="union",
@@ -170,6 +148,32 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "of memory; device: hold layers, averaged to every scale, on the device of the model (auto)",
     )
     _add_tile_options(parser)
+
+
+def _add_layer_options(data: argparse._ArgumentGroup) -> None:
+    data.add_argument(
+        "--dropped_bands",
+        type=count,
+        nargs="*",
+        metavar="N",
+        help="numbers of layers to leave out (none; 0 9 10 for sentinel and euro_sat)",
+    )
+    data.add_argument(
+        "--masked_bands",
+        type=count,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="numbers of layers, after dropping, that the model sees as nodata (none)",
+    )
+    data.add_argument(
+        "--grouped_bands",
+        type=count,
+        nargs="+",
+        action="append",
+        metavar="N",
+        help="layer numbers, after dropping, of one channel group; repeat the flag for each group (by resolution)",
+    )
 
 
 def _add_tile_options(parser: argparse.ArgumentParser) -> None:

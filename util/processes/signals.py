@@ -8,6 +8,10 @@ import threading
 from typing import Any
 
 
+class Stopped(Exception):
+    """A signal ended the run; everything is saved."""
+
+
 class Stop:
     """Within its context, remembers that a signal asked the run to end; a second Ctrl-C ends it at once.
 
