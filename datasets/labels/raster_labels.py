@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from affine import Affine
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import Resampling
 from rasterio.warp import transform as transform_points
 
-from datasets.ground.grid import ALIKE, Grid, crs_agree
+from datasets.ground.grid import ALIKE, GDAL_ERRORS, Grid, crs_agree
 from datasets.ground.planet import longitude_periods
 from datasets.ground.warp import WARP_BLOCK, footprint, warp_window
 from datasets.layers.class_table import MAX_CLASSES, Code, check_class_count, sorted_codes
 from datasets.layers.layer import Layer
+from datasets.layers.paths import parse_array_path
 from datasets.rasters.band import BandSource
 from datasets.rasters.nodata import NodataScan, listed, stored_values
 from datasets.rasters.open_band import layer_crs, open_band
@@ -26,6 +31,13 @@ logger = logging.getLogger(__name__)
 
 # Longest edge of the window of a file that is read for one block: 16 MB of float32.
 _SOURCE_EDGE = 2048
+# Colour interpretations that together make a picture.
+_PICTURES = (
+    frozenset({"red", "green", "blue"}),
+    frozenset({"cyan", "magenta", "yellow"}),
+    frozenset({"hue", "saturation", "lightness"}),
+    frozenset({"y", "cb", "cr"}),
+)
 # Class number of pixels without a label, as GDAL warps bytes.
 _NO_CLASS = 255
 assert MAX_CLASSES <= _NO_CLASS
@@ -128,6 +140,7 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
         ValueError: it cannot be opened, has no CRS, or does not overlap the grid.
     """
     layer = Layer("labels", path, band=band, nodata=nodata, kind_stated=True)
+    _check_no_picture(layer)
     opened = open_band(layer, reproject_to=layer_crs(layer))  # turned grids are welcome, the CRS is the file's own
     for note in opened.notes:
         logger.warning("%s: %s", layer.where, note)
@@ -156,6 +169,33 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
             f"{grid.crs.to_string()[:60]}; check its CRS and coordinates"
         )
     return labels
+
+
+def _check_no_picture(layer: Layer) -> None:
+    """Refuse a colour of a picture: several classes may share its number, and most numbers are shades.
+
+    Raises:
+        ValueError: the band is red, green, blue or the like, and others of the file complete the picture.
+    """
+    if parse_array_path(layer.path) is not None:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(layer.path) as dataset:
+                names = [colour.name.lower() for colour in dataset.colorinterp]
+    except GDAL_ERRORS:  # opening the band says what is wrong
+        return
+    colours = next((each for each in _PICTURES if each <= set(names)), None)
+    if colours is None or layer.band > len(names) or names[layer.band - 1] not in colours | {"alpha"}:
+        return
+    others = [str(number) for number, name in enumerate(names, 1) if name not in colours | {"alpha"}]
+    remedy = f"name another band by --label_band (here {', '.join(others)})" if others else "give a raster of codes"
+    raise ValueError(
+        f"{layer.where}: band {layer.band} is {names[layer.band - 1]} of a picture ({', '.join(names)}), "
+        f"expected one band of class codes or values; {remedy}, or vectors; if the bands are no colours after all: "
+        f"gdal_translate -b {layer.band} -colorinterp_1 gray {Path(layer.path).name} band.tif"
+    )
 
 
 def shifted_source(source: BandSource, turn: float) -> BandSource:
