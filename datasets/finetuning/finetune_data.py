@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,13 @@ from datasets.folds.blocks import count_points
 from datasets.folds.folds import Folds
 from datasets.folds.make_folds import LABEL_CELL, LabelCells, folds_from_rectangles, make_folds, one_fold
 from datasets.labels.label_map import LabelMap, seen_ground
-from datasets.labels.open_labels import TargetGrid, open_labels
+from datasets.labels.open_labels import TargetGrid, are_points, open_labels
 from datasets.labels.points import open_points
 from datasets.layers.class_table import ClassTable
 from datasets.survey.inference_survey import InferenceSurvey
 
 EPOCH_WINDOWS = 512
 """Default number of windows in an epoch on ground."""
-VECTOR_ENDINGS = (".gpkg", ".geojson", ".json", ".shp", ".csv", ".fgb")
 PRESENCE = ClassTable(
     codes=("absent", "present"), names=("absent", "present"), colours=("#b0b0b0", "#c0392b"), counts=(0, 0)
 )
@@ -200,7 +198,7 @@ def open_targets(
             names them.
     """
     valid = seen_ground(survey)
-    if not targets.per_pixel and _holds_points(path):
+    if not targets.per_pixel and are_points(path, x_column=labels.x_column):
         return _open_points(survey, path, valid, labels=labels, targets=targets, split=split)
     burned = _burn_labels(survey, path, valid, labels=labels, targets=targets)
     names = None if burned.classes is None else burned.classes.names
@@ -280,6 +278,7 @@ def _open_points(
         x_column=labels.x_column,
         y_column=labels.y_column,
         label_crs=labels.crs,
+        nodata=labels.nodata,
         classes_csv=labels.classes_csv,
     )
     positions = np.stack(
@@ -308,20 +307,6 @@ def _open_points(
         presence_only=points.classes is None,
         warnings=(*([_dropped_warning(left_out, "points", path)] if left_out else []), *folds.warnings),
     )
-
-
-def _holds_points(path: str) -> bool:
-    """Whether a file is one of points; polygons and rasters are not."""
-    if not path.lower().endswith(VECTOR_ENDINGS):
-        return False
-    if path.lower().endswith(".csv"):
-        header = Path(path).read_text(encoding="utf-8-sig").splitlines()[:1] if Path(path).exists() else []
-        return not any(
-            name.strip().strip('"').lower() in ("polygon", "geometry", "wkt") for name in ",".join(header).split(",")
-        )
-    import pyogrio
-
-    return "Point" in str(pyogrio.read_info(path).get("geometry_type")) if Path(path).exists() else True
 
 
 def _count_examples(examples: WindowExamples, shape: tuple[int, int], *, kinds: int) -> np.ndarray:

@@ -18,8 +18,10 @@ import rasterio
 from rasterio.crs import CRS
 
 from datasets.ground.grid import GDAL_ERRORS, Grid
+from datasets.labels.columns import choose_column
 from datasets.labels.raster_labels import find_codes, open_label_raster, without_undeclared_nodata
-from datasets.labels.vector_files import TABLES, choose_column, read_features
+from datasets.labels.tables import TABLES
+from datasets.labels.vector_files import holds_points, read_features
 from datasets.labels.vector_labels import open_label_vectors
 from datasets.layers.class_table import ClassTable, Code, check_class_count, make_class_table, sorted_codes
 from datasets.layers.paths import is_plain_path, parse_array_path
@@ -162,7 +164,8 @@ def open_labels(
         column: attribute of vectors; None: the only one there is.
         classes_csv: table of code, name and colour.
         band: band of a raster, from 1.
-        nodata: stored value of a raster that means unlabelled, besides the file's own.
+        nodata: stored value of a raster, or number in the column of vectors, that means unlabelled, besides the
+            file's own and those that are recognised.
         class_codes: codes of a trained model, in its order: others are refused.
         label_crs: CRS of vectors whose file does not say.
         x_column: column of eastings of a CSV; None: recognised.
@@ -184,14 +187,14 @@ def open_labels(
     if is_plain_path(text) and not Path(text).exists():
         raise FileNotFoundError(f"labels {path}: no such file; check the path (current folder: {Path.cwd()})")
     if _is_raster(text):
-        needless = {"--label_column": column, "--label_crs": label_crs, "--x_column": x_column, "--y_column": y_column}
-        _say_needless(needless, f"labels {path}: a raster")
+        unused = {"--label_column": column, "--label_crs": label_crs, "--x_column": x_column, "--y_column": y_column}
+        _warn_of_unused(unused, f"labels {path}: a raster")
         return _open_raster(text, kind, grid, band, nodata, classes_csv, class_codes)
     where = f"labels {path}"
-    _say_needless({"--label_band": None if band == 1 else band, "--label_nodata": nodata}, f"{where}: no raster")
+    _warn_of_unused({"--label_band": None if band == 1 else band}, f"{where}: no raster")
     frame, _ = read_features(text, grid=grid.pixels, label_crs=label_crs, x_column=x_column, y_column=y_column)
     column = choose_column(frame, column, where)
-    vectors = open_label_vectors(frame, kind=kind, grid=grid.pixels, column=column, where=where)
+    vectors = open_label_vectors(frame, kind=kind, grid=grid.pixels, column=column, where=where, nodata=nodata)
     if vectors.codes is None:
         return _checked(Labels("values", None, "", text, grid, vectors))
     numbering = _numbering(sorted_codes(vectors.codes), class_codes, where)
@@ -223,7 +226,7 @@ def _open_raster(
     return Labels("classes", table, "", path, grid, raster.numbered(table.codes))
 
 
-def _say_needless(options: Mapping[str, object], what: str) -> None:
+def _warn_of_unused(options: Mapping[str, object], what: str) -> None:
     given = [flag for flag, value in options.items() if value is not None]
     if given:
         logger.warning("%s: %s is not used", what, ", ".join(given))
@@ -234,6 +237,12 @@ def _numbering(found: Sequence[Code], known: Sequence[Code] | None, where: str) 
     codes = (*(known or ()), *(code for code in found if known is None or code not in known))
     check_class_count(codes, where)
     return codes
+
+
+def are_points(path: str, *, x_column: str | None = None) -> bool:
+    """Whether labels are points alone, of a vector file or a table; False also for a file that cannot be read."""
+    text = str(Path(path).expanduser()) if is_plain_path(path) else path
+    return not _is_raster(text) and holds_points(text, x_column=x_column)
 
 
 def _is_raster(path: str) -> bool:

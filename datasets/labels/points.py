@@ -12,8 +12,9 @@ import geopandas
 import numpy as np
 import shapely
 
+from datasets.labels.columns import choose_column, with_codes
 from datasets.labels.open_labels import TargetGrid
-from datasets.labels.vector_files import choose_column, read_features, with_codes
+from datasets.labels.vector_files import read_features
 from datasets.layers.class_table import ClassTable, Code, make_class_table
 from datasets.layers.paths import is_plain_path
 
@@ -50,6 +51,7 @@ def open_points(
     x_column: str | None = None,
     y_column: str | None = None,
     label_crs: str | None = None,
+    nodata: float | None = None,
     classes_csv: str | Path | None = None,
     class_codes: Sequence[Code] | None = None,
 ) -> Points:
@@ -63,6 +65,7 @@ def open_points(
         y_column: column of northings of a CSV; None: recognised.
         label_crs: CRS of the coordinates where the file does not say; a CSV's is otherwise the grid's, or
             EPSG:4326 for columns named longitude and latitude.
+        nodata: number in the column that means no class, besides those that are recognised.
         classes_csv: table of code, name and colour.
         class_codes: codes of a trained model, in its order: others are refused.
 
@@ -81,7 +84,7 @@ def open_points(
     codes: tuple[Code, ...] | None = None
     table: ClassTable | None = None
     if column is not None:
-        frame, codes = with_codes(frame, choose_column(frame, column, where), where)
+        frame, codes = with_codes(frame, choose_column(frame, column, where), where, nodata)
         table = make_class_table(Counter(codes), where=where, known=class_codes, classes_csv=classes_csv)
     named = next((name for name in frame.columns if str(name).lower() == "name"), None)
     return Points(
@@ -101,7 +104,7 @@ def _inside(frame: geopandas.GeoDataFrame, grid: TargetGrid, total: int, where: 
     Raises:
         ValueError: there is none.
     """
-    frame = frame.explode(ignore_index=True)
+    frame = frame.explode(index_parts=False)
     x, y = shapely.get_coordinates(frame.geometry.values).T
     col, row = np.floor((x - grid.left) / grid.resolution), np.floor((grid.top - y) / grid.resolution)
     inside = (row >= 0) & (row < grid.rows) & (col >= 0) & (col < grid.cols)

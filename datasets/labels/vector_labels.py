@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import geopandas
 import numpy as np
-import pandas
 import shapely
 from affine import Affine
 from rasterio.features import rasterize
 
 from datasets.ground.grid import Grid
-from datasets.labels.vector_files import with_codes
+from datasets.labels.columns import with_codes, with_values
 from datasets.layers.class_table import Code
-
-logger = logging.getLogger(__name__)
 
 # Polygons with more vertices are cut to the window before they are burned.
 _MANY_VERTICES = 256
@@ -74,7 +70,7 @@ def _cut(shape: shapely.Geometry, row: int, col: int, rows: int, cols: int) -> s
 
 
 def open_label_vectors(
-    frame: geopandas.GeoDataFrame, *, kind: str, grid: Grid, column: str, where: str
+    frame: geopandas.GeoDataFrame, *, kind: str, grid: Grid, column: str, where: str, nodata: float | None = None
 ) -> LabelVectors:
     """Turns features into labels.
 
@@ -84,20 +80,17 @@ def open_label_vectors(
         grid: target pixels.
         column: attribute to burn.
         where: names the labels in messages.
+        nodata: number in the column that means unlabelled, besides those that are recognised.
 
     Raises:
         ValueError: values that are not numbers, or more than `MAX_CLASSES` classes.
     """
     codes: tuple[Code, ...] | None = None
     if kind == "classes":
-        frame, codes = with_codes(frame, column, where)
+        frame, codes = with_codes(frame, column, where, nodata)
         numbers = np.full(len(frame), np.nan, dtype=np.float32)
     else:
-        numbers = _numbers(frame, column, where)
-        keep = np.isfinite(numbers)
-        if not keep.all():
-            logger.warning("%s: %d of %d features have no value: not used", where, (~keep).sum(), len(keep))
-        frame, numbers = frame[keep], numbers[keep]
+        frame, numbers = with_values(frame, column, where, nodata)
     shapes, owner = _parts(np.asarray(frame.geometry.values, dtype=object))
     shapes = shapely.transform(
         shapes,
@@ -111,17 +104,6 @@ def open_label_vectors(
         codes=None if codes is None else tuple(codes[k] for k in owner),
         tree=shapely.STRtree(shapes),
     )
-
-
-def _numbers(frame: geopandas.GeoDataFrame, column: str, where: str) -> np.ndarray:
-    values = pandas.to_numeric(frame[column], errors="coerce")
-    wrong = values.isna() & frame[column].notna() & (frame[column].astype("string").str.strip() != "")
-    if wrong.any():
-        raise ValueError(
-            f"{where}: column '{column}' holds {frame[column][wrong].iloc[0]!r}, expected numbers; choose another "
-            "column, or for classes use --task segmentation"
-        )
-    return values.to_numpy(dtype=np.float32, na_value=np.nan)
 
 
 def _parts(geometries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
