@@ -6,7 +6,7 @@ Attributes of one variable come as a mapping from name to number, array or text,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -114,9 +114,16 @@ def valid_limits(attributes: Mapping[str, Any], stored: np.dtype, where: str) ->
         f"valid limits {low:.9g} to {high:.9g} are not of the stored type {np.dtype(stored).name}: taken for limits of "
         "the physical values (stored * scale_factor + add_offset)"
     )
-    ends = sorted((limit - offset) / scale for limit in (low, high))
-    slack = [max(0.01, 1e-6 * abs(end)) if actual.kind in "iu" else 1e-6 * abs(end) for end in ends]  # of rounding
-    return (_widened(ends[0], -slack[0]), _widened(ends[1], slack[1])), [warning]
+    low, high = sorted((limit - offset) / scale for limit in (low, high))
+    low, high = low - 1e-6 * abs(low), high + 1e-6 * abs(high)  # limits themselves are valid, whatever rounding does
+    if actual.kind != "f":
+        low, high = _rounded(low - 0.01, math.ceil), _rounded(high + 0.01, math.floor)
+    return (low, high), [warning]
+
+
+def limits_rule(limits: tuple[float, float]) -> list[str]:
+    """What valid limits make invalid, in words."""
+    return [] if limits == NO_LIMITS else [f"outside the valid range {limits[0]:.9g} to {limits[1]:.9g}"]
 
 
 def _given_limits(attributes: Mapping[str, Any], where: str) -> tuple[Any, Any]:
@@ -139,7 +146,7 @@ def _of_unpacked_type(attributes: Mapping[str, Any], key: str, stored: np.dtype)
     """Whether an attribute has the type of unpacked values and not that of stored ones; types of texts are unknown."""
     if key not in attributes or np.asarray(attributes[key]).dtype.kind not in "iuf":
         return False
-    limit = np.asarray(attributes[key]).dtype
+    limit = np.asarray(attributes[key]).dtype.newbyteorder("=")
     if stored.kind != "f":
         return limit.kind == "f"
     packing = [np.asarray(attributes[k]).dtype for k in ("scale_factor", "add_offset") if k in attributes]
@@ -155,8 +162,8 @@ def _as_stored(value: Any, stored: np.dtype, actual: np.dtype) -> float:
     return number
 
 
-def _widened(limit: float, slack: float) -> float:
-    return limit + slack if math.isfinite(limit) else limit
+def _rounded(limit: float, how: Callable[[float], int]) -> float:
+    return float(how(limit)) if math.isfinite(limit) else limit
 
 
 def _shown(value: Any) -> str:

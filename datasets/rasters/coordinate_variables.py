@@ -13,6 +13,17 @@ from rasterio.errors import CRSError
 
 from datasets.rasters.cf_attributes import actual_dtype, fill_values, number
 
+AXIS_NAMES = {
+    "x": frozenset("x lon long longitude easting east projection_x_coordinate grid_longitude".split()),
+    "y": frozenset("y lat latitude northing north projection_y_coordinate grid_latitude".split()),
+}
+"""Names of coordinates, and standard names, by axis."""
+DEGREE_UNITS = {
+    "x": ("degrees_e", "degree_e", "degreee", "degreese"),
+    "y": ("degrees_n", "degree_n", "degreen", "degreesn"),
+}
+"""How units of longitudes and latitudes begin."""
+
 # Coordinates that stray from even spacing by less than this fraction of a pixel, anywhere, are rounded.
 _STRAY = 0.01
 # The same where the type of the coordinates, such as float32, cannot hold them more exactly.
@@ -37,6 +48,19 @@ _DEGREES = {
 }
 _COMPASS = re.compile(r"^degrees?_?(e|n|east|north)$")
 _MULTIPLE = re.compile(r"^([-+.\de]*\d\.?)\s*\*?\s*([a-z].*)$")
+
+
+def axis_by_attributes(attributes: Mapping[str, Any]) -> str | None:
+    """The axis (`x` or `y`) that a coordinate's attributes say it belongs to, None if they do not say."""
+    axis = str(attributes.get("axis", "")).lower()
+    if axis in AXIS_NAMES:
+        return axis
+    for name, known in AXIS_NAMES.items():
+        if str(attributes.get("standard_name", "")).lower() in known:
+            return name
+        if str(attributes.get("units", "")).lower().startswith(DEGREE_UNITS[name]):
+            return name
+    return None
 
 
 def coordinate_values(raw: np.ndarray, attributes: Mapping[str, Any], dim: str, where: str) -> np.ndarray:

@@ -58,6 +58,21 @@ def _count_open(pid: int) -> int:
     return sum(len(handles.open) for handles in alive if handles.pid == pid)
 
 
+def open_raster(path: str) -> rasterio.DatasetReader:
+    """Return a raster that GDAL has opened, without GDAL's own treatment of valid limits in netCDF.
+
+    Raises:
+        rasterio.errors.RasterioIOError: the file cannot be opened.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        dataset = rasterio.open(path)
+        if dataset.driver != "netCDF":
+            return dataset
+        dataset.close()
+        return rasterio.open(path, HONOUR_VALID_RANGE="NO")  # an option that no other driver knows
+
+
 def open_dataset(path: str) -> rasterio.DatasetReader:
     """Return an open dataset that belongs to this process and this thread, reused from call to call.
 
@@ -73,9 +88,7 @@ def open_dataset(path: str) -> rasterio.DatasetReader:
         return dataset
     for _ in range(min(len(handles.open), _count_open(handles.pid) - MAX_HANDLES + 1)):
         handles.open.popitem(last=False)[1].close()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        dataset = rasterio.open(path)
+    dataset = open_raster(path)
     handles.open[path] = dataset
     return dataset
 

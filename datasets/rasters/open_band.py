@@ -7,7 +7,6 @@ Reading by window is in `datasets/rasters/band.py`, the pass over all pixels in 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform
 
@@ -27,7 +25,10 @@ from datasets.layers.kinds import CLASSES, check_layer_kind, kind_of
 from datasets.layers.layer import Layer
 from datasets.layers.paths import is_plain_path, parse_array_path
 from datasets.rasters.band import BandSource, RasterBand
+from datasets.rasters.cf_attributes import limits_rule
 from datasets.rasters.coordinates import check_coordinates, source_bounds
+from datasets.rasters.gdal_netcdf import read_netcdf_variable
+from datasets.rasters.handles import open_raster
 from datasets.rasters.ignored_headers import check_rotation_and_sense, gxf_scale_offset, sidecar_crs
 from datasets.rasters.legend import has_category_names
 from datasets.rasters.nodata import HUGE, in_dtype, listed, stored_values
@@ -67,10 +68,15 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInter
         _check_band(layer, dataset)
         _check_size(layer, dataset)
         layer, signs = _recognise_classes(layer, dataset)
+        netcdf = read_netcdf_variable(layer, dataset) if dataset.driver == "netCDF" else None
         crs = _checked_crs(layer, dataset)
-        stated, rule, notes = _nodata(layer, dataset)
+        stated, rule, notes = _nodata(layer, dataset, more=netcdf.fill_values(layer) if netcdf else ())
         nodata = stored_values(stated, dataset.dtypes[layer.band - 1])
         source = _make_source(layer, dataset, crs=crs, nodata=nodata)
+        if netcdf is not None:
+            source, remarks = netcdf.corrected(source)
+            rule += limits_rule(source.limits)
+            notes += remarks
         notes += check_coordinates(source)
         grid, warped = _grid_of(source, reproject_to, lambda target: _warped_grid(source, dataset, target))
         notes += signs + _missing_blocks(layer, dataset)
@@ -155,9 +161,7 @@ def _opened(layer: Layer) -> rasterio.DatasetReader:
     if is_plain_path(layer.path) and not Path(layer.path).exists():
         raise FileNotFoundError(f"{layer.where}: no such file; check the path (current folder: {Path.cwd()})")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            return rasterio.open(layer.path)
+        return open_raster(layer.path)
     except GDAL_ERRORS as error:
         raise ValueError(
             f"{layer.where}: cannot be opened as a raster ({error}); it may be damaged, incomplete or of a "
@@ -270,18 +274,22 @@ def _is_geotransform(transform: Affine) -> bool:
     return finite and min(max(abs(a), abs(d)), max(abs(b), abs(e))) > _LEAST_PIXEL
 
 
-def _nodata(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[list[float], list[str], list[str]]:
-    """The values stated as nodata, the same in words, and notes."""
+def _nodata(
+    layer: Layer, dataset: rasterio.DatasetReader, *, more: Sequence[float] = ()
+) -> tuple[list[float], list[str], list[str]]:
+    """The values stated as nodata, the same in words, and notes; `more` are declared besides GDAL's own value."""
     dtype = dataset.dtypes[layer.band - 1]
-    declared = dataset.nodatavals[layer.band - 1]
     values: list[float] = []
     rule: list[str] = []
     notes: list[str] = []
-    if declared is not None and in_dtype(declared, dtype) is None:
-        notes.append(f"declares nodata {declared:.9g}, which no pixel of type {dtype} can hold: it matches nothing")
-    elif declared is not None:
-        values.append(declared)
-        rule.append(f"declared {declared:.9g}")
+    for declared in (dataset.nodatavals[layer.band - 1], *(value for value in more if not math.isnan(value))):
+        if declared is None or in_dtype(declared, dtype) in [in_dtype(value, dtype) for value in values]:
+            continue
+        if in_dtype(declared, dtype) is None:
+            notes.append(f"declares nodata {declared:.9g}, which no pixel of type {dtype} can hold: it matches nothing")
+        else:
+            values.append(declared)
+            rule.append(f"declared {declared:.9g}")
     if layer.nodata is not None:
         if in_dtype(layer.nodata, dtype) is None:
             raise ValueError(
@@ -357,6 +365,8 @@ def _native_grid(source: BandSource) -> Grid | None:
 
 def _warped_grid(source: BandSource, dataset: rasterio.DatasetReader, crs: CRS) -> Grid:
     """The grid that GDAL proposes for a dataset in another CRS: about as many pixels, square, north up."""
+    if source.transform != dataset.transform:
+        return _proposed_grid(source, crs)
     try:
         with WarpedVRT(dataset, src_crs=source.crs, crs=crs) as vrt:
             transform, rows, cols = vrt.transform, vrt.height, vrt.width

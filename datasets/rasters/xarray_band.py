@@ -19,7 +19,7 @@ from datasets.layers.kinds import CLASSES, kind_of
 from datasets.layers.layer import Layer
 from datasets.layers.paths import ArrayPath, clean_label, is_remote, parse_array_path
 from datasets.rasters.band import BandSource
-from datasets.rasters.cf_attributes import NO_LIMITS, actual_dtype, fill_values, number, valid_limits
+from datasets.rasters.cf_attributes import actual_dtype, fill_values, limits_rule, number, valid_limits
 from datasets.rasters.chunk_cache import CHUNKS
 from datasets.rasters.nodata import in_dtype, listed
 from datasets.rasters.retry import with_retries
@@ -119,8 +119,7 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
     scale, offset = _scale_and_offset(layer, attributes)
     limits, warnings_of_limits = valid_limits(attributes, variable.dtype, layer.where)
     notes += warnings_of_limits
-    if limits != NO_LIMITS:
-        rule.append(f"outside the valid range {limits[0]:.9g} to {limits[1]:.9g}")
+    rule += limits_rule(limits)
     source = XarrayBandSource(
         layer=layer,
         crs=place.crs,

@@ -13,13 +13,15 @@ from pyproj.exceptions import CRSError as PyprojCRSError
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from datasets.rasters.coordinate_variables import coordinate_values, evenly_spaced, rounding_of, unit_factor
-
-_NAMES = {
-    "x": frozenset("x lon long longitude easting east projection_x_coordinate grid_longitude".split()),
-    "y": frozenset("y lat latitude northing north projection_y_coordinate grid_latitude".split()),
-}
-_UNITS = {"x": ("degrees_e", "degree_e", "degreee", "degreese"), "y": ("degrees_n", "degree_n", "degreen", "degreesn")}
+from datasets.rasters.coordinate_variables import (
+    AXIS_NAMES,
+    DEGREE_UNITS,
+    axis_by_attributes,
+    coordinate_values,
+    evenly_spaced,
+    rounding_of,
+    unit_factor,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def variable_georeference(
     if missing:
         remedy = "name it x, y, lon, lat, easting or northing, or give its coordinate the attribute axis"
         for each in groups[group].variables.values():
-            if each.ndim == 2 and set(each.dims) <= set(variable.dims) and _axis_by_attributes(each.attrs):
+            if each.ndim == 2 and set(each.dims) <= set(variable.dims) and axis_by_attributes(each.attrs):
                 remedy = "its coordinates are two-dimensional (curvilinear): regrid it to evenly spaced ones first"
         raise ValueError(
             f"{where}: no dimension that is {' or '.join(missing)} among its dimensions "
@@ -116,20 +118,8 @@ def _coordinate(groups: Mapping[str, Any], group: str, dim: str) -> Any:
     if found is not None and found.dims == (dim,):
         return found
     for variable in groups[group].variables.values():
-        if variable.dims == (dim,) and _axis_by_attributes(variable.attrs):
+        if variable.dims == (dim,) and axis_by_attributes(variable.attrs):
             return variable
-    return None
-
-
-def _axis_by_attributes(attributes: Mapping[str, Any]) -> str | None:
-    axis = str(attributes.get("axis", "")).lower()
-    if axis in _NAMES:
-        return axis
-    for name, known in _NAMES.items():
-        if str(attributes.get("standard_name", "")).lower() in known:
-            return name
-        if str(attributes.get("units", "")).lower().startswith(_UNITS[name]):
-            return name
     return None
 
 
@@ -138,11 +128,11 @@ def _axes(groups: Mapping[str, Any], group: str, dims: tuple[Any, ...]) -> dict[
     found: dict[str, str] = {}
     for dim in dims:
         coordinate = _coordinate(groups, group, dim)
-        axis = None if coordinate is None else _axis_by_attributes(coordinate.attrs)
+        axis = None if coordinate is None else axis_by_attributes(coordinate.attrs)
         if axis is not None:
             found.setdefault(axis, dim)
     for dim in dims:
-        for axis, names in _NAMES.items():
+        for axis, names in AXIS_NAMES.items():
             if str(dim).lower() in names and dim not in found.values():
                 found.setdefault(axis, dim)
     return found
@@ -199,7 +189,7 @@ def _crs(
     if given is not None:
         return _parse_crs(given, f"--crs {given}"), ()
     units = [getattr(_coordinate(groups, group, axes[axis]), "attrs", {}).get("units", "") for axis in ("x", "y")]
-    if all(str(unit).lower().startswith(_UNITS[axis]) for axis, unit in zip("xy", units, strict=True)):
+    if all(str(unit).lower().startswith(DEGREE_UNITS[axis]) for axis, unit in zip("xy", units, strict=True)):
         note = "states no CRS: its longitudes and latitudes are taken for EPSG:4326; --crs names another"
         return CRS.from_epsg(4326), (note,)
     raise ValueError(
