@@ -269,7 +269,7 @@ class TestAttributes:
             (np.array([[1, 2], [3, 40]], "f4"), {"valid_min": 2.0}, [[np.nan, 2], [3, 40]]),
             (np.array([[1, 2], [3, 40]], "f4"), {"valid_max": 3.0}, [[1, 2], [3, np.nan]]),
             (np.array([[0, 10], [20, 30]], "i2"), {"scale_factor": 0.5, "add_offset": 2.0}, [[2, 7], [12, 17]]),
-            (np.array([[0, -1], [20, 30]], "i1"), {"_Unsigned": "true"}, [[0, 255], [20, 30]]),
+            (np.array([[0, -2], [20, 30]], "i1"), {"_Unsigned": "true"}, [[0, 254], [20, 30]]),
             (
                 np.array([[0, -1], [20, 30]], "i1"),
                 {"_Unsigned": "true", "_FillValue": np.int8(-1)},
