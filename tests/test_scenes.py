@@ -252,7 +252,7 @@ class TestPyramid:
 class TestRgb:
     def test_images_are_cut_to_their_boxes(self, tmp_path):
         found = open_scene_set(scene_files.write_rgb(tmp_path), dataset_type="rgb", size=8)
-        assert found.band_names == ("red", "green", "blue") and len(found) == 9 and not found.notes
+        assert found.band_names == ("red", "green", "blue") and len(found) == 9 and not found.warnings
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             with rasterio.open(found.table.paths[2]) as file:
@@ -265,7 +265,7 @@ class TestRgb:
             path.unlink()
         found = open_scene_set(table, dataset_type="rgb", size=8)
         assert found.pixels(0, [0]).shape == (1, 30, 32)
-        assert found.notes == (f"{table}: no image has a JSON file with its box beside it; images are taken whole",)
+        assert found.warnings == (f"{table}: no image has a JSON file with its box beside it; images are taken whole",)
 
     def test_boxes_of_some_images(self, tmp_path):
         table = scene_files.write_rgb(tmp_path)
@@ -305,7 +305,7 @@ class TestImagesThatCannotBeUsed:
         table = numbered(tmp_path)
         lines = table.read_text(encoding="utf-8").splitlines()
         found = open_scene_set(write_lines(table, [*lines, lines[1]]), dataset_type="sentinel", size=8)
-        assert found.notes == (f"{table}: 1 rows name an image that another row names too",)
+        assert found.warnings == (f"{table}: 1 rows name an image that another row names too",)
 
 
 class TestOptions:

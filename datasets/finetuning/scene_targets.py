@@ -52,7 +52,7 @@ class SceneGround:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings for the user."""
-        return self.scenes.images.notes
+        return self.scenes.images.warnings
 
     def summary_lines(self) -> list[str]:
         """The images, as lines to log."""

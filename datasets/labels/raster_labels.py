@@ -54,7 +54,7 @@ class LabelRaster:
         edge: edge of the blocks that are warped at a time, target pixels.
         codes: class codes in order of size, as stored; None: measurements.
         numbers: class number of each of `codes`.
-        turns: by how much the file is moved, units of its CRS: whole turns of a body, to where the grid lies.
+        periods: shifts in x by multiples of 360 degrees that bring the file onto the grid, units of its CRS.
     """
 
     source: BandSource = field(repr=False)
@@ -63,12 +63,12 @@ class LabelRaster:
     edge: int
     codes: np.ndarray | None = None
     numbers: np.ndarray | None = None
-    turns: tuple[float, ...] = (0.0,)
+    periods: tuple[float, ...] = (0.0,)
 
     @property
     def frames(self) -> list[BandSource]:
-        """The file at its own position, and shifted by whole turns of longitude where the grid needs it."""
-        return [shifted_source(self.source, turn) for turn in self.turns]
+        """The file at its own position, and shifted by 360 degrees of longitude where the grid needs it."""
+        return [shifted_source(self.source, period) for period in self.periods]
 
     def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         """Read a window inside the grid as float32: class numbers or physical values, NaN = unlabelled.
@@ -141,7 +141,7 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
     """
     layer = Layer("labels", path, band=band, nodata=nodata, kind_stated=True)
     _check_no_picture(layer)
-    opened = open_band(layer, reproject_to=layer_crs(layer))  # turned grids are welcome, the CRS is the file's own
+    opened = open_band(layer, reproject_to=layer_crs(layer))  # rotated grids are welcome, the CRS is the file's own
     for note in opened.notes:
         logger.warning("%s: %s", layer.where, note)
     source = opened.source
@@ -152,17 +152,17 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
         (Resampling.nearest, Resampling.mode) if kind == "classes" else (Resampling.bilinear, Resampling.average)
     )
     whole = (0, 0, grid.rows, grid.cols)
-    turns = tuple(
-        turn for turn in longitude_periods(source.crs) if footprint(shifted_source(source, turn), grid, whole)
+    periods = tuple(
+        period for period in longitude_periods(source.crs) if footprint(shifted_source(source, period), grid, whole)
     )
     labels = LabelRaster(
         source=source,
         grid=grid,
         resampling=many if ratio > ALIKE else smooth,  # many: labels are finer than target pixels
         edge=max(1, min(WARP_BLOCK, int(_SOURCE_EDGE / ratio))),
-        turns=turns,
+        periods=periods,
     )
-    if not turns:
+    if not periods:
         raise ValueError(
             f"{layer.where}: does not overlap the survey: it covers {_extent(source)} in "
             f"{source.crs.to_string()[:60]}, expected ground in {_numbers(grid.bounds)} in "
@@ -198,10 +198,10 @@ def _check_no_picture(layer: Layer) -> None:
     )
 
 
-def shifted_source(source: BandSource, turn: float) -> BandSource:
+def shifted_source(source: BandSource, period: float) -> BandSource:
     """The same pixels, moved in x by a number of units of their CRS."""
     a, b, c, d, e, f = tuple(source.transform)[:6]
-    return replace(source, transform=Affine(a, b, c + turn, d, e, f))
+    return replace(source, transform=Affine(a, b, c + period, d, e, f))
 
 
 def without_undeclared_nodata(labels: LabelRaster, codes: Sequence[Code] | None = None) -> LabelRaster:

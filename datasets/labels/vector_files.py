@@ -21,10 +21,10 @@ from datasets.labels.tables import TABLES, has_wkt_areas, read_table
 
 logger = logging.getLogger(__name__)
 
-# A straight edge in one CRS is curved in another: before reprojection edges are cut to this share of the survey.
-_EDGE_SHARE = 0.005
-# Ground beyond the survey that is kept of features to be reprojected, as a share of it.
-_MARGIN_SHARE = 0.1
+# A straight edge in one CRS is curved in another: before reprojection edges are cut to this fraction of the survey.
+_EDGE_FRACTION = 0.005
+# Ground beyond the survey for which features are reprojected, as a fraction of its size.
+_MARGIN_FRACTION = 0.1
 
 
 def read_features(
@@ -169,13 +169,13 @@ def _to_grid(frame: geopandas.GeoDataFrame, grid: Grid, where: str) -> geopandas
             f"{where}: cannot be brought from {crs.to_string()[:60]} to {grid.crs.to_string()[:60]} ({error}); check "
             "that its CRS is right"
         ) from error
-    margin_x, margin_y = _MARGIN_SHARE * (right - left), _MARGIN_SHARE * (top - bottom)
+    margin_x, margin_y = _MARGIN_FRACTION * (right - left), _MARGIN_FRACTION * (top - bottom)
     box = (left - margin_x, bottom - margin_y, right + margin_x, top + margin_y)
     lows_x, lows_y, highs_x, highs_y = frame.geometry.bounds.to_numpy().T
     frame = frame[(lows_x <= box[2]) & (highs_x >= box[0]) & (lows_y <= box[3]) & (highs_y >= box[1])]
     shapes = np.asarray(frame.geometry.values, dtype=object)
     wide = shapely.get_dimensions(shapes) > 0
-    step = max(right - left, top - bottom) * _EDGE_SHARE
+    step = max(right - left, top - bottom) * _EDGE_FRACTION
     polygons = shapely.get_dimensions(shapes) == 2
     shapes[polygons] = shapely.make_valid(shapes[polygons])
     shapes[wide] = shapely.segmentize(shapely.clip_by_rect(shapes[wide], *box), step)

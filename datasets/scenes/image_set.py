@@ -119,7 +119,7 @@ class SceneSet:
         categories: names of the categories, sorted.
         labels: (n,) int64, for each image the number of its category.
         boxes: whether images are cut to the boxes in the JSON files beside them.
-        notes: what a user should know.
+        warnings: what a user should know before training.
     """
 
     kind: SceneKind
@@ -130,7 +130,7 @@ class SceneSet:
     categories: tuple[str, ...]
     labels: np.ndarray
     boxes: bool
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -265,10 +265,10 @@ def open_scene_set(
                 f"{table.where(number)} is of category {name!r}, expected one of the {len(names)} trained on: "
                 f"{', '.join(names)}; take the row out, or train with that category"
             )
-    boxes, notes = _boxes(table) if kind.boxed else (False, ())
+    boxes, warnings = _boxes(table) if kind.boxed else (False, ())
     repeated = len(table) - len(set(table.paths))
     if repeated:
-        notes = (*notes, f"{path}: {repeated} rows name an image that another row names too")
+        warnings = (*warnings, f"{path}: {repeated} rows name an image that another row names too")
     found = SceneSet(
         kind=kind,
         table=table,
@@ -278,7 +278,7 @@ def open_scene_set(
         categories=names,
         labels=np.array([number_of[name] for name in table.categories], dtype=np.int64),
         boxes=boxes,
-        notes=notes,
+        warnings=warnings,
     )
     found.probe()
     return found
@@ -317,12 +317,12 @@ def _boxes(table: SceneTable) -> tuple[bool, tuple[str, ...]]:
     return True, ()
 
 
-def same_images(first: SceneSet, second: SceneSet) -> int:
-    """How many images two sets share."""
+def count_shared_images(first: SceneSet, second: SceneSet) -> int:
+    """The number of images that two sets share."""
     return len(set(first.table.paths) & set(second.table.paths))
 
 
-def of_other_table(scenes: SceneSet, path: str | Path) -> SceneSet:
+def open_other_table(scenes: SceneSet, path: str | Path) -> SceneSet:
     """Opens another table of the same data set, bands, size and categories.
 
     Raises:
@@ -337,6 +337,8 @@ def of_other_table(scenes: SceneSet, path: str | Path) -> SceneSet:
         masked_bands=sorted(scenes.hidden),
         categories=scenes.categories,
     )
-    shared = same_images(scenes, other)
-    note = f"{path}: {shared} of {len(other)} images are trained on too: scores on them say nothing of other images"
-    return replace(other, notes=(*other.notes, note)) if shared else other
+    shared = count_shared_images(scenes, other)
+    warning = (
+        f"{path}: {shared} of {len(other)} images are trained on too: scores on them say nothing about other images"
+    )
+    return replace(other, warnings=(*other.warnings, warning)) if shared else other

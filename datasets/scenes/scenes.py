@@ -17,7 +17,7 @@ import numpy as np
 from datasets.layers.encoding import Encoding, linear_encodings
 from datasets.layers.layer import Layer
 from datasets.layers.layer_statistics import LayerStatistics
-from datasets.scenes.image_set import CENTRE, SceneSet, crop_key, of_other_table, open_scene_set
+from datasets.scenes.image_set import CENTRE, SceneSet, crop_key, open_other_table, open_scene_set
 from datasets.scenes.images import CROP_SHARE
 from datasets.scenes.statistics import scene_statistics
 from datasets.survey.pyramid import Pyramid
@@ -169,7 +169,7 @@ class Scenes:
 
     def training_warnings(self, patch_size: int) -> list[str]:
         """What a user should know before training."""
-        return list(self.images.notes)
+        return list(self.images.warnings)
 
     def channel_options(self) -> dict[str, Any]:
         """What a model must know of the bands, as keyword arguments of `build_model`."""
@@ -263,7 +263,7 @@ def open_test_scenes(scenes: Scenes, path: str) -> Scenes:
     Raises:
         ValueError, FileNotFoundError, OSError: it cannot be used, or has categories that the first does not have.
     """
-    images = of_other_table(scenes.images, path)
+    images = open_other_table(scenes.images, path)
     every = np.arange(len(images), dtype=np.int64)
     return replace(scenes, images=images, train=every[:0], held_out=every)
 
