@@ -1,22 +1,19 @@
 """The grouped-channel multi-scale masked autoencoder, for pre-training.
 
-The encoder (`models_vit_group_channels.py`) reads the tokens of all channel groups. Most tokens are removed; a
-small decoder predicts their pixels, and cross-scale heads predict finer grids.
+Most tokens of an image are removed. The encoder (`models_vit_group_channels.py`) reads the tokens of all channel
+groups that stay visible, a small decoder predicts the pixels of the removed ones, and cross-scale heads predict finer
+images.
 
 References: SatMAE++ (Noman et al., CVPR 2024, arXiv 2403.05419), SatMAE (Cong et al., NeurIPS 2022) and MAE
-(He et al., CVPR 2022). Parameter names and shapes are those of SatMAE++, so that its weights load. We differ:
+(He et al., CVPR 2022). Parameter names and shapes are those of SatMAE++, so that its weights load. Differences:
 
-- predictions are put back into channel order before any loss or head, so groups may come in any order;
-- validity: what stands under invalid pixels changes nothing, and tokens without valid pixels are not looked
-  at;
-- a channel is scored only at the scales it is asked for, and `scale_heads="subpixel"` are light heads of our
-  own;
-- `norm_pix_loss` normalises every channel of a patch by itself: layers in different units have nothing to
-  share.
+- Predictions are put back into channel order before any loss or head, so groups may list channels in any order.
+- Values of invalid pixels have no effect, and a token without valid pixels is replaced by a no-data token.
+- A channel is scored only at the scales listed for it; `scale_heads="subpixel"` are light heads, not those of SatMAE++.
+- `norm_pix_loss` normalises each channel of a patch separately, because layers may have different units.
 
-Shape letters: N batch, C channels, H W base-scale pixels, G groups, L patches per group, D encoder width, E
-decoder width, p patch edge, s scale. `mask` is the token mask, 1 = removed; `valid` is data validity, True =
-usable.
+Shape letters: N batch, C channels, Y layers, H W base-scale pixels, G groups, L patches per group, D encoder width, E
+decoder width, p patch edge, s scale. `mask` is the token mask, 1 = removed; `valid` is data validity, True = usable.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +29,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from models_vit_group_channels import MODEL_SIZES as MODEL_SIZES
-from models_vit_group_channels import NORM_LAYER, GroupChannelEncoder, check_images, model_size
+from models_vit_group_channels import NORM_LAYER, GroupChannelEncoder, check_images, encoder_arguments, model_size
 from models_vit_group_channels import GroupChannelsVisionTransformer as GroupChannelsVisionTransformer
 from models_vit_group_channels import ModelSize as ModelSize
 from models_vit_group_channels import check_partition as check_partition
@@ -61,22 +58,22 @@ from util.model.scale_heads import (
 def check_scored(
     scored: Mapping[Any, Sequence[int]] | None, *, scales: Sequence[int], in_chans: int
 ) -> dict[int, tuple[int, ...]]:
-    """Return the channels scored at each scale, sorted; all of them where `scored` is None.
+    """Return the channels scored at each scale, sorted; all channels if `scored` is None.
 
     Raises:
-        ValueError: scales are not 1 and then growing whole numbers, or `scored` names a scale or channel that
-            is not there, or no channel is scored at the base scale.
+        ValueError: scales are not 1 followed by increasing whole numbers, `scored` names an unknown scale or channel,
+            or no channel is scored at the base scale.
     """
     if not scales or scales[0] != 1 or any(b <= a for a, b in zip(scales, scales[1:], strict=False)):
-        raise ValueError(f"scales {tuple(scales)}: expected 1 followed by growing whole numbers, such as 1 2 4")
+        raise ValueError(f"scales {tuple(scales)}: expected 1 followed by increasing whole numbers, such as 1 2 4")
     if scored is None:
         return {s: tuple(range(in_chans)) for s in scales}
     given = {int(s): tuple(sorted({int(c) for c in channels})) for s, channels in scored.items()}
     for s, channels in given.items():
         if s not in scales or any(not 0 <= c < in_chans for c in channels):
             raise ValueError(
-                f"scored channels {list(channels)} at scale {s}: expected scales out of {tuple(scales)} and "
-                f"channels out of 0 to {in_chans - 1}"
+                f"scored channels {list(channels)} at scale {s}: expected scales from {tuple(scales)} and "
+                f"channels from 0 to {in_chans - 1}"
             )
     if not given.get(1):
         raise ValueError("no channel is scored at scale 1: expected at least one; list it under scored[1]")
@@ -84,36 +81,37 @@ def check_scored(
 
 
 class Reconstruction(NamedTuple):
-    """Everything a forward pass with `details` gives; S scales, in the order of the model's `scales`."""
+    """Result of a forward pass with `details`; S scales, in the order of the model's `scales`."""
 
     loss: Tensor  # scalar, base scale
     ms_loss: Tensor  # scalar, mean over the finer scales; 0 if none is scored
-    pred: Tensor  # (N, C, L, p*p), as compared with the targets; before the softmax of categorical layers
+    pred: Tensor  # (N, C, L, p*p), in the units of the loss; before the softmax of class fractions
     mask: Tensor  # (N, G, L), 1 = removed
-    images: dict[int, Tensor]  # scale -> (N, C, sH, sW), model units, shares of classes; 0 where not scored
-    error_sums: Tensor  # (S, Y): each layer's error over removed valid pixels; over all valid ones if finer
+    images: dict[int, Tensor]  # scale -> (N, C, sH, sW), model units or class fractions; 0 where not scored
+    error_sums: Tensor  # (S, Y): sum over valid pixels, at the base scale only those of removed tokens
     error_counts: Tensor  # (S, Y): number of pixels in each sum
 
 
 class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
-    """The masked autoencoder for pre-training; arguments are those of SatMAE++, and behind the star our own.
+    """The masked autoencoder for pre-training.
+
+    Positional arguments are those of SatMAE++; keyword-only ones are additions.
 
     Args:
-        spatial_mask: remove a location in all groups at once.
-        norm_pix_loss: compare with patches normalised, channel by channel, over their own valid pixels.
-        proj_ratio: width of the shared heads, in channels.
-        scales: reconstructed scales, 1 first; a finer image has s times the pixels along each side.
-        scored: channels scored at each scale, all if None; channels of a scale that is not listed are not
-            scored.
-        scale_heads: "shared", the published ones, or "subpixel", light ones.
-        channel_weights: weight of each channel in the losses, 1 if None; 0 leaves a channel out.
-        layers: which channels make up a layer, see `util.layer_kinds.layer_channels`; if None each channel is a
-            continuous layer.
-        grad_checkpointing: recompute the blocks in the backward pass, for memory.
+        spatial_mask: remove a patch in all groups together.
+        norm_pix_loss: predict patches normalised, channel by channel, over their own valid pixels.
+        proj_ratio: width of the shared heads as a multiple of `in_chans`.
+        scales: reconstructed scales, 1 first; an image at scale s has s times as many pixels along each side.
+        scored: channels scored at each scale; None: all. No channel is scored at a scale that is not listed.
+        scale_heads: "shared", the published heads, or "subpixel", light ones.
+        channel_weights: weight of each channel in the losses; None: all 1. A channel of weight 0 is ignored.
+        layers: the channels of each layer, see `util.model.layer_losses.layer_channels`; None: each channel is a layer
+            of values.
+        grad_checkpointing: recompute the blocks in the backward pass to save memory.
 
     Raises:
-        ValueError: groups are no partition of the channels, widths do not divide, or scales or weights do not
-            fit.
+        ValueError: the groups are not a partition of the channels, widths are not divisible, or scales or weights do
+            not fit.
     """
 
     weights_1: Tensor
@@ -152,15 +150,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         if layers is not None:  # `where` is for messages alone
             arguments["layers"] = [{k: v for k, v in layer.items() if k != "where"} for layer in layers]
         super().__init__(
-            img_size=img_size,
-            patch_size=patch_size,
-            in_chans=in_chans,
-            channel_groups=channel_groups,
-            channel_embed=channel_embed,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
+            **encoder_arguments(arguments),
             norm_layer=norm_layer,
             train_embeddings=False,
             grad_checkpointing=grad_checkpointing,
@@ -171,7 +161,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         self._register_layers(layers)
         weights = [1.0] * in_chans if channel_weights is None else [float(w) for w in channel_weights]
         self._register_loss_weights(weights)
-        #: Arguments that rebuild the model, fit for JSON; a norm_layer of one's own is not among them.
+        #: Arguments that rebuild the model, except `norm_layer`; can be written as JSON.
         self.config: dict[str, Any] = arguments | {
             "channel_groups": [list(group) for group in self.channel_groups],
             "scales": list(self.scales),
@@ -187,13 +177,13 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         self.init_weights()
 
     def _register_layers(self, layers: Sequence[Mapping[str, Any]] | None) -> None:
-        """Hold which channels are a layer's, and which layers a group's and scored."""
+        """Register the channels of each layer, and the layers of each group and scored at each scale."""
         self.layers = layer_channels(layers, self.in_chans)
         grouped = [layers_of_channels(self.layers, group, "channel_groups") for group in self.channel_groups]
         self.layer_group_sizes = [len(numbers) for numbers in grouped]
         self._register_index("layer_order", [number for numbers in grouped for number in numbers])
         self._register_index("first_channel", [layer.first for layer in self.layers])
-        #: For each scale the numbers of the layers scored at it.
+        #: For each scale, the numbers of the layers scored there.
         self.scored_layers = {
             s: layers_of_channels(self.layers, channels, "scored") for s, channels in self.scored.items()
         }
@@ -201,10 +191,10 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         self.register_buffer("has_values", torch.tensor(has_values).view(1, -1, 1, 1), persistent=False)
 
     def _register_loss_weights(self, weights: Sequence[float]) -> None:
-        """Hold, for each scale, the weight of every layer: 0 where it is not scored."""
+        """Register the weight of each layer at each scale: 0 where it is not scored."""
         if len(weights) != self.in_chans or min(weights) < 0:
             raise ValueError(
-                f"channel_weights {list(weights)}: expected {self.in_chans} numbers, one a channel, none negative"
+                f"channel_weights {list(weights)}: expected {self.in_chans} numbers >= 0, one for each channel"
             )
         for s in self.scales:
             at_scale = torch.tensor([weights[y.first] if y.first in self.scored[s] else 0.0 for y in self.layers])
@@ -213,6 +203,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         self.register_buffer("is_scored", torch.tensor(flags), persistent=False)
 
     def _build_decoder(self, norm_layer: Any) -> None:
+        """Add the decoder: embedding, mask token, blocks, and a linear prediction of pixels for each group."""
         config, width = self.config, self.config["decoder_embed_dim"]
         heads = config["decoder_num_heads"]
         self.decoder_embed = nn.Linear(config["embed_dim"], width)
@@ -240,8 +231,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         odd = [s for s in self.scales if s & (s - 1)]
         if odd:
             raise ValueError(
-                f"scales {self.scales} with scale_heads 'shared': {odd} are no powers of two; expected only "
-                "those, or scale_heads 'subpixel'"
+                f"scales {self.scales} with scale_heads 'shared': {odd} are not powers of two; expected only "
+                "powers of two, or scale_heads 'subpixel'"
             )
         if not self.head_scales:
             return
@@ -272,7 +263,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 )
 
     def init_weights(self) -> None:
-        """Initialise as MAE does; light heads start as interpolation, shared ones as torch has it."""
+        """Initialise as MAE does; light heads start as interpolation, shared ones with PyTorch's default."""
         super().init_weights()
         nn.init.normal_(self.mask_token, std=0.02)
         for module in self.modules():
@@ -280,13 +271,14 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 module.init_weights()
 
     def _noise(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
-        places = self.num_patches * (1 if self.spatial_mask else self.num_groups)
+        """The given noise if its shape is right, or uniform noise if None: (N, G*L), or (N, L) with `spatial_mask`."""
+        positions = self.num_patches * (1 if self.spatial_mask else self.num_groups)
         if noise is None:
-            return torch.rand(len(imgs), places, device=imgs.device)
-        if noise.shape != (len(imgs), places):
+            return torch.rand(len(imgs), positions, device=imgs.device)
+        if noise.shape != (len(imgs), positions):
             raise ValueError(
-                f"noise of shape {tuple(noise.shape)}: expected ({len(imgs)}, {places}), a number for each "
-                + ("location (spatial_mask)" if self.spatial_mask else "token")
+                f"noise of shape {tuple(noise.shape)}: expected ({len(imgs)}, {positions}), a number for each "
+                + ("patch (spatial_mask)" if self.spatial_mask else "token")
             )
         return noise
 
@@ -297,20 +289,20 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
 
         Args:
             imgs: (N, C, H, W), model units, 0 where invalid.
-            mask_ratio: share of tokens to remove, 0 <= ratio < 1.
+            mask_ratio: fraction of tokens to remove, 0 <= ratio < 1.
             valid: (N, C, H, W) bool, True = usable.
-            noise: (N, G*L), or (N, L) with `spatial_mask`; the smallest stay visible.
+            noise: (N, G*L), or (N, L) with `spatial_mask`; tokens with the smallest noise stay visible.
 
         Returns:
             latent (N, 1 + visible, D), class token first; mask (N, G, L), 1 = removed; ids_restore (N, G*L).
 
         Raises:
-            ValueError: the ratio leaves no token.
+            ValueError: the ratio leaves no visible token.
         """
         keep = int(noise.shape[1] * (1 - mask_ratio))
         if not 0 < keep <= noise.shape[1]:
             raise ValueError(
-                f"mask_ratio {mask_ratio} leaves {keep} of {noise.shape[1]} places visible: expected at "
+                f"mask_ratio {mask_ratio} leaves {keep} of {noise.shape[1]} positions visible: expected at "
                 "least one; choose a ratio from 0 to below 1"
             )
         return self._encode_visible(imgs, valid=valid, noise=noise, keep=keep)
@@ -318,6 +310,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
     def _encode_visible(
         self, imgs: Tensor, *, valid: Tensor, noise: Tensor, keep: int
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode the `keep` visible tokens; otherwise as `forward_encoder`."""
         tokens, token_valid = self.embed(imgs, valid)
         ids_keep, ids_restore, mask = random_masking(
             noise, keep=keep, token_valid=token_valid, spatial=self.spatial_mask
@@ -328,15 +321,15 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         return self.norm(self.run_blocks(self.blocks, x)), mask, ids_restore
 
     def forward_tokens(self, imgs: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encode every token, none removed and nothing random.
+        """Encode all tokens; none is removed, and nothing is random.
 
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
 
         Returns:
-            tokens (N, G, L, D) at least float32, and which of them hold a valid pixel, (N, G, L) bool; features of
-            the others are those of their surroundings.
+            tokens (N, G, L, D), at least float32, and (N, G, L) bool, True where a token has a valid pixel; features of
+            the others come from their surroundings alone.
 
         Raises:
             ValueError: shapes or types do not fit the model.
@@ -347,8 +340,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         x = at_least_float32(self.norm(self.run_blocks(self.blocks, x)))
         return x[:, 1:].unflatten(1, (self.num_groups, self.num_patches)), token_valid
 
-    def places_valid(self, valid: Tensor) -> Tensor:
-        """Which of the places that masking chooses among hold a valid pixel.
+    def valid_positions(self, valid: Tensor) -> Tensor:
+        """Whether each position that masking may remove has a valid pixel.
 
         Args:
             valid: (N, C, H, W) bool, True = usable.
@@ -367,19 +360,19 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
-            noise: (N, G*L), or (N, L) with `spatial_mask`: the smallest stay visible, valid ones first.
-            keep: how many stay visible.
+            noise: (N, G*L), or (N, L) with `spatial_mask`; valid tokens with the smallest noise stay visible.
+            keep: number of visible tokens, or of visible patches with `spatial_mask`.
 
         Returns:
-            {scale: (N, C, sH, sW)} in model units, and which channels' tokens were hidden, (N, C, L) bool. At the
-            base scale only hidden tokens are predicted; what stands at the others has not been trained.
+            {scale: (N, C, sH, sW)} in model units, and (N, C, L) bool, True where a channel's token was hidden. At the
+            base scale only pixels of hidden tokens are predictions; the loss does not train the others.
 
         Raises:
-            ValueError: shapes or types do not fit the model, or it predicts normalised pixels.
+            ValueError: shapes or types do not fit the model, or the model predicts normalised pixels.
         """
         if self.norm_pix_loss:
             raise ValueError(
-                "the model predicts pixels normalised by their own patch (norm_pix_loss), which cannot be brought "
+                "the model predicts pixels normalised by their own patch (norm_pix_loss), which cannot be converted "
                 "back to physical units; train without --norm_pix_loss to reconstruct"
             )
         imgs, valid = self._prepare(imgs, valid)
@@ -387,21 +380,21 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         tokens = self.forward_decoder(latent, ids_restore)
         pred = self.predict_patches(tokens)
         hidden = mask.index_select(1, self.group_of_channel) > 0  # (N, C, L)
-        given, patch_valid = patchify(imgs, self.patch_size), patchify(valid, self.patch_size)
-        images = self.predict_finer(pred, given, visible=patch_valid & ~hidden.unsqueeze(-1), tokens=tokens)
+        patches, patch_valid = patchify(imgs, self.patch_size), patchify(valid, self.patch_size)
+        images = self.predict_finer(pred, patches, visible=patch_valid & ~hidden.unsqueeze(-1), tokens=tokens)
         images[1] = unpatchify(to_fractions(pred, self.layers), self.patch_size)
         return images, hidden
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """Fill removed places with the mask token and decode: (N, 1 + visible, D) -> (N, G, L, E)."""
+        """Insert the mask token for removed tokens and decode: (N, 1 + visible, D) -> (N, G, L, E)."""
         x = at_least_float32(self.decoder_embed(latent))
         n, _, width = x.shape
         removed = self.mask_token.expand(n, ids_restore.shape[1] + 1 - x.shape[1], -1)
         tokens = torch.cat([x[:, 1:], removed], dim=1)
         tokens = tokens.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, width))
-        places = self._places(self.decoder_pos_embed[:, 1:], self.decoder_channel_embed[:, :-1]).flatten(1, 2)
-        cls_place = torch.cat([self.decoder_pos_embed[:, :1], self.decoder_channel_embed[:, -1:]], dim=-1)
-        x = torch.cat([x[:, :1] + cls_place, tokens + places], dim=1)
+        embedding = self._token_embedding(self.decoder_pos_embed[:, 1:], self.decoder_channel_embed[:, :-1])
+        cls_embedding = torch.cat([self.decoder_pos_embed[:, :1], self.decoder_channel_embed[:, -1:]], dim=-1)
+        x = torch.cat([x[:, :1] + cls_embedding, tokens + embedding.flatten(1, 2)], dim=1)
         x = self.decoder_norm(self.run_blocks(self.decoder_blocks, x))
         return x[:, 1:].unflatten(1, (self.num_groups, self.num_patches))
 
@@ -415,28 +408,28 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             ]
             return torch.cat(parts, dim=1).index_select(1, self.channel_order)
 
-    def predict_finer(self, pred: Tensor, given: Tensor, *, visible: Tensor, tokens: Tensor) -> dict[int, Tensor]:
+    def predict_finer(self, pred: Tensor, patches: Tensor, *, visible: Tensor, tokens: Tensor) -> dict[int, Tensor]:
         """Predict the images of the scored finer scales.
 
         Args:
             pred: (N, C, L, p*p) base-scale prediction.
-            given: (N, C, L, p*p) base-scale input.
-            visible: (N, C, L, p*p) bool, True = the encoder has seen this pixel.
-            tokens: (N, G, L, E), decoded.
+            patches: (N, C, L, p*p) base-scale input.
+            visible: (N, C, L, p*p) bool, True = valid, and visible to the encoder.
+            tokens: (N, G, L, E) from the decoder.
 
         Returns:
             {scale: (N, C, sH, sW)}, at least float32.
         """
         predict = SCALE_HEADS[self.scale_heads].predict
-        return predict(self, to_fractions(pred, self.layers), given, visible, tokens)
+        return predict(self, to_fractions(pred, self.layers), patches, visible, tokens)
 
-    def predict_shared(self, pred: Tensor, given: Tensor, visible: Tensor, tokens: Tensor) -> dict[int, Tensor]:
+    def predict_shared(self, pred: Tensor, patches: Tensor, visible: Tensor, tokens: Tensor) -> dict[int, Tensor]:
         """Apply the published heads to the base-scale prediction alone; arguments as in `predict_finer`."""
         images: dict[int, Tensor] = {}
         if not self.head_scales:
             return images
         base = unpatchify(pred, self.patch_size)  # (N, C, H, W)
-        with full_precision(base.device):  # large values overflow in fp16 before the norm, and not after it
+        with full_precision(base.device):  # before the norm large values would overflow in fp16
             x = self.proj_up_norm(F.gelu(self.proj_up_conv(base)))
         for k, s in enumerate(self.head_scales, start=1):
             x, image = getattr(self, f"up_block{k}")(x)
@@ -445,16 +438,16 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         return images
 
     def _layers_among(self, channels: Sequence[int]) -> list[LayerChannels]:
-        """The layers of some channels, numbered by their place among these."""
+        """The layers of some channels, with channel numbers counted within these channels."""
         whole = [self.layers[number] for number in layers_of_channels(self.layers, channels, "scored")]
         firsts = accumulate((layer.count for layer in whole), initial=0)
         return [replace(layer, first=first) for layer, first in zip(whole, firsts, strict=False)]
 
-    def predict_subpixel(self, pred: Tensor, given: Tensor, visible: Tensor, tokens: Tensor) -> dict[int, Tensor]:
+    def predict_subpixel(self, pred: Tensor, patches: Tensor, visible: Tensor, tokens: Tensor) -> dict[int, Tensor]:
         """Apply the light heads to visible pixels, predictions of hidden ones, and tokens; see `predict_finer`."""
-        # Predictions of normalised pixels and pixels in model units cannot be interpolated together.
+        # Normalised predictions and pixels in model units cannot be interpolated together.
         known = torch.zeros_like(visible) if self.norm_pix_loss else visible
-        base = unpatchify(torch.where(known, given, pred), self.patch_size)  # (N, C, H, W)
+        base = unpatchify(torch.where(known, patches, pred), self.patch_size)  # (N, C, H, W)
         known = unpatchify(known, self.patch_size)
         images: dict[int, Tensor] = {}
         n, channels, height, width = base.shape
@@ -484,24 +477,24 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         noise: Tensor | None = None,
         details: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor] | Reconstruction:
-        """Remove tokens, reconstruct, and score.
+        """Remove tokens, reconstruct the image at all scales, and compute the losses.
 
         Args:
             imgs: (N, C, H, W) at the base scale, model units.
             imgs_up: a target (N, C, sH, sW) for each finer scale, in order; None where no channel is scored.
-            mask_ratio: share of tokens to remove.
+            mask_ratio: fraction of tokens to remove.
             valid: (N, C, H, W) bool, True = usable; all if None.
-            valid_up: likewise for the finer targets.
-            noise: (N, G*L), or (N, L) with `spatial_mask`: the smallest stay visible; drawn uniformly if
-                None.
-            details: return a `Reconstruction` with images and sums of errors too.
+            valid_up: validity of each finer target.
+            noise: (N, G*L), or (N, L) with `spatial_mask`; tokens with the smallest noise stay visible. None: uniform
+                random numbers.
+            details: return a `Reconstruction`, which adds images and sums of errors.
 
         Returns:
-            loss, ms_loss (scalars in float32), pred (N, C, L, p*p) in channel order and mask (N, G, L), 1 =
-            removed; the training loop forms the total, 0.6 * loss + 0.4 * ms_loss.
+            loss and ms_loss, float32 scalars; pred (N, C, L, p*p) in channel order; mask (N, G, L), 1 = removed. The
+            training loop forms the total loss, 0.6 * loss + 0.4 * ms_loss.
 
         Raises:
-            ValueError: shapes or types do not fit the model, or the mask ratio leaves no token.
+            ValueError: shapes or types do not fit the model, or the mask ratio leaves no visible token.
         """
         imgs, valid = self._prepare(imgs, valid)
         finer = self._check_finer(imgs_up, valid_up)
@@ -510,39 +503,43 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         tokens = self.forward_decoder(latent, ids_restore)
         pred = self.predict_patches(tokens)
 
-        given, patch_valid = patchify(imgs, self.patch_size), patchify(valid, self.patch_size)
+        patches, patch_valid = patchify(imgs, self.patch_size), patchify(valid, self.patch_size)
         removed = mask.index_select(1, self.group_of_channel).unsqueeze(-1) > 0  # (N, C, L, 1)
-        images = self.predict_finer(pred, given, visible=patch_valid & ~removed, tokens=tokens)
+        images = self.predict_finer(pred, patches, visible=patch_valid & ~removed, tokens=tokens)
         with full_precision(imgs.device):
-            mean, spread = self._moments(given, patch_valid) if self.norm_pix_loss else (0.0, 1.0)
-            target = (given - mean) / spread if self.norm_pix_loss else given
+            mean, std = self._moments(patches, patch_valid) if self.norm_pix_loss else (0.0, 1.0)
+            target = (patches - mean) / std if self.norm_pix_loss else patches
             error = layer_errors(to_fractions(pred, self.layers), target, self.layers, default=BASE_LOSS)
             layer_valid = patch_valid.index_select(1, self.first_channel)
-            loss = masked_patch_mean(
-                error,
-                mask=mask,
-                valid=layer_valid,
-                weights=self.weights_1,
-                group_order=self.layer_order,
-                group_sizes=self.layer_group_sizes,
-            )
-            errors = {
+            loss = self._base_loss(error, mask=mask, valid=layer_valid)
+            finer_errors = {
                 s: layer_errors(images[s], image, self.layers, default=FINER_LOSS) for s, (image, _) in finer.items()
             }
-            oks = {s: ok.index_select(1, self.first_channel) for s, (_, ok) in finer.items()}
-            result = (loss, self._finer_loss(errors, oks, zero=loss.new_zeros(())), pred, mask)
+            finer_valid = {s: ok.index_select(1, self.first_channel) for s, (_, ok) in finer.items()}
+            result = (loss, self._finer_loss(finer_errors, finer_valid, zero=loss.new_zeros(())), pred, mask)
             if not details:
                 return result
-            images[1] = unpatchify(to_fractions(pred * spread + mean, self.layers), self.patch_size)
+            images[1] = unpatchify(to_fractions(pred * std + mean, self.layers), self.patch_size)
             hidden = removed.index_select(1, self.first_channel)
             totals = {1: error_totals(error, layer_valid & hidden)}
-            totals |= {s: error_totals(errors[s], ok) for s, ok in oks.items()}
+            totals |= {s: error_totals(finer_errors[s], ok) for s, ok in finer_valid.items()}
             return self._reconstruction(result, images, totals)
 
     def _moments(self, patches: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and spread of every patch; 0 and 1 where channels are no measurements."""
-        mean, spread = patch_moments(patches, valid)
-        return torch.where(self.has_values, mean, 0.0), torch.where(self.has_values, spread, 1.0)
+        """Mean and standard deviation of each patch; 0 and 1 for angles and class fractions."""
+        mean, std = patch_moments(patches, valid)
+        return torch.where(self.has_values, mean, 0.0), torch.where(self.has_values, std, 1.0)
+
+    def _base_loss(self, error: Tensor, *, mask: Tensor, valid: Tensor) -> Tensor:
+        """Mean over removed tokens of their errors (N, Y, L, p*p)."""
+        return masked_patch_mean(
+            error,
+            mask=mask,
+            valid=valid,
+            weights=self.weights_1,
+            group_order=self.layer_order,
+            group_sizes=self.layer_group_sizes,
+        )
 
     def _finer_loss(self, errors: Mapping[int, Tensor], valid: Mapping[int, Tensor], *, zero: Tensor) -> Tensor:
         """Mean over the scored finer scales of their errors (N, Y, sH, sW); zero if there is none."""
@@ -552,19 +549,21 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
     def _check_finer(
         self, imgs_up: Sequence[Tensor | None], valid_up: Sequence[Tensor | None] | None
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Targets and validity of the scales at which something is scored."""
+        """Target and validity of each finer scale at which channels are scored."""
         scales = self.scales[1:]
         validity = [None] * len(scales) if valid_up is None else list(valid_up)
         if len(imgs_up) != len(scales) or len(validity) != len(scales):
             raise ValueError(
-                f"{len(imgs_up)} finer targets and {len(validity)} validities: expected {len(scales)}, one "
+                f"{len(imgs_up)} finer targets and {len(validity)} validity masks: expected {len(scales)}, one "
                 f"for each of the scales {list(scales)}"
             )
         finer = {}
         for s, image, ok in zip(scales, imgs_up, validity, strict=True):
             if self.scored[s]:
                 if image is None:
-                    raise ValueError(f"target of scale {s} is None, but channels {self.scored[s]} are scored there")
+                    raise ValueError(
+                        f"target of scale {s} is None, but channels {self.scored[s]} are scored there; give one"
+                    )
                 image, ok = check_images(
                     f"target of scale {s}", image, ok, channels=self.in_chans, size=self.img_size * s
                 )
@@ -578,16 +577,16 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         totals: dict[int, tuple[Tensor, Tensor]],
     ) -> Reconstruction:
         """Arrange the details by scale, with zeros where a layer is not scored."""
-        nothing = (torch.zeros_like(self.weights_1), torch.zeros_like(self.weights_1))
-        sums, counts = zip(*(totals.get(s, nothing) for s in self.scales), strict=True)
-        kept = {
+        zeros = (torch.zeros_like(self.weights_1), torch.zeros_like(self.weights_1))
+        sums, counts = zip(*(totals.get(s, zeros) for s in self.scales), strict=True)
+        scored_images = {
             s: torch.where(scored.view(1, -1, 1, 1), images[s], 0.0)
             for s, scored in zip(self.scales, self.is_scored, strict=True)
             if s in images
         }
         is_scored = self.is_scored.index_select(1, self.first_channel)
         error_sums = torch.where(is_scored, torch.stack(sums), 0.0).detach()
-        return Reconstruction(*result, kept, error_sums, torch.stack(counts) * is_scored)
+        return Reconstruction(*result, scored_images, error_sums, torch.stack(counts) * is_scored)
 
 
 @dataclass(frozen=True)
@@ -596,8 +595,8 @@ class ScaleHeads:
 
     Attributes:
         build: adds the modules to the model itself, so that parameters have the names of SatMAE++.
-        predict: the model, then the arguments of `predict_finer` -> {scale: (N, C, sH, sW)}; `pred` holds class
-            fractions here.
+        predict: takes the model and the arguments of `predict_finer`, with class fractions in `pred`; returns
+            {scale: (N, C, sH, sW)}.
     """
 
     build: Callable[[MaskedAutoencoderGroupChannelViT], None]
@@ -619,15 +618,15 @@ def build_model(name: str, **arguments: Any) -> MaskedAutoencoderGroupChannelViT
 
     Args:
         name: tiny, small, base or large, or the name of a function below.
-        **arguments: of the model; they go before the size's own.
+        **arguments: of the model; they override those of the size.
 
     Raises:
-        ValueError: the name is not known, or the arguments do not fit.
+        ValueError: the name is unknown, or the arguments do not fit.
     """
     return MaskedAutoencoderGroupChannelViT(**{**asdict(model_size(name)), **arguments})
 
 
-# The `patch16` of these names is historical: patch_size decides.
+# `patch16` in these names is historical; `patch_size` sets the patch size.
 mae_vit_tiny_patch16 = partial(build_model, "tiny")
 mae_vit_small_patch16 = partial(build_model, "small")
 mae_vit_base_patch16 = partial(build_model, "base")

@@ -1,13 +1,13 @@
 """The grouped-channel encoder, and the models for fine-tuning that are built on it.
 
-Channels are divided into groups; every group has its own patch embedding, and one transformer reads the
-tokens of all groups. Two models put a head on it: `GroupChannelsVisionTransformer` says something about a whole
-tile, `GroupChannelsDensePredictor` about each of its pixels. The masked autoencoder of
-`models_mae_group_channels.py` inherits the same encoder, so that weights move between all of them by name.
+Channels are divided into groups. Each group has its own patch embedding, and one transformer reads the tokens of all
+groups. Two models add a head: `GroupChannelsVisionTransformer` classifies a whole tile, `GroupChannelsDensePredictor`
+predicts each of its pixels. The masked autoencoder of `models_mae_group_channels.py` inherits the same encoder, so that
+weights can be copied between the models by name.
 
 References: SatMAE++ (Noman et al., CVPR 2024, arXiv 2403.05419), SatMAE (Cong et al., NeurIPS 2022) and MAE
 (He et al., CVPR 2022). Parameter names and shapes of encoder and classifier are those of SatMAE++. The dense
-predictor is our own, and so is validity: what stands under invalid pixels changes nothing.
+predictor is an addition, and so is validity: values of invalid pixels have no effect.
 
 Shape letters: N batch, C channels, H W base-scale pixels, G groups, L patches per group, D encoder width, p patch
 edge, s scale, K outputs. `valid` is data validity, True = usable.
@@ -33,7 +33,7 @@ NORM_LAYER = partial(nn.LayerNorm, eps=1e-6)
 
 
 def check_partition(channel_groups: Sequence[Sequence[int]], in_chans: int) -> tuple[tuple[int, ...], ...]:
-    """Return the groups as tuples if they hold every channel exactly once.
+    """Return the groups as tuples, after checking that they hold each channel exactly once.
 
     Raises:
         ValueError: a group is empty, or a channel is missing, repeated or out of range.
@@ -56,7 +56,7 @@ def check_partition(channel_groups: Sequence[Sequence[int]], in_chans: int) -> t
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Widths and depths of a model; the decoder's are used in pre-training alone."""
+    """Widths and depths of a model; those of the decoder are used only in pre-training."""
 
     embed_dim: int
     depth: int
@@ -80,23 +80,22 @@ def model_size(name: str) -> ModelSize:
     """Look up a size.
 
     Args:
-        name: tiny, small, base or large, or such as mae_vit_tiny_patch16.
+        name: tiny, small, base or large, or a full name such as mae_vit_tiny_patch16.
 
     Raises:
-        ValueError: the name is not known.
+        ValueError: the name is unknown.
     """
     size = MODEL_SIZES.get(name.removeprefix("mae_vit_").removesuffix("_patch16"))
     if size is None:
-        raise ValueError(f"model {name!r}: expected one of {', '.join(MODEL_SIZES)}, or such as mae_vit_tiny_patch16")
+        raise ValueError(f"model {name!r}: expected one of {', '.join(MODEL_SIZES)}, or mae_vit_tiny_patch16 and so on")
     return size
 
 
 class GroupChannelEncoder(nn.Module):
     """Patch embeddings of the groups, position and group embeddings, and transformer blocks.
 
-    All models inherit it, rather than hold it, so that parameter names stay flat and encoder weights move
-    between them. The one parameter that SatMAE++ has not is `nodata_token`; loading weights without it keeps
-    the present one.
+    Models inherit it, rather than contain it, so that parameters have the same names in all of them. The only parameter
+    that SatMAE++ lacks is `nodata_token`; loading weights without it leaves the token as it is.
     """
 
     def __init__(
@@ -144,19 +143,19 @@ class GroupChannelEncoder(nn.Module):
         self.register_load_state_dict_pre_hook(_keep_nodata_token)
 
     def _register_index(self, name: str, values: Sequence[int]) -> None:
-        """Hold indices on the model's device, outside of the state dict."""
+        """Register indices as a buffer that is not in the state dict."""
         self.register_buffer(name, torch.tensor(list(values), dtype=torch.int64), persistent=False)
 
     def _embeddings(self, width: int, group_width: int, num_heads: int, *, rows: int) -> tuple[Tensor, Tensor]:
-        """Sine-cosine embeddings of position, (1, 1+L, width - group_width), and group number, (1, rows,
-        group_width).
+        """Sine-cosine embeddings of position (1, 1+L, width - group_width) and group number (1, rows, group_width).
 
-        Row 0 of the position belongs to the class token and is zero.
+        Row 0 of the position embedding belongs to the class token and is zero.
         """
         if width % num_heads or group_width % 2 or (width - group_width) % 4 or group_width >= width:
             raise ValueError(
                 f"width {width} with {num_heads} heads and {group_width} for the channel embedding: expected "
-                "a width divisible by the heads, an even channel embedding, a multiple of 4 left for position"
+                "a width divisible by the number of heads, an even channel embedding, and a multiple of 4 left for "
+                "the position embedding"
             )
         grid = sincos_2d(self.img_size // self.patch_size, width - group_width)
         position = torch.cat([torch.zeros_like(grid[:1]), grid])[None]
@@ -165,8 +164,8 @@ class GroupChannelEncoder(nn.Module):
     def init_weights(self) -> None:
         """Initialise as MAE does: xavier-uniform linear layers and patch embeddings, normal(0.02) tokens.
 
-        Norms start at 1 and 0, and biases of linear layers at 0; convolutions of the shared heads keep
-        torch's default.
+        Norms start with weight 1 and bias 0, and biases of linear layers at 0; convolutions of the shared heads keep
+        PyTorch's default.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -179,37 +178,37 @@ class GroupChannelEncoder(nn.Module):
             nn.init.normal_(token, std=0.02)
 
     def _prepare(self, imgs: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Images of at least float32 that are zero where they are invalid, and validity."""
+        """Images, at least float32 and 0 where invalid, and their validity."""
         imgs, valid = check_images("imgs", imgs, valid, channels=self.in_chans, size=self.img_size)
         return torch.where(valid, imgs, 0.0), valid
 
     def embed(self, imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn pixels into tokens with position and group added; tokens without valid pixels are the no-data
-        token.
+        """Embed patches as tokens, and add position and group embeddings.
 
-        Done in full precision whatever the autocast, since values may be far out: 1e5 overflows in fp16.
+        A token without valid pixels is replaced by the no-data token. The computation is in full precision even under
+        autocast, because extreme values such as 1e5 overflow in fp16.
 
         Args:
             imgs: (N, C, H, W), model units, 0 where invalid.
             valid: (N, C, H, W) bool, True = usable.
 
         Returns:
-            tokens (N, G, L, D), and which of them hold a valid pixel, (N, G, L) bool.
+            tokens (N, G, L, D), and (N, G, L) bool, True where a token has a valid pixel.
         """
         token_valid = token_validity(valid, self.patch_size, group_order=self.group_order, group_sizes=self.group_sizes)
         with full_precision(imgs.device):
             parts = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
             tokens = torch.stack([embed(part) for embed, part in zip(self.patch_embed, parts, strict=True)], dim=1)
             tokens = torch.where(token_valid.unsqueeze(-1), tokens, self.nodata_token.unsqueeze(1))
-            return tokens + self._places(self.pos_embed[:, 1:], self.channel_embed), token_valid
+            return tokens + self._token_embedding(self.pos_embed[:, 1:], self.channel_embed), token_valid
 
-    def _places(self, position: Tensor, group: Tensor) -> Tensor:
+    def _token_embedding(self, position: Tensor, group: Tensor) -> Tensor:
         """Concatenate position (1, L, -) and group (1, G, -) embeddings to (1, G, L, width)."""
         size = (1, group.shape[1], position.shape[1], -1)
         return torch.cat([position.unsqueeze(1).expand(size), group.unsqueeze(2).expand(size)], dim=-1)
 
     def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
-        """Apply transformer blocks to (N, tokens, width); the residual stream stays as precise as `x` is."""
+        """Apply transformer blocks to (N, tokens, width); the residual stream keeps the precision of `x`."""
         for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
@@ -223,12 +222,16 @@ def _linear_ramp(last: float, count: int) -> list[float]:
 
 
 def _keep_nodata_token(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Let weights without the no-data token, such as the published ones, load strictly."""
+    """Add the no-data token to weights that lack it, such as the published ones, so that they load strictly."""
     state_dict.setdefault(prefix + "nodata_token", module.nodata_token.detach())
 
 
 def check_images(name: str, images: Tensor, valid: Tensor | None, *, channels: int, size: int) -> tuple[Tensor, Tensor]:
-    """Images of at least float32 and their validity, all True if None; a misfit is a ValueError."""
+    """Images, at least float32, and their validity, all True if None.
+
+    Raises:
+        ValueError: shapes or types do not fit.
+    """
     if images.ndim != 4 or images.shape[1:] != (channels, size, size):
         raise ValueError(
             f"{name} of shape {tuple(images.shape)}: expected (N, {channels}, {size}, {size}) from in_chans, "
@@ -245,13 +248,13 @@ def check_images(name: str, images: Tensor, valid: Tensor | None, *, channels: i
 
 
 class EncoderWithHead(GroupChannelEncoder):
-    """The encoder with what all models for fine-tuning share; it reads all tokens.
+    """Base class of the models for fine-tuning: the encoder applied to all tokens.
 
     A subclass adds `head`, and `norm` or `fc_norm` before it. `channel_cls_embed` is the group embedding of the class
-    token, as in SatMAE++; it starts at zero, as that token has none in pre-training.
+    token, as in SatMAE++; it starts at zero, because the class token has none in pre-training.
     """
 
-    #: Arguments that rebuild the model through `build_finetune_model`, fit for JSON; not a norm_layer of one's own.
+    #: Arguments with which `build_finetune_model` rebuilds the model, except `norm_layer`; can be written as JSON.
     config: dict[str, Any]
     encoder_frozen = False
 
@@ -260,27 +263,30 @@ class EncoderWithHead(GroupChannelEncoder):
         self.channel_cls_embed = nn.Parameter(torch.zeros(1, 1, channel_embed))
 
     def _encode(self, imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Images as `_prepare` leaves them -> (N, 1 + G*L, D) after the last block, class token first, and which
-        tokens hold a valid pixel, (N, G, L). Without gradient if the encoder is frozen.
+        """Encode images returned by `_prepare`, without gradients if the encoder is frozen.
+
+        Returns:
+            (N, 1 + G*L, D) after the last block, class token first, and (N, G, L) bool, True where a token has a valid
+            pixel.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             tokens, token_valid = self.embed(imgs, valid)
-            cls_place = torch.cat([self.pos_embed[:, :1], self.channel_cls_embed], dim=-1)
-            cls = (self.cls_token + cls_place).expand(len(imgs), -1, -1)
+            cls_embedding = torch.cat([self.pos_embed[:, :1], self.channel_cls_embed], dim=-1)
+            cls = (self.cls_token + cls_embedding).expand(len(imgs), -1, -1)
             x = self.run_blocks(self.blocks, torch.cat([cls, tokens.flatten(1, 2)], dim=1))
         return x, token_valid
 
     def forward_tokens(self, imgs: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encode every token, none removed.
+        """Encode all tokens; none is removed.
 
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
 
         Returns:
-            tokens (N, G, L, D) at least float32, after `norm` in models that have one (with `global_pool` they are as
-            the last block leaves them), and which of them hold a valid pixel, (N, G, L) bool; features of the others
-            are those of their surroundings.
+            tokens (N, G, L, D), at least float32, after `norm` if the model has one (with `global_pool` it has none),
+            and (N, G, L) bool, True where a token has a valid pixel; features of the others come from their
+            surroundings alone.
 
         Raises:
             ValueError: shapes or types do not fit the model.
@@ -302,10 +308,10 @@ class EncoderWithHead(GroupChannelEncoder):
         return self
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Layers for timm's `param_groups_layer_decay`: embeddings, then each block, then norm and head together.
+        """Patterns for timm's `param_groups_layer_decay`: embeddings, then each block, then norm and head together.
 
         Args:
-            coarse: all blocks as one layer.
+            coarse: treat all blocks as one layer.
         """
         return {
             "stem": r"^(?:cls_token|nodata_token|pos_embed|channel_embed|channel_cls_embed|patch_embed)",
@@ -313,18 +319,18 @@ class EncoderWithHead(GroupChannelEncoder):
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Names of tokens and embeddings, on which weight decay does no good; timm leaves out vectors by itself."""
+        """Names of tokens and embeddings, which weight decay would harm; timm excludes vectors by itself."""
         return {"cls_token", "nodata_token", "pos_embed", "channel_embed", "channel_cls_embed"}
 
 
 class GroupChannelsVisionTransformer(EncoderWithHead):
-    """The encoder with a classification head; one prediction for a tile.
+    """The encoder with a classification head: one prediction for each tile.
 
     Args:
-        num_classes: outputs of the head.
+        num_classes: number of outputs.
         global_pool: classify the mean over tokens with valid pixels; else the class token.
-        drop_path: chance that the last block is skipped in training; those before it less often, the first never.
-        grad_checkpointing: recompute the blocks in the backward pass, for memory.
+        drop_path: probability that training skips the last block; it increases linearly from 0 for the first.
+        grad_checkpointing: recompute the blocks in the backward pass to save memory.
     """
 
     def __init__(
@@ -366,7 +372,7 @@ class GroupChannelsVisionTransformer(EncoderWithHead):
             valid: (N, C, H, W) bool, True = usable; all if None.
 
         Returns:
-            (N, D); a sample without any valid pixel has the embedding of nothing.
+            (N, D); the mean over tokens is 0, before the norm, in a sample without valid pixels.
 
         Raises:
             ValueError: shapes or types do not fit the model.
@@ -383,19 +389,19 @@ class GroupChannelsVisionTransformer(EncoderWithHead):
 
 
 class GroupChannelsDensePredictor(EncoderWithHead):
-    """The encoder with a head for every pixel: classes before the softmax, or values in model units.
+    """The encoder with a head that predicts each pixel: classes before the softmax, or values in model units.
 
     Args:
-        num_outputs: K, the number of classes, or 1 for a property.
+        num_outputs: K, the number of classes, or 1 for values.
         scale: s; outputs have s pixels along each side of a base pixel.
         head: "linear" or "upsample", see `util/model/task_heads.py`.
         head_width: number of feature maps of the upsampling head at the base scale.
-        drop_path: chance that the last block is skipped in training; those before it less often, the first never.
-        grad_checkpointing: recompute the blocks in the backward pass, for memory.
+        drop_path: probability that training skips the last block; it increases linearly from 0 for the first.
+        grad_checkpointing: recompute the blocks in the backward pass to save memory.
 
     Raises:
-        ValueError: groups are no partition of the channels, widths do not divide, or the head is not known or does not
-            reach the scale.
+        ValueError: the groups are not a partition of the channels, widths are not divisible, or the head is unknown or
+            cannot predict this scale.
     """
 
     def __init__(
@@ -446,8 +452,8 @@ class GroupChannelsDensePredictor(EncoderWithHead):
             valid: (N, C, H, W) bool, True = usable; all if None.
 
         Returns:
-            (N, K, sH, sW), at least float32; where no group has a valid pixel in a patch, what the head says of
-            nothing, which is the same for all such patches but for their surroundings.
+            (N, K, sH, sW), at least float32. In a patch without valid pixels in any group, the prediction follows from
+            its position and surroundings alone.
 
         Raises:
             ValueError: shapes or types do not fit the model.
@@ -473,7 +479,7 @@ TRAINED_WHEN_FROZEN = ("norm.", "fc_norm.", "head.")
 
 
 def encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the encoder out of the config of any model here or of the masked autoencoder."""
+    """The arguments of the encoder, from the config of any model for fine-tuning or of the masked autoencoder."""
     return {key: config[key] for key in ENCODER_ARGUMENTS}
 
 
@@ -481,11 +487,11 @@ def build_finetune_model(config: Mapping[str, Any]) -> GroupChannelsVisionTransf
     """Build a model for fine-tuning.
 
     Args:
-        config: a model's own `config`; or its `kind` ("dense" or "classification"), maybe a `size` (tiny, small, base
-            or large), and arguments of the model, which go before the size's own.
+        config: a model's own `config`; or its `kind` ("dense" or "classification"), optionally a `size` (tiny, small,
+            base or large), and arguments of the model, which override those of the size.
 
     Raises:
-        ValueError: kind or size is not known, or the arguments do not fit.
+        ValueError: kind or size is unknown, or the arguments do not fit.
     """
     arguments = dict(config)
     kind, name = arguments.pop("kind", None), arguments.pop("size", None)
@@ -496,9 +502,9 @@ def build_finetune_model(config: Mapping[str, Any]) -> GroupChannelsVisionTransf
 
 
 def freeze_encoder(model: EncoderWithHead) -> None:
-    """Leave only head and the norm before it to be trained; the encoder computes as in evaluation, without gradient.
+    """Train only the head and the norm before it; the encoder runs in evaluation mode without gradients.
 
-    Call it before the optimiser and any wrapper of several processes are made.
+    Call it before creating the optimiser and wrapping the model for several processes.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(TRAINED_WHEN_FROZEN))

@@ -101,7 +101,7 @@ def test_a_gpu_that_torch_was_not_built_for(survey, tmp_path, capsys, monkeypatc
         ("--amp fp8", "argument --amp: invalid choice: 'fp8'"),
         ("--dataset_type tiff", "argument --dataset_type: invalid choice: 'tiff'"),
         ("--world_size 2", "--world_size 2 needs --local_rank 0 to 1 in each process, got -1; simpler: torchrun"),
-        ("--scale_heads shared --scales 1 3", "[3] are no powers of two"),
+        ("--scale_heads shared --scales 1 3", "[3] are not powers of two"),
         ("--resume nowhere.pth", "nowhere.pth: no such file"),
     ],
 )

@@ -29,7 +29,7 @@ class CopyOther:
 
     patch_size = 2
 
-    def places_valid(self, valid):
+    def valid_positions(self, valid):
         return torch.nn.functional.max_pool2d(valid.float(), 2).flatten(1) > 0
 
     def reconstruct(self, imgs, valid, *, noise, keep):

@@ -477,9 +477,9 @@ def test_fine_tuning_uses_every_parameter():
         ({"embed_dim": 25}, "width 25 with 2 heads"),
         ({"channel_embed": 7}, "7 for the channel embedding"),
         ({"decoder_channel_embed": 16}, "width 16 with 2 heads"),
-        ({"scales": (2, 4)}, r"scales \(2, 4\): expected 1 followed by growing whole numbers"),
+        ({"scales": (2, 4)}, r"scales \(2, 4\): expected 1 followed by increasing whole numbers"),
         ({"scales": (1, 4, 2)}, r"scales \(1, 4, 2\): expected 1 followed by"),
-        ({"scales": (1, 3)}, r"\[3\] are no powers of two; .* scale_heads 'subpixel'"),
+        ({"scales": (1, 3)}, r"\[3\] are not powers of two; .* scale_heads 'subpixel'"),
         ({"scored": {1: [0], 3: [0]}}, r"scored channels \[0\] at scale 3: expected scales out of \(1, 2, 4\)"),
         ({"scored": {1: [0, 5]}}, r"scored channels \[0, 5\] at scale 1"),
         ({"scored": {2: [0]}}, "no channel is scored at scale 1"),
@@ -510,7 +510,7 @@ def test_inputs_that_do_not_fit_are_refused():
         call(valid_up=[valid[2], valid[1]])
     with pytest.raises(ValueError, match=r"noise of shape \(2, 16\): expected \(2, 32\)"):
         call(noise=noise[:, :16])
-    with pytest.raises(ValueError, match="mask_ratio 0.99 leaves 0 of 32 places visible"):
+    with pytest.raises(ValueError, match="mask_ratio 0.99 leaves 0 of 32 positions visible"):
         call(mask_ratio=0.99)
     with pytest.raises(ValueError, match="mask_ratio -1 leaves 64 of 32"):
         call(mask_ratio=-1)

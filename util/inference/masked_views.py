@@ -65,7 +65,7 @@ def predict_views(
     """
     model = engine.model
     imgs, valid = tensors[0], tensors[1]
-    usable = model.places_valid(valid)
+    usable = model.valid_positions(valid)
     places = engine.places(origins)
     counts = visible_counts(usable, views.mask_ratio)
     for keep in counts.unique().tolist():

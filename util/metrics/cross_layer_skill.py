@@ -118,7 +118,7 @@ def cross_layer_scores(
     for imgs, valid, chance in batches:
         flat = torch.tensor([m for layer in layers for m in layer.mean], device=imgs.device)
         constant = flat[:, None, None].expand_as(imgs)
-        token_valid = model.places_valid(valid).unflatten(1, (len(groups), -1))
+        token_valid = model.valid_positions(valid).unflatten(1, (len(groups), -1))
         for target, members in enumerate(groups):
             numbers = [c for c in members if c in scored]
             for look in shown_groups_for(target, len(groups)) if numbers else ():

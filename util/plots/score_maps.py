@@ -1,6 +1,6 @@
-"""Maps beside each other: truth, prediction, error and folds, of pixels or of points.
+"""Maps of truth, prediction, error and folds side by side, of pixels or of points.
 
-Every picture takes a warning, which goes into its title: a picture travels further than the log beside it.
+Each figure shows a warning, if there is one, in its title, because figures are copied without the log.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Legend = dict[int, tuple[str, tuple[int, int, int]]]
 
 _RIGHT_OR_WRONG: Legend = {0: ("right", (158, 202, 225)), 1: ("wrong", (203, 24, 29))}
 
-_POINT_GROUND = 200
-"""Pixels along the longer edge of the empty ground on which points are drawn."""
+_POINT_MAP_PIXELS = 200
+"""Pixels along the longer edge of the empty map on which points are drawn."""
 
 
 def class_maps(
@@ -41,14 +41,14 @@ def class_maps(
 
     Args:
         truth: (rows, cols) class numbers, NaN or negative = unlabelled.
-        prediction: likewise, NaN or negative = not predicted.
-        folds: likewise, fold in which each pixel is tested, NaN or negative = in none.
-        names: of the classes.
-        colours: of the classes, '#rrggbb'.
+        prediction: (rows, cols) class numbers, NaN or negative = not predicted.
+        folds: fold in which each pixel is tested, NaN or negative = in none.
+        names: names of the classes.
+        colours: colours of the classes, '#rrggbb'.
         pixel_size: ground width of a pixel, CRS units.
-        length_unit: of the CRS.
-        title: above.
-        warning: likewise, in red.
+        length_unit: unit of the CRS.
+        title: title of the figure.
+        warning: second line of the title, in red.
 
     Raises:
         ValueError: maps that differ in shape.
@@ -56,11 +56,11 @@ def class_maps(
     truth, prediction, folds = _same_shape(truth=truth, prediction=prediction, folds=folds)
     legend = class_legend(names, colours)
     wrong = np.where(np.isnan(truth) | np.isnan(prediction), np.nan, truth != prediction)
-    share = f": {100 * np.nanmean(wrong):.0f} % of pixels" if np.isfinite(wrong).any() else ""
+    percent = f": {100 * np.nanmean(wrong):.0f} % of pixels" if np.isfinite(wrong).any() else ""
     panels = [
         Panel("truth", truth, classes=legend),
         Panel("prediction", prediction, classes=legend),
-        Panel(f"wrong{share}", wrong, classes=_RIGHT_OR_WRONG),
+        Panel(f"wrong{percent}", wrong, classes=_RIGHT_OR_WRONG),
         Panel("folds", folds, classes=fold_legend(folds)),
     ]
     figure = map_figure(panels, pixel_size=pixel_size, length_unit=length_unit)
@@ -83,13 +83,13 @@ def value_maps(
 
     Args:
         truth: (rows, cols) values, NaN = unknown.
-        prediction: likewise.
+        prediction: (rows, cols) values, NaN = not predicted.
         folds: fold in which each pixel is tested, NaN or negative = in none.
-        unit: of the values.
+        unit: unit of the values.
         pixel_size: ground width of a pixel, CRS units.
-        length_unit: of the CRS.
-        title: above.
-        warning: likewise, in red.
+        length_unit: unit of the CRS.
+        title: title of the figure.
+        warning: second line of the title, in red.
 
     Raises:
         ValueError: maps that differ in shape.
@@ -110,7 +110,7 @@ def value_maps(
 
 
 def point_maps(
-    places: np.ndarray,
+    positions: np.ndarray,
     truth: np.ndarray,
     prediction: np.ndarray,
     folds: np.ndarray,
@@ -123,43 +123,40 @@ def point_maps(
     title: str = "",
     warning: str = "",
 ) -> Figure:
-    """Draws points on the ground by true class, prediction, error and fold.
+    """Draws maps of points, coloured by true class, prediction, error and fold.
 
     Args:
-        places: (n, 2) rows and columns, base pixels.
+        positions: (n, 2) rows and columns, base pixels.
         truth: (n,) class numbers.
-        prediction: (n,) class numbers, integers; or floats, scores from 0 to 1 of the class 1 of two.
+        prediction: (n,) class numbers, integers; or floats, scores from 0 to 1 of class 1 of two classes.
         folds: (n,) fold in which each is tested, negative = in none.
-        names: of the classes.
-        colours: of the classes, '#rrggbb'.
-        shape: (rows, cols) of the ground, base pixels.
+        names: names of the classes.
+        colours: colours of the classes, '#rrggbb'.
+        shape: (rows, cols) of the map, base pixels.
         pixel_size: ground width of a base pixel, CRS units.
-        length_unit: of the CRS.
-        title: above.
-        warning: likewise, in red.
+        length_unit: unit of the CRS.
+        title: title of the figure.
+        warning: second line of the title, in red.
 
     Raises:
         ValueError: arrays that differ in length.
     """
-    lengths = {len(values) for values in (places, truth, prediction, folds)}
+    lengths = {len(values) for values in (positions, truth, prediction, folds)}
     if len(lengths) != 1:
         raise ValueError(f"points differ in number: {sorted(lengths)}; expected a truth, prediction and fold for each")
-    step = -(-max(shape) // _POINT_GROUND)
-    ground = np.full([-(-size // step) for size in shape], np.nan)
+    step = -(-max(shape) // _POINT_MAP_PIXELS)
+    empty = np.full([-(-size // step) for size in shape], np.nan)
     legend = class_legend(names, colours)
-    if np.issubdtype(prediction.dtype, np.floating):
-        shown = Panel(f"score of {names[1]}", ground)
-        error, wrong = Panel("error: score minus truth", ground, style="difference"), prediction - truth
-    else:
-        shown = Panel("prediction", ground, classes=legend)
-        wrong = (truth != prediction).astype(np.int64)
-        error = Panel(
-            f"wrong: {100 * wrong.mean() if wrong.size else 0:.0f} % of points", ground, classes=_RIGHT_OR_WRONG
-        )
-    panels = [Panel("truth", ground, classes=legend), shown, error, Panel("folds", ground, classes=fold_legend(folds))]
+    predicted, error, errors = _prediction_panels(truth, prediction, empty, names=names, legend=legend)
+    panels = [
+        Panel("truth", empty, classes=legend),
+        predicted,
+        error,
+        Panel("folds", empty, classes=fold_legend(folds)),
+    ]
     figure = map_figure(panels, pixel_size=pixel_size * step, length_unit=length_unit)
-    x, y = places[:, 1] * pixel_size, (ground.shape[0] * step - places[:, 0]) * pixel_size
-    for axis, values in zip(_panels(figure), (truth, prediction, wrong, folds), strict=True):
+    x, y = positions[:, 1] * pixel_size, (empty.shape[0] * step - positions[:, 0]) * pixel_size
+    for axis, values in zip(_panels(figure), (truth, prediction, errors, folds), strict=True):
         drawn = values >= 0 if values is folds else np.ones(len(values), dtype=bool)
         axis.set_facecolor("white")
         axis.scatter(
@@ -172,6 +169,18 @@ def point_maps(
         )
     put_title(figure, title, warning)
     return figure
+
+
+def _prediction_panels(
+    truth: np.ndarray, prediction: np.ndarray, empty: np.ndarray, *, names: Sequence[str], legend: Legend
+) -> tuple[Panel, Panel, np.ndarray]:
+    """Panels for predictions and errors of points, on an empty map, and the error of each point."""
+    if np.issubdtype(prediction.dtype, np.floating):
+        predicted = Panel(f"score of {names[1]}", empty)
+        return predicted, Panel("error: score minus truth", empty, style="difference"), prediction - truth
+    wrong = (truth != prediction).astype(np.int64)
+    title = f"wrong: {100 * wrong.mean() if wrong.size else 0:.0f} % of points"
+    return Panel("prediction", empty, classes=legend), Panel(title, empty, classes=_RIGHT_OR_WRONG), wrong
 
 
 def class_legend(names: Sequence[str], colours: Sequence[str]) -> Legend:
@@ -195,14 +204,14 @@ def _to_bytes(colour: str | tuple[float, ...]) -> tuple[int, int, int]:
 
 
 def _same_shape(**maps: np.ndarray) -> list[np.ndarray]:
-    """The maps as float64, negative = NaN."""
+    """The maps as float64, with NaN for negative values."""
     shapes = {name: values.shape for name, values in maps.items()}
     if len(set(shapes.values())) != 1:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"maps differ in shape: {listed}; expected the same ground at the same pixels")
+        raise ValueError(f"maps differ in shape: {listed}; expected the same pixels in all of them")
     return [np.where(values >= 0, values, np.nan).astype(np.float64) for values in maps.values()]
 
 
 def _panels(figure: Figure) -> list[Axes]:
-    """Axes that hold maps, without colour bars."""
+    """The axes of the maps, without those of colour bars."""
     return [axis for axis in figure.axes if axis.images]
