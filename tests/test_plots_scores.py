@@ -103,6 +103,7 @@ def test_arms_show_every_fold_and_the_mean():
 def test_curves_without_points_are_left_out():
     empty = {"ground": [], "deposits": []}
     figure = success_rate_figure({"fold 0": empty, "fold 1": {"ground": [0.0, 1.0], "deposits": [0.0, 1.0]}})
+    assert figure.axes[0].get_xlabel() == "windows ranked highest (deposits and background), %"
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
         "fold 1 (area 0.50)",
         "chance (area 0.50)",

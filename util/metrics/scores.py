@@ -169,7 +169,7 @@ class RegressionScores:
 
 
 class ProspectivityScores:
-    """ROC-AUC, average precision, Brier score, success-rate and calibration curve of scored points.
+    """ROC-AUC, average precision, Brier score, success-rate and calibration curve of scored windows.
 
     Args:
         device: where scores are stored; with NCCL the process's GPU.
@@ -180,11 +180,11 @@ class ProspectivityScores:
         self._truth = float64_values(device)
 
     def update(self, scores: torch.Tensor, target: torch.Tensor) -> None:
-        """Adds points whose truth is known.
+        """Adds windows of deposits and background.
 
         Args:
             scores: from 0 to 1, any shape.
-            target: the same shape; 1 = deposit, 0 = none known (or background), -1 = not scored.
+            target: the same shape; 1 = deposit, 0 = background, -1 = not scored.
 
         Raises:
             ValueError: shapes that do not fit, or scores that are not from 0 to 1.
@@ -203,10 +203,10 @@ class ProspectivityScores:
         """Scores over all processes, plain numbers.
 
         Returns:
-            `roc_auc`, `average_precision`, `brier`, `success_area`; `captured`, the fraction of deposits among the
-            highest-ranked 1, 5, 10 and 20 % of points; `deposits` and `count` of all scored; `prevalence`, the average
-            precision of chance; `success_rate` (`ground`, `deposits`: lists) and `calibration` (`predicted`,
-            `observed`, `count`: lists). Rankings are None unless there are both deposits and others.
+            `roc_auc`, `average_precision`, `brier`, `success_area`; `captured`, the fraction of deposits in the 1, 5,
+            10 and 20 % of windows ranked highest; `deposits` and `count` of all scored; `prevalence`, the average
+            precision of chance; `success_rate`, lists `ground` (fractions of windows) and `deposits`; `calibration`,
+            lists `predicted`, `observed` and `count`. Rankings are None unless there are both deposits and background.
         """
         scores, truth = (
             torch.as_tensor(gathered(metric), dtype=torch.float64).cpu() for metric in (self._scores, self._truth)

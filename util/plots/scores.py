@@ -91,7 +91,7 @@ def calibration_figure(
 def success_rate_figure(
     curves: Mapping[str, Mapping[str, Sequence[float]]], *, title: str = "", warning: str = ""
 ) -> Figure:
-    """Draws the share of ground ranked highest against the share of deposits that lie there.
+    """Draws the fraction of windows (deposits and background) ranked highest against the fraction of deposits in them.
 
     Args:
         curves: by name what `ProspectivityScores.compute` gives as `success_rate`; those without points are left out.
@@ -101,12 +101,12 @@ def success_rate_figure(
     figure, axis = _one_axis((5.4, 5.0))
     for (name, curve), colour in zip(curves.items(), distinct_colours(len(curves)), strict=True):
         if curve["ground"]:
-            share, captured = np.asarray(curve["ground"]), np.asarray(curve["deposits"])
-            area = float(((captured[1:] + captured[:-1]) / 2 * np.diff(share)).sum())
-            axis.plot(100 * share, 100 * captured, color=colour, linewidth=1.4, label=f"{name} (area {area:.2f})")
+            ranked, captured = np.asarray(curve["ground"]), np.asarray(curve["deposits"])
+            area = float(((captured[1:] + captured[:-1]) / 2 * np.diff(ranked)).sum())
+            axis.plot(100 * ranked, 100 * captured, color=colour, linewidth=1.4, label=f"{name} (area {area:.2f})")
     axis.plot([0, 100], [0, 100], color="0.6", linewidth=1, linestyle="--", label="chance (area 0.50)")
     axis.set(xlim=(0, 100), ylim=(0, 102), aspect="equal")
-    axis.set_xlabel("ground ranked highest, %")
+    axis.set_xlabel("windows ranked highest (deposits and background), %")
     axis.set_ylabel("deposits captured, %")
     axis.grid(color="0.9", linewidth=0.6)
     axis.legend(fontsize=8, loc="lower right")
