@@ -155,28 +155,28 @@ def batches(
         yield sample.imgs, sample.valid, torch.from_numpy(noise).to(device).unflatten(1, (network.num_groups, -1))
 
 
-def shown_text(look: ShownGroups, names: Sequence[str]) -> str:
-    """What a look shows, in words."""
-    return " and ".join([f"part of {names[look.target]}"] * look.own + [names[g] for g in look.others])
+def shown_text(shown: ShownGroups, names: Sequence[str]) -> str:
+    """The shown groups in words."""
+    return " and ".join([f"part of {names[shown.target]}"] * shown.own + [names[g] for g in shown.others])
 
 
 def write_table(
     path: Path, survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, ShownGroups], CrossLayerScore]
 ) -> None:
-    """Writes all numbers, a row for each layer and look."""
+    """Writes all numbers, a row for each layer and choice of shown groups."""
     with open(path, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["layer", "kind", "shown", "skill", "measure", "model", "constant", "pixels"])
-        for (c, look), score in scores.items():
+        for (c, shown), score in scores.items():
             classes = survey.encodings[c].is_classes
             values = [1 - x if classes else math.sqrt(x) for x in (score.report, score.constant_report)]
-            row = [survey.layers[c].name, survey.encodings[c].kind, shown_text(look, names), f"{score.skill:.4f}"]
+            row = [survey.layers[c].name, survey.encodings[c].kind, shown_text(shown, names), f"{score.skill:.4f}"]
             writer.writerow([*row, "accuracy" if classes else "rmse", *(f"{v:.6g}" for v in values), score.pixels])
 
 
-def skill_of(scores: Mapping[tuple[int, ShownGroups], CrossLayerScore], layer: int, look: ShownGroups) -> float:
-    """The skill under a look; NaN where there is none."""
-    return scores[layer, look].skill if (layer, look) in scores else math.nan
+def skill_of(scores: Mapping[tuple[int, ShownGroups], CrossLayerScore], layer: int, shown: ShownGroups) -> float:
+    """Skill of a layer predicted from the shown groups; NaN where it has none."""
+    return scores[layer, shown].skill if (layer, shown) in scores else math.nan
 
 
 def matrices(
@@ -194,7 +194,7 @@ def matrices(
             [skill_of(scores, c, ShownGroups(target, g == target, () if g == target else (g,))) for g in range(count)]
         )
         without = (ShownGroups(target, g != target, tuple(h for h in rest if h != g)) for g in range(count))
-        lost.append([everything - skill_of(scores, c, look) for look in without])
+        lost.append([everything - skill_of(scores, c, shown) for shown in without])
     return layers, alone, lost
 
 

@@ -1,4 +1,4 @@
-"""Which layer is predicted from which: looks counted, and a network that copies what it is shown."""
+"""Which layer is predicted from which: choices of shown groups, and a network that copies what it is shown."""
 
 import csv
 import math
@@ -58,15 +58,15 @@ def scores(mask_ratio=0.75, valid=None):
     )
 
 
-def test_looks_of_three_groups():
+def test_shown_groups_of_three():
     found = shown_groups_for(1, 3)
     assert len(found) == len(set(found)) == 7
-    assert {(look.own, look.others) for look in found} == {
+    assert {(shown.own, shown.others) for shown in found} == {
         *((True, ()), (True, (0,)), (True, (2,)), (True, (0, 2)), (False, (0,)), (False, (2,)), (False, (0, 2)))
     }
 
 
-def test_what_a_look_shows():
+def test_noise_shows_the_chosen_groups():
     valid = torch.ones(2, 3, 16, dtype=torch.bool)
     valid[1, 0, :4] = valid[1, 1, :8] = False
     chance = torch.rand(2, 3, 16)

@@ -400,7 +400,7 @@ def test_sizes_have_names(name):
         model = build_model(name, in_chans=2, channel_groups=((0,), (1,)))
         same = getattr(models_mae_group_channels, f"mae_vit_{name}_patch16")(in_chans=2, channel_groups=((0,), (1,)))
         other = build_model(f"mae_vit_{name}_patch16", in_chans=2, channel_groups=((0,), (1,)), depth=1)
-    assert model.config == same.config and len(other.bundles) == 1
+    assert model.config == same.config and len(other.blocks) == 1
     assert model.config["patch_size"] == 8 and model.config["scale_heads"] == "shared"
 
 

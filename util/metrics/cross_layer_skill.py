@@ -1,8 +1,8 @@
-"""Which layer can be predicted from which: skill with whole groups of layers hidden or shown.
+"""Cross-layer skill: how well each layer is predicted from each group of layers.
 
-Each group of layers is hidden in turn, and predicted from every other group alone, from all others, from a share of its
-own tokens, and from all of that. Skill is here against the layer's mean, or the class frequencies: 0 is what is known
-without looking, 1 is everything.
+Each group of layers is hidden in turn and predicted from each other group alone, from all others, from a fraction of
+its own tokens, and from all of these. Skill is measured against the layer's mean or its class frequencies: 0 is no
+better than this constant, 1 is a perfect prediction.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from util.model.patches import token_pixels
 
 @dataclass(frozen=True)
 class ShownGroups:
-    """What the model is shown of a tile to predict the layers of one group.
+    """The groups of a tile that are shown to the model to predict the layers of one group.
 
     Attributes:
         target: the group that is predicted.
-        own: True if a share of its own tokens is shown.
-        others: the other groups that are shown, as wholes.
+        own: True if a fraction of its own tokens is shown.
+        others: the other groups that are shown, complete.
     """
 
     target: int
@@ -35,14 +35,14 @@ class ShownGroups:
 
 @dataclass
 class CrossLayerScore:
-    """Errors of one layer under one look.
+    """Errors of one layer, predicted from some groups.
 
     Attributes:
-        error: mean `error` of the model, see `util.skill`.
-        constant: likewise of the layer's mean or class frequencies.
+        error: mean `error` of the model, see `util.metrics.skill`.
+        constant: mean `error` of the layer's mean or class frequencies.
         report: mean `report` of the model.
-        constant_report: likewise of the constant.
-        pixels: number of pixels they are of.
+        constant_report: mean `report` of the constant.
+        pixels: number of pixels in these means.
     """
 
     error: float
@@ -53,42 +53,44 @@ class CrossLayerScore:
 
     @property
     def skill(self) -> float:
-        """1 - error / that of the constant."""
+        """1 - error of the model / error of the constant."""
         return 1 - self.error / self.constant
 
 
 def shown_groups_for(target: int, groups: int) -> list[ShownGroups]:
-    """All looks at a group: with its own tokens alone, with each other group alone, with all, and with all but one."""
+    """All choices of shown groups: own tokens alone, each other group alone, all others, all but one; with and without
+    own tokens.
+    """
     rest = [g for g in range(groups) if g != target]
     found = [ShownGroups(target, True, ()), *(ShownGroups(target, False, (g,)) for g in rest)]
     for own in (False, True):
         found.append(ShownGroups(target, own, tuple(rest)))
         found += [ShownGroups(target, own, tuple(h for h in rest if h != g)) for g in rest]
-    return [look for look in dict.fromkeys(found) if look.own or look.others]
+    return [shown for shown in dict.fromkeys(found) if shown.own or shown.others]
 
 
 def shown_groups_noise(
-    look: ShownGroups, token_valid: Tensor, chance: Tensor, *, mask_ratio: float
+    shown: ShownGroups, token_valid: Tensor, noise: Tensor, *, mask_ratio: float
 ) -> tuple[Tensor, Tensor]:
-    """Noise whose smallest entries are the tokens that a look shows.
+    """Noise that is smallest at the tokens to show.
 
     Args:
-        look: what is shown.
+        shown: the groups to show.
         token_valid: (N, G, L) bool.
-        chance: (N, G, L) uniform noise that decides which own tokens are shown.
-        mask_ratio: share of the own tokens that stay hidden.
+        noise: (N, G, L) uniform noise, which chooses the own tokens to show.
+        mask_ratio: fraction of the own tokens that stay hidden.
 
     Returns:
-        (N, G*L) noise, and how many tokens of each tile are shown, (N,) int64.
+        (N, G*L) noise, and the number of shown tokens of each tile, (N,) int64.
     """
-    shown = torch.zeros_like(token_valid)
-    shown[:, list(look.others)] = True
-    if look.own:
-        order = torch.where(token_valid[:, look.target], chance[:, look.target], 2.0).argsort(dim=1).argsort(dim=1)
-        count = (token_valid[:, look.target].sum(dim=1, keepdim=True) * (1 - mask_ratio)).round().clamp_min(1)
-        shown[:, look.target] = order < count
-    shown &= token_valid
-    return torch.where(shown, chance, chance + 2).flatten(1), shown.sum(dim=(1, 2))
+    visible = torch.zeros_like(token_valid)
+    visible[:, list(shown.others)] = True
+    if shown.own:
+        order = torch.where(token_valid[:, shown.target], noise[:, shown.target], 2.0).argsort(dim=1).argsort(dim=1)
+        count = (token_valid[:, shown.target].sum(dim=1, keepdim=True) * (1 - mask_ratio)).round().clamp_min(1)
+        visible[:, shown.target] = order < count
+    visible &= token_valid
+    return torch.where(visible, noise, noise + 2).flatten(1), visible.sum(dim=(1, 2))
 
 
 @torch.inference_mode()
@@ -101,7 +103,7 @@ def cross_layer_scores(
     scored: Sequence[int],
     mask_ratio: float,
 ) -> dict[tuple[int, ShownGroups], CrossLayerScore]:
-    """Scores a model under every look, at the base scale, on the hidden tokens of the group that is predicted.
+    """Scores a model for all choices of shown groups, at the base scale, on hidden tokens of the predicted group.
 
     Args:
         model: the network.
@@ -109,38 +111,55 @@ def cross_layer_scores(
         layers: the layers.
         groups: the numbers of the layers of each group.
         scored: the numbers of the layers that the model predicts at the base scale.
-        mask_ratio: share of a group's own tokens that is hidden where the others are shown.
+        mask_ratio: fraction of a group's own tokens that is hidden where the others are shown.
 
     Returns:
-        By layer and look; a layer without any pixel to score is left out.
+        Scores by layer and shown groups, without layers that have no pixel to score.
     """
     sums: dict[tuple[int, ShownGroups], Tensor] = {}
-    for imgs, valid, chance in batches:
-        flat = torch.tensor([m for layer in layers for m in layer.mean], device=imgs.device)
-        constant = flat[:, None, None].expand_as(imgs)
+    means = [mean for layer in layers for mean in layer.mean]
+    for imgs, valid, uniform in batches:
+        constant = torch.tensor(means, device=imgs.device)[:, None, None].expand_as(imgs)
         token_valid = model.valid_positions(valid).unflatten(1, (len(groups), -1))
         for target, members in enumerate(groups):
             numbers = [c for c in members if c in scored]
-            for look in shown_groups_for(target, len(groups)) if numbers else ():
-                noise, counts = shown_groups_noise(look, token_valid, chance, mask_ratio=mask_ratio)
-                for keep in counts.unique().tolist():
-                    chosen = (counts == keep).nonzero()[:, 0]
-                    if keep == 0:
-                        continue
-                    part, ok = imgs[chosen], valid[chosen]
-                    images, hidden = model.reconstruct(part, ok, noise=noise[chosen], keep=keep)
-                    pixels = token_pixels(hidden, scale=1, patch_size=model.patch_size)
-                    chosen_layers = [layers[c] for c in numbers]
-                    arguments = [part], [ok], pixels, chosen_layers
-                    found, count = error_sums([images[1].float()], *arguments)
-                    free, _ = error_sums([constant[chosen]], *arguments)
-                    rows = torch.cat([found[:, 0, 0], free[:, 0, 0], count[:1, 0]])  # (5, layers)
+            for shown in shown_groups_for(target, len(groups)) if numbers else ():
+                noise, counts = shown_groups_noise(shown, token_valid, uniform, mask_ratio=mask_ratio)
+                for count in counts[counts > 0].unique().tolist():
+                    tiles = (counts == count).nonzero()[:, 0]
+                    rows = _error_rows(
+                        model,
+                        imgs[tiles],
+                        valid[tiles],
+                        constant[tiles],
+                        noise=noise[tiles],
+                        keep=count,
+                        layers=[layers[c] for c in numbers],
+                    )
                     for k, c in enumerate(numbers):
-                        sums[c, look] = sums.get((c, look), torch.zeros(5, dtype=torch.float64)) + rows[:, k]
+                        sums[c, shown] = sums.get((c, shown), torch.zeros(5, dtype=torch.float64)) + rows[:, k]
     return {key: _mean_score(row.tolist()) for key, row in sums.items() if row[4] > 0}
 
 
+def _error_rows(
+    model: Any,
+    imgs: Tensor,
+    valid: Tensor,
+    constant: Tensor,
+    *,
+    noise: Tensor,
+    keep: int,
+    layers: Sequence[ScoredLayer],
+) -> Tensor:
+    """Sums over hidden pixels of tiles, (5, layers): error and report of model and constant, and number of pixels."""
+    images, hidden = model.reconstruct(imgs, valid, noise=noise, keep=keep)
+    pixels = token_pixels(hidden, scale=1, patch_size=model.patch_size)
+    found, count = error_sums([images[1].float()], [imgs], [valid], pixels, layers)
+    baseline, _ = error_sums([constant], [imgs], [valid], pixels, layers)
+    return torch.cat([found[:, 0, 0], baseline[:, 0, 0], count[:1, 0]])
+
+
 def _mean_score(sums: Sequence[float]) -> CrossLayerScore:
-    """Means of the sums error, report, both of the constant, and the number of pixels."""
+    """Means from the sums of error and report of the model, the same of the constant, and the number of pixels."""
     error, report, constant, constant_report, pixels = sums
     return CrossLayerScore(error / pixels, constant / pixels, report / pixels, constant_report / pixels, int(pixels))

@@ -1,4 +1,4 @@
-"""Scores a network on the held-out tiles while it is trained."""
+"""Scores of a network on held-out tiles during training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from util.training.state import TrainingState
 
 
 class TrainingData(Protocol):
-    """The parts of training data that scores need."""
+    """The parts of training data that scoring needs."""
 
     @property
     def layers(self) -> Sequence[Any]:
@@ -42,15 +42,15 @@ def _scored_batch(sample: Any, noise: torch.Tensor) -> ScoredBatch:
 
 
 class HeldOutScorer:
-    """Scores a network on held-out tiles, and reconstructs one of them for a picture; every process must call it.
+    """Scores a network on held-out tiles, and reconstructs one of them for a figure; all processes must call it.
 
     Args:
-        state: the network that is trained, sharded or not.
+        state: the network being trained, sharded or not.
         settings: masking and loss weights.
         data: the training data.
-        rebuild: builds another such network on the device, to gather a sharded one.
+        rebuild: builds an unsharded copy of the network on the device, into which a sharded one is gathered.
         fetch: tile numbers -> their `Sample` on the device and the noise of its masks.
-        batches: the tile numbers that this process scores, batch by batch.
+        batches: numbers of the tiles that this process scores, batch by batch.
         show_progress: show a progress bar.
     """
 
@@ -81,7 +81,7 @@ class HeldOutScorer:
         )
 
     def score(self) -> Scores | None:
-        """Returns the scores over all processes, None if nothing is held out."""
+        """The scores over all processes, or None if no tile is held out."""
         if not dist.any_rank(bool(self._evaluator.batches)):
             return None
         with fsdp.gathered(self._state.network, self._rebuild) as network:
@@ -106,7 +106,7 @@ class HeldOutScorer:
 
     @torch.no_grad()
     def _predict(self, network: torch.nn.Module, batch: ScoredBatch) -> Any:
-        """The network's `Reconstruction` of a batch under its fixed masks."""
+        """The network's `Reconstruction` of a batch with its fixed masks."""
         network.eval()
         with self._state.updater.autocast():
             return network(**vars(batch), mask_ratio=self._settings.mask_ratio, details=True)

@@ -1,8 +1,8 @@
-"""Predictions that cost nothing, to compare a model with: a constant, and what lies nearest or in between.
+"""Baselines to compare a model with: a constant, and interpolation between visible pixels.
 
-The constant is the layer's mean, or the class frequencies, over training ground. The other is linear interpolation
-between the pixels that the model was shown; of class shares, those of the nearest such pixel. At finer scales the
-filled base-scale grid is interpolated once more, to the finer pixels, or repeated.
+The constant is the layer's mean, or its class frequencies, over training ground. Interpolation is linear between the
+pixels visible to the model; class fractions are those of the nearest visible pixel. At finer scales the filled
+base-scale grid is interpolated to the finer pixels, or repeated for class fractions.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from util.model.layer_losses import LayerChannels
 
 
 def interpolate_visible(values: np.ndarray, known: np.ndarray, *, fallback: float) -> np.ndarray:
-    """Fills a tile from its known pixels: linear between them (Delaunay), nearest outside their hull.
+    """Fills a tile from its known pixels: linear between them (Delaunay), nearest outside their convex hull.
 
     Args:
         values: (H, W) float.
         known: (H, W) bool, True where the value may be used.
-        fallback: value where nothing is known.
+        fallback: value of all pixels if none is known.
 
     Returns:
-        (H, W) float32; known pixels keep their value.
+        (H, W) float32; values of known pixels are unchanged.
     """
     if not known.any():
         return np.full(values.shape, fallback, dtype=np.float32)
@@ -39,33 +39,33 @@ def interpolate_visible(values: np.ndarray, known: np.ndarray, *, fallback: floa
     nearest = NearestNDInterpolator(points, values[known])(missing)
     try:
         linear = LinearNDInterpolator(points, values[known])(missing)
-    except QhullError:  # all known pixels on one line: there is no triangle to interpolate in
+    except QhullError:  # all known pixels lie on one line, which forms no triangle
         linear = np.full(len(missing), np.nan)
     filled[~known] = np.where(np.isfinite(linear), linear, nearest)
     return filled
 
 
-def nearest_visible(shares: np.ndarray, known: np.ndarray, *, fallback: Sequence[float]) -> np.ndarray:
-    """Gives every pixel the class shares of the nearest known one.
+def nearest_visible(fractions: np.ndarray, known: np.ndarray, *, fallback: Sequence[float]) -> np.ndarray:
+    """Fills a tile with the class fractions of the nearest known pixel.
 
     Args:
-        shares: (K, H, W) float.
-        known: (H, W) bool, True where the shares may be used.
-        fallback: (K,) shares where nothing is known.
+        fractions: (K, H, W) float.
+        known: (H, W) bool, True where the fractions may be used.
+        fallback: (K,) fractions of all pixels if none is known.
 
     Returns:
-        (K, H, W) float32; known pixels keep their shares.
+        (K, H, W) float32; fractions of known pixels are unchanged.
     """
-    filled = shares.astype(np.float32).copy()
+    filled = fractions.astype(np.float32).copy()
     if not known.any():
         filled[:] = np.asarray(fallback, dtype=np.float32)[:, None, None]
     elif not known.all():
-        filled[:, ~known] = NearestNDInterpolator(np.argwhere(known), shares[:, known].T)(np.argwhere(~known)).T
+        filled[:, ~known] = NearestNDInterpolator(np.argwhere(known), fractions[:, known].T)(np.argwhere(~known)).T
     return filled
 
 
 def refine(base: torch.Tensor, scale: int) -> torch.Tensor:
-    """Bicubic interpolation of a base-scale grid (N, C, H, W) to (N, C, sH, sW), pixel centres kept in place."""
+    """Bicubic interpolation of a base-scale grid (N, C, H, W) to (N, C, sH, sW); pixel edges are aligned."""
     if scale == 1:
         return base
     return F.interpolate(base, scale_factor=scale, mode="bicubic", align_corners=False)
@@ -80,36 +80,36 @@ def baseline_images(
     scales: Sequence[int],
     layers: Sequence[LayerChannels] | None = None,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """What the two free predictions say about a batch.
+    """Predictions of the two baselines for a batch.
 
     Args:
         imgs: (N, C, H, W) base-scale values, model units.
-        valid: likewise bool.
-        hidden: likewise bool, True inside hidden tokens.
-        means: per channel, the layer's mean in model units, or the frequency of the class.
+        valid: (N, C, H, W) bool, True = usable.
+        hidden: (N, C, H, W) bool, True inside hidden tokens.
+        means: for each channel, the layer's mean in model units, or the frequency of the class.
         scales: scales, 1 first.
-        layers: the layers that channels belong to; if None each is a continuous layer.
+        layers: the layers; None: each channel is a layer of values.
 
     Returns:
-        Per scale the constant image and the filled image, (N, C, sH, sW) on the CPU.
+        For each scale the constant image, and for each scale the interpolated image, (N, C, sH, sW) on the CPU.
     """
     values = imgs.float().cpu().numpy()
     known = (valid & ~hidden).cpu().numpy()
     filled = np.empty_like(values)
     layers = [LayerChannels(c) for c in range(values.shape[1])] if layers is None else layers
     for layer in layers:
-        part, seen = slice(layer.first, layer.first + layer.count), known[:, layer.first]
+        part, visible = slice(layer.first, layer.first + layer.count), known[:, layer.first]
         for n in range(len(values)):
             if layer.has_fractions:
-                filled[n, part] = nearest_visible(values[n, part], seen[n], fallback=means[part])
+                filled[n, part] = nearest_visible(values[n, part], visible[n], fallback=means[part])
                 continue
             for c in layer.channels:
-                filled[n, c] = interpolate_visible(values[n, c], seen[n], fallback=means[c])
-    flat = torch.tensor(means, dtype=torch.float32)[:, None, None].expand(values.shape)
+                filled[n, c] = interpolate_visible(values[n, c], visible[n], fallback=means[c])
+    constant = torch.tensor(means, dtype=torch.float32)[:, None, None].expand(values.shape)
     images = torch.from_numpy(filled)
-    is_share = torch.tensor([layer.has_fractions for layer in layers for _ in layer.channels])
+    is_fraction = torch.tensor([layer.has_fractions for layer in layers for _ in layer.channels])
     finer = []
     for s in scales:
         repeated = images.repeat_interleave(s, -1).repeat_interleave(s, -2)
-        finer.append(torch.where(is_share[:, None, None], repeated, refine(images, s)))
-    return [refine(flat, s) for s in scales], finer
+        finer.append(torch.where(is_fraction[:, None, None], repeated, refine(images, s)))
+    return [refine(constant, s) for s in scales], finer

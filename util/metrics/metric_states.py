@@ -1,7 +1,7 @@
 """Sums and values in float64, accumulated over batches and gathered over processes by torchmetrics.
 
-torchmetrics' own `SumMetric` and `CatMetric` serve where they can. `ErrorSums` is ours: the R2 of torchmetrics treats
-sums below 1e-4 as zero, which values in units such as tesla would not survive.
+`ErrorSums` is used in place of the R2 of torchmetrics, which treats sums below 1e-4 as zero and so fails for values in
+small units such as tesla.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def float64_values(device: torch.device | str) -> Any:
 
 
 def gathered(metric: Metric) -> Any:
-    """The result of a metric over all processes; every process must call this, also if it has no data."""
+    """The result of a metric over all processes; all processes must call this, even without data."""
     with peer_errors_named(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
         return metric.compute()

@@ -1,8 +1,8 @@
 """Scores of predictions against labels, over batches and processes, as plain numbers.
 
-torchmetrics accumulates counts and sums and gathers them over processes when scores are computed, which every process
-must do. The scores follow from them in float64; docs/scoring.md defines them. A score that is undefined, such as that
-of a class without labels, is None, not 0, and left out of means.
+torchmetrics accumulates counts and sums. All processes must call `compute`, which gathers them and computes the scores
+in float64; docs/scoring.md defines them. An undefined score, such as that of a class without labels, is None, not 0,
+and excluded from means.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ IGNORED = -1
 
 _TOP = 5
 
-_CONSTANT = 1e-9  # truth whose standard deviation is a smaller fraction of its mean counts as constant
+_CONSTANT = 1e-9  # truth is constant if its standard deviation is a smaller fraction of its mean
 
 
 class SegmentationScores:
     """IoU, F1, accuracies and confusion matrix of predicted classes.
 
     Args:
-        names: of the classes, in order of their numbers.
-        device: where counts are stored; with NCCL the process's GPU.
+        names: names of the classes, in order of their numbers.
+        device: where counts are stored; with NCCL it must be the GPU of the process.
     """
 
     def __init__(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> None:
@@ -45,7 +45,7 @@ class SegmentationScores:
             target: (N, ...) class numbers, -1 = not scored.
 
         Raises:
-            ValueError: shapes that do not fit, or predictions that are not finite.
+            ValueError: shapes do not fit, or predictions are not finite.
         """
         classes, target = _scored_classes(predictions, target, len(self.names), self._confusion.device)
         self._confusion.update(classes.argmax(dim=1) if classes.ndim == 2 else classes, target)
@@ -55,13 +55,13 @@ class SegmentationScores:
 
         Returns:
             `mean_iou`, `mean_f1`, `balanced_accuracy`: means over classes that occur in the truth; `accuracy`;
-            `count` of scored pixels; `classes`, how many occur; `iou`, `f1` and `recall` by name of the class, None
-            where it does not occur; `confusion`, counts, rows = truth, columns = prediction.
+            `count` of scored pixels; `classes`, the number of classes that occur; `iou`, `f1` and `recall` by class
+            name, None where the class does not occur; `confusion`, counts, rows = truth, columns = prediction.
         """
         return confusion_scores(gathered(self._confusion), self.names)
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Clears what was accumulated."""
         self._confusion.reset()
 
 
@@ -69,8 +69,8 @@ class ClassificationScores:
     """Top-1 and top-5 accuracy, balanced accuracy, F1 and confusion matrix of tiles, scenes or points.
 
     Args:
-        names: of the classes, in order of their numbers.
-        device: where counts are stored; with NCCL the process's GPU.
+        names: names of the classes, in order of their numbers.
+        device: where counts are stored; with NCCL it must be the GPU of the process.
     """
 
     def __init__(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> None:
@@ -86,7 +86,7 @@ class ClassificationScores:
             target: (N,) class numbers, -1 = not scored.
 
         Raises:
-            ValueError: shapes that do not fit, or predictions that are not finite.
+            ValueError: shapes do not fit, or predictions are not finite.
         """
         if predictions.ndim != 2:
             raise ValueError(f"predictions of shape {tuple(predictions.shape)}: expected (N, {len(self.names)})")
@@ -100,7 +100,7 @@ class ClassificationScores:
         """Scores over all processes, plain numbers.
 
         Returns:
-            `top1`, and `top5` where there are 6 classes or more, as fractions of all scored; the rest as
+            `top1`, and `top5` where there are 6 classes or more, as fractions of all scored; other scores as in
             `SegmentationScores.compute`.
         """
         scores = confusion_scores(gathered(self._confusion), self.names)
@@ -110,7 +110,7 @@ class ClassificationScores:
         return scores
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Clears what was accumulated."""
         self._confusion.reset()
         self._in_top.reset()
 
@@ -119,7 +119,7 @@ class RegressionScores:
     """RMSE, MAE, bias and R2 of predicted values, in their own units.
 
     Args:
-        device: where sums are stored; with NCCL the process's GPU.
+        device: where sums are stored; with NCCL it must be the GPU of the process.
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
@@ -133,7 +133,7 @@ class RegressionScores:
             target: the same shape; NaN = not scored.
 
         Raises:
-            ValueError: shapes that do not fit, or predictions that are not finite.
+            ValueError: shapes do not fit, or predictions are not finite.
         """
         if predictions.shape != target.shape:
             raise ValueError(
@@ -164,7 +164,7 @@ class RegressionScores:
         }
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Clears what was accumulated."""
         self._errors.reset()
 
 
@@ -172,7 +172,7 @@ class ProspectivityScores:
     """ROC-AUC, average precision, Brier score, success-rate and calibration curve of scored windows.
 
     Args:
-        device: where scores are stored; with NCCL the process's GPU.
+        device: where scores are stored; with NCCL it must be the GPU of the process.
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
@@ -187,7 +187,7 @@ class ProspectivityScores:
             target: the same shape; 1 = deposit, 0 = background, -1 = not scored.
 
         Raises:
-            ValueError: shapes that do not fit, or scores that are not from 0 to 1.
+            ValueError: shapes do not fit, or scores are not from 0 to 1.
         """
         if scores.shape != target.shape:
             raise ValueError(
@@ -215,7 +215,7 @@ class ProspectivityScores:
         return {**ranking_scores(scores.numpy(), truth.numpy()), "brier": brier}
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Clears what was accumulated."""
         self._scores.reset()
         self._truth.reset()
 
@@ -225,7 +225,7 @@ def confusion_scores(confusion: torch.Tensor, names: Sequence[str]) -> dict[str,
 
     Args:
         confusion: (K, K) counts, rows = truth, columns = prediction.
-        names: of the classes.
+        names: names of the classes.
     """
     counts = confusion.double().cpu()
     right, truth, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
@@ -260,7 +260,7 @@ def summarise(per_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         The same nested keys. Each number becomes `mean`, `std` (of the sample, ddof = 1; None for a single fold) and
-        `n`, the number of folds in which it is defined. Lists (curves, matrices) and texts are left out.
+        `n`, the number of folds in which it is defined. Lists (curves, matrices) and texts are omitted.
     """
     summary: dict[str, Any] = {}
     for key in dict.fromkeys(key for scores in per_fold for key in scores):
@@ -274,7 +274,7 @@ def summarise(per_fold: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def confusion_table(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[list[str]]:
-    """Rows of a CSV file: classes of the prediction across, of the truth down."""
+    """Rows of a CSV file: a column for each predicted class, a row for each true class."""
     rows = [[name, *(str(count) for count in counts)] for name, counts in zip(names, confusion, strict=True)]
     return [["truth \\ prediction", *names], *rows]
 

@@ -1,13 +1,13 @@
-"""Honest skill: the model's error against two predictions that cost nothing: the mean and interpolation.
+"""Skill: the model's error compared with two baselines, the mean and interpolation.
 
-All three see the same pixels and are scored on the same ones: at the base scale the valid pixels of hidden tokens, at
-finer scales every valid pixel. Two errors are kept of each layer:
+Model and baselines see the same pixels and are scored on the same ones: at the base scale the valid pixels of hidden
+tokens, at finer scales all valid pixels. Each layer has two errors:
 
-| kind | `error`, from which skill follows | `report`, in units that mean something |
+| channels | `error`, from which skill follows | `report`, in physical units |
 |---|---|---|
-| continuous | squared, model units | squared, physical units |
-| circular | squared angle, degrees | the same |
-| categorical | cross-entropy with the class shares | share of the ground that is not of the likeliest class |
+| values | squared difference, model units | squared difference, physical units |
+| angle | squared angle, degrees | the same |
+| class fractions | cross-entropy | fraction of the ground that is not of the most probable class |
 """
 
 from __future__ import annotations
@@ -24,28 +24,30 @@ from util.model.layer_losses import LOG_FLOOR, LayerChannels
 from util.model.patches import token_pixels
 
 REGIONS = ("scored", "hidden", "visible")
-"""`scored` is what the headline uses; finer scales are also told apart by whether the token was hidden."""
-
+"""Regions of pixels: all that are scored, and of these the ones in hidden and in visible tokens."""
 
 MIXTURES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-"""Shares of the class frequencies that the nearest visible shares are mixed with, so that what is not near is not
-impossible; that which turns out best is used, which is more than fair to it."""
+"""Weights of the class frequencies in mixtures with the class fractions of the nearest visible pixel.
+
+Without them a class that is not nearest would have probability 0. The mixture with the smallest error is the baseline,
+chosen on the scored pixels themselves, in its favour.
+"""
 
 
 @dataclass(frozen=True)
 class ScoredLayer:
-    """A layer as it is scored.
+    """A layer with what scoring needs.
 
     Attributes:
-        channels: what the model knows of it.
+        channels: its channels in the model.
         decode: (N, k, h, w) model units -> (N, h, w) physical units or degrees.
-        spread: physical units per model unit, None where model units are not proportional to them.
-        mean: per channel, the best constant in model units.
+        physical_per_model_unit: size of a model unit in physical units; None where the two are not proportional.
+        mean: for each channel, the best constant prediction in model units.
     """
 
     channels: LayerChannels
     decode: Callable[[torch.Tensor], torch.Tensor]
-    spread: float | None
+    physical_per_model_unit: float | None
     mean: tuple[float, ...]
 
     def errors(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +55,7 @@ class ScoredLayer:
 
         Args:
             image: (N, C, h, w) prediction, model units.
-            target: likewise the truth; finite.
+            target: (N, C, h, w) truth, model units, finite.
         """
         image, target = self.channels.of(image).float(), self.channels.of(target)
         if self.channels.has_fractions:
@@ -64,18 +66,13 @@ class ScoredLayer:
             degrees = (self.decode(image) - self.decode(target) + 180) % 360 - 180
             return degrees.square(), degrees.square()
         error = (image - target).squeeze(1).square()
-        if self.spread is not None:
-            return error, error * self.spread**2
+        if self.physical_per_model_unit is not None:
+            return error, error * self.physical_per_model_unit**2
         return error, (self.decode(image) - self.decode(target)).square()
 
 
 def scored_layers(channels: Sequence[LayerChannels], encodings: Sequence[Any]) -> list[ScoredLayer]:
-    """Returns the layers as they are scored.
-
-    Args:
-        channels: the channels of each layer in the model.
-        encodings: the encoding of each layer.
-    """
+    """The layers to score, from their channels in the model and their encodings."""
     return [
         ScoredLayer(part, encoding.decode, encoding.physical_per_model_unit, encoding.means)
         for part, encoding in zip(channels, encodings, strict=True)
@@ -92,25 +89,25 @@ def error_sums(
     """Sums of errors by region, scale and layer.
 
     Args:
-        images: predictions, per scale (N, C, sH, sW), the base scale first.
-        targets: truth, likewise.
-        valid: likewise bool; False where not scored.
+        images: predictions at each scale, (N, C, sH, sW), the base scale first.
+        targets: truth at each scale.
+        valid: bool at each scale, False where not scored.
         hidden: (N, C, H, W) bool, True inside hidden tokens.
         layers: the layers.
 
     Returns:
-        sums (2, 3, S, Y) of `error` and `report`, and counts (3, S, Y), float64 on the CPU, regions in the order of
-        `REGIONS`. Visible base-scale pixels were given to the model, so the base scale has no `visible` region.
+        Sums (2, 3, S, Y) of `error` and `report`, and counts (3, S, Y), float64 on the CPU, regions in the order of
+        `REGIONS`. Visible base-scale pixels are input of the model, so the base scale has no `visible` region.
     """
     sums = torch.zeros(2, 3, len(images), len(layers), dtype=torch.float64, device=hidden.device)
     counts = torch.zeros(sums.shape[1:], dtype=torch.float64, device=hidden.device)
-    for level, (image, target, every) in enumerate(zip(images, targets, valid, strict=True)):
+    for level, (image, target, image_valid) in enumerate(zip(images, targets, valid, strict=True)):
         scale = target.shape[-1] // hidden.shape[-1]
         for number, layer in enumerate(layers):
-            ok, out = every[:, layer.channels.first], hidden[:, layer.channels.first]
+            ok, layer_hidden = image_valid[:, layer.channels.first], hidden[:, layer.channels.first]
             if not ok.any():
                 continue
-            inside = out.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+            inside = layer_hidden.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
             errors = layer.errors(torch.where(ok.unsqueeze(1), image, 0.0), torch.where(ok.unsqueeze(1), target, 0.0))
             masks = [ok & inside if level == 0 else ok, ok & inside, ok & ~inside if level else ok & False]
             for region, mask in enumerate(masks):
@@ -129,30 +126,32 @@ def baseline_error_sums(
     layers: Sequence[ScoredLayer],
     scales: Sequence[int],
 ) -> torch.Tensor:
-    """Sums of errors of the free predictions on a batch.
+    """Sums of errors of the baselines on a batch.
 
     Args:
-        batch: what the model was shown.
-        targets: truth, per scale, as in `error_sums`.
-        valid: likewise.
-        hidden: likewise.
+        batch: the input of the model.
+        targets: as in `error_sums`.
+        valid: as in `error_sums`.
+        hidden: as in `error_sums`.
         layers: the layers.
         scales: scales, 1 first.
 
     Returns:
-        (1 + M, 2, 3, S, Y) float64: the constant, then the filled images mixed with it as in `MIXTURES` where layers
-        are categorical.
+        (1 + M, 2, 3, S, Y) float64: errors of the constant, then of the interpolation, of which layers of class
+        fractions are mixed with the constant as in `MIXTURES`.
     """
     means = [mean for layer in layers for mean in layer.mean]
     channels = [layer.channels for layer in layers]
-    flat, filled = baseline_images(batch.imgs, batch.valid, hidden, means=means, scales=scales, layers=channels)
+    constant, interpolated = baseline_images(
+        batch.imgs, batch.valid, hidden, means=means, scales=scales, layers=channels
+    )
     on_cpu = [t.cpu() for t in targets], [v.cpu() for v in valid], hidden.cpu()
-    found = [error_sums(flat, *on_cpu, layers)[0], error_sums(filled, *on_cpu, layers)[0]]
+    found = [error_sums(constant, *on_cpu, layers)[0], error_sums(interpolated, *on_cpu, layers)[0]]
     classes = [layer if layer.channels.has_fractions else None for layer in layers]
     if not any(classes):
         return torch.stack(found + found[1:] * (len(MIXTURES) - 1))
-    for share in MIXTURES[1:]:
-        mixed = [(1 - share) * near + share * even for near, even in zip(filled, flat, strict=True)]
+    for weight in MIXTURES[1:]:
+        mixed = [(1 - weight) * near + weight * even for near, even in zip(interpolated, constant, strict=True)]
         sums = found[1].clone()
         for number, layer in enumerate(classes):
             if layer is not None:
@@ -171,10 +170,10 @@ class Scores:
         base_loss: base-scale term.
         scale_loss: finer-scale term.
         model: mean `error` of the model, (3, S, Y) float64, regions in the order of `REGIONS`.
-        mean: likewise of the constant.
-        interpolation: likewise of interpolation, or of the nearest visible classes.
+        mean: mean `error` of the constant.
+        interpolation: mean `error` of interpolation, or of the nearest visible classes.
         reports: mean `report` of these three, (3, S, Y) float64 each.
-        counts: (3, S, Y) float64, number of pixels behind each error.
+        counts: (3, S, Y) float64, number of pixels in each mean.
         views: number of masked tiles scored.
     """
 
@@ -190,10 +189,10 @@ class Scores:
 
     @property
     def best(self) -> torch.Tensor:
-        """Mean error of the better free prediction, (3, S, Y) float64.
+        """Mean error of the better baseline, (3, S, Y) float64.
 
-        Over all scored pixels it is put together from the better one on hidden and the better one on visible
-        ground, so that a prediction good on one of them does not pass for good on both.
+        Over all scored pixels it combines the better baseline on hidden pixels with the better one on visible pixels,
+        so that the comparison does not favour a model that is good on only one of them.
         """
         best = torch.minimum(self.mean, self.interpolation)
         parts = torch.where(self.counts[1:] > 0, best[1:] * self.counts[1:], 0.0).sum(0)
@@ -207,14 +206,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """A held-out batch as the evaluator needs it.
+    """A held-out batch.
 
     Attributes:
         imgs: (N, C, H, W) base-scale values, model units.
-        valid: likewise bool.
+        valid: (N, C, H, W) bool, True = usable.
         imgs_up: finer targets.
-        valid_up: likewise bool.
-        noise: (N, tokens) float32, decides the mask.
+        valid_up: validity of the finer targets.
+        noise: (N, tokens) float32, which determines the mask.
     """
 
     imgs: torch.Tensor
@@ -225,9 +224,9 @@ class ScoredBatch:
 
 
 class HeldOutEvaluator:
-    """Scores a model on the same held-out tiles, under the same masks, each time it is called.
+    """Scores a model on the same held-out tiles with the same masks each time it is called.
 
-    The free predictions do not change, so their errors are computed once.
+    The baselines do not change, so their errors are computed once.
 
     Args:
         fetch: tile numbers -> batch on the device.
@@ -237,8 +236,8 @@ class HeldOutEvaluator:
         layers: the layers.
         groups: channel groups.
         patch_size: patch edge.
-        base_in_units: False when base-scale predictions are normalised per patch and cannot be compared.
-        sum_over_ranks: adds a tensor over ranks.
+        base_in_units: False if base-scale predictions are normalised by patch and cannot be compared.
+        sum_over_ranks: sums a tensor over ranks.
     """
 
     def __init__(
@@ -265,7 +264,7 @@ class HeldOutEvaluator:
         self._patch_size = patch_size
         self._base_in_units = base_in_units
         self._sum_over_ranks = sum_over_ranks
-        self._free: torch.Tensor | None = None
+        self._baselines: torch.Tensor | None = None
 
     def __call__(
         self,
@@ -279,7 +278,7 @@ class HeldOutEvaluator:
         Args:
             predict: batch -> the model's `Reconstruction`, without gradients.
             loss_weights: of the base-scale and the finer-scale term.
-            show: wraps the list of batches, for a progress bar.
+            show: wraps the list of batches, to show a progress bar.
 
         Returns:
             The scores over all ranks.
@@ -287,7 +286,7 @@ class HeldOutEvaluator:
         shape = (3, len(self._scales), len(self._layers))
         sums, counts = torch.zeros((2, *shape), dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
         losses = torch.zeros(3, dtype=torch.float64)
-        free: list[torch.Tensor] = []
+        baselines: list[torch.Tensor] = []
         for numbers in show(self.batches):
             batch = self.fetch(numbers)
             out = predict(batch)
@@ -298,28 +297,28 @@ class HeldOutEvaluator:
             sums += part
             counts += part_counts
             losses += torch.stack([out.loss, out.ms_loss, torch.ones_like(out.loss)]).double().cpu() * len(numbers)
-            if self._free is None:
-                free.append(
+            if self._baselines is None:
+                baselines.append(
                     baseline_error_sums(batch, targets, valid, hidden, layers=self._layers, scales=self._scales)
                 )
-        if self._free is None:
+        if self._baselines is None:
             empty = torch.zeros(1 + len(MIXTURES), 2, *shape, dtype=torch.float64)
-            self._free = _best_mixture(self._sum_over_ranks(torch.stack(free).sum(0) if free else empty))
+            self._baselines = _best_mixture(self._sum_over_ranks(torch.stack(baselines).sum(0) if baselines else empty))
         sums, counts, losses = (self._sum_over_ranks(x) for x in (sums, counts, losses))
         model = sums / counts
         if not self._base_in_units:
             has_values = [layer.channels.has_values for layer in self._layers]
             model[:, :, 0, has_values] = float("nan")
         base, finer = (losses[:2] / losses[2]).tolist()
-        constant, filled = (sums / counts for sums in self._free)
+        constant, interpolated = (sums / counts for sums in self._baselines)
         return Scores(
             loss=loss_weights[0] * base + loss_weights[1] * finer,
             base_loss=base,
             scale_loss=finer,
             model=model[0],
             mean=constant[0],
-            interpolation=filled[0],
-            reports=(model[1], constant[1], filled[1]),
+            interpolation=interpolated[0],
+            reports=(model[1], constant[1], interpolated[1]),
             counts=counts,
             views=int(losses[2]),
         )
@@ -335,7 +334,7 @@ class HeldOutEvaluator:
 
 
 def _best_mixture(sums: torch.Tensor) -> torch.Tensor:
-    """Keeps the constant and the mixture of smallest error: (1 + M, 2, 3, S, Y) -> (2, 2, 3, S, Y)."""
+    """Selects the constant and the mixture of smallest error: (1 + M, 2, 3, S, Y) -> (2, 2, 3, S, Y)."""
     best = sums[1:, 0].argmin(dim=0)  # (3, S, Y)
     chosen = sums[1:].gather(0, best.expand(1, 2, *best.shape))[0]
     return torch.stack([sums[0], chosen])
