@@ -25,7 +25,7 @@ def test_panels():
     image = np.random.default_rng(0).normal(size=(20, 30))
     panels = [
         Panel("a", image, "nT"),
-        Panel("b", np.abs(image), style="spread"),
+        Panel("b", np.abs(image), style="magnitude"),
         Panel("c", image, style="difference"),
         Panel("d", np.zeros((3, 20, 30)), style="colours"),
         Panel("e", np.ones((20, 30)), classes=CLASSES),

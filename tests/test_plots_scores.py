@@ -7,7 +7,7 @@ from matplotlib.image import imread
 
 from util.plots.reconstruction import save_figure
 from util.plots.score_maps import class_maps, fold_legend, point_maps, value_maps
-from util.plots.scores import arms_figure, calibration_figure, confusion_figure, success_rate_figure
+from util.plots.scores import calibration_figure, confusion_figure, methods_figure, success_rate_figure
 
 WARNING = "random split: scores are inflated"
 GROUND = {"pixel_size": 100.0, "length_unit": "m"}
@@ -33,7 +33,7 @@ def every_figure():
         confusion_figure([[3, 1], [0, 2]], ["host", "ore"], **head),
         calibration_figure({"fold 0": bins}, **head),
         success_rate_figure({"fold 0": curve}, **head),
-        arms_figure({"a": [0.5, None], "b": [0.4, 0.2]}, score="mean IoU", **head),
+        methods_figure({"a": [0.5, None], "b": [0.4, 0.2]}, score="mean IoU", **head),
         class_maps(classes, classes, classes, **CLASSES, **GROUND, **head),
         value_maps(values, values, classes, unit="nT", **GROUND, **head),
         point_maps(*points, points[1], points[1], **CLASSES, shape=(2, 2), **GROUND, **head),
@@ -93,7 +93,7 @@ def test_points_lie_where_they_are_on_ground_coarser_than_them():
 
 
 def test_arms_show_every_fold_and_the_mean():
-    figure = arms_figure({"pre-trained": [0.5, None], "from scratch": [0.4, 0.2]}, score="mean IoU")
+    figure = methods_figure({"pre-trained": [0.5, None], "from scratch": [0.4, 0.2]}, score="mean IoU")
     heights = [float(collection.get_offsets()[0, 1]) for collection in figure.axes[0].collections[:1]]
     assert heights == [0.5]
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.5", "0.3"]
@@ -124,8 +124,8 @@ def test_many_folds_have_a_colour_each():
             lambda: class_maps(np.zeros((2, 2)), np.zeros((2, 3)), np.zeros((2, 2)), **CLASSES, **GROUND),
             r"maps differ in shape: truth \(2, 2\), prediction \(2, 3\)",
         ),
-        (lambda: arms_figure({"a": [1.0], "b": []}, score="x"), "arms differ in number of folds: 'a' 1, 'b' 0"),
-        (lambda: arms_figure({}, score="x"), "arms differ in number of folds: none"),
+        (lambda: methods_figure({"a": [1.0], "b": []}, score="x"), "methods differ in number of folds: 'a' 1, 'b' 0"),
+        (lambda: methods_figure({}, score="x"), "methods differ in number of folds: none"),
         (
             lambda: point_maps(
                 np.zeros((2, 2)), np.zeros(2), np.zeros(3), np.zeros(2), **CLASSES, shape=(2, 2), **GROUND

@@ -47,5 +47,5 @@ def test_a_smooth_wave_is_stretched_to_the_same_wave():
 
 
 def test_positions_that_are_no_grid_are_refused():
-    with pytest.raises(ValueError, match="position embedding of 16 rows: expected a square number and one"):
+    with pytest.raises(ValueError, match="position embedding of 16 rows: expected a square number plus one"):
         resize_positions(torch.zeros(1, 16, 4), 3)

@@ -18,7 +18,7 @@ def test_a_reconstruction_is_shown_beside_what_was_observed():
     pixels = np.stack([np.full((4, 5), 2.0), np.ones((4, 5)), np.arange(20.0).reshape(4, 5)])
     panels = panels_of(info(4, 5, names=NAMES, units=("nT",) * 3), pixels)
     assert [panel.title for panel in panels] == ["magnetics observed", *NAMES]
-    assert [panel.style for panel in panels] == ["field", "field", "spread", "difference"]
+    assert [panel.style for panel in panels] == ["field", "field", "magnitude", "difference"]
     np.testing.assert_array_equal(panels[0].image, 2 + pixels[2])
     assert panels[0].limits == panels[1].limits and panels[0].unit == "nT"
 
@@ -26,7 +26,7 @@ def test_a_reconstruction_is_shown_beside_what_was_observed():
 def test_what_was_measured_is_left_out_of_the_uncertainty():
     pixels = np.array([[[5.0, 6.0]], [[0.0, 2.0]]])
     panels = panels_of(info(1, 2, names=("a filled", "a uncertainty"), units=("m", "m")), pixels)
-    assert [panel.style for panel in panels] == ["field", "spread"]
+    assert [panel.style for panel in panels] == ["field", "magnitude"]
     assert np.isnan(panels[1].image[0, 0]) and panels[1].image[0, 1] == 2
 
 

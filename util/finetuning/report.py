@@ -16,7 +16,7 @@ from util.finetuning.scoring import SampledMap, ground_blocks, merged, target_wi
 from util.finetuning.tasks import Task
 from util.metrics.scores import confusion_scores, confusion_table, summarise
 from util.plots.score_maps import class_maps, point_maps, value_maps
-from util.plots.scores import arms_figure, confusion_figure
+from util.plots.scores import confusion_figure, methods_figure
 from util.records.finetune_records import METRICS, FinetuneFiles
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def draw_scores(comparison: Comparison, metrics: Mapping[str, Any], files: Finet
         method: [of["test"][headline] for of in metrics["arms"][method]["folds"].values()]
         for method in comparison.methods
     }
-    figure = arms_figure(values, score=headline, title=f"{headline} on test ground", warning=warning)
+    figure = methods_figure(values, score=headline, title=f"{headline} on test ground", warning=warning)
     paths = [files.draw("scores", figure)]
     for name, figure_of in comparison.task.curves:
         folds = metrics["arms"][main]["folds"]

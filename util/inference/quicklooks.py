@@ -37,7 +37,7 @@ TITLE_WIDTH = 60
 MOST_CLASSES = 12
 """Classes whose probabilities a picture shows, at most."""
 
-_STYLES = {"spread": "spread", "error": "difference", "uncertainty": "spread"}
+_STYLES = {"spread": "magnitude", "error": "difference", "uncertainty": "magnitude"}
 
 
 def embedding_quicklooks(

@@ -1,8 +1,7 @@
-"""Pure functions between images, patches and tokens: cutting, joining, validity, and the choice of visible
-tokens.
+"""Patches and tokens of images: cutting, joining, validity, and random masking. Pure functions.
 
-Shape letters: N batch, C channels, H W pixels, G groups, L patches per group, p patch edge, K places drawn
-from.
+Shape letters: N batch, C channels, H W pixels, G groups, L patches per group, p patch edge, s scale, K positions that
+masking chooses from: tokens, or patches in all groups together.
 """
 
 from collections.abc import Sequence
@@ -59,13 +58,13 @@ def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
 
 
 def token_validity(valid: Tensor, patch_size: int, *, group_order: Tensor, group_sizes: Sequence[int]) -> Tensor:
-    """Say which tokens carry information: those with a valid pixel in any channel of their group.
+    """Validity of tokens: a token is valid if any channel of its group has a valid pixel in the patch.
 
     Args:
         valid: (N, C, H, W) bool, True = usable.
         patch_size: p, the patch edge in pixels.
         group_order: (C,) int64, the channels in the order of the concatenated groups.
-        group_sizes: channels of each group.
+        group_sizes: number of channels of each group.
 
     Returns:
         (N, G, L) bool.
@@ -76,41 +75,40 @@ def token_validity(valid: Tensor, patch_size: int, *, group_order: Tensor, group
 
 
 def random_masking(noise: Tensor, *, keep: int, token_valid: Tensor, spatial: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the visible tokens of each sample: valid ones first, and among equals the smallest noise.
+    """Choose the visible tokens of each sample: valid tokens first, in order of increasing noise.
 
-    A token without valid pixels is therefore visible only where the valid ones run out. The number of visible
-    tokens is the same in every sample, whatever is valid, so that shapes depend on the options alone.
+    A token without valid pixels is visible only if there are too few valid ones. The number of visible tokens is the
+    same in all samples, so that shapes do not depend on the data.
 
     Args:
         noise: (N, G*L) in group-major order, or (N, L) if `spatial`.
-        keep: number of places to keep out of the K = noise.shape[1] places of a sample.
+        keep: number of visible positions, of the K = noise.shape[1] positions of a sample.
         token_valid: (N, G, L) bool, True = the token has a valid pixel.
-        spatial: keep or remove a location in all groups at once; it counts as valid if any group is valid
-            there.
+        spatial: keep or remove a patch in all groups together; it counts as valid if it is valid in any group.
 
     Returns:
-        ids_keep: (N, visible) int64, visible tokens as indices into G*L.
-        ids_restore: (N, G*L) int64, the place of each token in [visible tokens, removed tokens].
+        ids_keep: (N, visible) int64, indices of the visible tokens among the G*L tokens.
+        ids_restore: (N, G*L) int64, index of each token in [visible tokens, removed tokens].
         mask: (N, G, L) float32, 1 = removed.
     """
-    n, groups, locations = token_valid.shape
-    place_valid = token_valid.any(dim=1) if spatial else token_valid.flatten(1)  # (N, K)
+    n, groups, patches = token_valid.shape
+    position_valid = token_valid.any(dim=1) if spatial else token_valid.flatten(1)  # (N, K)
     order = noise.argsort(dim=1, stable=True)
-    invalid = (~place_valid).gather(1, order).to(torch.int32)
+    invalid = (~position_valid).gather(1, order).to(torch.int32)
     order = order.gather(1, invalid.argsort(dim=1, stable=True))
     if spatial:
-        # Visible locations of group 0, then of group 1, ...; the order of tokens changes no result.
-        shift = (torch.arange(groups, device=order.device) * locations).view(1, groups, 1)
+        # Visible patches of group 0, then of group 1, ...; results do not depend on the order of tokens.
+        shift = (torch.arange(groups, device=order.device) * patches).view(1, groups, 1)
         shifted = order.unsqueeze(1) + shift  # (N, G, L)
         order = torch.cat([shifted[:, :, :keep].flatten(1), shifted[:, :, keep:].flatten(1)], dim=1)
         keep = keep * groups
     ids_restore = order.argsort(dim=1)
-    mask = (ids_restore >= keep).to(torch.float32).view(n, groups, locations)
+    mask = (ids_restore >= keep).to(torch.float32).view(n, groups, patches)
     return order[:, :keep], ids_restore, mask
 
 
 def token_pixels(tokens: Tensor, *, scale: int, patch_size: int) -> Tensor:
-    """(N, C, L) bool per token -> (N, C, sH, sW) bool per pixel at a scale."""
+    """Expand a property of tokens, (N, C, L) bool, to the pixels at a scale, (N, C, sH, sW) bool."""
     side = round(tokens.shape[-1] ** 0.5)
     image = tokens.unflatten(-1, (side, side))
     return image.repeat_interleave(patch_size * scale, -1).repeat_interleave(patch_size * scale, -2)

@@ -1,7 +1,7 @@
 """Sine-cosine embeddings of position and of the group number, and their interpolation to another grid.
 
-References: Vaswani et al. 2017, section 3.5; the 2-D form is that of MAE (He et al. 2022), the split between position
-and group that of SatMAE (Cong et al. 2022).
+References: Vaswani et al. 2017, section 3.5; He et al. 2022 (MAE) for two dimensions; Cong et al. 2022 (SatMAE) for the
+division between position and group.
 """
 
 import torch
@@ -13,7 +13,7 @@ def sincos_1d(positions: Tensor, width: int) -> Tensor:
     """Embed numbers as [sin(x w_k), cos(x w_k)] with w_k = 10000^(-k / (width / 2)).
 
     Args:
-        positions: (M,), any numbers.
+        positions: (M,) numbers.
         width: length of the embedding, even.
 
     Returns:
@@ -32,11 +32,10 @@ def sincos_1d(positions: Tensor, width: int) -> Tensor:
 
 
 def sincos_2d(grid_size: int, width: int) -> Tensor:
-    """Embed the places of a square grid, row by row: half of the width for the column (x), half for the row
-    (y).
+    """Embed the cells of a square grid, row by row: half of the width for the column (x), half for the row (y).
 
     Args:
-        grid_size: rows, and columns, of the grid.
+        grid_size: number of rows and of columns.
         width: length of the embedding, a multiple of four.
 
     Returns:
@@ -53,22 +52,23 @@ def sincos_2d(grid_size: int, width: int) -> Tensor:
 
 
 def resize_positions(embedding: Tensor, grid_size: int) -> Tensor:
-    """Stretch an embedding of positions to a grid of another size, by bicubic interpolation.
+    """Resize a position embedding to a grid of another size by bicubic interpolation.
 
     Args:
-        embedding: (1, 1+L, width); the first row is the class token's and is kept, the others are a square grid.
-        grid_size: rows, and columns, of the new grid.
+        embedding: (1, 1+L, width); the first row belongs to the class token and is unchanged, the others form a square
+            grid.
+        grid_size: number of rows and of columns of the new grid.
 
     Returns:
         (1, 1 + grid_size * grid_size, width); the embedding itself if the grid has that size.
 
     Raises:
-        ValueError: the positions are no square grid and a class token.
+        ValueError: the rows are not a square grid and a class token.
     """
     edge = round((embedding.shape[1] - 1) ** 0.5)
     if edge * edge != embedding.shape[1] - 1:
         raise ValueError(
-            f"position embedding of {embedding.shape[1]} rows: expected a square number and one for the class token"
+            f"position embedding of {embedding.shape[1]} rows: expected a square number plus one for the class token"
         )
     if edge == grid_size:
         return embedding

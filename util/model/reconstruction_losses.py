@@ -1,9 +1,10 @@
 """Reconstruction losses over valid pixels. Pure functions; the first axis is always the batch.
 
-Each loss is a mean over pixels within a sample, and then a plain mean over samples, in which a sample without
-anything to score counts as 0. It therefore does not depend on how samples are divided among ranks and
-accumulation steps. With every pixel valid and all weights 1 these are the losses of SatMAE++ (Noman et al.
-2024).
+Each loss is a mean over pixels within a sample, and then a plain mean over samples, in which a sample without pixels to
+score counts as 0. It therefore does not depend on how samples are divided among ranks and accumulation steps. If all
+pixels are valid and all weights are 1, these are the losses of SatMAE++ (Noman et al. 2024).
+
+Shape letters: N batch, C channels, Y layers, G groups, L patches per group, H W pixels, p patch edge.
 """
 
 from collections.abc import Sequence
@@ -13,16 +14,16 @@ from torch import Tensor
 
 
 def patch_moments(patches: Tensor, valid: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Mean and spread of every patch over its own valid pixels.
+    """Mean and standard deviation of each patch over its valid pixels.
 
     Args:
         patches: (N, C, L, p*p), model units, finite.
         valid: (N, C, L, p*p) bool, True = usable.
-        eps: added to the variance, model units squared, so that a constant patch can be divided by its
-            spread.
+        eps: added to the variance, model units squared, so that constant patches can be divided by their standard
+            deviation.
 
     Returns:
-        mean and standard deviation, (N, C, L, 1) each; 0 and sqrt(eps) where no pixel is valid.
+        Mean and standard deviation, (N, C, L, 1) each; 0 and sqrt(eps) where no pixel is valid.
     """
     count = valid.sum(dim=-1, keepdim=True).clamp(min=1)
     mean = torch.where(valid, patches, 0.0).sum(dim=-1, keepdim=True) / count
@@ -36,7 +37,7 @@ def sum_groups(values: Tensor, *, group_order: Tensor, group_sizes: Sequence[int
     Args:
         values: (N, C, ...), float.
         group_order: (C,) int64, the channels in the order of the concatenated groups.
-        group_sizes: channels of each group.
+        group_sizes: number of channels of each group.
 
     Returns:
         (N, G, ...).
@@ -61,41 +62,41 @@ def masked_patch_mean(
 ) -> Tensor:
     """Mean error over the valid pixels of removed tokens.
 
-    The error of a (group, patch) pair is the weighted mean over the valid pixels of its scored layers; a
-    sample's loss is the mean over its removed pairs that have such a pixel, each pair counting by its mean
-    weight.
+    The error of a token, which is a (group, patch) pair, is the weighted mean over the valid pixels of its scored
+    layers. The loss of a sample is the mean over its removed tokens that have such a pixel, weighted by the mean weight
+    of their pixels.
 
     Args:
-        error: (N, Y, L, p*p), of each layer; what stands under invalid pixels is never used.
+        error: (N, Y, L, p*p), error of each layer; invalid pixels are ignored.
         mask: (N, G, L), 1 = removed.
         valid: (N, Y, L, p*p) bool, True = usable.
         weights: (Y,) weight of each layer; 0 = not scored.
         group_order: (Y,) int64, the layers in the order of the concatenated groups.
-        group_sizes: layers of each group.
+        group_sizes: number of layers of each group.
 
     Returns:
-        A scalar, 0 if nothing can be scored.
+        A scalar, 0 if there is no pixel to score.
     """
     error = torch.where(valid, error, 0.0).sum(dim=-1)  # (N, Y, L)
     pixels = valid.sum(dim=-1).to(error.dtype)
     weight = weights.to(error.dtype).view(1, -1, 1)
     groups = {"group_order": group_order, "group_sizes": group_sizes}
     group_pixels = sum_groups(pixels * (weight > 0), **groups).clamp(min=1)  # (N, G, L)
-    pair_error = sum_groups(error * weight, **groups) / group_pixels
-    pair_weight = sum_groups(pixels * weight, **groups) / group_pixels
-    return _mean_over_samples((pair_error * mask).sum(dim=(1, 2)), (pair_weight * mask).sum(dim=(1, 2)))
+    token_error = sum_groups(error * weight, **groups) / group_pixels
+    token_weight = sum_groups(pixels * weight, **groups) / group_pixels
+    return _mean_over_samples((token_error * mask).sum(dim=(1, 2)), (token_weight * mask).sum(dim=(1, 2)))
 
 
 def pixel_mean(error: Tensor, *, valid: Tensor, weights: Tensor) -> Tensor:
     """Mean error over the valid pixels of scored layers.
 
     Args:
-        error: (N, Y, H, W), of each layer; what stands under invalid pixels is never used.
+        error: (N, Y, H, W), error of each layer; invalid pixels are ignored.
         valid: (N, Y, H, W) bool, True = usable.
         weights: (Y,) weight of each layer; 0 = not scored.
 
     Returns:
-        A scalar, 0 if nothing can be scored.
+        A scalar, 0 if there is no pixel to score.
     """
     error = torch.where(valid, error, 0.0).sum(dim=(2, 3))  # (N, Y)
     pixels = valid.sum(dim=(2, 3)).to(error.dtype)
@@ -104,14 +105,14 @@ def pixel_mean(error: Tensor, *, valid: Tensor, weights: Tensor) -> Tensor:
 
 
 def error_totals(error: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of an error, and number of values, for each layer.
+    """Sum of errors and number of values of each layer.
 
     Args:
         error: (N, Y, ...), float, finite.
-        counted: (N, Y, ...) bool, True = belongs to the sum.
+        counted: (N, Y, ...) bool, True = included in the sum.
 
     Returns:
-        sums and counts, (Y,) float32 each.
+        Sums and counts, (Y,) float32 each.
     """
     axes = [0, *range(2, error.ndim)]
     return torch.where(counted, error, 0.0).sum(dim=axes), counted.sum(dim=axes).to(error.dtype)

@@ -1,4 +1,4 @@
-"""Picture of which layer is predicted from which."""
+"""Figure of cross-layer skill: how well each layer is predicted from each group."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from matplotlib.figure import Figure
 def matrix_figure(
     matrices: Sequence[tuple[str, Sequence[Sequence[float]]]], *, rows: Sequence[str], columns: Sequence[str]
 ) -> Figure:
-    """Draws matrices side by side with their numbers in them.
+    """Draws matrices of skill side by side, with colours from -1 to 1 and numbers in the cells.
 
     Args:
-        matrices: title and values of each, rows by columns; NaN is left empty.
+        matrices: title and values of each, rows by columns; cells with NaN are empty.
         rows: names of the rows.
         columns: names of the columns.
-
-    Returns:
-        The figure; colours from -1 to 1.
     """
     figure = Figure(figsize=(1.6 + len(matrices) * (0.9 + 0.9 * len(columns)), 1.8 + 0.5 * len(rows)))
     figure.set_layout_engine("constrained")
@@ -33,5 +30,5 @@ def matrix_figure(
         axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
         axis.set_yticks(range(len(rows)), rows, fontsize=8)
         axis.set_title(title, fontsize=9)
-    figure.colorbar(drawn, ax=figure.axes, label="skill against the layer's mean", fraction=0.04)
+    figure.colorbar(drawn, ax=figure.axes, label="skill against the mean of the layer", fraction=0.04)
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of results: maps with colour bars and a scale bar, to see without a GIS whether it worked."""
+"""Maps of results with colour bars and a scale bar, to check them without a GIS."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from util.plots.reconstruction import error_limit, robust_limits
 
-_NOTHING = "0.85"
+_NODATA_COLOUR = "0.85"
 _PANEL_INCHES = 4.0
-_BAR_SHARE = 0.3
-_MOST_ACROSS = 4
+_BAR_FRACTION = 0.3
+_MAX_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Panel:
     """One map.
 
     Attributes:
-        title: above it.
-        image: (r, c) values, NaN where nothing is known; or (3, r, c) colours from 0 to 255.
-        unit: of the values.
-        style: `field`, `spread` (from zero), `difference` (about zero), `colours` or `classes`.
-        classes: for classes, code -> (name, colour).
-        limits: of the colours of a field; None: 2 and 98 % of its values.
+        title: title above the map.
+        image: (rows, cols) values, NaN = nodata; or (3, rows, cols) colours from 0 to 255.
+        unit: unit of the values.
+        style: `field`, `magnitude` (colours start at zero), `difference` (colours centred on zero) or `colours`.
+        classes: code -> (name, colour) if values are classes.
+        limits: colour limits of a field; None: 2 and 98 % quantiles of its values.
     """
 
     title: str
@@ -46,28 +46,29 @@ class Panel:
 def map_figure(
     panels: Sequence[Panel], *, pixel_size: float, length_unit: str, title: str = "", where: str = ""
 ) -> Figure:
-    """Draws maps side by side, four in a row.
+    """Draws maps of the same area side by side, four in a row.
 
     Args:
-        panels: what to draw; all of the same ground.
+        panels: the maps.
         pixel_size: ground width of a pixel of the first panel, length units.
-        length_unit: of lengths on the ground; metres become kilometres where that reads better.
-        title: above everything.
-        where: where on the map a pixel is that wide, if not everywhere.
+        length_unit: unit of lengths on the ground; from 1000 m on, lengths are in kilometres.
+        title: title of the figure.
+        where: place on the map at which `pixel_size` holds, such as a latitude; empty if it holds everywhere.
 
     Raises:
-        ValueError: nothing to draw.
+        ValueError: there is no panel.
     """
     if not panels:
         raise ValueError("nothing to draw: expected at least one panel")
     rows, cols = panels[0].image.shape[-2:]
     height = min(max(_PANEL_INCHES * rows / cols, 2.0), 3 * _PANEL_INCHES)
-    across = min(len(panels), _MOST_ACROSS)
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=((_PANEL_INCHES + 0.9) * across, (height + 0.9) * down), layout="constrained")
+    figure_cols = min(len(panels), _MAX_COLUMNS)
+    figure_rows = -(-len(panels) // figure_cols)
+    inches = ((_PANEL_INCHES + 0.9) * figure_cols, (height + 0.9) * figure_rows)
+    figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
     extent = (0.0, cols * pixel_size, 0.0, rows * pixel_size)
-    axes = figure.subplots(down, across, squeeze=False).ravel()
+    axes = figure.subplots(figure_rows, figure_cols, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     for axis, panel in zip(axes, panels, strict=False):
@@ -82,7 +83,7 @@ def map_figure(
 
 
 def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, float, float]) -> None:
-    axis.set_facecolor(_NOTHING)
+    axis.set_facecolor(_NODATA_COLOUR)
     if panel.style == "colours":
         known = np.isfinite(panel.image).all(axis=0)
         colours = np.nan_to_num(panel.image).transpose(1, 2, 0) / 255
@@ -101,7 +102,7 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, 
     if panel.style == "difference":
         limit = error_limit(panel.image)
         low, high, colours = -limit, limit, colormaps["RdBu_r"]
-    elif panel.style == "spread":
+    elif panel.style == "magnitude":
         low, high, colours = 0.0, error_limit(panel.image), colormaps["magma"]
     else:
         (low, high), colours = panel.limits or robust_limits([panel.image]), colormaps["viridis"]
@@ -110,13 +111,13 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, 
 
 
 def bar_length(width: float) -> float:
-    """A round length, 1, 2 or 5 times a power of ten, of at most three tenths of the width."""
-    power = 10.0 ** math.floor(math.log10(width * _BAR_SHARE))
-    return max(step * power for step in (1, 2, 5) if step * power <= width * _BAR_SHARE * (1 + 1e-9))
+    """Length of a scale bar: the largest 1, 2 or 5 times a power of ten that is at most three tenths of the width."""
+    power = 10.0 ** math.floor(math.log10(width * _BAR_FRACTION))
+    return max(step * power for step in (1, 2, 5) if step * power <= width * _BAR_FRACTION * (1 + 1e-9))
 
 
 def bar_label(length: float, length_unit: str) -> str:
-    """The length in words, in kilometres from 1000 m on."""
+    """Text of a length, in kilometres from 1000 m on."""
     return f"{length / 1000:g} km" if length_unit == "m" and length >= 1000 else f"{length:g} {length_unit}"
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a model saw, made and missed, in physical units; without pyplot, display or globals."""
+"""Figures of reconstructions: input, masked input, reconstruction, target and error, in physical units."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 _COLUMNS = ("input", "masked input", "reconstruction", "target", "error")
-_INVALID_COLOUR = "0.85"  # light grey: not data, or hidden from the model
+_INVALID_COLOUR = "0.85"  # light grey: nodata, or hidden from the model
 _ROBUST_PERCENT = (2.0, 98.0)
 _PANEL_INCHES = 2.2
 
 
 @dataclass(frozen=True)
 class RowImages:
-    """One layer of one tile at one scale. Arrays are (H, W) in physical units, row 0 in the north, NaN =
-    invalid.
+    """One row of the figure: one layer of one tile at one scale.
 
-    All arrays of a row cover the same ground; the inputs are at the base scale, so they may have fewer pixels
-    than the reconstruction and target of a finer scale.
+    Arrays are in physical units, row 0 in the north, NaN = invalid, and cover the same area. The inputs are at the base
+    scale, so they may have fewer pixels than the reconstruction and target of a finer scale.
 
     Attributes:
-        layer: its name.
-        unit: of the values, such as "nT"; may be empty.
-        scale: pixels of `target` per base pixel and side: 1, 2, 4.
+        layer: name of the layer.
+        unit: unit of the values, such as "nT"; may be empty.
+        scale: number of pixels of `target` along each side of a base pixel: 1, 2, 4.
         pixel_size: width of a pixel of `target`, length units.
-        image: the whole input tile at the base scale, (h, w).
-        visible: the same with NaN where a patch was removed from the model's sight, (h, w).
-        reconstruction: the model's prediction, (H, W); drawn wherever it is finite.
-        target: the truth at this scale, (H, W); NaN where it is not known and not scored.
-        scored: whether this layer is scored at this scale; said in the title if not.
-        is_angle: True if values are degrees; the error is the angle between them.
+        image: complete input tile at the base scale, (h, w).
+        visible: the input with NaN in patches hidden from the model, (h, w).
+        reconstruction: prediction of the model, (H, W); drawn wherever it is finite.
+        target: truth at this scale, (H, W); NaN where it is unknown.
+        scored: False if the layer is not scored at this scale, which the label then says.
+        is_angle: True if values are degrees; the error is the angle between prediction and truth.
         is_classes: True if values are class codes; the error is 1 where the class is wrong.
-        pixel_height: height of a pixel of `target`, None = its width.
+        pixel_height: height of a pixel of `target`; None: its width.
     """
 
     layer: str
@@ -59,20 +58,19 @@ class RowImages:
 
 
 def reconstruction_figure(rows: Sequence[RowImages], *, title: str = "", length_unit: str = "m") -> Figure:
-    """Returns a figure with a row for each layer and scale, and columns input, masked input, reconstruction,
-    target, error.
+    """Draws a row for each layer and scale, with columns input, masked input, reconstruction, target and error.
 
-    The first four panels of a row share their colour limits, the 2 to 98 % range of its input and target; the
-    error (reconstruction minus target) is centred on zero, to the 98 % of its size. Light grey is nodata or
-    hidden.
+    The first four panels of a row have the same colour limits, the 2 and 98 % quantiles of input and target. Colours of
+    the error (reconstruction minus target) are centred on zero and reach the 98 % quantile of its absolute value. Light
+    grey is nodata or hidden.
 
     Args:
-        rows: what to draw, from top to bottom.
-        title: above everything.
-        length_unit: of the pixel sizes: "m" (extents are given in km) or another, such as "degree".
+        rows: rows from top to bottom.
+        title: title of the figure.
+        length_unit: unit of the pixel sizes: "m" (extents are then in km) or another, such as "degree".
 
     Raises:
-        ValueError: no rows, or arrays of a row that do not fit together.
+        ValueError: there are no rows, or arrays of a row differ in shape.
     """
     if not rows:
         raise ValueError("nothing to draw: expected at least one row of images")
@@ -109,7 +107,7 @@ def save_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: int = 110)
 
 
 def robust_limits(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Returns the 2 and 98 % quantiles of all finite values, never equal; (0, 1) where none is finite."""
+    """The 2 and 98 % quantiles of all finite values, widened if they are equal; (0, 1) if none is finite."""
     values = np.concatenate([np.asarray(array, dtype=np.float64).ravel() for array in arrays])
     values = values[np.isfinite(values)]
     if values.size == 0:
@@ -124,11 +122,11 @@ def robust_limits(arrays: Sequence[np.ndarray]) -> tuple[float, float]:
 
 
 def error_limit(error: np.ndarray) -> float:
-    """Returns the size below which 98 % of the finite errors lie, never zero; 1 where none is finite."""
-    size = np.abs(error[np.isfinite(error)])
-    if size.size == 0:
+    """The 98 % quantile of the absolute value of finite errors, never zero; 1 if none is finite."""
+    magnitude = np.abs(error[np.isfinite(error)])
+    if magnitude.size == 0:
         return 1.0
-    return float(np.percentile(size, _ROBUST_PERCENT[1])) or float(size.max()) or 1.0
+    return float(np.percentile(magnitude, _ROBUST_PERCENT[1])) or float(magnitude.max()) or 1.0
 
 
 def _check_row(row: RowImages) -> None:
@@ -149,7 +147,7 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
     low, high, values_map = _values_colours(row)
     error, limit = _error_of(row)
     error_map = _with_grey("RdBu_r")
-    # Same ground in every panel, whatever its number of pixels.
+    # All panels have the same extent, whatever their number of pixels.
     extent = (0.0, float(row.target.shape[1]), float(row.target.shape[0]), 0.0)
     for axis, image in zip(axes, (row.image, row.visible, row.reconstruction, row.target), strict=False):
         drawn = axis.imshow(
@@ -177,7 +175,7 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
 
 
 def _values_colours(row: RowImages) -> tuple[float, float, Colormap]:
-    """Colour limits and colours of a row's values: round the circle for angles, apart for classes."""
+    """Colour limits and colour map of the values of a row: cyclic for angles, distinct colours for classes."""
     if row.is_angle:
         return 0.0, 360.0, _with_grey("twilight")
     if row.is_classes:
@@ -189,7 +187,7 @@ def _values_colours(row: RowImages) -> tuple[float, float, Colormap]:
 
 
 def _error_of(row: RowImages) -> tuple[np.ndarray, float]:
-    """Reconstruction minus target, or the angle or mismatch between them, and the limit of its colours."""
+    """Reconstruction minus target, or their angle or mismatch, and the limit of its colours."""
     error = row.reconstruction - row.target
     if row.is_angle:
         return (error + 180) % 360 - 180, 180.0

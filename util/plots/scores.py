@@ -1,6 +1,6 @@
-"""Pictures of scores: confusion, calibration, success rate, and arms beside each other.
+"""Figures of scores: confusion matrix, calibration, success-rate curve, and comparison of methods.
 
-Every picture takes a warning, which goes into its title: a picture travels further than the log beside it.
+Each figure shows a warning, if there is one, in its title, because figures are copied without the log.
 """
 
 from __future__ import annotations
@@ -16,43 +16,45 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _WARNING_COLOUR = "#a50f15"
-_WRITTEN_CLASSES = 24
-"""With more classes than this, counts are not written into a confusion matrix: they would not be legible."""
+_MAX_CLASSES_WITH_COUNTS = 24
+"""Up to this number of classes, a confusion matrix shows counts; with more they would not be legible."""
 
 
 def confusion_figure(
     confusion: Sequence[Sequence[int]], names: Sequence[str], *, title: str = "", warning: str = ""
 ) -> Figure:
-    """Draws a confusion matrix: colours are shares of each true class, numbers are counts.
+    """Draws a confusion matrix: colours are fractions of each true class, numbers are counts.
 
     Args:
         confusion: (K, K) counts, rows = truth, columns = prediction.
-        names: of the classes.
-        title: above.
-        warning: likewise, in red.
+        names: names of the classes.
+        title: title of the figure.
+        warning: second line of the title, in red.
 
     Raises:
-        ValueError: a matrix that does not fit the names.
+        ValueError: the matrix does not fit the names.
     """
     counts = np.asarray(confusion, dtype=np.float64)
-    kinds = len(names)
-    if counts.shape != (kinds, kinds):
-        raise ValueError(f"confusion matrix of shape {counts.shape}: expected ({kinds}, {kinds}) for {kinds} names")
+    classes = len(names)
+    if counts.shape != (classes, classes):
+        raise ValueError(
+            f"confusion matrix of shape {counts.shape}: expected ({classes}, {classes}) for {classes} names"
+        )
     with np.errstate(invalid="ignore"):
-        shares = counts / counts.sum(axis=1, keepdims=True)
-    size = min(max(0.55 * kinds, 2.4), 12.0)
+        fractions = counts / counts.sum(axis=1, keepdims=True)
+    size = min(max(0.55 * classes, 2.4), 12.0)
     figure, axis = _one_axis((size + 2.6, size + 1.4))
     colours = colormaps["Blues"].with_extremes(bad="0.85")
-    drawn = axis.imshow(np.ma.masked_invalid(shares), cmap=colours, vmin=0, vmax=1)
-    figure.colorbar(drawn, ax=axis, label="share of the true class", fraction=0.046, pad=0.03)
+    drawn = axis.imshow(np.ma.masked_invalid(fractions), cmap=colours, vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=axis, label="fraction of the true class", fraction=0.046, pad=0.03)
     short = [textwrap.shorten(str(name), 28, placeholder="...") for name in names]
-    axis.set_xticks(range(kinds), short, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    axis.set_yticks(range(kinds), short, fontsize=8)
+    axis.set_xticks(range(classes), short, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axis.set_yticks(range(classes), short, fontsize=8)
     axis.set_xlabel("prediction")
     axis.set_ylabel("truth")
-    if kinds <= _WRITTEN_CLASSES:
+    if classes <= _MAX_CLASSES_WITH_COUNTS:
         for row, col in np.ndindex(counts.shape):
-            dark = np.nan_to_num(shares[row, col]) > 0.55
+            dark = np.nan_to_num(fractions[row, col]) > 0.55
             text = _short_count(counts[row, col])
             axis.text(col, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "0.15")
     put_title(figure, title, warning)
@@ -62,13 +64,13 @@ def confusion_figure(
 def calibration_figure(
     curves: Mapping[str, Mapping[str, Sequence[float]]], *, title: str = "", warning: str = ""
 ) -> Figure:
-    """Draws predicted against observed shares of deposits.
+    """Draws observed fractions of deposits against predicted scores; larger points are bins with more windows.
 
     Args:
-        curves: by name, such as of folds, what `ProspectivityScores.compute` gives as `calibration`; those without
-            points are left out. A point's area grows with the number behind it.
-        title: above.
-        warning: likewise, in red.
+        curves: name, such as that of a fold, -> `calibration` of `ProspectivityScores.compute`; empty curves are
+            omitted.
+        title: title of the figure.
+        warning: second line of the title, in red.
     """
     figure, axis = _one_axis((5.0, 5.0))
     ends = [value for curve in curves.values() for key in ("predicted", "observed") for value in curve[key]]
@@ -81,8 +83,8 @@ def calibration_figure(
             areas = 8 + 40 * np.asarray(curve["count"]) / most
             axis.scatter(curve["predicted"], curve["observed"], s=areas, color=colour, zorder=3)
     axis.set(xlim=(0, limit), ylim=(-0.02 * limit, limit), aspect="equal")
-    axis.set_xlabel("predicted score, mean of each part")
-    axis.set_ylabel("observed share of deposits")
+    axis.set_xlabel("mean predicted score of each bin")
+    axis.set_ylabel("observed fraction of deposits")
     axis.legend(fontsize=8, loc="upper left")
     put_title(figure, title, warning)
     return figure
@@ -94,9 +96,9 @@ def success_rate_figure(
     """Draws the fraction of windows (deposits and background) ranked highest against the fraction of deposits in them.
 
     Args:
-        curves: by name what `ProspectivityScores.compute` gives as `success_rate`; those without points are left out.
-        title: above.
-        warning: likewise, in red.
+        curves: name -> `success_rate` of `ProspectivityScores.compute`; empty curves are omitted.
+        title: title of the figure.
+        warning: second line of the title, in red.
     """
     figure, axis = _one_axis((5.4, 5.0))
     for (name, curve), colour in zip(curves.items(), distinct_colours(len(curves)), strict=True):
@@ -114,37 +116,37 @@ def success_rate_figure(
     return figure
 
 
-def arms_figure(
+def methods_figure(
     scores: Mapping[str, Sequence[float | None]], *, score: str, title: str = "", warning: str = ""
 ) -> Figure:
-    """Draws a column for each arm: the score of every fold, joined between arms, and their mean.
+    """Draws a column for each method: the score of each fold, connected between methods, and the mean.
 
     Args:
-        scores: by arm, scores of folds in the same order; None = undefined there.
-        score: what they are, for the axis.
-        title: above.
-        warning: likewise, in red.
+        scores: method -> scores of the folds, in the same order; None = undefined.
+        score: name of the score, the label of the axis.
+        title: title of the figure.
+        warning: second line of the title, in red.
 
     Raises:
-        ValueError: arms with different numbers of folds.
+        ValueError: methods differ in their number of folds.
     """
     table = np.array(
         [[np.nan if v is None else v for v in values] for values in _same_length(scores)], dtype=np.float64
     )
-    arms, folds = table.shape
-    figure, axis = _one_axis((max(1.5 * arms, 3.0) + 1.6, 4.2))
+    methods, folds = table.shape
+    figure, axis = _one_axis((max(1.5 * methods, 3.0) + 1.6, 4.2))
     offsets = np.linspace(-0.22, 0.22, folds) if folds > 1 else np.zeros(1)
     for fold, colour in zip(range(folds), distinct_colours(folds), strict=True):
-        at = np.arange(arms) + offsets[fold]
+        at = np.arange(methods) + offsets[fold]
         axis.plot(at, table[:, fold], color=colour, linewidth=0.6, alpha=0.45, zorder=1)
         axis.scatter(at, table[:, fold], s=26, color=colour, zorder=3, label=f"fold {fold}")
-    for arm, values in enumerate(table):
+    for method, values in enumerate(table):
         if np.isfinite(values).any():
             mean = float(np.nanmean(values))
-            axis.hlines(mean, arm - 0.34, arm + 0.34, color="0.1", linewidth=2, zorder=2)
-            axis.annotate(f"{mean:.3g}", (arm + 0.36, mean), fontsize=8, va="center", ha="left", zorder=4)
-    axis.set_xticks(range(arms), ["\n".join(textwrap.wrap(name, 16)) for name in scores], fontsize=8)
-    axis.set_xlim(-0.6, arms - 0.4 + 0.15)
+            axis.hlines(mean, method - 0.34, method + 0.34, color="0.1", linewidth=2, zorder=2)
+            axis.annotate(f"{mean:.3g}", (method + 0.36, mean), fontsize=8, va="center", ha="left", zorder=4)
+    axis.set_xticks(range(methods), ["\n".join(textwrap.wrap(name, 16)) for name in scores], fontsize=8)
+    axis.set_xlim(-0.6, methods - 0.4 + 0.15)
     axis.set_ylabel(score)
     axis.grid(axis="y", color="0.9", linewidth=0.6)
     axis.set_axisbelow(True)
@@ -154,7 +156,7 @@ def arms_figure(
 
 
 def distinct_colours(count: int) -> list[tuple[float, ...]]:
-    """As many colours, told apart by hue up to 10."""
+    """A number of colours, of different hues up to 10."""
     if count <= 10:
         return [colormaps["tab10"](number) for number in range(count)]
     return [colormaps["viridis"](value) for value in np.linspace(0, 1, count)]
@@ -172,7 +174,7 @@ def _same_length(scores: Mapping[str, Sequence[float | None]]) -> list[Sequence[
     lengths = {name: len(values) for name, values in scores.items()}
     if len(set(lengths.values())) != 1:
         listed = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
-        raise ValueError(f"arms differ in number of folds: {listed or 'none'}; expected the same folds for all")
+        raise ValueError(f"methods differ in number of folds: {listed or 'none'}; expected the same folds for all")
     return list(scores.values())
 
 
@@ -183,7 +185,7 @@ def _one_axis(inches: tuple[float, float]) -> tuple[Figure, Axes]:
 
 
 def put_title(figure: Figure, title: str, warning: str) -> None:
-    """Title and, in red below it, the warning; both wrapped to the figure's width."""
+    """Sets the title of a figure and below it the warning, wrapped to its width; both are red if there is a warning."""
     lines = math.floor(figure.get_figwidth() * 12.5)  # characters of 10 points in an inch, about
     text = "\n".join(line for part in (title, warning) for line in textwrap.wrap(part, lines))
     if text:
