@@ -58,8 +58,9 @@ class CrossLayerScore:
 
 
 def shown_groups_for(target: int, groups: int) -> list[ShownGroups]:
-    """All choices of shown groups: own tokens alone, each other group alone, all others, all but one; with and without
-    own tokens.
+    """The choices of shown groups to score.
+
+    Own tokens alone, each other group alone, and, with and without own tokens, all others and all others but one.
     """
     rest = [g for g in range(groups) if g != target]
     found = [ShownGroups(target, True, ()), *(ShownGroups(target, False, (g,)) for g in rest)]

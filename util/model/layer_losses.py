@@ -62,7 +62,7 @@ LOSSES = {
     "huber": Loss(huber_error, "squared error of small, absolute error of large differences"),
     "cross_entropy": Loss(cross_entropy, "cross-entropy of class fractions", on_fractions=True),
 }
-"""Every loss that a layer may name; nothing else compares these names."""
+"""Choices of the column `loss` of a layer table."""
 
 BASE_LOSS, FINER_LOSS = "mse", "l1"
 """Losses, at the base scale and at finer scales, of layers of values that name none (SatMAE++)."""
@@ -94,7 +94,7 @@ FORMS = {
     "angle": Form("angle (cosine and sine) with 2", 2, 2),
     "fractions": Form("fractions (one for each class) with 2 or more", 2, None),
 }
-"""Every form that a kind of layer may declare; the model knows layers by their form alone."""
+"""Choices of `form` that a kind of layer declares; the model does not know the kind itself."""
 
 _FORM_OF_KIND = {"continuous": "values", "circular": "angle", "categorical": "fractions"}
 """Forms of the kinds in older checkpoints, whose rows lack `form`."""

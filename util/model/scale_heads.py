@@ -1,9 +1,9 @@
-"""Cross-scale heads: the published upsampling block, and light ones whose cost does not explode with layers.
+"""Cross-scale heads: the published upsampling block, and light heads whose cost is linear in the number of layers.
 
 Shape letters: N batch, C channels, H W base-scale pixels, G groups, L patches per group, E decoder width, p
 patch edge, s scale, n channels of a head, K detail patterns.
 
-References: SatMAE++ (Noman et al., CVPR 2024) for the published block; the light heads are our own.
+References: SatMAE++ (Noman et al., CVPR 2024) for the published block; the light heads are an addition.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,7 +96,7 @@ def neighbours(x: Tensor, known: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
 
     Args:
         x: (N, n, H, W).
-        known: likewise bool, True where given.
+        known: (N, n, H, W) bool, True where a pixel is given and not predicted.
         dim: the axis, 2 or 3.
 
     Returns:
@@ -142,7 +142,7 @@ class SubpixelHead(nn.Module):
 
         Args:
             scale: s, parts of a base pixel along each side.
-            channel_groups: for every group of the model the channels that this head predicts; may be empty.
+            channel_groups: for each group of the model, the channels that this head predicts; may be empty.
             patch_size: p, in base pixels.
             width: E, of the tokens.
             rank: number of patterns; 0 for interpolation alone.
@@ -228,10 +228,10 @@ class SubpixelHead(nn.Module):
 
 
 def plan_subpixel(scored: Mapping[int, Sequence[int]]) -> dict[int, dict[int, tuple[int, ...]]]:
-    """Choose how the image of each finer scale is made: by a head, or by pooling a finer image.
+    """Choose how the image of each finer scale is computed: by a head, or by pooling a finer image.
 
     A channel's finest image is predicted. Where a coarser scale divides the finest, its image is the mean over pixels
-    of the finer one: this costs next to nothing, and targets are made in the same way.
+    of the finer one, which is cheap; targets are computed in the same way.
 
     Args:
         scored: the channels scored at each scale.
@@ -251,7 +251,7 @@ def plan_subpixel(scored: Mapping[int, Sequence[int]]) -> dict[int, dict[int, tu
 
 
 def detail_rank(config: Mapping[str, Any], *, scored: Mapping[int, Sequence[int]]) -> int:
-    """Number of detail patterns of the light heads: as many as keep their cost within `HEAD_BUDGET`.
+    """Number of detail patterns of the light heads: as many as their budget `HEAD_BUDGET` allows.
 
     Args:
         config: arguments of the model.
@@ -261,8 +261,8 @@ def detail_rank(config: Mapping[str, Any], *, scored: Mapping[int, Sequence[int]
         A whole number from 0 to `MAX_DETAIL_RANK`.
     """
     pixels, p2 = config["img_size"] ** 2, config["patch_size"] ** 2
-    channels, locations = config["in_chans"], pixels // p2
-    tokens = len(config["channel_groups"]) * locations
+    channels, patches = config["in_chans"], pixels // p2
+    tokens = len(config["channel_groups"]) * patches
     visible = 1 + int(tokens * (1 - ASSUMED_MASK_RATIO))
     width, decoder_width = config["embed_dim"], config["decoder_embed_dim"]
 
@@ -275,7 +275,7 @@ def detail_rank(config: Mapping[str, Any], *, scored: Mapping[int, Sequence[int]
     for s, sources in plan_subpixel(scored).items():
         predicted = len(sources.get(s, ()))
         interpolation += predicted * pixels * 3 * s * (s + 1)
-        per_pattern += predicted * locations * (decoder_width + p2 * s * s)
+        per_pattern += predicted * patches * (decoder_width + p2 * s * s)
     if not per_pattern:
         return 0
     return max(0, min(MAX_DETAIL_RANK, int((HEAD_BUDGET * rest - interpolation) // per_pattern)))

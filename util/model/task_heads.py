@@ -1,7 +1,7 @@
-"""Per-pixel heads for fine-tuning: from the tokens of all groups to K outputs for every pixel, at one scale.
+"""Per-pixel heads for fine-tuning: from the tokens of all groups to K outputs for each pixel, at one scale.
 
 To add a head, write a class like those here and add one line to `HEADS`. Both heads merge the groups by one linear map
-per group, summed over the groups that have a valid pixel in the patch; where no group has one, only the bias is left.
+per group, summed over the groups that have a valid pixel in the patch; if no group has one, the sum is the bias.
 
 Shape letters: N batch, C channels, H W base-scale pixels, G groups, L patches per group, D encoder width, p patch
 edge, s scale, K outputs.
@@ -25,7 +25,7 @@ SOFT_LIMIT = 4.0  # model units, which are standard deviations by default; small
 
 @dataclass(frozen=True)
 class HeadSize:
-    """Sizes that every head is built from.
+    """Sizes from which a head is built.
 
     Attributes:
         groups: G.
@@ -140,7 +140,7 @@ class UpsampleHead(nn.Module):
         self.detail_out = nn.Conv2d(widths[-1], size.outputs, 1) if scale > 1 else None
 
     def init_weights(self) -> None:
-        """Start as interpolation of the base-scale prediction; convolutions keep torch's default."""
+        """Start as interpolation of the base-scale prediction; convolutions keep PyTorch's default."""
         self.merge.init_weights()
         if self.detail_out is not None:
             nn.init.zeros_(self.detail_out.weight)
