@@ -480,12 +480,12 @@ def test_fine_tuning_uses_every_parameter():
         ({"scales": (2, 4)}, r"scales \(2, 4\): expected 1 followed by increasing whole numbers"),
         ({"scales": (1, 4, 2)}, r"scales \(1, 4, 2\): expected 1 followed by"),
         ({"scales": (1, 3)}, r"\[3\] are not powers of two; .* scale_heads 'subpixel'"),
-        ({"scored": {1: [0], 3: [0]}}, r"scored channels \[0\] at scale 3: expected scales out of \(1, 2, 4\)"),
+        ({"scored": {1: [0], 3: [0]}}, r"scored channels \[0\] at scale 3: expected scales from \(1, 2, 4\)"),
         ({"scored": {1: [0, 5]}}, r"scored channels \[0, 5\] at scale 1"),
         ({"scored": {2: [0]}}, "no channel is scored at scale 1"),
         ({"scale_heads": "none"}, "scale_heads 'none': expected one of subpixel, shared"),
         ({"channel_weights": [1, 1]}, "expected 3 numbers"),
-        ({"channel_weights": [1, 1, -1]}, "none negative"),
+        ({"channel_weights": [1, 1, -1]}, "expected 3 numbers >= 0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changes, message):
@@ -500,7 +500,7 @@ def test_inputs_that_do_not_fit_are_refused():
         model(images[0][:, :2], images[1:])
     with pytest.raises(ValueError, match=r"target of scale 2 of shape .* expected \(N, 3, 32, 32\)"):
         model(images[0], [images[2], images[1]])
-    with pytest.raises(ValueError, match=r"1 finer targets and 2 validities: expected 2"):
+    with pytest.raises(ValueError, match=r"1 finer targets and 2 validity masks: expected 2"):
         model(images[0], images[1:2])
     with pytest.raises(ValueError, match=r"target of scale 2 is None, but channels \(0,\) are scored"):
         model(images[0], [None, None])
