@@ -343,6 +343,18 @@ class TestDummies:
         assert summary.dummies == () and summary.maximum == 255 and summary.valid_fraction == 1.0
         assert any("hold 255, often a dummy" in text for text in summary.suspicious) == doubted
 
+    @pytest.mark.parametrize("fraction, warned", [(0.45, True), (0.1, False)])
+    @pytest.mark.parametrize("reproject_to", [None, MGA55])
+    def test_many_exact_zeros_are_suspicious(self, tmp_path, fraction, warned, reproject_to):
+        values = ramp(40, 40) + 0.5
+        values[: round(40 * fraction)] = 0
+        path = write_grid(tmp_path / "a.tif", values)
+        found = scan(opened(path, reproject_to=reproject_to)).suspicious
+        assert [f"{100 * fraction:.0f} % of the valid pixels hold exactly 0" in text for text in found] == [
+            True
+        ] * warned
+        assert scan(opened(path, nodata=0.0)).suspicious == ()
+
     def test_dummy_within_reach_of_the_data_is_only_suspicious(self, tmp_path):
         values = ramp(6, 5) * 400.0  # range 21,600; -9,999 is nearer than that
         values[1, 1:4] = -9999.0

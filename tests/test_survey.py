@@ -175,6 +175,13 @@ class TestScales:
         row, col = np.mgrid[:4, :4] * 4 + 2.0  # centres of base pixels
         np.testing.assert_allclose(values, (8 + col) - 2 * (16 + row), atol=0.15)
 
+    def test_the_same_layer_twice_is_warned_about(self, tmp_path):
+        again = survey(make(tmp_path / "s", a=field(40), b=field(40), c=field(40, seed=1)))
+        (text,) = [text for text in again.layer_warnings if "seems to be the same" in text]
+        assert text.startswith("layer 'b' seems to be the same as layer 'a'") and "--dropped_bands" in text
+        remedied = survey(str(tmp_path / "s"), dropped_bands=[1])
+        assert not any("seems to be the same" in text for text in remedied.layer_warnings)
+
     def test_the_base_resolution_in_the_message_leads_to_a_run(self, tmp_path):
         folder = make(tmp_path / "s", a=(field(64), {"resolution": (100.0, 93.7)}))
         with pytest.raises(ValueError, match=r"14\.992 reference pixels of 100, .*such as --base_resolution 400$"):

@@ -1,4 +1,4 @@
-"""Classes of labels: which codes there are, how they are numbered, and their names and colours."""
+"""Class tables: the codes of labels, their numbers from 0 to K - 1, their names and colours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_CLASSES = 255
 """Most classes that labels may have: a map of geology has tens; more are measurements, or identifiers."""
 
 _LISTED = 12  # codes shown in a message
-_GOLDEN = 0.618034  # share of the colour circle between classes: neighbours in number differ, and none repeats
+_GOLDEN = 0.618034  # fraction of the hue circle from one class to the next: neighbours differ, no hue repeats
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class ClassTable:
     """Classes in the order of their numbers, 0 to K - 1.
 
     Attributes:
-        codes: as they lie in the file.
-        names: as people call them.
+        codes: as stored in the file.
+        names: for maps and reports.
         colours: '#rrggbb'.
         counts: labelled target pixels of each, or points.
     """
@@ -43,7 +43,7 @@ class ClassTable:
 
 
 def sorted_codes(codes: Iterable[Code]) -> tuple[Code, ...]:
-    """Return codes in the order in which they are numbered: whole numbers by size, then texts by alphabet."""
+    """Return codes in the order of their numbers: whole numbers by size, then texts alphabetically."""
     return tuple(sorted(set(codes), key=lambda code: (isinstance(code, str), code)))
 
 
@@ -67,15 +67,15 @@ def check_class_count(codes: Sequence[Code], where: str) -> None:
 
 
 def unknown_codes(counts: Mapping[Code, int], known: Sequence[Code] | None, where: str) -> None:
-    """Refuse codes that occur and that a trained model does not know.
+    """Refuse codes that occur but that a trained model does not know.
 
     Args:
         counts: how often each code occurs.
-        known: codes of the trained model; None: there is none, all are welcome.
-        where: names the labels.
+        known: codes of the trained model; None: no model, every code is allowed.
+        where: names the labels in messages.
 
     Raises:
-        ValueError: there are such codes; they are named, with how often they occur.
+        ValueError: there are such codes; the message gives each with its count.
     """
     if known is None:
         return
@@ -105,20 +105,20 @@ def make_class_table(
         known: codes of a trained model, in its order; None: the codes that occur, sorted.
         names: names that the labels come with.
         colours: colours that the labels come with, '#rrggbb'.
-        classes_csv: table of code, name and, if wanted, colour; it comes first.
+        classes_csv: table of code, name and, optionally, colour; it takes precedence.
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: codes the model does not know; fewer than two classes, none being trained; a table that
-            cannot be used or does not name every class.
+        ValueError: a code that the model does not know; fewer than two classes and no trained model; a class table
+            that cannot be used or does not name every class.
     """
     unknown_codes(counts, known, where)
     codes = sorted_codes(code for code, count in counts.items() if count) if known is None else tuple(known)
     if known is None and len(codes) < 2:
         only = f"one class only ({codes[0]!r})" if codes else "no class"
         raise ValueError(
-            f"{where}: {only} on this ground, expected at least two to tell apart; label the others too (what is not "
-            "labelled is not background), or for presence-only points leave out --label_column"
+            f"{where}: {only} on this ground, expected at least two to tell apart; label the others too (unlabelled "
+            "ground is not background), or for presence-only points leave out --label_column"
         )
     names, colours = dict(names or {}), dict(colours or {})
     if classes_csv is not None:
@@ -134,7 +134,7 @@ def make_class_table(
 
 
 def default_colour(number: int) -> str:
-    """Return a colour for a class that has none: hues a golden section apart, lightness in turn."""
+    """Return a colour for a class that has none: hues a golden section apart, three alternating lightnesses."""
     red, green, blue = colorsys.hls_to_rgb((0.02 + number * _GOLDEN) % 1.0, (0.62, 0.46, 0.74)[number % 3], 0.6)
     return as_colour((round(255 * red), round(255 * green), round(255 * blue)))
 
@@ -147,7 +147,7 @@ def as_colour(rgb: Sequence[int]) -> str:
 def read_classes_csv(path: str | Path, codes: Sequence[Code]) -> tuple[dict[Code, str], dict[Code, str]]:
     """Read the names and colours of classes from a table with the columns `code`, `name` and, optional, `colour`.
 
-    Other columns are passed over. Codes of the table that do not occur are left out with a warning.
+    Other columns are ignored. Codes of the table that do not occur are left out with a warning.
 
     Args:
         path: the table, comma-separated, UTF-8.
@@ -179,7 +179,7 @@ def read_classes_csv(path: str | Path, codes: Sequence[Code]) -> tuple[dict[Code
     if missing:
         raise ValueError(
             f"{where}: does not name the code(s) {listed_codes(missing)} of the labels; add a row for each, or declare "
-            "as nodata in the labels what is no class"
+            "codes that are not classes as nodata in the labels"
         )
     extra = [code for code in names if code not in codes]
     if extra:
@@ -192,7 +192,7 @@ def read_class_rows(path: Path, where: str) -> list[tuple[int, dict[str, str]]]:
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: it is no such table, or a row has no code.
+        ValueError: it is not such a table, or a row has no code.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -223,7 +223,7 @@ def read_class_rows(path: Path, where: str) -> list[tuple[int, dict[str, str]]]:
 
 
 def _parse_code(text: str, codes: Sequence[Code]) -> Code:
-    """The code that a cell means: a whole number where the labels have whole numbers."""
+    """The code in a cell: a whole number if the labels hold whole numbers."""
     if any(isinstance(code, int) for code in codes):
         try:
             value = float(text)

@@ -199,14 +199,18 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
         return [replace(template, name=cells.get("name", stem_of(path)))]
     if parse_array_path(path) is not None:
         return [replace(template, name=cells.get("name", stem_of(path)), band=1)]
+    contents = _contents_of(path, where)
+    made = _layers_of(Path(path), contents, stem=cells.get("name"))
+    return [replace(template, name=layer.name, path=layer.path, band=layer.band) for layer in made]
+
+
+def _contents_of(path: str, where: str) -> RasterContents:
     try:
-        contents = inspect_raster(path)
+        return inspect_raster(path)
     except GDAL_ERRORS as error:
         raise ValueError(
             f"{where}: {path} cannot be opened as a raster ({error}); it may be damaged or incomplete"
         ) from error
-    made = _layers_of(Path(path), contents, stem=cells.get("name"))
-    return [replace(template, name=layer.name, path=layer.path, band=layer.band) for layer in made]
 
 
 def _number(

@@ -25,7 +25,7 @@ _CATEGORIES = "CategoryNames/Category"
 
 @dataclass(frozen=True)
 class RasterLegend:
-    """What a raster says about its own numbers: names and colours of codes, and the unit."""
+    """Names and colours that a raster stores for its codes, and its unit."""
 
     names: dict[Code, str]
     colours: dict[Code, str]
@@ -36,7 +36,7 @@ def read_legend(path: str, band: int) -> RasterLegend:
     """Return the names and colours that a raster gives to its codes, and its unit.
 
     Names come from a raster attribute table, GDAL's category names or band tags `class_<code>`, colours from the
-    attribute table or a colour table; the first of each that there is.
+    attribute table or a colour table; the first source takes precedence.
     """
     names: dict[Code, str] = {}
     colours: dict[Code, str] = {}
@@ -51,7 +51,7 @@ def read_legend(path: str, band: int) -> RasterLegend:
             tags = dataset.tags(band)
             try:
                 table = dataset.colormap(band)
-            except ValueError:  # rasterio's way to say that there is none
+            except ValueError:  # rasterio raises it if there is none
                 table = {}
             described = [*_sidecars(dataset, band), *_as_vrt(dataset, band)]
     for tag, name in tags.items():
@@ -69,7 +69,7 @@ def read_legend(path: str, band: int) -> RasterLegend:
 
 
 def _sidecars(dataset: rasterio.DatasetReader, band: int) -> list[ElementTree.Element]:
-    """What .aux.xml files beside a raster say about a band."""
+    """The elements of a band in the .aux.xml files beside a raster."""
     found = []
     for name in dataset.files:
         if name.endswith(".aux.xml") and Path(name).is_file():
@@ -87,7 +87,7 @@ def has_category_names(dataset: rasterio.DatasetReader, band: int) -> bool:
 
 
 def _as_vrt(dataset: rasterio.DatasetReader, band: int) -> list[ElementTree.Element]:
-    """What GDAL knows about a band but rasterio has no function for: it is in a VRT of the dataset."""
+    """The elements of a band in a VRT of the dataset: they hold metadata that rasterio has no function for."""
     name = f"/vsimem/{uuid.uuid4().hex}.vrt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -101,7 +101,7 @@ def _as_vrt(dataset: rasterio.DatasetReader, band: int) -> list[ElementTree.Elem
     return ElementTree.fromstring(text).findall(f"VRTRasterBand[@band='{band}']")
 
 
-# Numbers of the uses that GDAL gives to the columns of an attribute table.
+# GDAL's numbers for the usage of a column of an attribute table (GDALRATFieldUsage).
 _NAME, _MINIMUM, _VALUE, _RED = 2, 3, 5, 6
 
 
@@ -128,5 +128,5 @@ def _read_attributes(table: ElementTree.Element, names: dict[Code, str], colours
                 names[int(code)] = cells[name]
             if None not in channels:
                 colours[int(code)] = as_colour([int(float(cells[k])) for k in channels if k is not None])
-        except (ValueError, IndexError):  # a row that does not say it is no name lost: the code stands for itself
+        except (ValueError, IndexError):  # an unreadable row: its code serves as the name
             continue

@@ -136,6 +136,7 @@ class NodataScan:
         data: moments of the valid numbers that are no known dummy, stored units.
         dummies: how often each known dummy occurs.
         pixels: number of pixels seen, valid or not.
+        zeros: number of valid pixels that hold exactly 0.
         distinct: the distinct whole numbers seen, or None once they are too many or not whole.
         recognise: False where numbers are class codes, of which none is taken for a dummy.
     """
@@ -144,6 +145,7 @@ class NodataScan:
     data: RunningMoments = field(default_factory=RunningMoments)
     dummies: dict[float, int] = field(default_factory=dict)
     pixels: int = 0
+    zeros: int = 0
     distinct: set[float] | None = field(default_factory=set)
     recognise: bool = True
 
@@ -159,6 +161,8 @@ class NodataScan:
         if not kept.size:
             return
         low, high = kept.min(), kept.max()
+        if low <= 0 <= high:
+            self.zeros += kept.size - int(np.count_nonzero(kept))
         for value in self._known:
             if low <= value <= high:
                 same = kept == kept.dtype.type(value)

@@ -59,12 +59,11 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInter
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be opened, or is of a kind that cannot be used; the message says why and what to
-            do.
+        ValueError: it cannot be opened or used; the message says why and what to do.
     """
     if parse_array_path(layer.path) is not None:
         return _open_array(layer, reproject_to, aoi)
-    with rasterio.Env(), _opened(layer) as dataset:  # the Env brings what GDAL remarks to the log
+    with rasterio.Env(), _opened(layer) as dataset:  # the Env logs GDAL's remarks
         _check_band(layer, dataset)
         _check_size(layer, dataset)
         layer, signs = _recognise_classes(layer, dataset)

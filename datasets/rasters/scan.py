@@ -1,4 +1,4 @@
-"""Scans a layer's pixels once for what its header does not say: value range, statistics, undeclared nodata."""
+"""Scans the pixels of a layer once: value range, statistics, undeclared nodata, suspicious values."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from datasets.rasters.nodata import NodataScan, listed, stored_values
 
 # Larger layers are scanned in part: every n-th chunk, n the smallest that keeps to this many pixels.
 SCAN_PIXELS = 2**27
+# Fraction of exact zeros among the valid pixels of a layer of measurements from which on a warning is given.
+_MANY_ZEROS = 0.2
 # Pixels decoded at a time while scanning: some 50 MB with everything that is derived from them.
 _CHUNK_PIXELS = 2**21
 
@@ -99,13 +101,14 @@ def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
 
 @dataclass(frozen=True)
 class _Findings:
-    """Raw result: moments in physical units, pixels read, dummies, doubtful dummies, number of distinct values."""
+    """Raw result: moments in physical units, pixels read, dummies, doubtful dummies, distinct values, exact zeros."""
 
     moments: RunningMoments
     pixels: int
     dummies: tuple[float, ...]
     doubtful: tuple[tuple[float, int], ...]
     distinct: int | None
+    zeros: float
 
 
 def _scan_pixels(band: RasterBand, thin: int) -> _Findings:
@@ -120,15 +123,16 @@ def _scan_pixels(band: RasterBand, thin: int) -> _Findings:
         found_nodata.add(raw, invalid)
     dummies, doubtful = found_nodata.classify_nodata_candidates()
     distinct = None if found_nodata.distinct is None else len(found_nodata.distinct)
+    zeros = found_nodata.zeros / max(found_nodata.data.count, 1)
     if not band.warped:
-        return _Findings(_physical(found_nodata.data, band), found_nodata.pixels, dummies, doubtful, distinct)
+        return _Findings(_physical(found_nodata.data, band), found_nodata.pixels, dummies, doubtful, distinct, zeros)
     moments, pixels = RunningMoments(), 0
     band = with_undeclared_nodata(band, dummies)
     for window in _chunks(band.grid.rows, band.grid.cols, block=(WARP_BLOCK, WARP_BLOCK), thin=thin):
         values = band.read(*window)
         moments.add(values[~np.isnan(values)].astype(np.float64))
         pixels += values.size
-    return _Findings(moments, pixels, dummies, doubtful, distinct)
+    return _Findings(moments, pixels, dummies, doubtful, distinct, zeros)
 
 
 def _chunks(rows: int, cols: int, *, block: tuple[int, int], thin: int) -> Iterator[tuple[int, int, int, int]]:
@@ -189,6 +193,11 @@ def _suspicions(layer: Layer, found: _Findings) -> Iterator[str]:
         yield (
             f"looks like classes: only {found.distinct} distinct whole numbers; set kind=categorical in layers.csv if "
             "they are not measurements"
+        )
+    elif found.zeros >= _MANY_ZEROS:
+        yield (
+            f"{100 * found.zeros:.0f} % of the valid pixels hold exactly 0, which is not declared as nodata: taken for "
+            "data; set nodata to 0 in layers.csv if it means no data"
         )
     yield from kind_of(layer).suspicions(moments.minimum, moments.maximum)
     step = float(np.spacing(np.float32(max(abs(moments.minimum), abs(moments.maximum)))))

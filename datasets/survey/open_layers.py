@@ -86,4 +86,22 @@ def scan_bands(
             )
         notes += [f"layer '{band.layer.name}': {text}" for text in (*band.notes, *summary.suspicious)]
         summaries.append(summary)
-    return bands, tuple(summaries), notes
+    return bands, tuple(summaries), notes + _repeated_layers(bands, summaries)
+
+
+def _repeated_layers(bands: Sequence[RasterBand], summaries: Sequence[BandSummary]) -> list[str]:
+    """Warnings about layers on one grid whose range, mean, standard deviation and valid fraction are all equal."""
+    notes: list[str] = []
+    first: dict[tuple[float, ...], str] = {}
+    for band, summary in zip(bands, summaries, strict=True):
+        key = (
+            *(*band.grid.bounds, band.grid.rows, band.grid.cols, summary.valid_fraction),
+            *(summary.minimum, summary.maximum, summary.mean, summary.std),
+        )
+        other = first.setdefault(key, band.layer.name)
+        if other != band.layer.name:
+            notes.append(
+                f"layer '{band.layer.name}' seems to be the same as layer '{other}': grid, range, mean and standard "
+                "deviation are equal, so that each gives the other away; leave one out (--dropped_bands)"
+            )
+    return notes
