@@ -7,7 +7,8 @@ import pytest
 
 from datasets.loading.batch_plan import MicroBatch, noise_generators, plan_epoch, updates_per_epoch
 
-SHAPES = [*itertools.product([1, 7, 33], [1, 3], [1, 4], [1, 3]), (16, 8, 1, 2), (16, 4, 2, 2), (17, 4, 2, 2)]
+SPLITS = [(16, 8, 1, 2), (16, 4, 2, 2), (17, 4, 2, 2), (65, 32, 2, 2)]
+SHAPES = [*itertools.product([1, 7, 33], [1, 3], [1, 4], [1, 3]), *SPLITS]
 """(tiles, batch_size, accum_iter, world_size)"""
 
 
@@ -57,6 +58,11 @@ class TestAnyCounts:
                 assert 1 <= len(here) <= accum_iter
                 assert [m.is_last for m in here] == [False] * (len(here) - 1) + [True]
             assert len({m.update for m in micros}) == updates
+
+    def test_ranks_have_as_many_micro_batches_in_each_update(self, tiles, batch_size, accum_iter, world_size):
+        """With --fsdp a process that has more than the others waits for them for ever."""
+        ranks = plans(tiles, batch_size, accum_iter, world_size)
+        assert len({tuple(m.update for m in micros) for micros in ranks}) == 1
 
     def test_resuming_yields_the_rest(self, tiles, batch_size, accum_iter, world_size):
         whole = plans(tiles, batch_size, accum_iter, world_size)
@@ -118,3 +124,10 @@ class TestNoise:
     def test_validation_has_masks_of_its_own(self):
         held_out = token_noise(np.array([0]), tokens=9, seed=0, epoch=-1)
         assert (held_out != token_noise(np.array([0]), tokens=9, seed=0, epoch=0)).all()
+
+
+def test_rank_with_fewer_micro_batches_pads_the_update():
+    """65 tiles by 32 over two ranks: 33 and 32 of them."""
+    first, second = plans(65, 32, 2, 2)
+    assert [(len(m.positions), m.weight, m.is_last) for m in first] == [(32, 64 / 65, False), (1, 2 / 65, True)]
+    assert [(len(m.positions), m.weight, m.is_last) for m in second] == [(32, 64 / 65, False), (1, 0.0, True)]

@@ -199,6 +199,10 @@ class TestStatistics:
         assert found == scene_statistics(scenes.images, scenes.train, seed=0)
         assert found != scene_statistics(scenes.images, scenes.train, seed=1)
 
+    def test_of_all_images_but_some_pixels(self, scenes, monkeypatch):
+        monkeypatch.setattr("datasets.scenes.statistics.SAMPLED_PIXELS", 100)
+        assert scene_statistics(scenes.images, scenes.train, seed=0)[0].sampled
+
     def test_given_ones_are_kept(self, fmow, scenes):
         given = scenes.statistics[::-1]
         opened = open_scenes(dataset_type="sentinel", train_path=str(fmow), statistics=given, **SIZE)

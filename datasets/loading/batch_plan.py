@@ -22,7 +22,8 @@ class MicroBatch:
         positions: (n,) int64 positions in the epoch's order; never empty.
         weight: factor for the mean loss of these tiles, such that gradients, summed over the micro-batches of an
             update and averaged over ranks, are those of the mean over all tiles of the update. Zero for a rank that
-            has no tile left and repeats one so that all ranks take the same steps.
+            has no tile left and repeats one, so that every rank has as many micro-batches in each update: with
+            `--fsdp` the processes exchange weights in each.
         is_last: True for the last micro-batch of the update on this rank: gradients are exchanged here.
     """
 
@@ -57,16 +58,14 @@ def plan_epoch(
     for update in range(start_update, -(-tiles // per_update)):
         members = np.arange(update * per_update, min((update + 1) * per_update, tiles), dtype=np.int64)
         mine = members[rank::world_size]
-        if not len(mine):
-            yield MicroBatch(update=update, positions=members[:1], weight=0.0, is_last=True)
-            continue
-        parts = [mine[k : k + batch_size] for k in range(0, len(mine), batch_size)]
-        for number, part in enumerate(parts):
+        most = len(members[::world_size])  # of rank 0; none has more
+        for start in range(0, most, batch_size):
+            part = mine[start : start + batch_size]
             yield MicroBatch(
                 update=update,
-                positions=part,
+                positions=part if len(part) else members[:1],
                 weight=len(part) * world_size / len(members),
-                is_last=number == len(parts) - 1,
+                is_last=start + batch_size >= most,
             )
 
 

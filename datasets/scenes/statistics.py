@@ -52,7 +52,6 @@ def scene_statistics(images: SceneSet, numbers: np.ndarray, *, seed: int) -> tup
             moments[k].add(valid)
             kept[k].append(valid[:: max(1, len(valid) * len(sample) // 2**20)])
     found = {c: (m, np.concatenate(values)) for c, m, values in zip(shown, moments, kept, strict=True)}
-    sampled = len(sample) < len(numbers) or any(m.count % 1 for m in moments)
     return tuple(
         _statistics_of(name, *found[c], images=len(sample), sampled=sampled) if c in found else LayerStatistics(name)
         for c, name in enumerate(images.band_names)
