@@ -468,6 +468,100 @@ class TestValidNumbers:
             opened(store)
 
 
+class TestMissingChunks:
+    """A zarr store of 60 x 80 heights in chunks of 32 from which chunk (0, 1), columns 32 to 63, is missing."""
+
+    def cut(self, tmp_path, version, dataset, name="a"):
+        store = write_store(tmp_path / f"{name}.zarr", {"/": dataset}, zarr_format=version)
+        chunk = store / "g" / ("c/0/1" if version == 3 else "0.1")
+        chunk.unlink()
+        return store
+
+    @pytest.mark.parametrize("version", [2, 3])
+    def test_are_named_and_invalid(self, tmp_path, version):
+        values = ramp(60, 80, "i2") + np.int16(200)
+        band = opened(self.cut(tmp_path, version, grid_dataset(values)))
+        expected = values.astype(np.float32)
+        expected[:32, 32:64] = np.nan
+        np.testing.assert_array_equal(band.read(0, 0, 60, 80), expected)
+        np.testing.assert_array_equal(band.read(20, 30, 30, 40), expected[20:50, 30:70])
+        assert scan(band).minimum == 200
+        assert "1 of 6 chunks are missing from the store" in band.notes[0]
+        assert "in chunks that are missing" in band.nodata_rule
+
+    def test_south_up_and_columns_first(self, tmp_path):
+        values = ramp(60, 80, "i2") + np.int16(200)
+        dataset = grid_dataset(values).isel(y=slice(None, None, -1)).transpose("x", "y")
+        band = opened(self.cut(tmp_path, 3, dataset))
+        expected = values.astype(np.float32)
+        expected[:28, :32] = np.nan  # the second chunk of the rows that are stored from south to north
+        np.testing.assert_array_equal(band.read(0, 0, 60, 80), expected)
+
+    def test_of_nodata_need_no_warning_and_classes_stay(self, tmp_path):
+        filled = ramp(60, 80, "i2") + np.int16(200)
+        band = opened(self.cut(tmp_path, 2, grid_dataset(filled, _FillValue=np.int16(-9))))
+        assert band.notes == [] and np.isnan(band.read(0, 32, 32, 32)).all()
+        codes = (ramp(60, 80, "i2") % 3).astype("i2")
+        band = opened(self.cut(tmp_path, 2, grid_dataset(codes, flag_values=np.array([0, 1, 2], "i2")), name="b"))
+        assert any("class 0 is read there" in note for note in band.notes)
+        assert (band.read(0, 32, 32, 32) == 0).all()
+
+    def test_the_advice_leads_to_a_complete_store(self, tmp_path):
+        values = ramp(60, 80, "i2")
+        values[:32, 32:64] = 0
+        plain = opened(write_store(tmp_path / "a.zarr", {"/": grid_dataset(values)}))
+        assert np.isnan(plain.read(0, 32, 32, 32)).all()
+        whole = opened(write_store(tmp_path / "b.zarr", {"/": grid_dataset(values)}, write_empty_chunks=True))
+        assert whole.notes == [] and (whole.read(0, 32, 32, 32) == 0).all()
+
+
+class Trap:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+class TestPickles:
+    @pytest.mark.parametrize("name", ["x", "g"])
+    def test_a_codec_of_pickles_is_refused_and_not_run(self, tmp_path, name):
+        store = write_store(tmp_path / "a.zarr", {"/": grid_dataset()}, zarr_format=2)
+        (store / ".zmetadata").unlink()
+        settings = json.loads((store / name / ".zarray").read_text())
+        settings |= {
+            "dtype": "|O",
+            "filters": [{"id": "pickle", "protocol": 5}],
+            "compressor": None,
+            "fill_value": None,
+        }
+        (store / name / ".zarray").write_text(json.dumps(settings))
+        for chunk in [path for path in (store / name).iterdir() if not path.name.startswith(".")]:
+            chunk.write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
+        with pytest.raises(ValueError, match="a.zarr"):
+            opened(store)
+        assert not (tmp_path / "ran").exists()
+
+
+class TestPackages:
+    def test_of_a_file_system_are_asked_for_at_once(self, monkeypatch):
+        import importlib
+
+        real = importlib.import_module
+        monkeypatch.setattr(
+            importlib, "import_module", lambda name, *a: real("no_such_package" if name == "s3fs" else name, *a)
+        )
+        with mock.patch("time.sleep", side_effect=AssertionError("waited")):
+            with pytest.raises(ValueError, match=r"s3://b/a.zarr: .* needs the package s3fs.*pip install s3fs"):
+                open_groups("s3://b/a.zarr")
+
+    def test_of_no_file_system(self):
+        with pytest.raises(ValueError, match=r"abc://b/a.zarr: .*abc.*expected a scheme such as https"):
+            open_groups("abc://b/a.zarr")
+
+
 class TestRefused:
     @pytest.mark.parametrize(
         "change, message",

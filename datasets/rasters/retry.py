@@ -29,14 +29,14 @@ def with_retries(
         again: called before each new attempt, to drop a broken connection or handle.
 
     Raises:
-        Exception: whatever the last attempt raised; the first one's for local files.
+        Exception: whatever the last attempt raised; the first one's for local files and missing packages.
     """
     waits = RETRY_WAITS_S if is_remote(path) else ()
     for number, wait in enumerate((*waits, None), start=1):
         try:
             return read()
         except Exception as error:  # every driver and codec has its own
-            if wait is None:
+            if wait is None or isinstance(error, ImportError):  # waiting installs no package
                 raise
             logger.warning("%s: attempt %d of %d failed (%s); next in %g s", what, number, len(waits) + 1, error, wait)
             time.sleep(wait)

@@ -21,10 +21,10 @@ from datasets.layers.paths import ArrayPath, clean_label, is_remote, parse_array
 from datasets.rasters.band import BandSource
 from datasets.rasters.cf_attributes import actual_dtype, fill_values, limits_rule, number, valid_limits
 from datasets.rasters.chunk_cache import CHUNKS
-from datasets.rasters.nodata import in_dtype, listed
+from datasets.rasters.nodata import in_dtype, invalid_pixels, listed, stored_values
 from datasets.rasters.retry import with_retries
 from datasets.rasters.xarray_georeference import VariableGeoreference, other_dims, variable_georeference
-from datasets.rasters.xarray_store import open_groups
+from datasets.rasters.xarray_store import missing_chunks, open_groups
 
 logger = logging.getLogger(__name__)
 
@@ -39,11 +39,13 @@ class XarrayBandSource(BandSource):
         y_dim: dimension of rows.
         x_dim: dimension of columns.
         layer_dim: third dimension, along which the layer's band counts from 1; None if there is none.
+        missing: (row, col, rows, cols) of chunks that the store lacks, whose pixels are invalid.
     """
 
     y_dim: str = ""
     x_dim: str = ""
     layer_dim: str | None = None
+    missing: tuple[tuple[int, int, int, int], ...] = ()
 
     def read_stored(self, row: int, col: int, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Read a window that lies inside the variable.
@@ -72,7 +74,13 @@ class XarrayBandSource(BandSource):
             raise OSError(
                 f"{what} cannot be read ({type(error).__name__}: {error}); a chunk may be damaged or missing: {remedy}"
             ) from error
-        return raw, self.invalid_stored(raw)
+        invalid = self.invalid_stored(raw)
+        for top, left, height, width in self.missing:
+            if top < row + rows and row < top + height and left < col + cols and col < left + width:
+                invalid = np.zeros(raw.shape, dtype=bool) if invalid is None else invalid
+                first_row, first_col = max(top - row, 0), max(left - col, 0)
+                invalid[first_row : top + height - row, first_col : left + width - col] = True
+        return raw, invalid
 
     def _values(self, named: ArrayPath, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         variable = open_groups(named.store)[named.group].variables[named.name]
@@ -116,6 +124,10 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
             "the variable has flag_values: taken for a layer of kind categorical; set kind=continuous in layers.csv if "
             "its numbers are measurements"
         )
+    missing, more = _missing_chunks(layer, named, variable, place, stored_values(stated, dtype))
+    notes += more
+    if missing:
+        rule.append("in chunks that are missing from the store")
     scale, offset = _scale_and_offset(layer, attributes)
     limits, warnings_of_limits = valid_limits(attributes, variable.dtype, layer.where)
     notes += warnings_of_limits
@@ -136,6 +148,7 @@ def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], lis
         y_dim=place.y_dim,
         x_dim=place.x_dim,
         layer_dim=layer_dim,
+        missing=missing,
         limits=limits,
     )
     return source, stated, rule, [*notes, *place.notes]
@@ -319,6 +332,44 @@ def _nodata(
         fits.append(layer.nodata)
         rule.append(f"given {layer.nodata:.9g}")
     return fits, rule, notes
+
+
+def _missing_chunks(
+    layer: Layer, named: ArrayPath, variable: Any, place: VariableGeoreference, nodata: Sequence[float]
+) -> tuple[tuple[tuple[int, int, int, int], ...], list[str]]:
+    """(row, col, rows, cols) of chunks that a zarr store lacks and whose pixels are to be invalid; and a warning.
+
+    Class codes keep the fill value there: chunks of one class alone are common, and zarr leaves out those that hold
+    nothing but the fill value.
+    """
+    dims = list(variable.dims)
+    row_axis, col_axis = dims.index(place.y_dim), dims.index(place.x_dim)
+    chunks = variable.encoding.get("shards") or variable.encoding.get("chunks")
+    if chunks is None:
+        return (), []
+    index = {
+        k: (layer.band - 1) // chunks[k] if dim in place.others else 0
+        for k, dim in enumerate(dims)
+        if k not in (row_axis, col_axis)
+    }
+    found = missing_chunks(named.store, named.variable, index=index)
+    if found is None or not found.places:
+        return (), []
+    fill = np.atleast_1d(np.asarray(0 if found.fill_value is None else found.fill_value))
+    if invalid_pixels(fill, nodata) is not None:
+        return (), []  # they read as nodata anyway
+    remark = (
+        f"{len(found.places)} of {found.checked} chunks are missing from the store: copying it was cut short, or "
+        f"they held nothing but the fill value {fill[0]}, which zarr leaves out; "
+    )
+    if kind_of(layer).is_classes:
+        return (), [remark + f"class {fill[0]} is read there; copy the store again if it should be complete"]
+    height, width = found.shape[row_axis], found.shape[col_axis]
+    blocks = tuple((at[row_axis] * height, at[col_axis] * width, height, width) for at in found.places)
+    return blocks, [
+        remark + "their pixels are invalid; copy the store again, or, if the fill value is data there, write it with "
+        "write_empty_chunks=True (an argument of to_zarr)"
+    ]
 
 
 def _chunk(variable: Any, place: VariableGeoreference) -> tuple[int, int]:
