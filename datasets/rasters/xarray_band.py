@@ -96,10 +96,10 @@ class XarrayBandSource(BandSource):
 
 
 def open_xarray_source(layer: Layer) -> tuple[XarrayBandSource, list[float], list[str], list[str]]:
-    """Looks at a variable's coordinates and attributes, at no values.
+    """Open a variable as a layer: read its coordinates and attributes, but no values.
 
     Returns:
-        The source; the stored values stated to mean no data; what is invalid, in words; notes.
+        The source; the stored values declared as no data; what is invalid, in words; warnings.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -257,7 +257,7 @@ def _layers_of_variable(
 
 
 def _labels(dataset: Any, dim: str) -> list[str]:
-    """What tells elements along a dimension apart: its coordinate if of texts or whole numbers, else b1, b2, ..."""
+    """Names of the elements along a dimension: its coordinate if that is text or whole numbers, else b1, b2, ..."""
     count = dataset.sizes[dim]
     if dim in dataset.variables:
         values = np.asarray(dataset.variables[dim].values)
@@ -268,7 +268,7 @@ def _labels(dataset: Any, dim: str) -> list[str]:
 
 
 def _named_apart(layers: list[Layer]) -> list[Layer]:
-    """Layers of one name get that of their group before it, then that of their store."""
+    """Put the group, then the store before the names of layers that share one."""
     for level in ("group", "store"):
         counts = Counter(layer.name for layer in layers)
         for k, layer in enumerate(layers):

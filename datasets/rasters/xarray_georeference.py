@@ -26,7 +26,7 @@ from datasets.rasters.coordinate_variables import (
 
 @dataclass(frozen=True)
 class VariableGeoreference:
-    """How a variable's dimensions lie on the ground.
+    """Where a variable lies on the ground.
 
     Attributes:
         y_dim: the dimension of rows.
@@ -36,7 +36,7 @@ class VariableGeoreference:
         rows: rows stored.
         cols: columns stored.
         crs: coordinate reference system.
-        notes: what was assumed.
+        notes: warnings about assumptions.
     """
 
     y_dim: str

@@ -96,7 +96,7 @@ def forget(store: str) -> None:
 
 @atexit.register
 def _close() -> None:
-    """Closes what this process has open while the libraries that do so still live."""
+    """Close the stores of this process before the libraries that read them are unloaded."""
     for (pid, _), groups in _opened.items():
         if pid == os.getpid():
             for dataset in groups.values():
