@@ -114,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def work(run: InferenceRun, stop: Stop) -> int:
     """Computes the blocks and writes the results; returns the exit status, 1 if a signal stopped it."""
-    if not dist.on_all(partial(compute, run, stop)):
+    finished = dist.on_all(partial(compute, run, stop))
+    if dist.any_rank(not finished):  # asked after `on_all`: a rank that failed inside it would not take part
+        logger.warning("stopped by a signal; finished blocks are stored: continue with --resume")
         return 1
     dist.on_main_rank(lambda: results.finish(run.output_dir, run.parts, run.product, **run.survey.map_scale))
     return 0
@@ -298,10 +300,10 @@ def begin_or_resume(run: InferenceRun, settings: dict[str, Any], *, overwrite: b
 
 
 def compute(run: InferenceRun, stop: Stop) -> bool:
-    """Computes the blocks of this rank and writes them as parts.
+    """Computes the blocks of this rank and writes them as parts, without exchange with other ranks.
 
     Returns:
-        False if a signal stopped it; finished blocks stay on disk.
+        False if a signal stopped this rank; finished blocks stay on disk.
 
     Raises:
         OSError: a raster could not be read, or a part not written.
@@ -326,10 +328,7 @@ def compute(run: InferenceRun, stop: Stop) -> bool:
             break
     bar.close()
     logger.info("rank %d: %s", ranks.rank, meter.summary())
-    if dist.any_rank(stop.signal is not None):
-        logger.warning("stopped by a signal; finished blocks are stored: continue with --resume")
-        return False
-    return True
+    return stop.signal is None
 
 
 def read_block(survey: InferenceSurvey, block: Block) -> Any:

@@ -522,6 +522,21 @@ class TestSameResult:
         for name in files:
             np.testing.assert_array_equal(pixels_of(tmp_path / "one" / name), pixels_of(tmp_path / "two" / name))
 
+    def test_unreadable_window_of_one_rank_stops_both(self, trained, tmp_path):
+        context = multiprocessing.get_context("forkserver")
+        processes = []
+        for rank in range(2):
+            more = ("--world_size", "2", "--local_rank", str(rank), "--dist_url", f"file://{tmp_path}/meet")
+            runs = [arguments(trained, tmp_path / "out", "embeddings", *more)]
+            processes.append(context.Process(target=_infer_with_a_damaged_window, args=(runs, rank)))
+            processes[-1].start()
+        for process in processes:
+            process.join(90)
+        statuses = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        assert all(status in (1, 2) for status in statuses), statuses  # None: still waiting
+
     def test_what_lies_under_nodata_changes_nothing(self, trained, tmp_path):
         other = write_survey(tmp_path / "survey", under_nodata=float("nan"))
         first = infer(trained, tmp_path / "a")
@@ -535,6 +550,15 @@ def _infer_and_exit(runs):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     sys.exit(max(main_inference.main(argv) for argv in runs))
+
+
+def _infer_with_a_damaged_window(runs, rank):
+    def unreadable(*_):
+        raise OSError("layer 'magnetics': cannot be read")
+
+    if rank == 1:
+        main_inference.read_block = unreadable
+    _infer_and_exit(runs)
 
 
 def test_finer_base_pixels_of_the_same_ground(trained):
