@@ -149,10 +149,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     schedule = setup.pretraining_schedule(training, batches)
     updater = setup.pretraining_updater(network, model, training, lr=schedule.peak_lr, amp_dtype=amp_dtype)
     setup.log_size(args.model, network, schedule)
-
-    description = resume_state.describe_run(
-        data.training, batches, network.config, options=vars(args), decisive=pretrain_options.decisive(vars(args))
-    )
+    used = {"options": vars(args), "decisive": pretrain_options.decisive(vars(args))}
+    description = resume_state.describe_run(data.training, batches, network.config, **used)
     run = Run(
         training=training,
         settings=settings,
