@@ -135,28 +135,40 @@ class TestTrial:
         assert try_batch(step, nn.Linear(WIDTH, OUT), 1, device=CPU, accumulates=False) is None
 
     def test_small_batches_tell_the_peak_of_a_large_one(self):
-        """Of 64 samples after trials up to 32: above what is in use without training, 10 % at most off."""
+        """Of 64 samples after trials up to 32: by tensors counted, 2 % at most off."""
+        model = build_model("tiny", img_size=32, in_chans=2, channel_groups=((0,), (1,)))
+        step = pretraining_step(model)
+
+        def held(size):
+            with counted() as live:
+                assert try_batch(step, model, size, device=CPU, accumulates=False)
+            return live.peak
+
+        trials = MemoryTrials(held, without_batch=3 * sum(p.nbytes for p in model.parameters() if p.requires_grad))
+        trials.try_small(32, limit=1 << 50)
+        assert list(trials.peaks) == [1, 2, 4, 8, 16, 32]
+        assert trials.expected(64) == pytest.approx(held(64), rel=0.02)
+
+    def test_the_measured_peak_holds_the_tensors(self):
+        """What the allocator adds differs between machines, and what it saves is less than half."""
         keep_freed_memory()
-        torch.manual_seed(0)
         model = build_model("tiny", img_size=32, in_chans=2, channel_groups=((0,), (1,)))
         base, step = used_memory_bytes(CPU), pretraining_step(model)
         trials = memory_trials(step, model, device=CPU, accumulates=False, shares_gradients=False, batches_ahead=0)
-        trials.try_small(32, limit=1 << 50)
-        assert list(trials.peaks) == [1, 2, 4, 8, 16, 32]
-        predicted = trials.expected(64)
-        measured = try_batch(step, model, 64, device=CPU, accumulates=False)
-        assert predicted - base == pytest.approx(measured - base, rel=0.15)
-        assert measured - base > count_tensors(step, batch_size=64) / 2
+        assert trials.fits(64, limit=1 << 50)
+        assert trials.peaks[64] - base > count_tensors(step, batch_size=64) / 2
 
     def test_what_is_held_beside_the_passes_counts(self):
-        """64 MiB of weights four times instead of twice, and 64 MiB of a batch three times instead of once."""
-        width = 4096
-        model, step = nn.Linear(width, width, bias=False), step_of(lambda: None, width=width)
-        how = {"device": CPU, "accumulates": False}
-        plain, more = (try_batch(step, model, 1, **how, weight_copies=copies) for copies in (2, 4))
-        assert (more - plain) / MIB == pytest.approx(128, abs=20)
-        alone, ahead = (try_batch(step, model, width, **how, batches_ahead=count) for count in (0, 2))
-        assert (ahead - alone) / MIB == pytest.approx(128, abs=20)
+        """Weights four times instead of twice, and a batch three times instead of once: counted, not measured."""
+        model, step = nn.Linear(WIDTH, OUT, bias=False), step_of(lambda: None)
+
+        def held(size, **more):
+            with counted() as live:
+                assert try_batch(step, model, size, device=CPU, accumulates=False, **more)
+            return live.peak
+
+        assert held(N, weight_copies=4) - held(N, weight_copies=2) == 2 * 4 * WIDTH * OUT
+        assert held(N, batches_ahead=2) - held(N, batches_ahead=0) == 2 * 4 * N * WIDTH
 
 
 def test_a_peak_can_be_forgotten():
