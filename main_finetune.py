@@ -58,7 +58,7 @@ from util.processes import torchrun_restarts as restarts
 from util.processes.program import log_environment, run_program
 from util.processes.signals import Stop, Stopped
 from util.processes.terminal import progress_bar
-from util.records.log import check_output_folders
+from util.records.log import claim_output_folders
 from util.training.engine import seed_step
 
 logger = logging.getLogger("main_finetune")
@@ -105,7 +105,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         baselines=checks.baselines_of(args, CHOICES),
         no_network=args.no_network,
     )
-    check_output_folders(args.output_dir, args.log_dir)
+    claim_output_folders(args.output_dir, args.log_dir)
     amp_dtype, _ = amp_policy(device, args.amp)
     environment = log_environment(device, ranks, precision=str(amp_dtype or "fp32"))
     if restarts.was_restarted(Path(args.output_dir)):
@@ -368,7 +368,7 @@ def prepare_evaluation(args: argparse.Namespace, device: torch.device, ranks: di
     args = checks.with_stored(args, state["options"], get_args_parser())
     checks.check(args, CHOICES)
     args = checks.with_checkpoint(args, state["model_config"], state, is_finetuned=True)
-    check_output_folders(args.output_dir, args.log_dir)
+    claim_output_folders(args.output_dir, args.log_dir)
     log_environment(device, ranks, precision=str(amp_policy(device, args.amp)[0] or "fp32"))
     task = TASKS[args.task]
     chosen = values.ground_options(args, sample_labels=task.sample_labels, local_ranks=ranks.local_world_size)

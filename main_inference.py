@@ -49,7 +49,7 @@ from util.processes import torchrun_restarts as restarts
 from util.processes.program import run_program
 from util.processes.signals import Stop
 from util.processes.terminal import progress_bar
-from util.records.log import check_writable
+from util.records.log import claim_output_folders
 
 logger = logging.getLogger("main_inference")
 
@@ -133,7 +133,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     """
     own_options = inference_options.product_options(args, {name: entry.options for name, entry in PRODUCTS.items()})
     output_dir = Path(args.output_dir)
-    dist.on_main_rank(lambda: check_writable(output_dir, flag="--output_dir"))
+    claim_output_folders(args.output_dir)
     restarted = restarts.was_restarted(output_dir)  # what lies there is this run's own, or was to be replaced
     environment = describe_environment(device) | {"processes": ranks.world_size}
     logger.info("%s", ", ".join(f"{key} {value}" for key, value in environment.items()))

@@ -41,7 +41,7 @@ from util.processes import torchrun_restarts as restarts
 from util.processes.program import log_environment, run_program
 from util.processes.signals import Stop
 from util.processes.terminal import progress_bar
-from util.records.log import check_output_folders
+from util.records.log import claim_output_folders
 from util.records.pretrain_records import RunFiles
 from util.training import setup
 from util.training.dry_run import time_update
@@ -117,7 +117,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     training, settings = options.fill(TrainingSettings, args), options.fill(RunSettings, args)
     pretrain_options.check(args)
     setup.check_start(settings, ranks, device)
-    check_output_folders(args.output_dir, args.log_dir)
+    claim_output_folders(args.output_dir, args.log_dir, alone=not args.dry_run)
     amp_dtype, _ = amp_policy(device, args.amp)
     environment = log_environment(device, ranks, precision=str(amp_dtype or "fp32"))
     args = with_defaults(args, ranks)

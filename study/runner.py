@@ -84,12 +84,16 @@ def hold(folder: Path) -> IO[bytes]:
     lock = open(folder / LOCK, "ab")  # noqa: SIM115  it outlives this function
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         lock.close()
         raise ValueError(
             f"--output_dir {folder}: another worth_it, or programs that it left behind, are at work there; wait for "
             "them, stop them, or choose another --output_dir"
         ) from error
+    except OSError as error:
+        logger.warning(
+            "%s: its file system has no locks (%s); make sure that no second study works there", folder, error
+        )
     return lock
 
 

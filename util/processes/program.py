@@ -11,6 +11,7 @@ import torch
 from util.hardware.device import describe_environment, select_device
 from util.hardware.malloc import keep_freed_memory
 from util.processes import distributed as dist
+from util.processes.output_lock import output_folder_given_back
 from util.processes.signals import Stop
 from util.processes.terminal import setup_logging
 
@@ -30,6 +31,7 @@ def log_environment(device: torch.device, ranks: dist.Ranks, **settings: Any) ->
     return environment
 
 
+@output_folder_given_back()
 def run_program(
     program: str,
     *,

@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from util.processes import distributed as dist
+from util.processes.output_lock import hold_output_folder
 
 
 class JsonLines:
@@ -189,12 +190,19 @@ def check_writable(folder: Path, *, flag: str) -> None:
         raise ValueError(f"{flag} {folder}: not writable ({error.strerror}); choose another directory") from error
 
 
-def check_output_folders(output_dir: str, log_dir: str | None) -> None:
+def claim_output_folders(output_dir: str, log_dir: str | None = None, *, alone: bool = True) -> None:
     """Checks that the main process can write --output_dir and --log_dir; every process must call it.
 
+    Args:
+        output_dir: value of --output_dir, created if missing.
+        log_dir: value of --log_dir, None or empty for none.
+        alone: take --output_dir for this run; False if nothing will be written there.
+
     Raises:
-        ValueError: naming the folder and the reason.
+        ValueError: naming the folder and the reason; or another run is at work in --output_dir.
     """
     dist.on_main_rank(lambda: check_writable(Path(output_dir), flag="--output_dir"))
+    if alone:
+        hold_output_folder(Path(output_dir))
     if log_dir:
         dist.on_main_rank(lambda: check_writable(Path(log_dir), flag="--log_dir"))
