@@ -12,7 +12,6 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from torch import Tensor
 
 import models_mae_group_channels as models
 from datasets.loading.token_masks import Masks
-from datasets.survey.inference_survey import stored_encodings
+from datasets.survey.inference_survey import stored_encodings, stored_layers
+from datasets.survey.open_layers import TrainedLayers
 from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.survey import Survey
 from util.checkpoints import checkpoint_file
@@ -129,13 +129,11 @@ def open_data(state: dict[str, Any], layers_table: str | None) -> Survey:
     chosen = options.survey_options(trained)
     if layers_table is not None:
         chosen |= {"data_dir": None, "layers_table": layers_table}
-    survey = open_survey(SurveySettings(**chosen, classes=[e if e.is_classes else None for e in encodings]))
-    names, expected = [layer.name for layer in survey.layers], [row["name"] for row in state["layers"]]
-    if names != expected:
-        raise ValueError(f"layers {', '.join(names)}; expected {', '.join(expected)} as in the checkpoint")
+    known = TrainedLayers(stored_layers(state["layers"]), encodings)
+    survey = open_survey(SurveySettings(**chosen, trained=known))
     if not len(survey.tiles.val):
         raise ValueError("no held-out tiles (--val_fraction of training), expected some to score; train with some")
-    return replace(survey, encodings=encodings)
+    return survey
 
 
 def batches(

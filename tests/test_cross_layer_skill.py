@@ -163,4 +163,4 @@ class TestReport:
         arguments = ["--checkpoint", str(trained / "run" / "checkpoint-last.pth"), "--output_dir", str(tmp_path)]
         table = str(trained / "survey" / "other.csv")
         assert layer_report.main([*arguments, "--device", "cpu", "--train_path", table]) == 2
-        assert "layers magnetics, gravity; expected gravity, magnetics as in the checkpoint" in capsys.readouterr().err
+        assert "layers magnetics, gravity; expected gravity, magnetics as in training" in capsys.readouterr().err

@@ -531,4 +531,4 @@ class TestTiles:
         add_data_options(parser)
         add_model_options(parser)
         named = set(survey_options(parser.parse_args([])))
-        assert named | {"local_ranks", "classes"} == {field.name for field in fields(SurveySettings)}
+        assert named | {"local_ranks", "trained"} == {field.name for field in fields(SurveySettings)}

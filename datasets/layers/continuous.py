@@ -91,10 +91,10 @@ class Continuous(Kind):
         return 1
 
     def encode(self, encoding: Encoding, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Transform and normalise."""
-        usable = torch.isfinite(values)
+        """Transform and normalise; values that the transform cannot take are not usable."""
         channels = encoding.transform.forward(values).unsqueeze(1)
-        return torch.where(usable.unsqueeze(1), standardised(encoding, channels), 0.0), usable
+        usable = torch.isfinite(channels)
+        return torch.where(usable, standardised(encoding, channels), 0.0), usable.squeeze(1)
 
     def decode(self, encoding: Encoding, images: torch.Tensor) -> torch.Tensor:
         """Physical units."""

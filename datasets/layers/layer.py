@@ -26,6 +26,7 @@ class Layer:
         transform: a key of `datasets.layers.transforms.TRANSFORMS`, applied to continuous values before normalising.
         loss: the model's name of a loss, empty = the default of the kind.
         classes: table (CSV) that declares the class codes, None = those found in the file.
+        dummies: stored values that training recognised as undeclared nodata; they are no data in other rasters, too.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Layer:
     transform: str = NO_TRANSFORM
     loss: str = ""
     classes: str | None = None
+    dummies: tuple[float, ...] = ()
 
     @property
     def where(self) -> str:

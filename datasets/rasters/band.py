@@ -43,6 +43,7 @@ class BandSource:
         alpha: number of the alpha band, 0 = none.
         block: (rows, cols) of a block of the file.
         limits: smallest and largest stored number that is data.
+        only_positive: physical values of 0 and below are no data.
     """
 
     layer: Layer
@@ -58,12 +59,16 @@ class BandSource:
     alpha: int
     block: tuple[int, int]
     limits: tuple[float, float] = NO_LIMITS
+    only_positive: bool = False
 
     def invalid_stored(self, raw: np.ndarray) -> np.ndarray | None:
         """Which stored numbers are no data by their value: True = invalid, None if none is."""
         invalid = invalid_pixels(raw, self.nodata)
         if self.limits != NO_LIMITS:
             outside = (raw < self.limits[0]) | (raw > self.limits[1])
+            invalid = outside if invalid is None else invalid | outside
+        if self.only_positive:
+            outside = raw.astype(np.float64) * self.scale + self.offset <= 0
             invalid = outside if invalid is None else invalid | outside
         return invalid
 

@@ -61,7 +61,13 @@ def with_undeclared_nodata(band: RasterBand, dummies: Sequence[float]) -> Raster
     return replace(band, nodata=nodata, nodata_rule=rule, source=replace(band.source, nodata=nodata))
 
 
-def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
+def with_positive_values_only(band: RasterBand) -> RasterBand:
+    """Return the band with physical values of 0 and below counted as no data."""
+    rule = f"{band.nodata_rule}; 0 and below (transform {band.layer.transform})"
+    return replace(band, nodata_rule=rule, source=replace(band.source, only_positive=True))
+
+
+def scan(band: RasterBand, *, trained: bool = False) -> BandSummary:
     """Read a layer's pixels once, in chunks that follow the file's blocks, and summarise them.
 
     A layer of more than `SCAN_PIXELS` pixels is sampled: of its chunks, numbered by row i and column j, those
@@ -70,10 +76,12 @@ def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
 
     Args:
         band: the layer.
-        allow_constant: warn about a layer with a single value instead of refusing it.
+        trained: it is a layer of a trained model, which learns nothing from it: without a valid pixel, with a single
+            value or with values that its transform cannot take it is not refused.
 
     Raises:
-        ValueError: it cannot be read to the end, has no valid pixel, or only one value.
+        ValueError: it cannot be read to the end, has no valid pixel, only one value, or values that its transform
+            cannot take.
     """
     thin = math.ceil(band.grid.rows * band.grid.cols / SCAN_PIXELS)
     if TRANSFORMS[band.layer.transform].only_positive:  # one value that is not positive is too many
@@ -84,7 +92,7 @@ def scan(band: RasterBand, *, allow_constant: bool = False) -> BandSummary:
             found = _scan_pixels(band, 1)
     except OSError as error:
         raise ValueError(str(error)) from error
-    constant = _check_content(band, found, allow_constant=allow_constant)
+    constant = _check_content(band, found, trained=trained)
     moments = found.moments
     return BandSummary(
         valid_fraction=moments.count / found.pixels,
@@ -157,16 +165,16 @@ def _physical(stored: RunningMoments, band: RasterBand) -> RunningMoments:
     return RunningMoments(stored.count, mean, stored.squares * band.scale**2, ends[0], ends[1])
 
 
-def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) -> tuple[str, ...]:
-    """Refuse layers without information; returns the warning about a constant layer that is allowed."""
+def _check_content(band: RasterBand, found: _Findings, *, trained: bool) -> tuple[str, ...]:
+    """Refuse layers without information; of a layer of a trained model return the warning about that instead."""
     where, rule = band.layer.where, with_undeclared_nodata(band, found.dummies).nodata_rule
     inside = " inside the area of interest" if band.aoi is not None else ""
     if not found.moments.count:
-        raise ValueError(
-            f"{where}: all nodata: none of {found.pixels} pixels{inside} is valid (invalid: {rule}), "
-            "expected data; correct the nodata value, or leave the layer out"
-        )
-    if TRANSFORMS[band.layer.transform].only_positive and found.moments.minimum <= 0:
+        what = f"all nodata: none of {found.pixels} pixels{inside} is valid (invalid: {rule})"
+        if trained:
+            return (f"{what}; it is shown as no-data",)
+        raise ValueError(f"{where}: {what}, expected data; correct the nodata value, or leave the layer out")
+    if TRANSFORMS[band.layer.transform].only_positive and found.moments.minimum <= 0 and not trained:
         raise ValueError(
             f"{where}: smallest value {found.moments.minimum:.9g}, expected values above 0 for transform "
             f"{band.layer.transform}; choose "
@@ -175,7 +183,7 @@ def _check_content(band: RasterBand, found: _Findings, *, allow_constant: bool) 
     if np.float32(found.moments.minimum) != np.float32(found.moments.maximum):
         return ()
     what = f"constant: every valid pixel{inside} is {found.moments.minimum:.9g} (invalid: {rule})"
-    if not allow_constant:
+    if not trained:
         raise ValueError(f"{where}: {what}, expected values that differ; leave the layer out")
     return (what,)
 

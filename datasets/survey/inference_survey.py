@@ -27,7 +27,7 @@ from datasets.rasters.open_band import layer_crs, open_band
 from datasets.rasters.scan import BandSummary
 from datasets.rasters.wrapped_band import WrappedBand, wraparound_remarks
 from datasets.survey.layer_classes import layer_classes
-from datasets.survey.open_layers import choose_layers, scan_bands
+from datasets.survey.open_layers import as_trained, choose_layers, scan_bands
 from datasets.survey.pyramid import Pyramid, Sample
 from datasets.survey.scales_and_groups import score_scales
 from datasets.survey.stack import LayerBundle, Stack, make_bundles, reference_grid
@@ -244,7 +244,8 @@ class GroundWindow:
 def stored_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
     """Layers as a checkpoint lists them."""
     names = {field.name for field in fields(Layer)}
-    return [Layer(**{key: value for key, value in row.items() if key in names}) for row in rows]
+    layers = [Layer(**{key: value for key, value in row.items() if key in names}) for row in rows]
+    return [replace(layer, dummies=tuple(layer.dummies)) for layer in layers]
 
 
 def stored_encodings(state: Mapping[str, Any]) -> tuple[Encoding, ...]:
@@ -414,7 +415,7 @@ def _open_stack(
     target = layer_crs(opened[0]) if reproject else None
     bands = [open_band(layer, reproject_to=target) for layer in opened]
     reference = reference_grid(bands, extent=extent)
-    bands, summaries, notes = scan_bands(bands, aoi=None, allow_constant=True)
+    bands, summaries, notes = scan_bands(bands, aoi=None, trained=True)
     notes += wraparound_remarks(bands, reference)
     layer_classes(bands, [encodings[c] for c in present])
     at = dict(zip(present, bands, strict=True))
@@ -474,30 +475,8 @@ def _find_layers(
         return list(trained), []
     by_name = {layer.name: layer for layer in choose_layers(data_dir, layers_table, ())}
     names = {layer.name for layer in trained}
-    found = [_as_trained(by_name[layer.name], layer) if layer.name in by_name else None for layer in trained]
+    found = [as_trained(by_name[layer.name], layer) if layer.name in by_name else None for layer in trained]
     return found, [name for name in by_name if name not in names]
-
-
-def _as_trained(layer: Layer, trained: Layer) -> Layer:
-    """A layer found by name, to be read as that of training.
-
-    Raises:
-        ValueError: the table states another kind for it.
-    """
-    if layer.kind_stated and layer.kind != trained.kind:
-        raise ValueError(
-            f"{layer.where}: kind is {layer.kind}, expected {trained.kind} as in training; correct the table, or give "
-            "another layer this name"
-        )
-    return replace(
-        layer,
-        units=layer.units or trained.units,
-        classes=None,
-        kind=trained.kind,
-        kind_stated=True,
-        transform=trained.transform,
-        loss=trained.loss,
-    )
 
 
 def _tile_step(base: float, reference: Grid) -> float:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from datasets.ground.area_of_interest import load_area_of_interest
+from datasets.layers.encoding import Encoding
 from datasets.layers.layer import Layer
 from datasets.layers.table import layers_from_directory, read_layers_table
+from datasets.layers.transforms import TRANSFORMS
 from datasets.rasters.band import RasterBand
 from datasets.rasters.nodata import listed
-from datasets.rasters.scan import BandSummary, scan, with_undeclared_nodata
+from datasets.rasters.scan import BandSummary, scan, with_positive_values_only, with_undeclared_nodata
 from datasets.rasters.xarray_band import layers_of_stores
 
 
@@ -58,18 +60,77 @@ def check_numbers(numbers: Sequence[int], count: int, flag: str) -> None:
         )
 
 
+@dataclass(frozen=True)
+class TrainedLayers:
+    """Layers that a model was trained on, as which those of other rasters are read.
+
+    Attributes:
+        layers: the layers in channel order.
+        encodings: per layer, how its values become channels.
+    """
+
+    layers: Sequence[Layer]
+    encodings: Sequence[Encoding]
+
+    @property
+    def classes(self) -> list[Encoding | None]:
+        """Per layer, the classes that may occur in it; None for other layers."""
+        return [encoding if encoding.is_classes else None for encoding in self.encodings]
+
+    def read_as_trained(self, layers: Sequence[Layer], where: str) -> list[Layer]:
+        """Layers of other rasters, to be read as these.
+
+        Raises:
+            ValueError: their names differ, or a table states another kind for one of them.
+        """
+        names, expected = [layer.name for layer in layers], [layer.name for layer in self.layers]
+        if names != expected:
+            raise ValueError(
+                f"{where}: layers {', '.join(names)}; expected {', '.join(expected)} as in training; name and order "
+                "them in the table like those"
+            )
+        return [as_trained(layer, known) for layer, known in zip(layers, self.layers, strict=True)]
+
+
+def as_trained(layer: Layer, trained: Layer) -> Layer:
+    """A layer of another raster, to be read as that of training: kind, classes, transform and recognised nodata.
+
+    Raises:
+        ValueError: the table states another kind for it.
+    """
+    if layer.kind_stated and layer.kind != trained.kind:
+        raise ValueError(
+            f"{layer.where}: kind is {layer.kind}, expected {trained.kind} as in training; correct the table, or give "
+            "another layer this name"
+        )
+    return replace(
+        layer,
+        units=layer.units or trained.units,
+        classes=None,
+        kind=trained.kind,
+        kind_stated=True,
+        transform=trained.transform,
+        loss=trained.loss,
+        dummies=trained.dummies,
+    )
+
+
 def scan_bands(
-    bands: Sequence[RasterBand], *, aoi: str | None, allow_constant: bool = False
+    bands: Sequence[RasterBand], *, aoi: str | None, trained: bool = False
 ) -> tuple[list[RasterBand], tuple[BandSummary, ...], list[str]]:
     """Scan every layer, and make undeclared nodata values that are recognised invalid.
 
     Args:
         bands: the layers.
         aoi: file of polygons outside which pixels are invalid.
-        allow_constant: warn about layers with a single value instead of refusing them.
+        trained: they are layers of a trained model (see `scan`): values that their transforms cannot take are made
+            invalid.
 
     Returns:
-        The bands, their summaries, and warnings.
+        The bands, whose layers state the dummies recognised; their summaries; and warnings.
+
+    Raises:
+        ValueError: a layer cannot be used, or none has a valid pixel.
     """
     bands = list(bands)
     if aoi is not None:
@@ -77,16 +138,34 @@ def scan_bands(
         bands = [replace(band, aoi=polygons) for band in bands]
     summaries, notes = [], []
     for number, band in enumerate(bands):
-        summary = scan(band, allow_constant=allow_constant)
-        if summary.dummies:
-            bands[number] = with_undeclared_nodata(band, summary.dummies)
-            notes.append(
-                f"layer '{band.layer.name}': {listed(summary.dummies)} is not declared as nodata but stands far from "
-                "all other values: taken for no-data; set nodata in layers.csv, or in the file, to state it"
-            )
-        notes += [f"layer '{band.layer.name}': {text}" for text in (*band.notes, *summary.suspicious)]
+        band, summary, remarks = _scan_band(band, trained=trained)
+        notes += [f"layer '{band.layer.name}': {text}" for text in (*remarks, *band.notes, *summary.suspicious)]
+        bands[number] = band
         summaries.append(summary)
+    if not any(summary.valid_fraction for summary in summaries):
+        raise ValueError(f"none of the {len(bands)} layers has a valid pixel: {'; '.join(notes)}")
     return bands, tuple(summaries), notes + _repeated_layers(bands, summaries)
+
+
+def _scan_band(band: RasterBand, *, trained: bool) -> tuple[RasterBand, BandSummary, list[str]]:
+    """Scan a layer; returns it with what is invalid in it, its summary, and remarks about that."""
+    remarks = []
+    known = with_undeclared_nodata(band, band.layer.dummies)
+    if known is not band:
+        remarks.append(f"{listed(band.layer.dummies)} counts as no-data, as recognised in training")
+    band, summary = known, scan(known, trained=trained)
+    if TRANSFORMS[band.layer.transform].only_positive and summary.minimum <= 0:
+        band = with_positive_values_only(band)
+        summary = scan(band, trained=trained)
+        remarks.append(f"values of 0 and below have no transform {band.layer.transform}: they count as no-data")
+    if summary.dummies:
+        band = with_undeclared_nodata(band, summary.dummies)
+        band = replace(band, layer=replace(band.layer, dummies=(*band.layer.dummies, *summary.dummies)))
+        remarks.append(
+            f"{listed(summary.dummies)} is not declared as nodata but stands far from all other values: taken for "
+            "no-data; set nodata in layers.csv, or in the file, to state it"
+        )
+    return band, summary, remarks
 
 
 def _repeated_layers(bands: Sequence[RasterBand], summaries: Sequence[BandSummary]) -> list[str]:

@@ -9,7 +9,6 @@ import numpy as np
 
 from datasets.ground.grid import Grid
 from datasets.ground.wraparound import latitude_weights
-from datasets.layers.encoding import Encoding
 from datasets.layers.kinds import kind_of
 from datasets.layers.layer import Layer
 from datasets.layers.table import with_transforms
@@ -19,7 +18,7 @@ from datasets.rasters.wrapped_band import wraparound_remarks
 from datasets.survey.coverage import MAX_CELLS, CellMap, correlation_length, map_cells, mean_coverage
 from datasets.survey.layer_classes import layer_classes
 from datasets.survey.memory import fits_memory
-from datasets.survey.open_layers import check_numbers, choose_layers, scan_bands
+from datasets.survey.open_layers import TrainedLayers, check_numbers, choose_layers, scan_bands
 from datasets.survey.scales_and_groups import channel_groups, score_scales
 from datasets.survey.stack import Stack, make_bundles, reference_grid
 from datasets.survey.statistics import fit_statistics
@@ -56,7 +55,7 @@ class SurveySettings:
         cache: `auto`, `ram` or `none`; `device` (see `datasets/survey/pyramid_cache.py`) reads like `auto`.
         local_ranks: processes on this machine that each hold the layers.
         transforms: transforms of values by name of the layer; they replace those of the table.
-        classes: per layer, the classes that may occur in it; None for those of its table or pixels.
+        trained: layers of a trained model, as which these are read; no statistics are computed then.
     """
 
     data_dir: str | None = None
@@ -83,7 +82,7 @@ class SurveySettings:
     cache: str = "auto"
     local_ranks: int = 1
     transforms: Mapping[str, str] = field(default_factory=dict)
-    classes: Sequence[Encoding | None] | None = None
+    trained: TrainedLayers | None = None
 
 
 @dataclass(frozen=True)
@@ -124,19 +123,22 @@ def open_survey(settings: SurveySettings) -> Survey:
     target = layer_crs(layers[0]) if settings.reproject else None
     bands = [open_band(layer, reproject_to=target) for layer in layers]
     plan = _plan(settings, bands)  # errors that the headers reveal are raised before any pixel is read
-    bands, summaries, notes = scan_bands(bands, aoi=settings.aoi)
-    tables, class_notes = layer_classes(bands, settings.classes)
+    trained = settings.trained
+    bands, summaries, notes = scan_bands(bands, aoi=settings.aoi, trained=trained is not None)
+    tables, class_notes = layer_classes(bands, None if trained is None else trained.classes)
     stack = Stack(bands, plan.reference, hidden=settings.masked_bands)
     if fits_memory(stack, settings.cache, settings.local_ranks):
         stack.load()
     maps, cell = _map_all(stack, step=plan.step)
     tiles = _index_tiles(settings, plan, stack, maps, cell)
-    fitted = [fit_statistics(stack, channel, tiles.held_out, tables[channel]) for channel in range(len(stack))]
+    fitted = []
+    if trained is None:
+        fitted = [fit_statistics(stack, channel, tiles.held_out, tables[channel]) for channel in range(len(stack))]
     return Survey(
         stack=stack,
         summaries=summaries,
         statistics=tuple(statistics for statistics, _ in fitted),
-        encodings=tuple(encoding for _, encoding in fitted),
+        encodings=tuple(encoding for _, encoding in fitted) if trained is None else tuple(trained.encodings),
         groups=plan.groups,
         base_resolution=float(plan.base),
         input_size=settings.input_size,
@@ -165,25 +167,20 @@ def open_test_survey(survey: Survey, table: str, *, settings: SurveySettings) ->
         ValueError: its layers are not those that are trained on, or it cannot be used.
         FileNotFoundError: a file does not exist.
     """
-    other = open_survey(
-        replace(
-            settings,
-            data_dir=None,
-            data_path=None,
-            layers_table=table,
-            base_resolution=survey.base_resolution,
-            classes=[e if e.is_classes else None for e in survey.encodings],
-            val_fraction=0.0,
-            tile_overlap=0.5,
-        )
+    trained = TrainedLayers(survey.layers, survey.encodings)
+    settings = replace(
+        settings,
+        data_dir=None,
+        data_path=None,
+        layers_table=table,
+        base_resolution=survey.base_resolution,
+        transforms={},
+        val_fraction=0.0,
+        tile_overlap=0.5,
     )
-    names, expected = [layer.name for layer in other.layers], [layer.name for layer in survey.layers]
-    if names != expected:
-        raise ValueError(
-            f"--test_path {table}: layers {', '.join(names)}; expected {', '.join(expected)} as in training; name and "
-            "order them in the table like those"
-        )
-    return replace(other, tiles=replace(other.tiles, val=other.tiles.train))
+    trained.read_as_trained(_choose_layers(settings), f"--test_path {table}")
+    other = open_survey(replace(settings, trained=trained))
+    return replace(other, statistics=survey.statistics, tiles=replace(other.tiles, val=other.tiles.train))
 
 
 def _choose_layers(settings: SurveySettings) -> list[Layer]:
@@ -196,6 +193,8 @@ def _choose_layers(settings: SurveySettings) -> list[Layer]:
         crs=settings.crs,
     )
     layers = with_transforms(chosen, settings.transforms)
+    if settings.trained is not None:
+        layers = settings.trained.read_as_trained(layers, settings.layers_table or settings.data_dir or "the layers")
     check_numbers(settings.masked_bands, len(layers), "--masked_bands")
     if len(set(settings.masked_bands)) == len(layers):
         raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")
