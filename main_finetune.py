@@ -138,6 +138,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         methods=methods,
         folds=folds,
         examples=examples,
+        layers=dist.on_all(lambda: {fold: inputs.opened.on_fold(inputs.data.folds, fold) for fold in fits}),
         updates=updates_per_epoch(args.tiles_per_epoch, **asdict(batch), world_size=ranks.world_size),
         build=build,
         stored=inputs.shared_entries(vars(args)),
@@ -246,7 +247,7 @@ def compare_fold(run: FinetuneRun, method: Method, fold: int, stop: Stop) -> Non
     begin = time.monotonic()
     if method.fit is None:
         fit = fit_network(run, method, fold, stop)
-        predictor: Predictor = network_predictor(run, fit.network, fit.objective)
+        predictor: Predictor = network_predictor(run, fit.network, fit.objective, fit.layers.survey)
         costs = fit_costs(fit, device=run.device, input_size=run.inputs.opened.survey.input_size)
     else:
         files.forget(method.name, fold, from_epoch=0)
@@ -321,7 +322,7 @@ def fit_epoch(run: FinetuneRun, fit: Fit, stop: Stop, save: Callable[[], None]) 
         enabled=run.ranks.is_main and run.settings.show_progress,
     )
     batches = training_batches(fit.examples, epoch=progress.epoch, start_update=progress.update, **run.batch_settings)
-    saved_at, part, lr, pyramid = time.monotonic(), 0, 0.0, run.inputs.opened.survey.pyramid
+    saved_at, part, lr, pyramid = time.monotonic(), 0, 0.0, fit.layers.survey.pyramid
     fit.model.train()
     for micro, batch in fit.timer.timed(batches):
         seed_step(training.seed, step=progress.step * training.accum_iter + part, rank=run.ranks.rank)

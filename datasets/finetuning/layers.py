@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datasets.finetuning.fold_statistics import fit_on_fold
 from datasets.finetuning.pixel_features import pixel_features
 from datasets.finetuning.scene_targets import SceneGround, open_scene_ground
 from datasets.layers.layer import Layer
@@ -78,6 +79,7 @@ class OpenedLayers:
         statistics: centre and scale of each layer, as a checkpoint stores them.
         encodings: how values of each layer become channels, as a checkpoint stores it.
         channels: `in_chans` and `channel_groups` for a network from scratch; empty where a checkpoint has them.
+        fits_statistics: statistics are no checkpoint's, so each fold fits its own (`on_fold`).
     """
 
     survey: InferenceSurvey | SceneGround
@@ -85,6 +87,7 @@ class OpenedLayers:
     statistics: list[dict[str, Any]]
     encodings: list[dict[str, Any]]
     channels: dict[str, Any]
+    fits_statistics: bool = False
 
     @property
     def grids(self) -> InferenceSurvey:
@@ -101,6 +104,26 @@ class OpenedLayers:
     def pixel_features(self, pixels: np.ndarray, *, scale: int) -> np.ndarray:
         """(n, F) features of (n, 2) target pixels, as `pixel_features.pixel_features` computes them."""
         return pixel_features(self.grids, pixels, scale=scale)
+
+    def on_fold(self, folds: Any, fold: int | None) -> OpenedLayers:
+        """The layers as the networks of a fold see them: without a checkpoint, with statistics of its training ground.
+
+        Args:
+            folds: all folds; of images not used, as their statistics are those of training images anyway.
+            fold: number of the fold; None for a fit on all labels, which uses all ground.
+
+        Raises:
+            ValueError, OSError: see `fit_on_fold`.
+        """
+        if fold is None or not self.fits_statistics:
+            return self
+        statistics, encodings = fit_on_fold(self.grids, folds, fold)
+        return replace(
+            self,
+            survey=self.grids.with_encodings(encodings),
+            statistics=[item.as_dict() for item in statistics],
+            encodings=[encoding.plain() for encoding in encodings],
+        )
 
 
 def open_layers(stored: Mapping[str, Any] | None, options: LayerOptions, *, local_ranks: int) -> OpenedLayers:
@@ -150,6 +173,7 @@ def _open_from_scratch(options: LayerOptions, local_ranks: int) -> OpenedLayers:
         statistics=[item.as_dict() for item in survey.statistics],
         encodings=[encoding.plain() for encoding in survey.encodings],
         channels={key: channels[key] for key in ("in_chans", "channel_groups")},
+        fits_statistics=True,
     )
 
 

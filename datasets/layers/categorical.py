@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from datasets.layers.kind import Kind
+from datasets.layers.kind import CannotFit, Kind
 from datasets.layers.layer import Layer
 from datasets.layers.layer_statistics import LayerStatistics, TrainingValues
 
@@ -42,9 +42,9 @@ class Categorical(Kind):
             counts += np.bincount(np.searchsorted(codes, piece), minlength=len(codes))
         if np.count_nonzero(counts) < 2:
             found = ", ".join(f"{code:g}" for code in codes[counts > 0]) or "no valid pixel"
-            raise ValueError(
-                f"layer '{layer.name}' ({layer.path}): {found} alone on training ground, expected at least two "
-                "classes; change --seed or --val_fraction, or leave it out (--dropped_bands)"
+            raise CannotFit(
+                f"layer '{layer.name}' ({layer.path}): {found} alone on training ground, expected at least two classes",
+                "change --seed or --val_fraction, or leave it out (--dropped_bands)",
             )
         # Classes that training ground lacks count as half a pixel: none is impossible.
         fractions = np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum()

@@ -126,19 +126,32 @@ class Kind(ABC):
         return f"{text}, transform {layer.transform}" if layer.is_transformed else text
 
 
-def no_valid_pixel(layer: Layer) -> ValueError:
+class CannotFit(ValueError):
+    """A layer has no values on training ground that statistics can be computed from.
+
+    Args:
+        fact: names the layer, and says what is wrong.
+        remedy: what to do about it in pre-training.
+    """
+
+    def __init__(self, fact: str, remedy: str) -> None:
+        super().__init__(fact, remedy)
+        self.fact = fact
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
+
+
+def no_valid_pixel(layer: Layer) -> CannotFit:
     """The error of a layer that has no valid value on training ground."""
-    return ValueError(
-        f"layer '{layer.name}' ({layer.path}): no valid pixel on training ground; change --seed or --val_fraction"
-    )
+    fact = f"layer '{layer.name}' ({layer.path}): no valid pixel on training ground"
+    return CannotFit(fact, "change --seed or --val_fraction")
 
 
-def constant_values(layer: Layer, value: str) -> ValueError:
+def constant_values(layer: Layer, value: str) -> CannotFit:
     """The error of a layer that has only one value on training ground."""
-    return ValueError(
-        f"layer '{layer.name}' ({layer.path}): constant ({value}) on training ground, expected values that vary; leave "
-        "it out (--dropped_bands)"
-    )
+    fact = f"layer '{layer.name}' ({layer.path}): constant ({value}) on training ground, expected values that vary"
+    return CannotFit(fact, "leave it out (--dropped_bands)")
 
 
 def standardised(encoding: Encoding, channels: torch.Tensor) -> torch.Tensor:

@@ -152,6 +152,18 @@ class InferenceSurvey:
             )
         return self._zoomed[zoom]
 
+    def with_encodings(self, encodings: Sequence[Encoding]) -> InferenceSurvey:
+        """The same layers, whose values become channels in another way; stack and pixels are shared."""
+        bundles, pyramid = _pyramid(
+            self.stack,
+            base=self.base_resolution,
+            input_size=self.input_size,
+            scales=self.pyramid.scales,
+            known=self.known,
+            encodings=encodings,
+        )
+        return replace(self, bundles=bundles, pyramid=pyramid, encodings=tuple(encodings), _zoomed={})
+
     def inside(self, transform: Affine, rows: int, cols: int) -> np.ndarray:
         """(rows, cols) bool, True where results are wanted: everywhere, or inside the area of interest."""
         return np.ones((rows, cols), dtype=bool) if self.aoi is None else self.aoi.inside(transform, rows, cols)

@@ -6,6 +6,7 @@ Passes are streaming; above `SAMPLED_PIXELS` a layer is sampled, one row of nati
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 
@@ -14,13 +15,19 @@ from datasets.layers.kinds import kind_of
 from datasets.layers.layer_statistics import LayerStatistics, TrainingValues
 from datasets.survey.coverage import SAMPLED_PIXELS, row_chunks
 from datasets.survey.stack import Stack
-from datasets.survey.tiles import HoldoutBlocks
 
 QUANTILE_SAMPLE = 2**20
 """About how many values of a layer quantiles are computed from."""
 
 
-def _training_values(stack: Stack, channel: int, held_out: HoldoutBlocks) -> Iterator[np.ndarray]:
+class TrainingGround(Protocol):
+    """Says which ground is trained on: `HoldoutBlocks` in pre-training, the ground of a fold in fine-tuning."""
+
+    def training_ground(self, rows: np.ndarray, columns: np.ndarray, /) -> np.ndarray:
+        """(rows, columns) bool, True for the reference pixels that may be read."""
+
+
+def _training_values(stack: Stack, channel: int, held_out: TrainingGround) -> Iterator[np.ndarray]:
     """Yields the valid values of one layer on training ground of the reference grid, (n,) float64, piece by piece."""
     band, placement, reference = stack.bands[channel], stack.placements[channel], stack.reference
     columns = np.floor((np.arange(band.grid.cols) + 0.5 - placement.offset_x) / placement.ratio_x).astype(np.int64)
@@ -36,14 +43,14 @@ def _training_values(stack: Stack, channel: int, held_out: HoldoutBlocks) -> Ite
 
 
 def fit_statistics(
-    stack: Stack, channel: int, held_out: HoldoutBlocks, classes: Encoding | None = None
+    stack: Stack, channel: int, held_out: TrainingGround, classes: Encoding | None = None
 ) -> tuple[LayerStatistics, Encoding]:
     """Statistics of a layer on training ground, and how its values become channels.
 
     Args:
         stack: the stack.
         channel: number of the layer; one that is hidden is not read.
-        held_out: blocks (and their buffer) whose pixels are not read.
+        held_out: says which ground is trained on; pixels elsewhere are not read.
         classes: of a categorical layer.
 
     Returns:

@@ -127,7 +127,8 @@ def evaluate(chosen: Evaluation, _: Stop) -> int:
     run, state, ground = chosen.run, chosen.state, chosen.ground
     task, data = run.inputs.task, run.inputs.data
     with closing(run.files):
-        predictor = network_predictor(run, chosen.network, task.objective(state["training"], run.loss))
+        objective = task.objective(state["training"], run.loss)
+        predictor = network_predictor(run, chosen.network, objective, run.inputs.opened.survey)
         scores = score(run, predictor, state["fold"] if ground.is_fold else 0).scores
         logger.info("%s: %s", ground.description, score_line(task, scores, data.units))
         warnings = [text for text in (ground.warning, data.folds.leak_warning) if text]

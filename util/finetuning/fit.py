@@ -74,6 +74,7 @@ class Fit:
         method: how it is trained.
         fold: number of the fold; None for all labels.
         examples: training windows of the fold.
+        layers: the layers with the statistics of the fold, a `datasets.finetuning.layers.OpenedLayers`.
         objective: what is learned.
         network: the network itself.
         model: the network, wrapped if there are several processes.
@@ -86,6 +87,7 @@ class Fit:
     method: Method
     fold: int | None
     examples: Any
+    layers: Any
     objective: Objective
     network: Any
     model: torch.nn.Module
@@ -313,6 +315,8 @@ def save_fit(
     """
     of_fit = {
         "training": asdict(fit.examples.statistics),
+        "statistics": fit.layers.statistics,
+        "encodings": fit.layers.encodings,
         "arm": fit.method.name,
         "fold": fit.fold,
         "scores": scores,

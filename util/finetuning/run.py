@@ -54,8 +54,6 @@ class FinetuneInputs:
         opened, data, survey = self.opened, self.data, self.opened.survey
         return {
             "layers": opened.layers,
-            "statistics": opened.statistics,
-            "encodings": opened.encodings,
             "options": used_options,
             "version": checkpoint_file.VERSION,
             "base_resolution": survey.base_resolution,
@@ -85,6 +83,7 @@ class FinetuneRun:
         methods: the compared methods, the main one first.
         folds: numbers of the folds.
         examples: training windows of each fold, and of all labels (None) for the last fit.
+        layers: likewise the opened layers with the statistics that the networks of a fold use.
         updates: optimiser steps in an epoch.
         build: builds the network of a method, and lists how the encoder's weights were loaded.
         stored: entries that all checkpoints of the run share.
@@ -103,6 +102,7 @@ class FinetuneRun:
     methods: Sequence[Method] = ()
     folds: Sequence[int] = ()
     examples: Mapping[int | None, Any] = field(default_factory=dict)
+    layers: Mapping[int | None, Any] = field(default_factory=dict)
     updates: int = 0
     build: Callable[[Method], tuple[Any, list[str]]] | None = None
     stored: Mapping[str, Any] = field(default_factory=dict)
@@ -162,7 +162,7 @@ def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
     Raises:
         ValueError: none of its checkpoints can be used.
     """
-    training, device, examples = run.training, run.device, run.examples[fold]
+    training, device, examples, layers = run.training, run.device, run.examples[fold], run.layers[fold]
     assert run.build is not None
     network = run.build(method)[0]
     model = dist.wrap(network.to(device), device)
@@ -186,7 +186,7 @@ def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
         amp_dtype=run.amp_dtype,
     )
     objective = run.inputs.task.objective(asdict(examples.statistics), run.loss)
-    fit = Fit(method, fold, examples, objective, network, model, updater, schedule)
+    fit = Fit(method, fold, examples, layers, objective, network, model, updater, schedule)
     if run.settings.resume:
         resume_fit(fit, run.files.folder(method.name, fold))
     dist.on_main_rank(lambda: run.files.forget(method.name, fold, from_epoch=fit.progress.epoch))
@@ -196,7 +196,7 @@ def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
 def validate(run: FinetuneRun, fit: Fit) -> float:
     """Scores the fold's validation ground, and stores the weights if they are the best so far."""
     assert fit.fold is not None
-    predictor = network_predictor(run, fit.network, fit.objective)
+    predictor = network_predictor(run, fit.network, fit.objective, fit.layers.survey)
     value = stopping_score(run.inputs.task, score(run, predictor, fit.fold, validation=True).scores)
     note_best(fit, value)
     return value
@@ -208,9 +208,9 @@ def score(run: FinetuneRun, predictor: Predictor, fold: int, *, validation: bool
     return score_fold(predictor, inputs.task, inputs.data, inputs.opened.survey, fold, **where)
 
 
-def network_predictor(run: FinetuneRun, network: Any, objective: Objective) -> NetworkPredictor:
-    """The predictor of a network."""
-    data, survey = run.inputs.data, run.inputs.opened.survey
+def network_predictor(run: FinetuneRun, network: Any, objective: Objective, survey: Any) -> NetworkPredictor:
+    """The predictor of a network, from layers with the statistics that it was trained with."""
+    data = run.inputs.data
     windows = data.windows
 
     def read(numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

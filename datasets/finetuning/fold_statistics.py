@@ -1,0 +1,75 @@
+"""Statistics of layers on the training ground of a fold: nothing of the ground that it tests enters a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.folds.folds import Folds
+from datasets.layers.encoding import Encoding
+from datasets.layers.kind import CannotFit
+from datasets.layers.kinds import kind_of
+from datasets.layers.layer_statistics import LayerStatistics
+from datasets.survey.inference_survey import InferenceSurvey
+from datasets.survey.statistics import fit_statistics
+
+
+@dataclass(frozen=True)
+class FoldGround:
+    """The ground outside a fold's test and validation blocks and their buffer, whether it is labelled or not.
+
+    Attributes:
+        folds: all folds.
+        fold: number of the fold.
+        pixels_per_base: reference pixels along the height and the width of a base-scale pixel.
+    """
+
+    folds: Folds
+    fold: int
+    pixels_per_base: tuple[float, float]
+
+    def training_ground(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """(rows, columns) bool, True for reference pixels whose centre lies on a base-scale pixel of training."""
+        down, across = (
+            np.floor((pixels + 0.5) / step).astype(np.int64)
+            for pixels, step in zip((rows, columns), self.pixels_per_base, strict=True)
+        )
+        return ~self.folds.near_excluded(self.fold, (down, down + 1), (across, across + 1))
+
+
+def fit_on_fold(
+    survey: InferenceSurvey, folds: Folds, fold: int
+) -> tuple[tuple[LayerStatistics, ...], tuple[Encoding, ...]]:
+    """Statistics and encodings of all layers, fitted on a fold's training ground.
+
+    Classes of categorical layers stay those of the whole survey, as they decide the network's channels; their
+    frequencies, which no network is given here, are those of the fold where it has two classes or more.
+
+    Args:
+        survey: the layers; those that are hidden are not read.
+        folds: all folds.
+        fold: number of the fold.
+
+    Raises:
+        ValueError: a layer has no valid pixel on that ground, or only one value.
+        OSError: a layer cannot be read.
+    """
+    grid, base = survey.stack.reference, survey.base_resolution
+    ground = FoldGround(folds, fold, (base / grid.resolution_y, base / grid.resolution_x))
+    fitted = [_fit_layer(survey, channel, ground) for channel in range(len(survey.layers))]
+    return tuple(statistics for statistics, _ in fitted), tuple(encoding for _, encoding in fitted)
+
+
+def _fit_layer(survey: InferenceSurvey, channel: int, ground: FoldGround) -> tuple[LayerStatistics, Encoding]:
+    layer, encoding = survey.layers[channel], survey.encodings[channel]
+    try:
+        return fit_statistics(survey.stack, channel, ground, encoding if encoding.is_classes else None)
+    except CannotFit as error:
+        if encoding.is_classes:
+            return LayerStatistics(layer.name), kind_of(layer).unfitted(encoding)
+        raise ValueError(
+            f"fold {ground.fold}: {error.fact}; the training ground of a fold is all ground outside its test and "
+            f"validation blocks and their buffer of {ground.folds.buffer} base pixels: choose other blocks "
+            f"(--fold_block, --fold_seed, --val_buffer), or hide the layer from the network (--masked_bands {channel})"
+        ) from error
