@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = get_args_parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         numbers = fingerprint(Path(folder))
-    args.output.write_text(json.dumps(numbers, indent=1, sort_keys=True))
+    args.output.write_text(json.dumps(numbers, indent=1, sort_keys=True), encoding="utf-8")
     if args.compare is None:
         return 0
-    earlier = json.loads(args.compare.read_text())
+    earlier = json.loads(args.compare.read_text(encoding="utf-8"))
     changed = [key for key in sorted(earlier.keys() | numbers.keys()) if earlier.get(key) != numbers.get(key)]
     for key in changed:
         print(f"{key}: {earlier.get(key)} before, {numbers.get(key)} now")
@@ -95,10 +95,12 @@ def write_tables(folder: Path, rasters: Mapping[str, Path]) -> tuple[Path, Path]
     """Writes a table of two continuous layers, and one of a continuous and a categorical layer."""
     table, mixed = folder / "layers.csv", folder / "kinds.csv"
     table.write_text(
-        f"path,name,units,transform\n{rasters['gravity']},gravity,mGal,\n{rasters['magnetics']},magnetics,nT,asinh\n"
+        f"path,name,units,transform\n{rasters['gravity']},gravity,mGal,\n{rasters['magnetics']},magnetics,nT,asinh\n",
+        encoding="utf-8",
     )
     mixed.write_text(
-        f"path,name,kind\n{rasters['gravity']},gravity,continuous\n{rasters['lithology']},lithology,categorical\n"
+        f"path,name,kind\n{rasters['gravity']},gravity,continuous\n{rasters['lithology']},lithology,categorical\n",
+        encoding="utf-8",
     )
     return table, mixed
 
@@ -116,10 +118,10 @@ def collect(folder: Path) -> dict[str, Any]:
     """Collects every number of the logs and scores in a folder, and a checksum of every band of its rasters."""
     numbers: dict[str, Any] = {}
     for path in sorted(folder.rglob("log.txt")):
-        for count, line in enumerate(path.read_text().splitlines()):
+        for count, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
             add(numbers, f"{path.relative_to(folder)}/{count}", json.loads(line))
     for path in sorted(folder.rglob("metrics.json")):
-        add(numbers, str(path.relative_to(folder)), json.loads(path.read_text()))
+        add(numbers, str(path.relative_to(folder)), json.loads(path.read_text(encoding="utf-8")))
     for path in sorted(folder.rglob("*.tif")):
         with rasterio.open(path) as dataset:
             for band in dataset.indexes:

@@ -35,6 +35,7 @@ from study.runner import Pool, hold
 from study.summary import read_facts
 from util.finetuning.tasks import OFFERED, TASKS
 from util.hardware.device import describe_environment
+from util.hardware.system import usable_cpus
 from util.options import common as options
 from util.processes.signals import Stop
 from util.processes.terminal import setup_logging
@@ -164,13 +165,14 @@ def hidden_labels(data: tuple[str, str], labels: str | None, task: str) -> tuple
 def make_pool(args: argparse.Namespace, folder: Path) -> Pool:
     """Slots for programs: each GPU, or the cores of the CPU."""
     devices = args.devices or [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     jobs = args.jobs or (cores if devices == ["cpu"] else 1)
     slots = [device for device in devices for _ in range(jobs)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     threads = str(max(1, cores // len(slots)))
     # Threads that wait must sleep: spinning, they would count as seconds of the processor.
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+    environment |= {"PYTHONIOENCODING": "utf-8"}  # what the logs are read as
     return Pool(folder, devices=slots, environment=environment, show=not args.no_progress, lock=hold(folder))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import re
 import shlex
 from collections.abc import Collection, Sequence
@@ -207,7 +208,7 @@ def shared_flags(option: str, text: str) -> tuple[str, ...]:
 
 def _split(text: str, where: str) -> list[str]:
     try:
-        return shlex.split(text)
+        return shlex.split(text.replace("\\", "\\\\") if os.sep == "\\" else text)  # paths of Windows stay whole
     except ValueError as error:
         raise ValueError(f"{where} {text!r}: {error}; expected flags quoted as for a shell") from error
 

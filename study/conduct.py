@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +31,7 @@ from study.plan import (
 from study.report import build_report
 from study.results import write_results
 from study.runner import Outcome, Pool, TaskRefused
+from util.hardware.system import replace_file
 from util.processes.signals import Stop
 
 logger = logging.getLogger(__name__)
@@ -425,4 +425,4 @@ def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     waiting = path.with_suffix(".tmp")
     waiting.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(waiting, path)
+    replace_file(waiting, path)

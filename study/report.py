@@ -63,7 +63,7 @@ def build_report(
     write_summary(out_dir / "summary.csv", study.arms, study.groups, facts=facts)
     write_differences(out_dir / "differences.csv", study.comparisons)
     path = out_dir / REPORT
-    path.write_text(report_text(study))
+    path.write_text(report_text(study), encoding="utf-8")
     return path
 
 

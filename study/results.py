@@ -28,6 +28,7 @@ from study.cells import (
     read_score,
     read_share,
 )
+from util.hardware.system import replace_file
 
 T = TypeVar("T")
 
@@ -182,19 +183,19 @@ def write_results(path: Path, runs: Iterable[Run]) -> None:
     kept = list(runs)
     _check_blocks_once(path, kept)
     waiting = path.with_name(path.name + ".tmp")
-    with open(waiting, "w", newline="") as file:
+    with open(waiting, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(row for run in kept for row in _cells(run))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(waiting, path)
+    replace_file(waiting, path)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """Parsed rows, each with its line as `line`."""
     csv.field_size_limit(_LONGEST_CELL)
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = next(reader, [])
         missing = [name for name in COLUMNS if name not in header]

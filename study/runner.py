@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -15,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
+
 from study.outcomes import DONE
 from study.plan import Task
+from util.hardware.system import SIGKILL, end_group, in_a_group, replace_file
 from util.processes.signals import Stop
 from util.processes.terminal import progress_bar
 
@@ -83,18 +84,18 @@ def hold(folder: Path) -> IO[bytes]:
     """
     lock = open(folder / LOCK, "ab")  # noqa: SIM115  it outlives this function
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise ValueError(
-            f"--output_dir {folder}: another worth_it, or programs that it left behind, are at work there; wait for "
-            "them, stop them, or choose another --output_dir"
-        ) from error
+        if lock_descriptor(lock.fileno(), blocking=False):
+            return lock
     except OSError as error:
         logger.warning(
             "%s: its file system has no locks (%s); make sure that no second study works there", folder, error
         )
-    return lock
+        return lock
+    lock.close()
+    raise ValueError(
+        f"--output_dir {folder}: another worth_it, or programs that it left behind, are at work there; wait for them, "
+        "stop them, or choose another --output_dir"
+    )
 
 
 class Pool:
@@ -207,8 +208,7 @@ class Pool:
                 stdout=log,
                 stderr=log,
                 env=self._environment,
-                start_new_session=True,
-                pass_fds=() if self._lock is None else (self._lock.fileno(),),
+                **in_a_group(keeps=() if self._lock is None else (self._lock.fileno(),)),
             )
         return Running(task, process, slot, time.monotonic(), log_begin)
 
@@ -224,7 +224,7 @@ class Pool:
             path = self.folder / task.name / DONE
             waiting = path.with_suffix(".tmp")
             waiting.write_text(json.dumps({"command": command, **facts}, indent=1) + "\n", encoding="utf-8")
-            os.replace(waiting, path)
+            replace_file(waiting, path)
             out.done.add(task.name)
         else:
             log = self.folder / task.name / LOG
@@ -237,13 +237,12 @@ class Pool:
     def _end_all(self) -> None:
         """Asks what still runs to save and end, and waits for it."""
         for running in self._running:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(running.process.pid, signal.SIGTERM)
+            end_group(running.process, at_once=False)
         for running in self._running:
             try:
                 running.process.wait(timeout=PATIENCE_S)
             except subprocess.TimeoutExpired:
-                os.killpg(running.process.pid, signal.SIGKILL)
+                end_group(running.process, at_once=True)
                 running.process.wait()
         self._running = []
 
@@ -251,7 +250,7 @@ class Pool:
 def _last_words(path: Path, status: int, *, begin: int) -> str:
     """Why a program failed: its error, or its last line, from byte `begin` of its log on; or the signal."""
     if status < 0:
-        why = ", perhaps for lack of memory" if -status == signal.SIGKILL else ""
+        why = ", perhaps for lack of memory" if -status == SIGKILL else ""
         return f"killed by signal {_signal_name(-status)}{why} (all it said is in {path})"
     with open(path, "rb") as log:
         log.seek(begin)

@@ -112,7 +112,7 @@ def read_facts(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of a study's facts; run the study first")
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); restore it, or run the study again") from error
     if not isinstance(facts, dict):

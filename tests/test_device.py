@@ -218,15 +218,15 @@ def test_the_card_that_is_here_computes():
 
 class TestBusyMachine:
     def test_said_with_the_number_of_threads_that_fits(self, monkeypatch):
-        monkeypatch.setattr(devices.os, "getloadavg", lambda: (6.3, 0.0, 0.0))
-        monkeypatch.setattr(devices, "_usable_cpus", lambda: 8)
+        monkeypatch.setattr(devices.system, "load_average", lambda: 6.3)
+        monkeypatch.setattr(devices.system, "usable_cpus", lambda: 8)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
         assert "keep 6.3 of 8 cores busy, and 8 threads wait" in devices.busy_warning()
         assert "OMP_NUM_THREADS=2 " in devices.busy_warning()
 
     @pytest.mark.parametrize(("load", "threads"), [(9.0, 1), (0.3, 8), (4.4, 4)])
     def test_silent_where_every_thread_has_a_core(self, monkeypatch, load, threads):
-        monkeypatch.setattr(devices.os, "getloadavg", lambda: (load, 0.0, 0.0))
-        monkeypatch.setattr(devices, "_usable_cpus", lambda: 8)
+        monkeypatch.setattr(devices.system, "load_average", lambda: load)
+        monkeypatch.setattr(devices.system, "usable_cpus", lambda: 8)
         monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
         assert devices.busy_warning() == ""

@@ -32,5 +32,5 @@ def test_freed_memory_is_kept():
 
 
 def test_without_mallopt_nothing_happens(monkeypatch):
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert not allocator.keep_freed_memory() and not allocator.default_malloc()

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 PREFIX = "xarray:"
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: one is a drive of Windows
 _REMOTE_VSI = re.compile(r"^/vsi(curl|s3|gs|az|adls|oss|swift|webhdfs|hdfs)")
 
 
@@ -67,7 +67,10 @@ def is_remote(path: str) -> bool:
     return is_url(named.store if named else path) or bool(_REMOTE_VSI.match(path))
 
 
-_SUBDATASET = re.compile(r'^(?P<driver>NETCDF|HDF5):"?(?P<file>[^"]+?)"?:(?P<variable>[^:]+)$', re.IGNORECASE)
+_SUBDATASET = re.compile(r'^(?P<driver>NETCDF|HDF5):"?(?P<file>[^"]{2,}?)"?:(?P<variable>[^:]+)$', re.IGNORECASE)
+
+
+_DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 
 
 _SCHEME = re.compile(r"^(/vsi|[A-Za-z][A-Za-z0-9_+]+:)")
@@ -100,9 +103,14 @@ def stem_of(path: str) -> str:
     """Return the name a layer gets from its path: the file's stem, and the variable of a subdataset."""
     named = parse_array_path(path)
     if named is not None:
-        return clean_label(named.variable.replace("/", "_")) or Path(named.store).stem
+        return clean_label(named.variable.replace("/", "_")) or _stem(named.store)
     match = _SUBDATASET.match(path)
-    return f"{Path(match['file']).stem}_{clean_label(match['variable'])}" if match else Path(path).stem
+    return f"{_stem(match['file'])}_{clean_label(match['variable'])}" if match else _stem(path)
+
+
+def _stem(path: str) -> str:
+    """The name of a file without its folders and ending, also of a path that was written on Windows."""
+    return (PureWindowsPath(path) if _DRIVE.match(path) else Path(path)).stem
 
 
 def clean_label(label: str) -> str:
@@ -117,7 +125,23 @@ def absolute_path(path: str, folder: Path) -> str:
         return path if is_url(named.store) else str(replace(named, store=absolute_path(named.store, folder)))
     match = _SUBDATASET.match(path)
     if match:
-        return f"{match['driver']}:{os.path.abspath(folder / match['file'])}:{match['variable']}"
+        return f"{match['driver']}:{_absolute(match['file'], folder)}:{match['variable']}"
     if _SCHEME.match(path):
         return path
-    return os.path.abspath(folder / Path(path).expanduser())
+    return _absolute(os.path.expanduser(path), folder)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    """A file's path made absolute; one with a drive of Windows is, on every system."""
+    return os.path.normpath(path) if _DRIVE.match(path) else os.path.abspath(os.path.join(folder, path))
+
+
+def with_own_separators(path: str, folder: Path) -> str:
+    """A path relative to ``folder`` as this system writes it: where there is no such file, backslashes are slashes.
+
+    So a table written on Windows can be read on Linux and macOS, where a backslash may be part of a name.
+    """
+    if os.sep == "\\" or "\\" not in path or not is_plain_path(path) or os.path.exists(os.path.join(folder, path)):
+        return path
+    slashed = path.replace("\\", "/")
+    return slashed if os.path.exists(os.path.join(folder, slashed)) else path

@@ -15,7 +15,15 @@ from datasets.layers.continuous import NORMALIZE
 from datasets.layers.discovery import RasterContents, inspect_raster, rasters_among
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import Layer
-from datasets.layers.paths import absolute_path, clean_label, file_of, is_plain_path, parse_array_path, stem_of
+from datasets.layers.paths import (
+    absolute_path,
+    clean_label,
+    file_of,
+    is_plain_path,
+    parse_array_path,
+    stem_of,
+    with_own_separators,
+)
 from datasets.layers.transforms import TRANSFORMS
 
 COLUMNS = (
@@ -150,7 +158,7 @@ def _check_columns(table: Path, columns: list[str]) -> list[str]:
 def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Layer]:
     if "path" not in cells:
         raise ValueError(f"{where}, column 'path': empty, expected a raster file")
-    path = absolute_path(cells["path"], folder)
+    path = absolute_path(with_own_separators(cells["path"], folder), folder)
     if is_plain_path(path) and not Path(path).exists():
         raise FileNotFoundError(
             f"{where}, column 'path': {cells['path']}: no such file (looked for {path}); paths are relative "
@@ -193,7 +201,7 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
         kind_stated="kind" in cells,
         transform=_choice(cells, "transform", where, tuple(TRANSFORMS)),
         loss=cells.get("loss", "").lower(),
-        classes=absolute_path(cells["classes"], folder) if "classes" in cells else None,
+        classes=absolute_path(with_own_separators(cells["classes"], folder), folder) if "classes" in cells else None,
     )
     if band is not None:
         return [replace(template, name=cells.get("name", stem_of(path)))]

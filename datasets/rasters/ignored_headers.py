@@ -70,7 +70,8 @@ def sidecar_crs(path: str) -> CRS | None:
         if not sidecar.is_file():
             continue
         try:
-            return CRS.from_user_input(sidecar.read_text(errors="replace").strip(), morph_from_esri_dialect=True)
+            text = sidecar.read_text(encoding="utf-8", errors="replace").strip()
+            return CRS.from_user_input(text, morph_from_esri_dialect=True)
         except CRSError:
             return None
     return None

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -274,7 +275,8 @@ def _named_apart(layers: list[Layer]) -> list[Layer]:
         for k, layer in enumerate(layers):
             named = parse_array_path(layer.path)
             assert named is not None
-            prefix = named.group if level == "group" else named.store.rstrip("/").rpartition("/")[2].partition(".")[0]
+            store = PureWindowsPath(named.store).name.partition(".")[0]  # it knows slashes, too
+            prefix = named.group if level == "group" else store
             if counts[layer.name] > 1 and prefix.strip("/"):
                 layers[k] = replace(layer, name=f"{clean_label(prefix.strip('/').replace('/', '_'))}_{layer.name}")
     for name, count in Counter(layer.name for layer in layers).items():

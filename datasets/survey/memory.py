@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path, PurePosixPath
+
+import psutil
 
 from datasets.survey.stack import Stack
 
@@ -13,8 +14,7 @@ MEMORY_SHARE = 0.25
 
 def memory_limit() -> float:
     """Bytes that decoded layers may take, all processes together, of what this machine or this job has."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return MEMORY_SHARE * min([physical, *job_limits()])
+    return MEMORY_SHARE * min([psutil.virtual_memory().total, *job_limits()])
 
 
 def job_limits(root: Path = Path("/")) -> list[int]:

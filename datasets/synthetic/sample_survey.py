@@ -8,6 +8,7 @@ lines, noise, an outline and gaps. The rocks are written as labels.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -503,6 +504,8 @@ def _move_into_place(partial: Path, directory: Path, *, identity: dict[str, int]
     if overwrite and directory.exists():
         directory.rename(former)
     try:
+        with contextlib.suppress(OSError):
+            directory.rmdir()  # an empty folder: Windows would not rename another to its name
         partial.rename(directory)
     except OSError:
         # Another process finished first: its survey is as good, if it is the same and whole.

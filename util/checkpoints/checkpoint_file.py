@@ -26,6 +26,8 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
+from util.hardware.system import replace_file
+
 VERSION = "0.1.0"
 """Version of the programs, stored in every checkpoint."""
 
@@ -141,7 +143,7 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
             torch.save(dict(state), cast(BinaryIO, out))
             needed = out.size_sealed
             out.seal(int(state.get("step", 0)))
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     except OSError as error:
         raise write_error(path, error, needed=needed) from error
     finally:

@@ -26,6 +26,7 @@ from util.checkpoints.checkpoint_file import (
     temporary_path,
     write_error,
 )
+from util.hardware.system import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def save_run_checkpoint(output_dir: str | os.PathLike[str], state: Mapping[str, 
             _link_or_copy(last, old_last)
         save_checkpoint(last, state)
         if old_last is not None:
-            os.replace(old_last, previous)
+            replace_file(old_last, previous)
         if epoch_file:
             _keep_as(last, folder / f"checkpoint-{int(state['epoch'])}.pth")
         sync_folder(folder)
@@ -239,7 +240,7 @@ def _keep_as(source: Path, target: Path) -> None:
     temporary = temporary_path(target)
     try:
         _link_or_copy(source, temporary)
-        os.replace(temporary, target)
+        replace_file(temporary, target)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from rasterio.windows import Window
 
 from util.geotiff.parts import BLOCK, GDAL_ERRORS, Part, limited_cache
 from util.geotiff.raster_spec import DTYPES, RasterSpec, virtual_raster
+from util.hardware.system import replace_file
 
 BLOCK_BYTES = 16 * 2**20
 """Most bytes of a block with all its bands."""
@@ -85,9 +86,9 @@ def join(
         # Names and attributes of classes have no place in a TIFF: GDAL reads them from a file beside it.
         beside, beside_path = (Path(f"{file}.aux.xml") for file in (temporary, path))
         beside_path.unlink(missing_ok=True)
-        os.replace(temporary, path)
+        replace_file(temporary, path)
         if spec.is_discrete and beside.exists():
-            os.replace(beside, beside_path)
+            replace_file(beside, beside_path)
     except GDAL_ERRORS as error:
         raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
     finally:

@@ -18,6 +18,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.errors import RasterioError
 
 from util.geotiff.raster_spec import DTYPES, RasterSpec
+from util.hardware.system import replace_file
 
 BLOCK = 256
 """Edge of a block of the files, pixels."""
@@ -131,7 +132,7 @@ def _is_empty(pixels: np.ndarray, nodata: float) -> bool:
 def _write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(temporary, path)
 
 
 def _write_part(path: Path, spec: RasterSpec, pixels: np.ndarray) -> None:
@@ -164,7 +165,7 @@ def _write_part(path: Path, spec: RasterSpec, pixels: np.ndarray) -> None:
         ) as sink:
             # Half floats are rounded here: GDAL cuts their last bits off.
             sink.write(pixels.astype(spec.dtype, copy=False).astype(DTYPES[spec.dtype], copy=False))
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     except GDAL_ERRORS as error:
         raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
     finally:

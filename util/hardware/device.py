@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import platform
 import re
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from util.hardware import system
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +156,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "gdal": _version_of("rasterio", "__gdal_version__"),
         "numpy": _version_of("numpy"),
         "device": str(device),
-        "cpus": _usable_cpus(),
+        "cpus": system.usable_cpus(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -176,22 +175,14 @@ def _version_of(package: str, attribute: str = "__version__") -> str | None:
         return None
 
 
-def _usable_cpus() -> int:
-    """Returns the CPUs this process may run on, which a batch system may have limited."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def busy_warning() -> str:
     """Returns a warning if other programs keep the cores busy that several threads want to use; or "".
 
     Threads wait for one another at the end of each operation, so one that gets no core delays all.
     """
-    threads, cpus = torch.get_num_threads(), _usable_cpus()
-    if threads == 1 or not hasattr(os, "getloadavg"):
+    threads, cpus, load = torch.get_num_threads(), system.usable_cpus(), system.load_average()
+    if threads == 1 or load is None:
         return ""
-    load = os.getloadavg()[0]
     free = cpus - load
     if free >= threads - 0.5:
         return ""
@@ -213,7 +204,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        system.reset_peak_resident()
     except OSError as error:
         logger.debug("peak memory: %s", error)
 
@@ -222,12 +213,7 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Returns the most memory used, so far or since `reset_peak_memory`: by tensors on a GPU, else by this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    try:  # on Linux getrusage includes the program that started this one
-        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return int(peak if sys.platform == "darwin" else peak * 1024)  # macOS counts bytes, others KiB
+    return system.peak_resident_bytes()
 
 
 def used_memory_bytes(device: torch.device) -> int:
@@ -235,25 +221,19 @@ def used_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:  # not Linux
-        return peak_memory_bytes(device)
-    return pages * resource.getpagesize()
+    return system.resident_bytes()
 
 
 def memory_limit_bytes(device: torch.device) -> int:
     """Returns the largest possible `used_memory_bytes`: the GPU's memory, or what is in use now plus what is free."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") - used_memory_bytes(device)
+    free = system.available_bytes()
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
         group = Path("/sys/fs/cgroup")  # a container or a batch system may allow less
         allowed = (group / "memory.max").read_text(encoding="ascii").strip()
         if allowed != "max":
             free = min(free, int(allowed) - int((group / "memory.current").read_text(encoding="ascii")))
-    except (OSError, StopIteration) as error:
+    except OSError as error:
         logger.debug("free memory: %s", error)
     return used_memory_bytes(device) + free

@@ -6,7 +6,7 @@ system, which then provides new zeroed pages: this takes a fifth of a small mode
 
 from __future__ import annotations
 
-import ctypes
+from util.hardware.system import c_function
 
 # Numbers of mallopt's parameters, from glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
@@ -36,13 +36,13 @@ def default_malloc() -> bool:
 
 def return_freed_memory() -> None:
     """Returns free memory to the system, so that only memory in use remains; does nothing without glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = c_function("malloc_trim")
     if trim is not None:
         trim(0)
 
 
 def _set(*, mmap_threshold: int, trim_threshold: int, arenas: int) -> bool:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = c_function("mallopt")
     if mallopt is None:
         return False
     # Older glibc refuses a threshold above 32 MiB: then that.

@@ -15,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
+from util.hardware.system import replace_file
+
 _COLUMNS = ("input", "masked input", "reconstruction", "target", "error")
 _INVALID_COLOUR = "0.85"  # light grey: nodata, or hidden from the model
 _ROBUST_PERCENT = (2.0, 98.0)
@@ -100,7 +102,7 @@ def save_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: int = 110)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         figure.savefig(temporary, format="png", dpi=dpi)
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

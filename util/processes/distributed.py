@@ -136,7 +136,7 @@ def launch_name() -> str | None:
 
 
 def start(ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeout_s: float = TIMEOUT_S) -> None:
-    """Joins the processes of a run: NCCL for tensors on GPUs, gloo for the CPU and for flags and objects.
+    """Joins the processes of a run: NCCL for tensors on GPUs where torch has it, else gloo, also for flags and objects.
 
     Args:
         ranks: from `find_ranks`.
@@ -154,14 +154,15 @@ def start(ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeo
     under_torchrun = "MASTER_ADDR" in os.environ and "RANK" in os.environ
     try:
         store = _store_of_this_start(ranks, timeout) if under_torchrun and launch_name() is not None else None
+        uses_nccl = device.type == "cuda" and dist.is_nccl_available()  # there is none on Windows
         dist.init_process_group(
-            backend="nccl" if device.type == "cuda" else "gloo",
+            backend="nccl" if uses_nccl else "gloo",
             init_method=None if store is not None else "env://" if under_torchrun else dist_url,
             store=store,
             rank=ranks.rank,
             world_size=ranks.world_size,
             timeout=timeout,
-            device_id=device if device.type == "cuda" else None,
+            device_id=device if uses_nccl else None,
         )
         _control = dist.new_group(backend="gloo", timeout=timeout)
     except RuntimeError as error:

@@ -7,6 +7,8 @@ import signal
 import threading
 from typing import Any
 
+from util.hardware.system import STOP_SIGNALS
+
 
 class Stopped(Exception):
     """A signal ended the run; everything is saved."""
@@ -30,7 +32,7 @@ class Stop:
     def __enter__(self) -> Stop:
         """Starts listening."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for number in STOP_SIGNALS:
                 self._before[number] = signal.signal(number, self._remember)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Iterable
@@ -40,6 +41,9 @@ def setup_logging(rank: int = 0) -> None:
 
     Python's warnings go the same way. A second call replaces the first.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console of Windows cannot show the names of all files and layers
+            stream.reconfigure(errors="backslashreplace")
     handler = _BarHandler(sys.stderr)
     who = "" if rank == 0 else f"[rank {rank}] "
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {who}%(message)s", datefmt="%H:%M:%S"))

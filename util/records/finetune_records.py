@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from util.checkpoints import resume_state
 from util.checkpoints.run_checkpoints import move_to_earlier
+from util.hardware.system import replace_file
 from util.plots.reconstruction import save_figure
 from util.records.log import JsonLines, Writer, make_writer, plain
 
@@ -130,7 +131,7 @@ class FinetuneFiles:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / ".scores.tmp.npz"
         np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, folder / "scores.npz")
+        replace_file(temporary, folder / "scores.npz")
         write_json(folder / "scores.json", scores)
 
     def write(self, name: str, table: Mapping[str, Any]) -> Path:
@@ -185,7 +186,7 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from util.hardware.system import replace_file
 from util.processes import distributed as dist
 from util.processes.output_lock import hold_output_folder
 
@@ -64,7 +65,7 @@ def _tidy_json_lines(path: Path, purge_step: int | None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from util.checkpoints import run_checkpoints as ckpt
+from util.hardware.system import replace_file
 from util.metrics.held_out import TrainingData
 from util.metrics.skill import REGIONS, ScoredBatch, Scores
 from util.model.layer_losses import LayerChannels
@@ -253,7 +253,7 @@ class RunFiles:
             save_figure(picture, figure)
             last = self.output_dir / f".{LAST_PICTURE}.tmp"
             last.write_bytes(picture.read_bytes())
-            os.replace(last, self.output_dir / LAST_PICTURE)
+            replace_file(last, self.output_dir / LAST_PICTURE)
 
     def save(self, state: Mapping[str, Any], *, keep: bool) -> None:
         """Writes checkpoint-last.pth and, if `keep`, checkpoint-<epoch>.pth.
