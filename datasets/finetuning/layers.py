@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_INPUT_SIZE = 48
 """Base-scale pixels along the edge of a window, without a checkpoint."""
+NO_AREA = "none"
+"""In place of a file of polygons: all ground is shown, whatever the checkpoint says."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class LayerOptions:
         base_resolution: edge of a base-scale pixel, CRS units; default the finest resolution x the largest scale.
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
+        aoi: polygons file, ground outside is invalid; `NO_AREA`: no limit; default the checkpoint's polygons.
         cache: `auto`, `ram` or `none`.
         allow_missing: go on without layers of the checkpoint that are not found.
         dropped_bands: from scratch: layer numbers to leave out.
@@ -60,6 +63,7 @@ class LayerOptions:
     base_resolution: float | None = None
     extent: str = "union"
     reproject: bool = False
+    aoi: str | None = None
     cache: str = "auto"
     allow_missing: bool = False
     dropped_bands: Sequence[int] = ()
@@ -100,6 +104,12 @@ class OpenedLayers:
         """The images, where layers are bands of images."""
         assert isinstance(self.survey, SceneGround)
         return self.survey
+
+    @property
+    def aoi(self) -> dict[str, Any] | None:
+        """The area outside which ground is invalid, as a checkpoint stores it; None without limit, and for images."""
+        area = self.survey.stack.aoi if isinstance(self.survey, InferenceSurvey) else None
+        return None if area is None else area.plain()
 
     def pixel_features(self, pixels: np.ndarray, *, scale: int) -> np.ndarray:
         """(n, F) features of (n, 2) target pixels, as `pixel_features.pixel_features` computes them."""
@@ -158,6 +168,7 @@ def _open_from_scratch(options: LayerOptions, local_ranks: int) -> OpenedLayers:
             base_resolution=options.base_resolution,
             extent=options.extent,
             reproject=options.reproject,
+            aoi=None if options.aoi == NO_AREA else options.aoi,
             min_valid=0.0,
             val_fraction=0.0,
             seed=options.seed,
@@ -193,11 +204,24 @@ def _open_stored(stored: Mapping[str, Any], options: LayerOptions, local_ranks: 
         hidden=options.hidden,
         extent=options.extent,
         reproject=options.reproject,
+        shown=_shown_area(stored, options.aoi),
         allow_missing=options.allow_missing,
     )
+    if options.aoi is None and survey.stack.aoi is not None:
+        logger.info(
+            "area of interest %s of the checkpoint: ground outside it is invalid (--aoi %s shows it)",
+            survey.stack.aoi.path,
+            NO_AREA,
+        )
     if fits_memory(survey.stack, options.cache, local_ranks):
         survey.stack.load()
     return OpenedLayers(survey, layers, stored["statistics"], [encoding.plain() for encoding in encodings], {})
+
+
+def _shown_area(stored: Mapping[str, Any], given: str | None) -> str | Mapping[str, Any] | None:
+    """Polygons outside which ground is invalid: as given, else of the checkpoint, in which older ones have a path."""
+    area = given or stored.get("aoi", stored["options"].get("aoi"))
+    return None if area == NO_AREA else area
 
 
 def _check_hidden(hidden: Sequence[int], count: int) -> None:

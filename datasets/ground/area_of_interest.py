@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -47,6 +49,11 @@ class AreaOfInterest:
         left, bottom, right, top = shapely.total_bounds(np.array(self.polygons, dtype=object))
         return float(left), float(bottom), float(right), float(top)
 
+    def plain(self) -> dict[str, Any]:
+        """Path, CRS as WKT and polygons as hexadecimal WKB, for a checkpoint; see `stored_area_of_interest`."""
+        polygons = shapely.to_wkb(np.array(self.polygons, dtype=object), hex=True).tolist()
+        return {"path": self.path, "crs": self.crs.to_wkt(), "polygons": polygons}
+
     def near(self, left: float, bottom: float, right: float, top: float) -> list[shapely.Geometry]:
         """Polygons whose bounds meet a rectangle, each shifted by as many periods as it takes."""
         lows_x, lows_y, highs_x, highs_y = shapely.bounds(np.array(self.polygons, dtype=object)).T
@@ -77,6 +84,16 @@ class AreaOfInterest:
         if not near:
             return np.zeros((rows, cols), dtype=bool)
         return geometry_mask(near, out_shape=(rows, cols), transform=transform, all_touched=False, invert=True)
+
+
+def stored_area_of_interest(plain: Mapping[str, Any], crs: CRS) -> AreaOfInterest:
+    """The polygons that `AreaOfInterest.plain` described, in ``crs``.
+
+    Raises:
+        ValueError: they cannot be brought to ``crs``.
+    """
+    shapes = geopandas.GeoSeries(shapely.from_wkb(list(plain["polygons"])), crs=plain["crs"])
+    return _area_of(shapes, crs, plain["path"])
 
 
 def load_area_of_interest(path: str | Path, crs: CRS) -> AreaOfInterest:
@@ -114,8 +131,12 @@ def load_area_of_interest(path: str | Path, crs: CRS) -> AreaOfInterest:
         )
     if kept.crs is None:
         raise ValueError(f"area of interest {path}: has no CRS, expected one; set it (for example with ogr2ogr -a_srs)")
+    return _area_of(kept, crs, path)
+
+
+def _area_of(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> AreaOfInterest:
     planet = planet_of(crs)
-    return AreaOfInterest(str(path), crs, _to_crs(kept, crs, path), 0.0 if planet is None else planet.period)
+    return AreaOfInterest(str(path), crs, _to_crs(shapes, crs, path), 0.0 if planet is None else planet.period)
 
 
 def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[shapely.Geometry, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from affine import Affine
 
-from datasets.ground.area_of_interest import AreaOfInterest, load_area_of_interest
+from datasets.ground.area_of_interest import AreaOfInterest, load_area_of_interest, stored_area_of_interest
 from datasets.ground.grid import Grid
 from datasets.ground.planet import planet_of
 from datasets.ground.wraparound import pixel_size_m, wrap_columns, wraps
@@ -282,6 +282,7 @@ def open_inference_survey(
     extent: str = "union",
     reproject: bool = False,
     aoi: str | None = None,
+    shown: str | Mapping[str, Any] | None = None,
     allow_missing: bool = False,
 ) -> InferenceSurvey:
     """Opens the layers that a model was trained on, where they lay then or by name among others.
@@ -299,6 +300,8 @@ def open_inference_survey(
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
         aoi: polygons file that limits what is written.
+        shown: polygons outside which pixels are invalid: a file, or as a checkpoint stores them
+            (`AreaOfInterest.plain`); the latter do not count if they lie elsewhere.
         allow_missing: go on without layers that are not there.
 
     Raises:
@@ -309,7 +312,9 @@ def open_inference_survey(
     where = data_dir or layers_table
     missing = _missing(trained, found, hidden=hidden, allowed=allow_missing, where=where, extra=extra)
     encodings = tuple(encodings)
-    stack, summaries, notes = _open_stack(trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject)
+    stack, summaries, notes = _open_stack(
+        trained, found, encodings, hidden=hidden, extent=extent, reproject=reproject, shown=shown
+    )
     if extra:
         notes.append(f"layers that the model does not know are left out: {', '.join(extra)}")
     notes += _strangers(trained, summaries, encodings)
@@ -420,6 +425,7 @@ def _open_stack(
     hidden: Sequence[int],
     extent: str,
     reproject: bool,
+    shown: str | Mapping[str, Any] | None,
 ) -> tuple[Stack, tuple[BandSummary | None, ...], list[str]]:
     """The layers found on their reference grid, absent ones hidden; what scanning each found; and notes."""
     present = [c for c, layer in enumerate(found) if layer is not None]
@@ -427,8 +433,9 @@ def _open_stack(
     target = layer_crs(opened[0]) if reproject else None
     bands = [open_band(layer, reproject_to=target) for layer in opened]
     reference = reference_grid(bands, extent=extent)
-    bands, summaries, notes = scan_bands(bands, aoi=None, trained=True)
-    notes += wraparound_remarks(bands, reference)
+    area, elsewhere = _shown_area(shown, reference)
+    bands, summaries, notes = scan_bands(bands, aoi=area, trained=True)
+    notes += elsewhere + wraparound_remarks(bands, reference)
     layer_classes(bands, [encodings[c] for c in present])
     at = dict(zip(present, bands, strict=True))
     # An absent layer borrows the pixels of another, and shows none of them.
@@ -437,6 +444,21 @@ def _open_stack(
     by_channel = dict(zip(present, summaries, strict=True))
     stack = Stack(every, reference, hidden=[*absent, *hidden])
     return stack, tuple(by_channel.get(c) for c in range(len(trained))), notes
+
+
+def _shown_area(shown: str | Mapping[str, Any] | None, reference: Grid) -> tuple[AreaOfInterest | None, list[str]]:
+    """Polygons outside which pixels are invalid, and a note if stored ones lie elsewhere and do not count."""
+    if shown is None:
+        return None, []
+    if isinstance(shown, str):
+        return load_area_of_interest(shown, reference.crs), []
+    area = stored_area_of_interest(shown, reference.crs)
+    if area.near(*reference.bounds):
+        return area, []
+    return None, [
+        f"the area of interest of the checkpoint ({area.path}) lies elsewhere: all of this ground is shown (--aoi "
+        "limits it)"
+    ]
 
 
 def _missing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from datasets.ground.area_of_interest import load_area_of_interest
+from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.layers.encoding import Encoding
 from datasets.layers.layer import Layer
 from datasets.layers.table import layers_from_directory, read_layers_table
@@ -116,13 +116,13 @@ def as_trained(layer: Layer, trained: Layer) -> Layer:
 
 
 def scan_bands(
-    bands: Sequence[RasterBand], *, aoi: str | None, trained: bool = False
+    bands: Sequence[RasterBand], *, aoi: AreaOfInterest | None, trained: bool = False
 ) -> tuple[list[RasterBand], tuple[BandSummary, ...], list[str]]:
     """Scan every layer, and make undeclared nodata values that are recognised invalid.
 
     Args:
         bands: the layers.
-        aoi: file of polygons outside which pixels are invalid.
+        aoi: polygons outside which pixels are invalid.
         trained: they are layers of a trained model (see `scan`): values that their transforms cannot take are made
             invalid.
 
@@ -132,10 +132,7 @@ def scan_bands(
     Raises:
         ValueError: a layer cannot be used, or none has a valid pixel.
     """
-    bands = list(bands)
-    if aoi is not None:
-        polygons = load_area_of_interest(aoi, bands[0].grid.crs)
-        bands = [replace(band, aoi=polygons) for band in bands]
+    bands = [replace(band, aoi=aoi) for band in bands] if aoi is not None else list(bands)
     summaries, notes = [], []
     for number, band in enumerate(bands):
         band, summary, remarks = _scan_band(band, trained=trained)

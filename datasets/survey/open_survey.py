@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from datasets.ground.area_of_interest import load_area_of_interest
 from datasets.ground.grid import Grid
 from datasets.ground.wraparound import latitude_weights
 from datasets.layers.kinds import kind_of
@@ -124,7 +125,8 @@ def open_survey(settings: SurveySettings) -> Survey:
     bands = [open_band(layer, reproject_to=target) for layer in layers]
     plan = _plan(settings, bands)  # errors that the headers reveal are raised before any pixel is read
     trained = settings.trained
-    bands, summaries, notes = scan_bands(bands, aoi=settings.aoi, trained=trained is not None)
+    aoi = None if settings.aoi is None else load_area_of_interest(settings.aoi, bands[0].grid.crs)
+    bands, summaries, notes = scan_bands(bands, aoi=aoi, trained=trained is not None)
     tables, class_notes = layer_classes(bands, None if trained is None else trained.classes)
     stack = Stack(bands, plan.reference, hidden=settings.masked_bands)
     if fits_memory(stack, settings.cache, settings.local_ranks):

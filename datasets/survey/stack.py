@@ -14,6 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import ALIKE, SNAP, Grid, crs_agree
 from datasets.ground.wraparound import bounds_near, split_at_seam, wrap_columns, wrapped_reference, wraps
 from datasets.rasters.band import RasterBand
@@ -231,6 +232,11 @@ class Stack:
     def hide(self, channels: Iterable[int]) -> None:
         """Presents further layers as wholly invalid."""
         self.hidden |= frozenset(channels)
+
+    @property
+    def aoi(self) -> AreaOfInterest | None:
+        """Polygons outside which pixels of every layer are invalid."""
+        return self.bands[0].aoi
 
     @property
     def memory_bytes(self) -> int:

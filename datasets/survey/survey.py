@@ -206,8 +206,13 @@ class Survey:
         write_layers_table(folder / "layers.csv", self.layers)
 
     def record(self) -> dict[str, Any]:
-        """The ground edge of a base-scale pixel, and the ground that was held out."""
-        return {"base_resolution": self.base_resolution, "held_out": self.held_out_ground()}
+        """The ground edge of a base-scale pixel, the ground that was held out, and the area of interest."""
+        aoi = self.stack.aoi
+        return {
+            "base_resolution": self.base_resolution,
+            "held_out": self.held_out_ground(),
+            "aoi": None if aoi is None else aoi.plain(),
+        }
 
 
 def smooth_layers(survey: Survey, patch_size: int) -> list[str]:

@@ -58,6 +58,7 @@ class FinetuneInputs:
             "version": checkpoint_file.VERSION,
             "base_resolution": survey.base_resolution,
             "held_out": self.held_out,
+            "aoi": opened.aoi,
             "hidden": sorted(survey.hidden),
             "ground": survey.ground(),
             "folds": data.folds.summary(),

@@ -126,6 +126,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument("--reproject", action="store_true", help="warp layers on the fly to the first layer's CRS")
     data.add_argument(
+        "--aoi", help="vector file of polygons; pixels outside count as nodata; none: no limit (the checkpoint's)"
+    )
+    data.add_argument(
         "--cache",
         default="auto",
         choices=["auto", "ram", "none"],

@@ -33,7 +33,7 @@ PIXELS_ONLY = {"label_scale": 1, "head": None}
 
 GROUND_ONLY = tuple(
     "labels label_column label_band label_nodata label_classes label_crs x_column y_column data_dir base_resolution "
-    "extent reproject tile_overlap missing_layers min_labelled background_ratio background_distance split folds "
+    "extent reproject aoi tile_overlap missing_layers min_labelled background_ratio background_distance split folds "
     "only_folds fold_block val_buffer patience".split()
 )
 """Options that do nothing for images, which carry their classes and lie on no common ground."""
@@ -176,7 +176,7 @@ def with_stored(
     """The options of a fine-tuned checkpoint, with those replaced that are given now or say where and how to run."""
     defaults = vars(parser.parse_args([]))
     given = {key for key, value in vars(args).items() if value != defaults[key]}
-    here = given | set("eval resume device output_dir log_dir world_size local_rank dist_url baselines".split())
+    here = given | set("eval resume device output_dir log_dir world_size local_rank dist_url baselines aoi".split())
     if here & {"data_dir", "train_path"}:  # layers are named in one way: as given now
         here |= {"data_dir", "train_path"}
     return with_values(args, **{key: stored.get(key, value) for key, value in vars(args).items() if key not in here})

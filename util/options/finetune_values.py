@@ -144,6 +144,7 @@ def layer_options(args: argparse.Namespace) -> dict[str, Any]:
         "base_resolution": args.base_resolution,
         "extent": args.extent or "union",
         "reproject": args.reproject,
+        "aoi": args.aoi,
         "cache": args.cache,
         "allow_missing": args.missing_layers == "allow",
         "dropped_bands": args.dropped_bands or [],
