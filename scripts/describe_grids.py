@@ -17,6 +17,7 @@ import models_mae_group_channels as models
 from datasets.layers.encoding import Encoding
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import NO_TRANSFORM
+from datasets.layers.paths import sheet_paths, shown_path
 from datasets.loading.token_masks import MASK_SHAPES
 from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
 from datasets.survey.survey import Survey
@@ -112,6 +113,7 @@ def _layer_entry(survey: Survey, channel: int) -> dict[str, Any]:
     return {
         "name": layer.name,
         "path": str(layer.path),
+        "sheets": len(sheet_paths(layer.path)),
         "band": layer.band,
         "kind": layer.kind,
         "transform": layer.transform,
@@ -151,7 +153,7 @@ def as_text(facts: dict[str, Any]) -> str:
         length = "unknown" if layer["correlation_length"] is None else format(layer["correlation_length"], ".4g")
         lines += [
             f"layer {number}  {layer['name']}  "
-            f"({layer['path']}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
+            f"({shown_path(layer['path'])}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
             f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}, {layer['crs'][:70]}",
             f"    {100 * layer['valid_fraction']:.1f} % valid; {layer['nodata_rule']}",
             f"    {_values(layer)}; autocorrelation length {length}",

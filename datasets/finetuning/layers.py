@@ -14,7 +14,7 @@ from datasets.finetuning.fold_statistics import fit_on_fold
 from datasets.finetuning.pixel_features import pixel_features
 from datasets.finetuning.scene_targets import SceneGround, open_scene_ground
 from datasets.layers.layer import Layer
-from datasets.layers.paths import file_of, variable_of
+from datasets.layers.paths import file_of, sheet_paths, variable_of
 from datasets.survey.inference_survey import (
     InferenceSurvey,
     inference_survey_from,
@@ -277,7 +277,11 @@ def layers_that_are(labels: str, band: int, layers: Sequence[Layer]) -> list[int
 
     Where both paths name a variable of a file, only the same variable counts.
     """
-    return [channel for channel, layer in enumerate(layers) if layer.band == band and _is_same(labels, layer.path)]
+    return [
+        channel
+        for channel, layer in enumerate(layers)
+        if layer.band == band and any(_is_same(labels, path) for path in sheet_paths(layer.path))
+    ]
 
 
 def _is_same(labels: str, path: str) -> bool:

@@ -43,7 +43,8 @@ class Categorical(Kind):
         if np.count_nonzero(counts) < 2:
             found = ", ".join(f"{code:g}" for code in codes[counts > 0]) or "no valid pixel"
             raise CannotFit(
-                f"layer '{layer.name}' ({layer.path}): {found} alone on training ground, expected at least two classes",
+                f"layer '{layer.name}' ({layer.files}): {found} alone on training ground, expected at least two "
+                "classes",
                 "change --seed or --val_fraction, or leave it out (--dropped_bands)",
             )
         # Classes that training ground lacks count as half a pixel: none is impossible.

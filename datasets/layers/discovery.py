@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import rasterio
+from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -41,12 +42,35 @@ Raster = tuple[str, str, tuple[tuple[int, str], ...]]
 
 
 @dataclass(frozen=True)
+class RasterHeader:
+    """Type and place of a raster: CRS as text (empty if there is none), and what its bands are stored as."""
+
+    crs: str
+    transform: Affine
+    rows: int
+    cols: int
+    dtypes: tuple[str, ...]
+    scales: tuple[float, ...]
+    offsets: tuple[float, ...]
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top), also where rows begin in the south."""
+        x = self.transform.c, self.transform.c + self.cols * self.transform.a
+        y = self.transform.f, self.transform.f + self.rows * self.transform.e
+        return min(x), min(y), max(x), max(y)
+
+
+@dataclass(frozen=True)
 class RasterContents:
-    """What a file holds: each raster in it, the other files it consists of, and whether it has a CRS."""
+    """What a file holds: each raster in it, the other files it consists of, whether it has a CRS, and the header of a
+    single raster.
+    """
 
     rasters: tuple[Raster, ...]
     files: frozenset[str] = field(default_factory=frozenset)
     has_crs: bool = True
+    header: RasterHeader | None = None
 
 
 def rasters_among(paths: Iterable[Path]) -> list[tuple[Path, RasterContents]]:
@@ -90,6 +114,11 @@ def rasters_among(paths: Iterable[Path]) -> list[tuple[Path, RasterContents]]:
     return [(path, contents) for path, contents in opened.items() if names[path] not in parts]
 
 
+def may_be_raster(path: Path) -> bool:
+    """Whether a file is no folder, hidden file, sidecar, document, table or vector file, by its name."""
+    return not path.is_dir() and not path.name.startswith(".") and path.suffix.lower() not in OTHER_ENDINGS
+
+
 def inspect_raster(path: str) -> RasterContents:
     """Look at a file's header, or at that of each of its subdatasets (netCDF variables, TIFF pages).
 
@@ -101,7 +130,8 @@ def inspect_raster(path: str) -> RasterContents:
         with rasterio.open(path) as dataset:
             files = frozenset(os.path.realpath(name) for name in dataset.files) - {os.path.realpath(path)}
             if not dataset.subdatasets:
-                return RasterContents(((path, "", _data_bands(dataset)),), files, dataset.crs is not None)
+                bands = _data_bands(dataset)
+                return RasterContents(((path, "", bands),), files, dataset.crs is not None, _header(dataset))
             names = list(dataset.subdatasets)
         rasters: list[Raster] = []
         coordinates: list[Raster] = []
@@ -117,6 +147,18 @@ def inspect_raster(path: str) -> RasterContents:
             ", ".join(entry[1] for entry in coordinates),
         )
     return RasterContents(tuple(rasters or coordinates), files)
+
+
+def _header(dataset: rasterio.DatasetReader) -> RasterHeader:
+    return RasterHeader(
+        crs=dataset.crs.to_wkt() if dataset.crs else "",
+        transform=dataset.transform,
+        rows=dataset.height,
+        cols=dataset.width,
+        dtypes=tuple(dataset.dtypes),
+        scales=tuple(dataset.scales),
+        offsets=tuple(dataset.offsets),
+    )
 
 
 def _variable(name: str) -> str:

@@ -144,13 +144,13 @@ class CannotFit(ValueError):
 
 def no_valid_pixel(layer: Layer) -> CannotFit:
     """The error of a layer that has no valid value on training ground."""
-    fact = f"layer '{layer.name}' ({layer.path}): no valid pixel on training ground"
+    fact = f"layer '{layer.name}' ({layer.files}): no valid pixel on training ground"
     return CannotFit(fact, "change --seed or --val_fraction")
 
 
 def constant_values(layer: Layer, value: str) -> CannotFit:
     """The error of a layer that has only one value on training ground."""
-    fact = f"layer '{layer.name}' ({layer.path}): constant ({value}) on training ground, expected values that vary"
+    fact = f"layer '{layer.name}' ({layer.files}): constant ({value}) on training ground, expected values that vary"
     return CannotFit(fact, "leave it out (--dropped_bands)")
 
 

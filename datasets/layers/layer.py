@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datasets.layers.paths import shown_path
+
 DEFAULT_KIND = "continuous"
 NO_TRANSFORM = "none"
 
@@ -14,7 +16,8 @@ class Layer:
 
     Attributes:
         name: unique name, used in logs, tables and checkpoints.
-        path: file, or anything else that GDAL opens (/vsi path, `netcdf:file.nc:variable`).
+        path: file, or anything else that GDAL opens (/vsi path, `netcdf:file.nc:variable`); of a layer in several
+            sheets, all of them joined by `|`.
         band: number of the band, from 1.
         kind: a key of `datasets.layers.kinds.KINDS`: `continuous`, `categorical` (class codes) or `circular` (degrees).
         group: label of the channel group, None = grouped by native resolution.
@@ -47,7 +50,12 @@ class Layer:
     @property
     def where(self) -> str:
         """How messages name the layer: name, file and band."""
-        return f"layer '{self.name}' ({self.path}, band {self.band})"
+        return f"layer '{self.name}' ({self.files}, band {self.band})"
+
+    @property
+    def files(self) -> str:
+        """How messages name its file, or its sheets."""
+        return shown_path(self.path)
 
     @property
     def has_default_kind(self) -> bool:

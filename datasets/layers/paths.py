@@ -2,6 +2,7 @@
 
 `xarray:STORE#VARIABLE`, with the groups before the variable (`xarray:a.zarr#fine/gravity`) and, where the source states
 no CRS, one after it (`xarray:a.nc#gravity;crs=EPSG:28354`). The layer's band counts along its third dimension, from 1.
+The path of a layer in several sheets is those of its files, joined by `|`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 PREFIX = "xarray:"
+SHEET_SEPARATOR = "|"
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: one is a drive of Windows
 _REMOTE_VSI = re.compile(r"^/vsi(curl|s3|gs|az|adls|oss|swift|webhdfs|hdfs)")
 
@@ -73,6 +75,19 @@ _SUBDATASET = re.compile(r'^(?P<driver>NETCDF|HDF5):"?(?P<file>[^"]{2,}?)"?:(?P<
 _DRIVE = re.compile(r"^[A-Za-z]:[\\/]")
 
 
+def sheet_paths(path: str) -> tuple[str, ...]:
+    """The files of a layer in several sheets, in order; the path itself if it names one."""
+    if SHEET_SEPARATOR not in path or parse_array_path(path) is not None or Path(path).exists():
+        return (path,)
+    return tuple(part.strip() for part in path.split(SHEET_SEPARATOR) if part.strip())
+
+
+def shown_path(path: str) -> str:
+    """How messages show a layer's path: of several sheets their number, the first and the last."""
+    sheets = sheet_paths(path)
+    return path if len(sheets) == 1 else f"{len(sheets)} sheets, {sheets[0]} to {Path(sheets[-1]).name}"
+
+
 _SCHEME = re.compile(r"^(/vsi|[A-Za-z][A-Za-z0-9_+]+:)")
 
 
@@ -82,7 +97,8 @@ def is_plain_path(path: str) -> bool:
 
 
 def file_of(path: str) -> str:
-    """Return the file that a layer's path lies in: itself, or that of a subdataset or variable."""
+    """Return the file that a layer's path lies in: itself, that of a subdataset or variable, the first of sheets."""
+    path = sheet_paths(path)[0]
     named = parse_array_path(path)
     if named is not None:
         return named.store
@@ -120,6 +136,10 @@ def clean_label(label: str) -> str:
 
 def absolute_path(path: str, folder: Path) -> str:
     """Return a layer's path made absolute, taken to be relative to ``folder``; URLs and /vsi paths stay."""
+    if SHEET_SEPARATOR in path and not (folder / path).exists():
+        sheets = sheet_paths(path)
+        if len(sheets) > 1:
+            return SHEET_SEPARATOR.join(absolute_path(sheet, folder) for sheet in sheets)
     named = parse_array_path(path)
     if named is not None:
         return path if is_url(named.store) else str(replace(named, store=absolute_path(named.store, folder)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import math
 import os
 from collections import Counter
@@ -12,24 +13,30 @@ from pathlib import Path
 
 from datasets.ground.grid import GDAL_ERRORS
 from datasets.layers.continuous import NORMALIZE
-from datasets.layers.discovery import RasterContents, inspect_raster, rasters_among
+from datasets.layers.discovery import RasterContents, inspect_raster, may_be_raster, rasters_among
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import Layer
 from datasets.layers.paths import (
+    SHEET_SEPARATOR,
     absolute_path,
     clean_label,
     file_of,
     is_plain_path,
     parse_array_path,
+    sheet_paths,
     stem_of,
     with_own_separators,
 )
+from datasets.layers.sheets import join_sheets, longer_name_of, name_of
 from datasets.layers.transforms import TRANSFORMS
 
 COLUMNS = (
     *("path", "name", "band", "kind", "group", "nodata", "units"),
     *("transform", "normalize", "loss", "loss_weight", "classes"),
 )
+
+# Characters. A cell may name thousands of sheets; Python's own limit is 131,072.
+_LONGEST_CELL = 2**26
 
 
 def layers_from_directory(directory: str | Path) -> list[Layer]:
@@ -38,11 +45,11 @@ def layers_from_directory(directory: str | Path) -> list[Layer]:
     If the directory itself holds no raster, those in its subfolders are taken, sorted by relative path.
     Sidecar files, documents, tables and vector files are passed over, and so are files that another raster
     consists of (the tiles of a VRT, the data of an ERS header). A picture without CRS is passed over with a
-    warning. Alpha bands are masks, not layers.
+    warning. Alpha bands are masks, not layers. Sheets of one layer (`datasets/layers/sheets.py`) are one layer.
 
     Raises:
         FileNotFoundError: there is no such directory, or no raster in it.
-        ValueError: a file whose ending says raster cannot be opened.
+        ValueError: a file whose ending says raster cannot be opened; files may be sheets of one layer, or layers.
     """
     root = Path(os.path.abspath(Path(directory).expanduser()))
     if not root.is_dir():
@@ -57,7 +64,8 @@ def layers_from_directory(directory: str | Path) -> list[Layer]:
             "opens (GeoTIFF, ERS, netCDF, GXF, Surfer grid, VRT, ...), apart from pictures without CRS, "
             "documents, tables and vector files"
         )
-    layers = [layer for path, contents in found for layer in _layers_of(path, contents)]
+    sheets = join_sheets(found, root)
+    layers = [layer for path, contents, name in sheets for layer in _layers_of(path, contents, stem=name)]
     return _make_unique(layers, root)
 
 
@@ -78,6 +86,7 @@ def read_layers_table(path: str | Path) -> list[Layer]:
         raise FileNotFoundError(f"layers table {path}: no such file; --train_path takes a CSV with a column 'path'")
     with open(table, newline="", encoding="utf-8-sig") as stream:
         try:
+            csv.field_size_limit(_LONGEST_CELL)
             reader = csv.reader(stream, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
@@ -158,12 +167,7 @@ def _check_columns(table: Path, columns: list[str]) -> list[str]:
 def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Layer]:
     if "path" not in cells:
         raise ValueError(f"{where}, column 'path': empty, expected a raster file")
-    path = absolute_path(with_own_separators(cells["path"], folder), folder)
-    if is_plain_path(path) and not Path(path).exists():
-        raise FileNotFoundError(
-            f"{where}, column 'path': {cells['path']}: no such file (looked for {path}); paths are relative "
-            "to the table"
-        )
+    path = _path_of_cell(cells["path"], where, folder)
     band = _number(
         cells,
         "band",
@@ -204,15 +208,57 @@ def _layers_of_row(cells: dict[str, str], where: str, folder: Path) -> list[Laye
         classes=absolute_path(with_own_separators(cells["classes"], folder), folder) if "classes" in cells else None,
     )
     if band is not None:
-        return [replace(template, name=cells.get("name", stem_of(path)))]
+        return [replace(template, name=cells.get("name", name_of(path)))]
     if parse_array_path(path) is not None:
         return [replace(template, name=cells.get("name", stem_of(path)), band=1)]
     contents = _contents_of(path, where)
-    made = _layers_of(Path(path), contents, stem=cells.get("name"))
+    made = _layers_of(Path(path), contents, stem=cells.get("name", name_of(path)))
     return [replace(template, name=layer.name, path=layer.path, band=layer.band) for layer in made]
 
 
+def _path_of_cell(cell: str, where: str, folder: Path) -> str:
+    """The path of a layer that a cell names: a file, several joined by `|`, or a pattern of files.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a variable that xarray opens is named as a sheet.
+    """
+    paths: list[str] = []
+    for part in (cell,) if os.path.exists(folder / cell) else sheet_paths(cell):
+        path = absolute_path(with_own_separators(part, folder), folder)
+        if not is_plain_path(path) or os.path.exists(path):
+            paths.append(path)
+            continue
+        matches = sorted(match for match in glob.glob(path) if may_be_raster(Path(match)))
+        if not matches:
+            raise FileNotFoundError(
+                f"{where}, column 'path': {cell}: no such file (looked for {path}); paths are relative to the table"
+            )
+        paths += matches
+    paths = list(dict.fromkeys(paths))
+    if len(paths) > 1 and any(parse_array_path(path) is not None for path in paths):
+        raise ValueError(
+            f"{where}, column 'path': {cell}: a variable of a store, expected raster files as sheets of a layer; join "
+            "such variables in one store (xarray.combine_by_coords), or give each a row"
+        )
+    return SHEET_SEPARATOR.join(paths)
+
+
 def _contents_of(path: str, where: str) -> RasterContents:
+    """What a row's file holds; of sheets, what the first one holds, under the path of all."""
+    first, *others = sheet_paths(path)
+    contents = _inspected(first, where)
+    if not others:
+        return contents
+    if len(contents.rasters) > 1:
+        raise ValueError(
+            f"{where}: {first} holds {len(contents.rasters)} rasters, expected one in each sheet of a layer; name the "
+            f"variable of each, such as {contents.rasters[0][0]}"
+        )
+    return replace(contents, rasters=((path, *contents.rasters[0][1:]),))
+
+
+def _inspected(path: str, where: str) -> RasterContents:
     try:
         return inspect_raster(path)
     except GDAL_ERRORS as error:
@@ -267,9 +313,9 @@ def _layers_of(path: Path, contents: RasterContents, *, stem: str | None = None)
 def _make_unique(
     layers: list[Layer], root: Path, *, stated: Sequence[bool] | None = None, source: str = "data directory"
 ) -> list[Layer]:
-    """Tell layers of one name apart by folder, then by ending; names that a person has stated stay."""
+    """Tell layers of one name apart by numbers of sheets, folder, ending; names that a person has stated stay."""
     stated = stated or [False] * len(layers)
-    for prefix in (_folder_prefix, _ending_suffix):
+    for prefix in (_numbers_of_sheets, _folder_prefix, _ending_suffix):
         counts = Counter(layer.name for layer in layers)
         layers = [
             layer if fixed or counts[layer.name] == 1 else replace(layer, name=prefix(layer, root))
@@ -277,12 +323,18 @@ def _make_unique(
         ]
     for name, count in Counter(layer.name for layer in layers).items():
         if count > 1:
-            paths = ", ".join(f"{layer.path} band {layer.band}" for layer in layers if layer.name == name)
+            paths = ", ".join(f"{layer.files} band {layer.band}" for layer in layers if layer.name == name)
             raise ValueError(
                 f"{source}: {count} layers are named '{name}' ({paths}), expected unique names; give each a "
                 "'name' of its own"
             )
     return layers
+
+
+def _numbers_of_sheets(layer: Layer, _: Path) -> str:
+    if len(sheet_paths(layer.path)) == 1:
+        return layer.name
+    return longer_name_of(layer.path) + layer.name.removeprefix(name_of(layer.path))
 
 
 def _folder_prefix(layer: Layer, root: Path) -> str:

@@ -99,7 +99,7 @@ class BandSource:
             raw, masked, clear = with_retries(read, path=path, what=what, again=lambda: close_dataset(path))
         except GDAL_ERRORS as error:
             raise OSError(
-                f"layer '{self.layer.name}' ({self.layer.path}, band {self.layer.band}): rows {row} to "
+                f"layer '{self.layer.name}' ({self.layer.files}, band {self.layer.band}): rows {row} to "
                 f"{row + rows - 1}, columns {col} to {col + cols - 1} of the file cannot be read "
                 f"({_reason(error)}); it may be damaged or incomplete: restore it from a good copy"
             ) from error
@@ -163,7 +163,7 @@ class RasterBand:
         """
         if self.aoi is not None and not crs_agree(self.grid, self.aoi.crs):
             raise ValueError(
-                f"layer '{self.layer.name}' ({self.layer.path}): area of interest in "
+                f"layer '{self.layer.name}' ({self.layer.files}): area of interest in "
                 f"{self.aoi.crs.to_string()[:60]}, expected {self.grid.crs.to_string()[:60]} of the layer's "
                 "grid; load it in that CRS"
             )

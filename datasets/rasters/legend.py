@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,7 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from datasets.ground.grid import GDAL_ERRORS
 from datasets.layers.class_table import Code, as_colour
-from datasets.layers.paths import parse_array_path
+from datasets.layers.paths import parse_array_path, sheet_paths
 from datasets.rasters.xarray_store import open_groups
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,13 @@ def read_legend(path: str, band: int) -> RasterLegend:
 
     Names come from a raster attribute table, GDAL's category names or band tags `class_<code>`, colours from the
     attribute table or a colour table; the first source takes precedence.
+
+    Raises:
+        ValueError: sheets of one layer name a code differently.
     """
+    sheets = sheet_paths(path)
+    if len(sheets) > 1:
+        return _common_legend(sheets, [read_legend(sheet, band) for sheet in sheets])
     names: dict[Code, str] = {}
     colours: dict[Code, str] = {}
     named = parse_array_path(path)
@@ -66,6 +73,23 @@ def read_legend(path: str, band: int) -> RasterLegend:
         for attributes in element.findall("GDALRasterAttributeTable"):
             _read_attributes(attributes, names, colours)
     return RasterLegend(names, colours, units)
+
+
+def _common_legend(sheets: Sequence[str], legends: Sequence[RasterLegend]) -> RasterLegend:
+    """The legend of several sheets; colours are those of the first that has one."""
+    names: dict[Code, str] = {}
+    colours: dict[Code, str] = {}
+    named_by: dict[Code, str] = {}
+    for sheet, legend in zip(sheets, legends, strict=True):
+        for code, name in legend.names.items():
+            if names.setdefault(code, name) != name:
+                raise ValueError(
+                    f"{sheet}: names class {code} '{name}', expected '{names[code]}' as in {named_by[code]}: sheets of "
+                    "one layer share their classes; give the layer a table of classes (column 'classes' of layers.csv)"
+                )
+            named_by.setdefault(code, sheet)
+        colours = {**legend.colours, **colours}
+    return RasterLegend(names, colours, next((legend.units for legend in legends if legend.units), ""))
 
 
 def _sidecars(dataset: rasterio.DatasetReader, band: int) -> list[ElementTree.Element]:

@@ -23,7 +23,7 @@ from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
 from datasets.layers.kinds import CLASSES, check_layer_kind, kind_of
 from datasets.layers.layer import Layer
-from datasets.layers.paths import is_plain_path, parse_array_path
+from datasets.layers.paths import is_plain_path, parse_array_path, sheet_paths
 from datasets.rasters.band import BandSource, RasterBand
 from datasets.rasters.cf_attributes import limits_rule
 from datasets.rasters.coordinates import check_coordinates, source_bounds
@@ -32,6 +32,7 @@ from datasets.rasters.handles import open_raster
 from datasets.rasters.ignored_headers import check_rotation_and_sense, gxf_scale_offset, sidecar_crs
 from datasets.rasters.legend import has_category_names
 from datasets.rasters.nodata import HUGE, in_dtype, listed, stored_values
+from datasets.rasters.sheet_mosaic import OpenedSource, open_sheets, require_agreement
 from datasets.rasters.xarray_band import open_xarray_source
 
 # Rotation or shear that displaces no pixel by more than this fraction of a pixel is rounding.
@@ -63,23 +64,53 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInter
     """
     if parse_array_path(layer.path) is not None:
         return _open_array(layer, reproject_to, aoi)
+    if len(sheet_paths(layer.path)) > 1:
+        source, stated, rule, notes = open_sheets(layer, _open_source)
+        grid, warped = _grid_of(source, reproject_to, lambda target: _proposed_grid(source, target))
+        return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
     with rasterio.Env(), _opened(layer) as dataset:  # the Env logs GDAL's remarks
-        _check_band(layer, dataset)
-        _check_size(layer, dataset)
-        layer, signs = _recognise_classes(layer, dataset)
-        netcdf = read_netcdf_variable(layer, dataset) if dataset.driver == "netCDF" else None
-        crs = _checked_crs(layer, dataset)
-        stated, rule, notes = _nodata(layer, dataset, more=netcdf.fill_values(layer) if netcdf else ())
-        nodata = stored_values(stated, dataset.dtypes[layer.band - 1])
-        source = _make_source(layer, dataset, crs=crs, nodata=nodata)
-        if netcdf is not None:
-            source, remarks = netcdf.corrected(source)
-            rule += limits_rule(source.limits)
-            notes += remarks
-        notes += check_coordinates(source)
+        source, stated, rule, notes = _read_source(layer, dataset)
         grid, warped = _grid_of(source, reproject_to, lambda target: _warped_grid(source, dataset, target))
-        notes += signs + _missing_blocks(layer, dataset)
     return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
+
+
+def check_sheets(layers: Sequence[Layer]) -> None:
+    """Check that sheets which a directory holds agree where they overlap.
+
+    Raises:
+        ValueError: they do not; the message has both readings and how to choose. Or a sheet cannot be used.
+    """
+    for layer in layers:
+        if len(sheet_paths(layer.path)) > 1:
+            require_agreement(open_sheets(layer, _open_source)[0])
+
+
+def _open_source(layer: Layer) -> OpenedSource:
+    with rasterio.Env(), _opened(layer) as dataset:
+        return _read_source(layer, dataset)
+
+
+def _read_source(layer: Layer, dataset: rasterio.DatasetReader) -> OpenedSource:
+    """Check that a band can be used.
+
+    Returns:
+        The source; the stored values stated as no data; what is invalid, in words; notes.
+    """
+    _check_band(layer, dataset)
+    _check_size(layer, dataset)
+    layer, signs = _recognise_classes(layer, dataset)
+    netcdf = read_netcdf_variable(layer, dataset) if dataset.driver == "netCDF" else None
+    crs = _checked_crs(layer, dataset)
+    stated, rule, notes = _nodata(layer, dataset, more=netcdf.fill_values(layer) if netcdf else ())
+    nodata = stored_values(stated, dataset.dtypes[layer.band - 1])
+    source = _make_source(layer, dataset, crs=crs, nodata=nodata)
+    if netcdf is not None:
+        source, remarks = netcdf.corrected(source)
+        rule += limits_rule(source.limits)
+        notes += remarks
+    notes += check_coordinates(source)
+    notes += signs + _missing_blocks(layer, dataset)
+    return source, stated, rule, notes
 
 
 def _open_array(layer: Layer, reproject_to: CRS | None, aoi: AreaOfInterest | None) -> RasterBand:
@@ -152,6 +183,7 @@ def layer_crs(layer: Layer) -> CRS:
     """
     if parse_array_path(layer.path) is not None:
         return open_xarray_source(layer)[0].crs
+    layer = replace(layer, path=sheet_paths(layer.path)[0])
     with _opened(layer) as dataset:
         return _checked_crs(layer, dataset)
 

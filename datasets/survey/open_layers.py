@@ -12,6 +12,7 @@ from datasets.layers.table import layers_from_directory, read_layers_table
 from datasets.layers.transforms import TRANSFORMS
 from datasets.rasters.band import RasterBand
 from datasets.rasters.nodata import listed
+from datasets.rasters.open_band import check_sheets
 from datasets.rasters.scan import BandSummary, scan, with_positive_values_only, with_undeclared_nodata
 from datasets.rasters.xarray_band import layers_of_stores
 
@@ -43,6 +44,8 @@ def choose_layers(
     kept = [layer for number, layer in enumerate(layers) if number not in set(dropped_bands)]
     if not kept:
         raise ValueError(f"--dropped_bands leaves none of the {len(layers)} layers; keep at least one")
+    if data_dir is not None:
+        check_sheets(kept)
     return kept
 
 

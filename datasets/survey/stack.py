@@ -111,8 +111,8 @@ def reference_grid(bands: Sequence[RasterBand], *, extent: str = "union", square
     for band in bands[1:]:
         if not crs_agree(band.grid, first.grid.crs):
             raise ValueError(
-                f"layer '{band.layer.name}' ({band.layer.path}): CRS {_crs_name(band.grid)}, expected "
-                f"{_crs_name(first.grid)} of layer '{first.layer.name}' ({first.layer.path}); all layers must share "
+                f"layer '{band.layer.name}' ({band.layer.files}): CRS {_crs_name(band.grid)}, expected "
+                f"{_crs_name(first.grid)} of layer '{first.layer.name}' ({first.layer.files}); all layers must share "
                 "one CRS: add --reproject to warp them on the fly, or reproject the file first (gdalwarp -t_srs)"
             )
     smallest = min(longest_edge(band) for band in bands)
@@ -188,8 +188,9 @@ def _check_overlap(bands: Sequence[RasterBand], bounds: Sequence[tuple[float, fl
     lonely, others = (apart, together) if len(apart) <= len(together) else (together, apart)
     band, names = bands[min(lonely)], ", ".join(f"'{bands[k].layer.name}'" for k in sorted(others))
     raise ValueError(
-        f"layer '{band.layer.name}' ({band.layer.path}) does not overlap {names}; expected common ground; check its "
-        f"coordinates, or leave it out. Extents: {_extents(bands)}"
+        f"layer '{band.layer.name}' ({band.layer.files}) does not overlap {names}; expected common ground; check its "
+        "coordinates, or leave it out; if they are sheets of one layer, name them in one row of layers.csv "
+        f"(a.tif|b.tif). Extents: {_extents(bands)}"
     )
 
 
