@@ -1,30 +1,37 @@
 """The shell scripts, run with stand-ins for Python, pip and SLURM that write down how they were called."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
+
+from scripts import environment
+from tests.test_architecture import imports_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELL_SCRIPTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "scripts").glob("*.s*") if path.suffix != ".py")
 
 FAKE_PYTHON = """#!/usr/bin/env bash
-# Passes for Python: says its version, makes environments out of itself, and notes whatever else it is asked
-# to do.
+# Passes for Python: runs the project's scripts under its own name, makes environments out of itself, and notes
+# whatever else it is asked to do.
 case "$*" in
--VV) echo "Python 3.11.0 (stand-in)" ;;
+*scripts/*.py*) PYTHONHOME=@HOME@ exec -a "$0" @PYTHON@ "$@" ;;
 "-m venv --clear "*)
     echo "$(basename "$4") made" >> "$CALLS"
     rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python" ;;
 -c*) ;;
 *) echo "$(basename "$(dirname "$(dirname "$0")")")/python $*" >> "$CALLS" ;;
 esac
-"""
+""".replace("@HOME@", sys.base_prefix).replace("@PYTHON@", os.path.realpath(sys.executable))
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ def run(*command, cwd="/") -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("script", [*SHELL_SCRIPTS, ".ci/run"])
 def test_scripts_are_valid_bash_that_stops_on_errors(script):
     assert run("bash", "-n", ROOT / script).stderr == ""
-    if script != "scripts/environment.sh":  # sourced by the others, which set it
+    if script not in ("scripts/environment.sh", "scripts/interpreter.sh"):  # sourced by the others, which set it
         assert "\nset -euo pipefail\n" in (ROOT / script).read_text()
 
 
@@ -98,7 +105,9 @@ def test_another_version_of_python_makes_the_environment_anew(project, tmp_path)
     script = project / "scripts" / "test.sh"
     assert run("bash", script).returncode == 0
     calls(tmp_path)
-    add_program(tmp_path, "python3", FAKE_PYTHON.replace("3.11.0", "3.12.0"))
+    record = project / ".venv" / "installed.txt"
+    assert record.read_text().startswith(f"Python {sys.version}, ")
+    record.write_text(record.read_text().replace("Python 3", "Python 2"))
     assert run("bash", script).returncode == 0
     assert calls(tmp_path)[0] == ".venv made"
 
@@ -126,7 +135,7 @@ def test_a_given_interpreter_is_used_as_it_is(project, tmp_path, monkeypatch):
     [
         ("GRIDMAE_PYTHON", "/no/such/python", "GRIDMAE_PYTHON=/no/such/python: no such program"),
         ("GRIDMAE_PYTHON", "false", "GRIDMAE_PYTHON=false lacks packages of requirements.txt"),
-        ("GRIDMAE_LANE", "a100", "GRIDMAE_LANE=a100: unknown, expected v100 or nothing"),
+        ("GRIDMAE_LANE", "a100", "GRIDMAE_LANE=a100: unknown, expected cpu, v100 or nothing"),
     ],
 )
 def test_a_wrong_environment_is_refused(project, tmp_path, monkeypatch, variable, value, message):
@@ -273,3 +282,109 @@ def test_a_slurm_job_near_its_limit_saves_and_goes_back_into_the_queue(project, 
     assert "the time limit is near" in said
     assert (tmp_path / "saved-8").exists() and (tmp_path / "saved-9").exists()
     assert calls(tmp_path) == ["scancel --signal=USR1 123", "scontrol requeue 123"]
+
+
+# One way in for all systems
+
+
+def test_the_python_scripts_do_what_the_shell_scripts_do(project, tmp_path):
+    python = tmp_path / "bin" / "python3"
+    assert run(python, project / "scripts/test.py", "-k", "grid").returncode == 0
+    by_python = calls(tmp_path)
+    shutil.rmtree(project / ".venv")
+    assert run("bash", project / "scripts/test.sh", "-k", "grid").returncode == 0
+    assert calls(tmp_path) == by_python and len(by_python) == 6
+    assert run(python, project / "scripts/quickstart.py", "--epochs", "1").returncode == 0
+    assert "--output_dir quickstart_output/run-1 " in next(call for call in calls(tmp_path) if "main_pretrain" in call)
+
+
+def test_a_failing_check_ends_the_tests_with_its_status(project, tmp_path):
+    failing = FAKE_PYTHON.replace("-c*) ;;", '-c*) ;;\n"-m mypy"*) exit 3 ;;')
+    python = add_program(tmp_path, "python3", failing)
+    assert run(python, project / "scripts/test.py").returncode == 3
+    assert [call.split(" ")[2] for call in calls(tmp_path)[1:]] == ["pip", "ruff", "ruff"]
+
+
+def test_the_quick_start_ends_with_how_to_go_on(project, tmp_path):
+    making = FAKE_PYTHON.replace('cp "$0" "$4/bin/python" ;;', 'cp "$0" "$4/bin/python"; touch "$4/pyvenv.cfg" ;;')
+    python = add_program(tmp_path, "python3", making)
+    said = run(python, project / "scripts/quickstart.py").stdout.splitlines()
+    assert f"    source {project}/.venv/bin/activate" in said
+    assert said[-1] == "    python -m scripts.describe_grids --data_dir FOLDER_OF_GRIDS"
+
+
+def test_the_lane_without_cuda_takes_torch_from_its_own_index(project, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRIDMAE_LANE", "cpu")
+    result = run(tmp_path / "bin" / "python3", project / "scripts/environment.py")
+    assert result.stdout == f"{project}/.venv-cpu/bin/python\n"
+    made, install = calls(tmp_path)
+    assert made == ".venv-cpu made"
+    assert install.endswith("/constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu")
+
+
+def test_two_scripts_make_the_environment_one_after_the_other(project, tmp_path):
+    slow = FAKE_PYTHON.replace(
+        "-c*) ;;", '-c*) ;;\n"-m pip"*) echo begin >> "$CALLS"; sleep 1; echo end >> "$CALLS" ;;'
+    )
+    python = add_program(tmp_path, "python3", slow)
+    command = [str(python), str(project / "scripts/environment.py")]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [each.wait(timeout=60) for each in both] == [0, 0]
+    assert calls(tmp_path) == [".venv made", "begin", "end"]
+
+
+def test_an_old_python_looks_for_a_newer_one(project, monkeypatch):
+    monkeypatch.setattr(environment, "OLDEST", (99, 0))
+    monkeypatch.setattr(environment, "INTERPRETERS", ("no-such-python",))
+    with pytest.raises(environment.NoEnvironment, match=r"No Python 3.11 or later found.*\n.*GRIDMAE_PYTHON="):
+        environment.find_interpreter()
+
+
+def test_windows_has_its_own_folders(tmp_path, monkeypatch):
+    (tmp_path / "pyvenv.cfg").touch()
+    assert environment.how_to_activate(str(tmp_path / "bin/python")) == f"source {tmp_path}/bin/activate"
+    monkeypatch.setattr(environment, "os", SimpleNamespace(name="nt"))
+    assert environment.how_to_activate(str(tmp_path / "Scripts/python.exe")) == str(tmp_path / "Scripts/activate")
+    assert environment.how_to_activate("/usr/bin/python3") == ""
+
+
+@pytest.mark.parametrize("script", ["environment.py", "quickstart.py", "test.py"])
+def test_before_the_environment_stands_only_the_standard_library_is_used(script):
+    names = {name.split(".")[0] for name in imports_of((ROOT / "scripts" / script).read_text(encoding="utf-8"))}
+    assert names - {"scripts"} <= set(sys.stdlib_module_names)
+
+
+# Other ways to install
+
+
+def requirements() -> dict[str, str]:
+    """Lower bound of each package that a run needs, xarray's included."""
+    lines = [(ROOT / name).read_text(encoding="utf-8") for name in ("requirements.txt", "requirements-xarray.txt")]
+    return dict(re.findall(r"^([\w-]+)(>=[\w.]+)", "\n".join(lines), re.MULTILINE))
+
+
+def test_conda_gets_the_same_packages():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert listed["channels"] == ["conda-forge"]
+    found = dict(re.fullmatch(r"([\w-]+)(.*)", line).groups() for line in listed["dependencies"])
+    assert found.pop("python") == "=3.11" and found.pop("pyogrio") == ""  # pip gets pyogrio with geopandas
+    other_names = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+    assert found == {other_names.get(name, name): bound for name, bound in requirements().items()}
+
+
+@pytest.mark.parametrize("name", ["cpu", "v100"])
+def test_images_are_built_from_files_that_are_there(name):
+    text = (ROOT / "docker" / f"{name}.Dockerfile").read_text(encoding="utf-8")
+    steps = [line for line in text.replace("\\\n", " ").splitlines() if line and not line.startswith("#")]
+    assert {step.split()[0] for step in steps} <= set("FROM ARG ENV WORKDIR COPY RUN USER ENTRYPOINT CMD".split())
+    assert re.fullmatch(r"FROM python:3\.11-slim-\w+", steps[0]) and steps[-3].startswith("USER ")
+    for step in steps:
+        if step.startswith("COPY"):
+            assert all((ROOT / source).exists() for source in step.split()[1:-1])
+        if step.startswith("RUN"):
+            assert "--no-cache-dir" in step and "-r requirements.txt" in step
+        if step.startswith(("ENTRYPOINT", "CMD")):
+            assert isinstance(json.loads(step.partition(" ")[2]), list)
+    assert (f"constraints{'-v100' if name == 'v100' else ''}.txt") in text
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
+    assert {".git", ".venv*"} <= set(ignored)
