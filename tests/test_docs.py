@@ -17,9 +17,9 @@ PAGES = sorted(
 )
 OTHER_FLAGS = set(
     "--help --nproc_per_node --nnodes --node_rank --master_addr --master_port --max-restarts --rdzv_backend "
-    "--rdzv_endpoint --rdzv_id --rdzv-id --standalone --logdir".split()
+    "--rdzv_endpoint --rdzv_id --rdzv-id --standalone --logdir --extra-index-url --rm --user".split()
 )
-"""Flags of torchrun, TensorBoard and argparse."""
+"""Flags of torchrun, TensorBoard, argparse, pip and Docker."""
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")
 FOLDERS = "datasets|util|study|scripts|tests|docs"
 NAMED_PATH = re.compile(rf"(?<![\w/.])(?:(?:{FOLDERS})/[\w./-]*[\w/]|(?:main|models)_\w+\.py|constraints[\w-]*\.txt)")
