@@ -15,7 +15,7 @@ from pyproj import Transformer
 from rasterio.crs import CRS
 
 from datasets.ground.area_of_interest import load_area_of_interest
-from datasets.ground.grid import Grid
+from datasets.ground.grid import Grid, metres_per_unit
 from datasets.ground.planet import planet_of
 from datasets.ground.wraparound import (
     latitude_weights,
@@ -29,6 +29,7 @@ from datasets.ground.wraparound import (
 from datasets.layers.layer import Layer
 from datasets.rasters.open_band import open_band
 from datasets.rasters.wrapped_band import WrappedBand
+from datasets.survey.inference_survey import inference_survey_from
 from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.stack import Stack, reference_grid
 from datasets.survey.tile_reader import TileReader
@@ -390,3 +391,24 @@ def test_a_round_band_can_be_pickled(tmp_path):
     assert again.layer.name == "a" and again.nodata_rule == bands[0].nodata_rule
     with pytest.raises(AttributeError):
         _ = again.no_such_thing
+
+
+class TestFeet:
+    """EPSG:2225, California zone 1: US survey feet of 1200/3937 m; EPSG:2222, Arizona: international feet."""
+
+    @pytest.mark.parametrize(("code", "metres"), [(2225, 1200 / 3937), (2222, 0.3048), (28354, 1.0), (4326, 1.0)])
+    def test_a_unit_in_metres(self, code, metres):
+        assert metres_per_unit(CRS.from_epsg(code)) == pytest.approx(metres, rel=1e-12)
+
+    def test_lengths_in_logs_pictures_and_maps_are_metres(self, tmp_path):
+        for name, edge in (("fine", 100.0), ("coarse", 200.0)):
+            count = round(16_000 / edge)
+            values = np.random.default_rng(0).normal(size=(count, count))
+            write_grid(tmp_path / f"{name}.tif", values.astype("float32"), crs="EPSG:2222", resolution=edge)
+        survey = open_survey(SurveySettings(data_dir=str(tmp_path), **SMALL))
+        assert survey.base_resolution == 200.0  # feet
+        assert survey.base_pixel((0, 0)) == pytest.approx((60.96, 60.96)) and survey.length_unit == "m"
+        assert survey.summary_lines()[-1] == "lengths are in foot of 0.3048 m: a base pixel is 60.96 m"
+        ground = inference_survey_from(survey, scales=(1,))
+        assert ground.map_scale == {"length_unit": "m", "unit_length": pytest.approx(0.3048)}
+        assert ground.base_resolution * ground.metres_per_unit == pytest.approx(60.96)

@@ -8,7 +8,7 @@ import numpy as np
 from affine import Affine
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
+from rasterio.errors import CRSError, RasterioError
 from rasterio.warp import transform as transform_points
 
 GDAL_ERRORS = (RasterioError, CPLE_BaseError, OSError)
@@ -59,6 +59,14 @@ class Grid:
         """Affine transform of a window that starts at (row, col)."""
         x, y = self.left + col * self.resolution_x, self.top - row * self.resolution_y
         return Affine(self.resolution_x, 0.0, x, 0.0, -self.resolution_y, y)
+
+
+def metres_per_unit(crs: CRS) -> float:
+    """Metres in a unit of a projected CRS (0.3048 of feet); 1 for any other CRS, and where the unit is unknown."""
+    try:
+        return float(crs.linear_units_factor[1]) if crs.is_projected else 1.0
+    except (CRSError, ValueError):
+        return 1.0
 
 
 def crs_agree(grid: Grid, crs: CRS) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datasets.ground.grid import SNAP, Grid
+from datasets.ground.grid import SNAP, Grid, metres_per_unit
 from datasets.ground.planet import planet_of
 
 POLAR_LATITUDE = 80.0
@@ -32,13 +32,16 @@ def latitude_weights(grid: Grid) -> LatitudeWeights | None:
 
 
 def pixel_size_m(grid: Grid, row: float) -> tuple[float, float]:
-    """Metres on the ground of a CRS unit of x and of y at a row of a grid; (1, 1) if the grid is not on a planet."""
+    """Metres on the ground of a CRS unit of x and of y at a row of a grid; off a planet those of the CRS's unit."""
     planet = planet_of(grid.crs)
-    return (1.0, 1.0) if planet is None else planet.ground_m(grid.top - row * grid.resolution_y)
+    if planet is None:
+        return (metres_per_unit(grid.crs),) * 2
+    return planet.ground_m(grid.top - row * grid.resolution_y)
 
 
 def pixel_size_lines(grid: Grid, base: float, rows: tuple[int, int]) -> list[str]:
-    """Sizes on the ground of pixels of a grid on a planet, and how tiles are drawn there, as lines to log.
+    """Sizes on the ground of pixels of a grid on a planet, and how tiles are drawn there, as lines to log; of other
+    grids only if their unit is not the metre.
 
     Args:
         grid: the reference grid.
@@ -47,7 +50,11 @@ def pixel_size_lines(grid: Grid, base: float, rows: tuple[int, int]) -> list[str
     """
     planet = planet_of(grid.crs)
     if planet is None:
-        return []
+        metres = metres_per_unit(grid.crs)
+        lines = [
+            f"lengths are in {grid.crs.linear_units} of {metres:.7g} m: a base pixel is {format_length(base * metres)}"
+        ]
+        return lines if metres != 1 else []
     places = []
     for row in sorted(set(rows)):
         across, along = (format_length(base * metres) for metres in pixel_size_m(grid, row))

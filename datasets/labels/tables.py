@@ -13,7 +13,7 @@ import shapely
 from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
-from datasets.ground.grid import GDAL_ERRORS, Grid
+from datasets.ground.grid import GDAL_ERRORS, Grid, metres_per_unit
 from datasets.labels.columns import parse_numbers
 
 TABLES = (".csv", ".tsv", ".txt")
@@ -244,8 +244,7 @@ def _check_agreement(table: pandas.DataFrame, pair: _Pair, other: _Pair, *, crs:
             other_xy = np.column_stack(transform_points(_DEGREES, crs, *other_xy.T))
     except (ValueError, *GDAL_ERRORS):  # the other pair is not needed: no reason to refuse the table
         return
-    metres = crs.linear_units_factor[1] if crs.is_projected else 1.0
-    apart = np.hypot(*(xy - other_xy).T) * metres
+    apart = np.hypot(*(xy - other_xy).T) * metres_per_unit(crs)
     wrong = np.flatnonzero(np.isfinite(apart) & (apart > _SAME_PLACE))
     if not wrong.size:
         return

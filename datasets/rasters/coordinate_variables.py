@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from rasterio.crs import CRS
-from rasterio.errors import CRSError
 
+from datasets.ground.grid import metres_per_unit
 from datasets.rasters.cf_attributes import actual_dtype, fill_values, number
 
 AXIS_NAMES = {
@@ -148,22 +148,15 @@ def unit_factor(units: str, crs: CRS, dim: str, where: str) -> tuple[float, list
     if crs.is_geographic and degrees is not None:
         return degrees * multiple, []
     if crs.is_projected and metres is not None:
-        return metres * multiple / _metres_per_unit(crs), []
+        return metres * multiple / metres_per_unit(crs), []
     height = _satellite_height(crs)
     if degrees is not None and height is not None:
-        return math.radians(degrees) * multiple * height / _metres_per_unit(crs), []
+        return math.radians(degrees) * multiple * height / metres_per_unit(crs), []
     expected = "degrees" if crs.is_geographic else "a length, such as m or km"
     raise ValueError(
         f"{where}: coordinate '{dim}' has units '{units}' under the CRS {crs.to_string()[:60]}, expected {expected}; "
         "correct the units or the CRS in the file"
     )
-
-
-def _metres_per_unit(crs: CRS) -> float:
-    try:
-        return float(crs.linear_units_factor[1])
-    except (CRSError, ValueError):
-        return 1.0
 
 
 def _satellite_height(crs: CRS) -> float | None:

@@ -17,7 +17,7 @@ import torch
 from affine import Affine
 
 from datasets.ground.area_of_interest import AreaOfInterest, load_area_of_interest, stored_area_of_interest
-from datasets.ground.grid import Grid
+from datasets.ground.grid import Grid, metres_per_unit
 from datasets.ground.planet import planet_of
 from datasets.ground.wraparound import pixel_size_m, wrap_columns, wraps
 from datasets.layers.encoding import Encoding, encoding_from_dict, linear_encodings
@@ -93,10 +93,17 @@ class InferenceSurvey:
         return round(columns) if abs(columns - round(columns)) < 1e-6 * columns else 0
 
     @property
+    def metres_per_unit(self) -> float:
+        """Metres in a unit of the CRS if it is projected; otherwise 1."""
+        return metres_per_unit(self.stack.reference.crs)
+
+    @property
     def map_scale(self) -> dict[str, Any]:
         """`length_unit` of maps, `unit_length`: how many of these a CRS unit of x has, and `where` that holds."""
         grid = self.stack.reference
         planet = planet_of(grid.crs)
+        if planet is None and grid.crs.is_projected:
+            return {"length_unit": "m", "unit_length": self.metres_per_unit}
         if planet is None:
             unit = grid.crs.linear_units
             return {"length_unit": "m" if unit.startswith("met") else unit}

@@ -174,12 +174,12 @@ class MapFrame:
 
     Attributes:
         colours: of the classes, '#rrggbb'; none for values.
-        base_resolution: edge of a base-scale pixel, CRS units.
-        length_unit: of the CRS.
+        base_pixel: edge of a base-scale pixel.
+        length_unit: its unit, `m` of every projected CRS.
     """
 
     colours: Sequence[str]
-    base_resolution: float
+    base_pixel: float
     length_unit: str
 
 
@@ -193,11 +193,10 @@ def draw_map(comparison: Comparison, files: FinetuneFiles, data: Any, survey: An
         survey: the layers' ground.
     """
     crs = survey.stack.reference.crs
-    metric = crs.is_projected and crs.linear_units.startswith("met")
     frame = MapFrame(
         colours=() if data.classes is None else data.classes.colours,
-        base_resolution=survey.base_resolution,
-        length_unit="degree" if crs.is_geographic else "m" if metric else crs.linear_units,
+        base_pixel=survey.base_resolution * survey.metres_per_unit,
+        length_unit="degree" if crs.is_geographic else "m" if crs.is_projected else crs.linear_units,
     )
     if data.windows is None:
         labels, testing = data.ground.labels, data.folds.testing
@@ -239,7 +238,7 @@ def draw_ground(
             tested[here & testing(fold, *window, scale=labels.scale)] = fold
         fold_map.paint(window[0], window[1], tested)
     truth, folds, colours = truth_map.values, fold_map.values, frame.colours
-    pixel_size, length_unit = frame.base_resolution / labels.scale * truth_map.step, frame.length_unit
+    pixel_size, length_unit = frame.base_pixel / labels.scale * truth_map.step, frame.length_unit
     prediction = merged(out_of_fold(comparison, files, "map"))
     common: dict[str, Any] = {"pixel_size": pixel_size, "length_unit": length_unit, "warning": comparison.leak_warning}
     common["title"] = f"{comparison.methods[0]}: every pixel as predicted by the fit that was not trained on it"
@@ -281,7 +280,7 @@ def draw_points(
         names=comparison.names,
         colours=frame.colours,
         shape=shape,
-        pixel_size=frame.base_resolution,
+        pixel_size=frame.base_pixel,
         length_unit=frame.length_unit,
         title=f"{comparison.methods[0]}: every example as predicted by the fit that was not trained on it",
         warning=comparison.leak_warning,
