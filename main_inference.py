@@ -20,7 +20,7 @@ import torch
 
 import models_mae_group_channels as models
 import models_vit_group_channels as finetune_models
-from datasets.loading.augment import ROTATIONS, rotated, rotated_back
+from datasets.loading.augment import ROTATIONS, rotated_back, rotated_tiles
 from datasets.loading.prefetch import prefetch
 from datasets.survey.inference_survey import InferenceSurvey, open_inference_survey, stored_encodings, stored_layers
 from util.checkpoints import checkpoint_file
@@ -266,10 +266,11 @@ def finetuned_network(network: torch.nn.Module, state: dict[str, Any]) -> Finetu
     """A fine-tuned network with its task; predicts tiles in any of their eight orientations."""
     task = task_of(state, TASKS)
     objective = trained_objective(task.kind, state["training"])
+    turned = stored_encodings(state) if state.get("turns_directions") else ()  # older training turned pixels alone
 
     def predict(imgs: torch.Tensor, valid: torch.Tensor, *, orientation: int) -> torch.Tensor:
         turns = torch.full((len(imgs),), orientation)
-        outputs = objective.predict(network, rotated(imgs, turns), rotated(valid, turns))
+        outputs = objective.predict(network, *rotated_tiles(imgs, valid, turns, turned))
         return rotated_back(outputs, turns) if task.per_pixel else outputs
 
     return FinetunedNetwork(task, predict, orientations=1 if state["options"].get("no_augment") else ROTATIONS)

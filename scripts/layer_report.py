@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             network,
             batches(survey, network, device, most=args.val_tiles, batch_size=args.batch_size, options=state["options"]),
             layers=[
-                ScoredLayer(channels, e.decode, e.physical_per_model_unit, e.means)
+                ScoredLayer(channels, e.decode, e.physical_per_model_unit, e.means, e.period)
                 for channels, e in zip(network.layers, survey.encodings, strict=True)
             ],
             groups=survey.groups,

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from datasets.loading.augment import rotated
+from datasets.loading.augment import rotated, rotated_tiles
 from datasets.loading.batch_plan import MicroBatch, plan_epoch
 from datasets.loading.prefetch import prefetch
 from datasets.survey.inference_survey import InferenceSurvey
@@ -36,7 +36,7 @@ class Batch:
         """Values (N, C, H, W), their validity, and the target on a device, rotated alike."""
         sample = pyramid(*self.tiles.to(device).parts)
         target = self.target.to(device, non_blocking=True)
-        imgs, valid = rotated(sample.imgs, self.turns), rotated(sample.valid, self.turns)
+        imgs, valid = rotated_tiles(sample.imgs, sample.valid, self.turns, pyramid.encodings)
         return imgs, valid, rotated(target, self.turns) if target.ndim > 1 else target
 
     def pin(self) -> Batch:

@@ -11,6 +11,8 @@ from rasterio.crs import CRS
 from rasterio.warp import Resampling, reproject
 from rasterio.warp import transform as transform_points
 
+from datasets.ground.planet import planet_of
+
 if TYPE_CHECKING:
     from datasets.ground.grid import Grid
 
@@ -21,6 +23,8 @@ WARP_BLOCK = 128
 # Source pixels read around the footprint of a warped block: one for bilinear interpolation, and what its
 # sampling may miss.
 _WARP_MARGIN = 3
+# Pixels of the grid between two places where its north is compared with the file's, which changes slowly.
+_NORTH_CELL = 8
 
 
 class Frame(Protocol):
@@ -111,6 +115,57 @@ def _warp_block(
         XSCALE=1,  # plain interpolation: left to itself, GDAL widens the kernel by a factor that depends
         YSCALE=1,  # on the block, and blurs a turned grid
     )
+
+
+def north_in(grid: Grid, frame: Frame, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Return the azimuth on a grid of the grid north of a file's CRS.
+
+    Found by a step of one pixel of the file to the north, at every `_NORTH_CELL`-th pixel of the grid and at its last;
+    linear between them.
+
+    Args:
+        grid: the grid.
+        frame: the file's own pixels.
+        window: (row, col, rows, cols) inside the grid.
+
+    Returns:
+        (rows, cols) degrees clockwise from the grid's north, -180 to 180; NaN where there is no transformation.
+    """
+    row, col, rows, cols = window
+    node_rows, above, down = _nodes(row, rows, grid.rows)
+    node_cols, left, right = _nodes(col, cols, grid.cols)
+    x, y = np.meshgrid(
+        grid.left + (node_cols + 0.5) * grid.resolution_x, grid.top - (node_rows + 0.5) * grid.resolution_y
+    )
+    there_x, there_y = transform_points(grid.crs, frame.crs, x.ravel().tolist(), y.ravel().tolist())
+    step = np.hypot(frame.transform.b, frame.transform.e)
+    ahead_x, ahead_y = transform_points(frame.crs, grid.crs, there_x, (np.array(there_y) + step).tolist())
+    with np.errstate(invalid="ignore", over="ignore"):
+        east, north = np.reshape(ahead_x, x.shape) - x, np.reshape(ahead_y, x.shape) - y
+        planet = planet_of(grid.crs)
+        if planet is not None:
+            east = (east + planet.period / 2) % planet.period - planet.period / 2
+            metres = np.array([planet.ground_m(float(value)) for value in y[:, 0]])
+            east, north = east * metres[:, :1], north * metres[:, 1:]
+        vector = (north + 1j * east) / np.hypot(east, north)
+        down, right = down[:, None], right[None]
+        upper = vector[np.ix_(above, left)] * (1 - right) + vector[np.ix_(above, left + 1)] * right
+        lower = vector[np.ix_(above + 1, left)] * (1 - right) + vector[np.ix_(above + 1, left + 1)] * right
+        return np.degrees(np.angle(upper * (1 - down) + lower * down))
+
+
+def _nodes(first: int, count: int, total: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels along an axis at which something is computed, and where the pixels of a window lie between two of them.
+
+    Returns:
+        The nodes; for each of `count` pixels from `first` on the number of the node before it, and its share of the way
+        to the next one. A pixel lies between the same nodes whatever the window.
+    """
+    pixels = np.arange(first, first + count)
+    cells = np.arange(first // _NORTH_CELL, (first + count - 1) // _NORTH_CELL + 2)
+    nodes = np.minimum(cells * _NORTH_CELL, total - 1)
+    before = pixels // _NORTH_CELL - first // _NORTH_CELL
+    return nodes, before, (pixels - nodes[before]) / np.maximum(nodes[before + 1] - nodes[before], 1)
 
 
 def footprint(frame: Frame, grid: Grid, block: tuple[int, int, int, int]) -> tuple[int, int, int, int] | None:

@@ -1,4 +1,9 @@
-"""Circular layers: directions in degrees, as cosine and sine, so that 359 and 1 degree are neighbours."""
+"""Circular layers: angles in degrees, as cosine and sine, so that 359 and 1 degree are neighbours.
+
+Azimuths are clockwise from north and turn with the ground, where tiles or grids are turned. Axes, such as strikes, have
+no sense of direction: their period is 180 degrees, and doubled angles stand for them. Phases are no directions on the
+ground.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +26,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Circular(Kind):
-    """Directions: two channels, cosine and sine, whose means are means of directions."""
+    """Angles: two channels, cosine and sine of 360 / period times the angle, whose means are means of directions."""
 
     name: str = "circular"
-    description: str = "directions, degrees"
+    description: str = "azimuths, degrees clockwise from north"
     form: str = "angle"
     is_angle: bool = True
+    ground_turns: int = 1
+
+    @property
+    def _factor(self) -> float:
+        """Degrees of the vector for a degree of the values."""
+        return 360 / self.period
 
     def unit(self, stated: str) -> str:
         """Degrees."""
@@ -52,19 +63,20 @@ class Circular(Kind):
         """
         cosine, sine = RunningMoments(), RunningMoments()
         for piece in values.pieces():
-            cosine.add(np.cos(np.deg2rad(piece)))
-            sine.add(np.sin(np.deg2rad(piece)))
+            angle = np.deg2rad(piece * self._factor)
+            cosine.add(np.cos(angle))
+            sine.add(np.sin(angle))
         if not cosine.count:
             raise no_valid_pixel(values.layer)
         scale = math.sqrt((cosine.std**2 + sine.std**2) / 2)
-        mean = math.degrees(math.atan2(sine.mean, cosine.mean)) % 360
+        mean = math.degrees(math.atan2(sine.mean, cosine.mean)) % 360 / self._factor
         if scale < 1e-6:
             raise constant_values(values.layer, f"{mean:g} degrees")
         length = math.hypot(cosine.mean, sine.mean)
         statistics = LayerStatistics(
             name=values.layer.name,
             mean=mean,
-            std=math.degrees(math.sqrt(-2 * math.log(max(length, 1e-12)))),
+            std=math.degrees(math.sqrt(-2 * math.log(max(length, 1e-12)))) / self._factor,
             median=mean,
             count=cosine.count,
             sampled=values.sampled,
@@ -82,15 +94,16 @@ class Circular(Kind):
     def encode(self, encoding: Encoding, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine, standardised."""
         usable = torch.isfinite(values)
-        angle = values.deg2rad()
+        angle = (values * self._factor).deg2rad()
         channels = torch.stack([angle.cos(), angle.sin()], dim=1)
         return torch.where(usable.unsqueeze(1), standardised(encoding, channels), 0.0), usable
 
     def decode(self, encoding: Encoding, images: torch.Tensor) -> torch.Tensor:
-        """Degrees from 0 to below 360."""
+        """Degrees from 0 to below the period."""
         cosine, sine = unstandardised(encoding, images).unbind(dim=-3)
         degrees = torch.atan2(sine, cosine).rad2deg() % 360
-        return torch.where(degrees == 360, 0.0, degrees)  # the remainder of a tiny negative angle is rounded up
+        degrees = torch.where(degrees == 360, 0.0, degrees)  # the remainder of a tiny negative angle is rounded up
+        return degrees / self._factor
 
     def reconstruction_bands(
         self, encoding: Encoding, mean: np.ndarray, spread: np.ndarray, seen: np.ndarray
@@ -99,7 +112,8 @@ class Circular(Kind):
         value, truth = (encoding.decode(torch.from_numpy(x)).numpy() for x in (mean, seen))
         vector = [mean[k] * encoding.scales[k] + encoding.centres[k] for k in range(2)]
         length = np.hypot(*vector).clip(1e-6, 1.0)
-        return [value, np.rad2deg(np.sqrt(-2 * np.log(length))), (truth - value + 180) % 360 - 180]
+        spread = np.rad2deg(np.sqrt(-2 * np.log(length))) / self._factor
+        return [value, spread, (truth - value + self.period / 2) % self.period - self.period / 2]
 
     def feature_names(self, encoding: Encoding) -> tuple[str, ...]:
         """Cosine and sine."""
@@ -107,5 +121,5 @@ class Circular(Kind):
 
     def features(self, encoding: Encoding, values: np.ndarray) -> Iterator[np.ndarray]:
         """Yield cosine and sine; standard deviations around a pixel follow from their means."""
-        angle = np.radians(values)
+        angle = np.radians(values * self._factor)
         yield from (np.cos(angle), np.sin(angle))

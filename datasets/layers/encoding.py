@@ -73,8 +73,18 @@ class Encoding:
 
     @property
     def is_angle(self) -> bool:
-        """True if values are directions in degrees."""
+        """True if values are angles in degrees."""
         return KINDS[self.kind].is_angle
+
+    @property
+    def ground_turns(self) -> int:
+        """Of angles, turns of the vector in the channels when the ground is turned once; 0: values do not turn."""
+        return KINDS[self.kind].ground_turns
+
+    @property
+    def period(self) -> float:
+        """Of angles, degrees after which they repeat."""
+        return KINDS[self.kind].period
 
     @property
     def is_linear(self) -> bool:

@@ -30,7 +30,10 @@ class Kind(ABC):
             channel), `angle` (cosine and sine) or `fractions` (one for each class).
         is_continuous: values are measurements: they may be interpolated, transformed and normalised.
         is_classes: values are codes of classes: nothing lies between two of them.
-        is_angle: values are directions in degrees.
+        is_angle: values are angles in degrees.
+        ground_turns: of angles, turns of the vector in the channels when the ground is turned once: 1 for azimuths, 2
+            for axes; 0 for values that do not turn with the ground.
+        period: of angles, degrees after which they repeat.
         band_names: names of the bands of a reconstruction, see `reconstruction_bands`.
         error_text: meaning of the last of these bands.
         neighbourhood: statistics of a pixel's surroundings that trees are given, `mean` and possibly `std`.
@@ -42,6 +45,8 @@ class Kind(ABC):
     is_continuous: bool = False
     is_classes: bool = False
     is_angle: bool = False
+    ground_turns: int = 0
+    period: float = 360.0
     band_names: tuple[str, str, str] = ("reconstruction", "spread", "error")
     error_text: str = "observed minus reconstruction"
     neighbourhood: tuple[str, ...] = ("mean",)

@@ -8,7 +8,12 @@ from datasets.layers.continuous import Continuous
 from datasets.layers.kind import Kind
 from datasets.layers.layer import Layer
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Continuous(), Categorical(), Circular())}
+AXIAL = Circular(
+    "axial", "axes, such as strikes: degrees clockwise from north, period 180", ground_turns=2, period=180.0
+)
+PHASE = Circular("phase", "angles that are no directions on the ground, degrees", ground_turns=0)
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Continuous(), Categorical(), Circular(), AXIAL, PHASE)}
 """Choices of the column `kind`; the first is the default."""
 
 CLASSES = Categorical().name

@@ -19,7 +19,7 @@ class Layer:
         path: file, or anything else that GDAL opens (/vsi path, `netcdf:file.nc:variable`); of a layer in several
             sheets, all of them joined by `|`.
         band: number of the band, from 1.
-        kind: a key of `datasets.layers.kinds.KINDS`: `continuous`, `categorical` (class codes) or `circular` (degrees).
+        kind: a key of `datasets.layers.kinds.KINDS`: `continuous`, `categorical` (class codes), `circular` (degrees).
         group: label of the channel group, None = grouped by native resolution.
         nodata: stored value that means no data, besides the one that the file declares.
         units: physical units, for display.

@@ -1,9 +1,13 @@
-"""Flips and rotations by 90 degrees, the same for values, validity and per-pixel targets."""
+"""Flips and rotations by 90 degrees, the same for values, validity and per-pixel targets; directions turn along."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from datasets.layers.encoding import Encoding, channel_ranges
 
 ROTATIONS = 8
 """Number of symmetries of a square: four rotations by multiples of 90 degrees, each plain or mirrored."""
@@ -32,6 +36,46 @@ def rotated(images: Tensor, rotations: Tensor) -> Tensor:
             part = part.flip(-1) if rotation >= 4 else part
             result.index_copy_(0, chosen, torch.rot90(part, rotation % 4, dims=(-2, -1)))
     return result
+
+
+def rotated_tiles(
+    imgs: Tensor, valid: Tensor, rotations: Tensor, encodings: Sequence[Encoding]
+) -> tuple[Tensor, Tensor]:
+    """Rotates (and mirrors) tiles, and with them the directions that their values are.
+
+    A quarter turn to the left takes 90 degrees from an azimuth, a mirror from left to right changes its sign. The
+    cosine and sine of a layer follow by a matrix of 0, 1 and -1; its centres are moved along.
+
+    Args:
+        imgs: (N, C, H, H) float32, model units, 0 where invalid.
+        valid: (N, C, H, H) bool, True = usable.
+        rotations: (N,) int64 as of `rotated`.
+        encodings: per layer, how its values became channels.
+
+    Returns:
+        The same shapes; rotation 0 leaves a tile as it is.
+    """
+    imgs, valid = rotated(imgs, rotations), rotated(valid, rotations)
+    for layer, channels in zip(encodings, channel_ranges(encodings), strict=True):
+        if not layer.ground_turns:
+            continue
+        pair = imgs[:, channels[0] : channels[0] + 2]
+        matrices = torch.stack([_turn_of_direction(int(k), layer.ground_turns) for k in range(ROTATIONS)])
+        centres = torch.tensor(layer.centres, dtype=torch.float64)
+        shifts = (matrices @ centres - centres) / torch.tensor(layer.scales, dtype=torch.float64)
+        m = matrices[rotations.cpu()].float().to(imgs.device)[..., None, None]  # (N, 2, 2, 1, 1)
+        shift = shifts[rotations.cpu()].float().to(imgs.device)[..., None, None]
+        cosine, sine = pair[:, 0], pair[:, 1]
+        turned = torch.stack([m[:, k, 0] * cosine + m[:, k, 1] * sine + shift[:, k] for k in range(2)], dim=1)
+        imgs[:, channels[0] : channels[0] + 2] = torch.where(valid[:, channels[0] : channels[0] + 2], turned, 0.0)
+    return imgs, valid
+
+
+def _turn_of_direction(rotation: int, ground_turns: int) -> Tensor:
+    """(2, 2) float64 of 0, 1 and -1: what becomes of (cosine, sine) of an azimuth times `ground_turns`."""
+    quarters, sign = ground_turns * (rotation % 4) % 4, -1 if rotation >= 4 else 1
+    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[quarters]  # of the angle that is taken away
+    return torch.tensor([[cosine, sign * sine], [-sine, sign * cosine]], dtype=torch.float64)
 
 
 def rotated_back(images: Tensor, rotations: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from rasterio.windows import Window
 
 from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
-from datasets.ground.warp import WARP_BLOCK, warp_window
+from datasets.ground.warp import WARP_BLOCK, north_in, warp_window
 from datasets.layers.kinds import kind_of
 from datasets.layers.layer import Layer
 from datasets.rasters.cf_attributes import NO_LIMITS
@@ -137,7 +137,7 @@ class RasterBand:
         notes: what is odd about the file though it can be used.
         source: the file's own pixels.
         warped: True if the grid is not the file's own: values are interpolated (bilinear), those of categorical and
-            circular layers taken from the nearest pixel.
+            circular layers taken from the nearest pixel. Directions follow the north of the grid.
         aoi: polygons outside which pixels are invalid.
         stated: nodata values as the file declares and the layers table gives them, not rounded to the type.
     """
@@ -209,6 +209,9 @@ class RasterBand:
         if self.warped:
             how = Resampling.bilinear if kind_of(self.layer).is_continuous else Resampling.nearest
             values = warp_window(self.source.read, self.source, self.grid, (row, col, rows, cols), resampling=how)
+            if kind_of(self.layer).ground_turns and not crs_agree(self.grid, self.source.crs):
+                turn = north_in(self.grid, self.source, (row, col, rows, cols))
+                values = ((values + turn) % kind_of(self.layer).period).astype(np.float32)
         else:
             values = self.flip(self.source.read(*self.to_source(row, col, rows, cols)))
         if self.aoi is not None:

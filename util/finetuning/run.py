@@ -60,6 +60,7 @@ class FinetuneInputs:
             "held_out": self.held_out,
             "aoi": opened.aoi,
             "hidden": sorted(survey.hidden),
+            "turns_directions": True,
             "ground": survey.ground(),
             "folds": data.folds.summary(),
             "task": {"kind": self.task.name, **data.description()},

@@ -43,12 +43,14 @@ class ScoredLayer:
         decode: (N, k, h, w) model units -> (N, h, w) physical units or degrees.
         physical_per_model_unit: size of a model unit in physical units; None where the two are not proportional.
         mean: for each channel, the best constant prediction in model units.
+        period: of angles, degrees after which they repeat.
     """
 
     channels: LayerChannels
     decode: Callable[[torch.Tensor], torch.Tensor]
     physical_per_model_unit: float | None
     mean: tuple[float, ...]
+    period: float = 360.0
 
     def errors(self, image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`error` and `report` of each pixel, (N, h, w) each.
@@ -63,7 +65,8 @@ class ScoredLayer:
             right = target.gather(1, image.argmax(dim=1, keepdim=True)).squeeze(1)
             return entropy, target.sum(dim=1) - right
         if self.channels.is_angle:
-            degrees = (self.decode(image) - self.decode(target) + 180) % 360 - 180
+            half = self.period / 2
+            degrees = (self.decode(image) - self.decode(target) + half) % self.period - half
             return degrees.square(), degrees.square()
         error = (image - target).squeeze(1).square()
         if self.physical_per_model_unit is not None:
@@ -74,7 +77,7 @@ class ScoredLayer:
 def scored_layers(channels: Sequence[LayerChannels], encodings: Sequence[Any]) -> list[ScoredLayer]:
     """The layers to score, from their channels in the model and their encodings."""
     return [
-        ScoredLayer(part, encoding.decode, encoding.physical_per_model_unit, encoding.means)
+        ScoredLayer(part, encoding.decode, encoding.physical_per_model_unit, encoding.means, encoding.period)
         for part, encoding in zip(channels, encodings, strict=True)
     ]
 

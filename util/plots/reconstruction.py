@@ -41,6 +41,7 @@ class RowImages:
         target: truth at this scale, (H, W); NaN where it is unknown.
         scored: False if the layer is not scored at this scale, which the label then says.
         is_angle: True if values are degrees; the error is the angle between prediction and truth.
+        period: of angles, degrees after which they repeat.
         is_classes: True if values are class codes; the error is 1 where the class is wrong.
         pixel_height: height of a pixel of `target`; None: its width.
     """
@@ -55,6 +56,7 @@ class RowImages:
     target: np.ndarray
     scored: bool = True
     is_angle: bool = False
+    period: float = 360.0
     is_classes: bool = False
     pixel_height: float | None = None
 
@@ -179,7 +181,7 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
 def _values_colours(row: RowImages) -> tuple[float, float, Colormap]:
     """Colour limits and colour map of the values of a row: cyclic for angles, distinct colours for classes."""
     if row.is_angle:
-        return 0.0, 360.0, _with_grey("twilight")
+        return 0.0, row.period, _with_grey("twilight")
     if row.is_classes:
         values = np.concatenate([row.image.ravel(), row.target.ravel(), row.reconstruction.ravel()])
         values = values[np.isfinite(values)]
@@ -192,7 +194,7 @@ def _error_of(row: RowImages) -> tuple[np.ndarray, float]:
     """Reconstruction minus target, or their angle or mismatch, and the limit of its colours."""
     error = row.reconstruction - row.target
     if row.is_angle:
-        return (error + 180) % 360 - 180, 180.0
+        return (error + row.period / 2) % row.period - row.period / 2, row.period / 2
     if row.is_classes:
         return np.where(np.isnan(error), np.nan, (error != 0).astype(float)), 1.0
     return error, error_limit(error)

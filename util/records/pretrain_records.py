@@ -39,12 +39,14 @@ class LayerReportInfo:
         unit: unit of its values; degrees for a circular layer.
         channels: its channels in the model.
         decode: model units (..., k, h, w) -> physical values (..., h, w).
+        period: of angles, degrees after which they repeat.
     """
 
     name: str
     unit: str
     channels: LayerChannels
     decode: Callable[[torch.Tensor], torch.Tensor]
+    period: float = 360.0
 
 
 class RunFiles:
@@ -70,7 +72,7 @@ class RunFiles:
         self.output_dir = Path(output_dir)
         self.log_dir = Path(log_dir or output_dir)
         self._layers = tuple(
-            LayerReportInfo(layer.name, encoding.unit(layer.units), part, encoding.decode)
+            LayerReportInfo(layer.name, encoding.unit(layer.units), part, encoding.decode, encoding.period)
             for layer, encoding, part in zip(data.layers, data.encodings, channels, strict=True)
         )
         self._scales = tuple(data.scales)
@@ -397,5 +399,7 @@ def reconstruction_rows(
             width, height = (edge / scale for edge in base_pixel)
             row = RowImages(layer.name, layer.unit, scale, width, shown, visible, rebuilt, target)
             is_angle, is_classes = layer.channels.is_angle, layer.channels.has_fractions
-            rows.append(replace(row, is_angle=is_angle, is_classes=is_classes, pixel_height=height))
+            rows.append(
+                replace(row, is_angle=is_angle, is_classes=is_classes, pixel_height=height, period=layer.period)
+            )
     return rows
