@@ -11,6 +11,8 @@ References: SatMAE++ (Noman et al., CVPR 2024, arXiv 2403.05419), SatMAE (Cong e
 - Values of invalid pixels have no effect, and a token without valid pixels is replaced by a no-data token.
 - A channel is scored only at the scales listed for it; `scale_heads="subpixel"` are light heads, not those of SatMAE++.
 - `norm_pix_loss` normalises each channel of a patch separately, because layers may have different units.
+- `mask_ratio` is the fraction of the tokens with valid pixels that is removed.
+- With a stem, visible tokens see their own fine pixels, so finer scales are scored inside removed tokens alone.
 
 Shape letters: N batch, C channels, Y layers, H W base-scale pixels, G groups, L patches per group, D encoder width, E
 decoder width, p patch edge, s scale. `mask` is the token mask, 1 = removed; `valid` is data validity, True = usable.
@@ -42,7 +44,15 @@ from util.model.layer_losses import (
     layers_of_channels,
     to_fractions,
 )
-from util.model.patches import SENTINEL_GROUPS, patchify, random_masking, token_validity, unpatchify
+from util.model.patches import (
+    SENTINEL_GROUPS,
+    patchify,
+    random_masking,
+    token_pixels,
+    token_validity,
+    unpatchify,
+    visible_valid_counts,
+)
 from util.model.reconstruction_losses import error_totals, masked_patch_mean, patch_moments, pixel_mean
 from util.model.scale_heads import (
     SubpixelHead,
@@ -107,6 +117,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         channel_weights: weight of each channel in the losses; None: all 1. A channel of weight 0 is ignored.
         layers: the channels of each layer, see `util.model.layer_losses.layer_channels`; None: each channel is a layer
             of values.
+        stem, native_scales, detail_scales: whether and how tokens see pixels finer than the base pixel, see
+            `GroupChannelEncoder`.
         grad_checkpointing: recompute the blocks in the backward pass to save memory.
 
     Raises:
@@ -144,6 +156,9 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         scale_heads: str = "shared",
         channel_weights: Sequence[float] | None = None,
         layers: Sequence[Mapping[str, Any]] | None = None,
+        stem: str = "base",
+        native_scales: Sequence[int] | None = None,
+        detail_scales: Sequence[float] | None = None,
         grad_checkpointing: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "norm_layer", "__class__", "layers")}
@@ -283,15 +298,16 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         return noise
 
     def forward_encoder(
-        self, imgs: Tensor, mask_ratio: float, *, valid: Tensor, noise: Tensor
+        self, imgs: Tensor, mask_ratio: float, *, valid: Tensor, noise: Tensor, native: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Encode the visible tokens.
 
         Args:
             imgs: (N, C, H, W), model units, 0 where invalid.
-            mask_ratio: fraction of tokens to remove, 0 <= ratio < 1.
+            mask_ratio: fraction of valid tokens to remove, 0 <= ratio < 1.
             valid: (N, C, H, W) bool, True = usable.
-            noise: (N, G*L), or (N, L) with `spatial_mask`; tokens with the smallest noise stay visible.
+            noise: (N, G*L), or (N, L) with `spatial_mask`; valid tokens with the smallest noise stay visible.
+            native: own pixels, as in `forward`.
 
         Returns:
             latent (N, 1 + visible, D), class token first; mask (N, G, L), 1 = removed; ids_restore (N, G*L).
@@ -305,27 +321,45 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 f"mask_ratio {mask_ratio} leaves {keep} of {noise.shape[1]} positions visible: expected at "
                 "least one; choose a ratio from 0 to below 1"
             )
-        return self._encode_visible(imgs, valid=valid, noise=noise, keep=keep)
+        return self._encode_visible(imgs, valid=valid, native=native, noise=noise, keep=keep, mask_ratio=mask_ratio)
 
     def _encode_visible(
-        self, imgs: Tensor, *, valid: Tensor, noise: Tensor, keep: int
+        self,
+        imgs: Tensor,
+        *,
+        valid: Tensor,
+        native: Sequence[Tensor],
+        noise: Tensor,
+        keep: int,
+        mask_ratio: float | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode the `keep` visible tokens; otherwise as `forward_encoder`."""
+        """Encode `keep` visible tokens; otherwise as `forward_encoder`.
+
+        Args:
+            mask_ratio: fraction of valid tokens to remove; None: as many valid tokens are visible as there are.
+        """
         tokens, token_valid = self.embed(imgs, valid)
-        ids_keep, ids_restore, mask = random_masking(
-            noise, keep=keep, token_valid=token_valid, spatial=self.spatial_mask
-        )
+        chosen = {"keep": keep, "spatial": self.spatial_mask}
+        counts = None if mask_ratio is None else visible_valid_counts(token_valid, mask_ratio, **chosen)
+        ids_keep, ids_restore, mask = random_masking(noise, token_valid=token_valid, keep_valid=counts, **chosen)
+        if self.embeds_native and imgs.device.type == "cpu" and not torch.compiler.is_compiling():
+            tokens = self.add_stems_where(tokens, token_valid & (mask < 0.5), imgs, valid, native)
+        elif self.embeds_native:
+            tokens = self.add_stems(tokens, token_valid, self.stem_maps(imgs, valid, native))
         x = tokens.flatten(1, 2)  # (N, G*L, D)
         x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
         return self.norm(self.run_blocks(self.blocks, x)), mask, ids_restore
 
-    def forward_tokens(self, imgs: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_tokens(
+        self, imgs: Tensor, valid: Tensor | None = None, native: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode all tokens; none is removed, and nothing is random.
 
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
+            native: own pixels, as in `forward`.
 
         Returns:
             tokens (N, G, L, D), at least float32, and (N, G, L) bool, True where a token has a valid pixel; features of
@@ -335,7 +369,10 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             ValueError: shapes or types do not fit the model.
         """
         imgs, valid = self._prepare(imgs, valid)
+        own = self._check_native(native, len(imgs))
         tokens, token_valid = self.embed(imgs, valid)
+        if self.embeds_native:
+            tokens = self.add_stems(tokens, token_valid, self.stem_maps(imgs, valid, own))
         x = torch.cat([self.cls_token.expand(len(imgs), -1, -1), tokens.flatten(1, 2)], dim=1)
         x = at_least_float32(self.norm(self.run_blocks(self.blocks, x)))
         return x[:, 1:].unflatten(1, (self.num_groups, self.num_patches)), token_valid
@@ -353,19 +390,27 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         return tokens.any(dim=1) if self.spatial_mask else tokens.flatten(1)
 
     def reconstruct(
-        self, imgs: Tensor, valid: Tensor | None = None, *, noise: Tensor, keep: int
+        self,
+        imgs: Tensor,
+        valid: Tensor | None = None,
+        native: Sequence[Tensor] | None = None,
+        *,
+        noise: Tensor,
+        keep: int,
     ) -> tuple[dict[int, Tensor], Tensor]:
         """Predict images of every scale from some of the tokens, without targets.
 
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
+            native: own pixels, as in `forward`.
             noise: (N, G*L), or (N, L) with `spatial_mask`; valid tokens with the smallest noise stay visible.
             keep: number of visible tokens, or of visible patches with `spatial_mask`.
 
         Returns:
             {scale: (N, C, sH, sW)} in model units, and (N, C, L) bool, True where a channel's token was hidden. At the
-            base scale only pixels of hidden tokens are predictions; the loss does not train the others.
+            base scale, and with a stem at every scale, only pixels of hidden tokens are predictions; the loss does not
+            train the others.
 
         Raises:
             ValueError: shapes or types do not fit the model, or the model predicts normalised pixels.
@@ -376,7 +421,13 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 "back to physical units; train without --norm_pix_loss to reconstruct"
             )
         imgs, valid = self._prepare(imgs, valid)
-        latent, mask, ids_restore = self._encode_visible(imgs, valid=valid, noise=self._noise(imgs, noise), keep=keep)
+        latent, mask, ids_restore = self._encode_visible(
+            imgs,
+            valid=valid,
+            native=self._check_native(native, len(imgs)),
+            noise=self._noise(imgs, noise),
+            keep=keep,
+        )
         tokens = self.forward_decoder(latent, ids_restore)
         pred = self.predict_patches(tokens)
         hidden = mask.index_select(1, self.group_of_channel) > 0  # (N, C, L)
@@ -476,18 +527,21 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         valid_up: Sequence[Tensor | None] | None = None,
         noise: Tensor | None = None,
         details: bool = False,
+        native: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor] | Reconstruction:
         """Remove tokens, reconstruct the image at all scales, and compute the losses.
 
         Args:
             imgs: (N, C, H, W) at the base scale, model units.
             imgs_up: a target (N, C, sH, sW) for each finer scale, in order; None where no channel is scored.
-            mask_ratio: fraction of tokens to remove.
+            mask_ratio: fraction of valid tokens to remove.
             valid: (N, C, H, W) bool, True = usable; all if None.
             valid_up: validity of each finer target.
-            noise: (N, G*L), or (N, L) with `spatial_mask`; tokens with the smallest noise stay visible. None: uniform
-                random numbers.
+            noise: (N, G*L), or (N, L) with `spatial_mask`; valid tokens with the smallest noise stay visible. None:
+                uniform random numbers.
             details: return a `Reconstruction`, which adds images and sums of errors.
+            native: own pixels of the groups that have finer ones, (N, c, sH, sW) each in the order of the groups,
+                model units, NaN = invalid; needed unless the stem is "base".
 
         Returns:
             loss and ms_loss, float32 scalars; pred (N, C, L, p*p) in channel order; mask (N, G, L), 1 = removed. The
@@ -498,8 +552,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         """
         imgs, valid = self._prepare(imgs, valid)
         finer = self._check_finer(imgs_up, valid_up)
-        noise = self._noise(imgs, noise)
-        latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, valid=valid, noise=noise)
+        noise, own = self._noise(imgs, noise), self._check_native(native, len(imgs))
+        latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, valid=valid, noise=noise, native=own)
         tokens = self.forward_decoder(latent, ids_restore)
         pred = self.predict_patches(tokens)
 
@@ -515,15 +569,28 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             finer_errors = {
                 s: layer_errors(images[s], image, self.layers, default=FINER_LOSS) for s, (image, _) in finer.items()
             }
-            finer_valid = {s: ok.index_select(1, self.first_channel) for s, (_, ok) in finer.items()}
+            hidden = removed.index_select(1, self.first_channel)  # (N, Y, L, 1)
+            finer_valid = {s: self._scored_finer(ok, hidden, scale=s) for s, (_, ok) in finer.items()}
             result = (loss, self._finer_loss(finer_errors, finer_valid, zero=loss.new_zeros(())), pred, mask)
             if not details:
                 return result
             images[1] = unpatchify(to_fractions(pred * std + mean, self.layers), self.patch_size)
-            hidden = removed.index_select(1, self.first_channel)
             totals = {1: error_totals(error, layer_valid & hidden)}
             totals |= {s: error_totals(finer_errors[s], ok) for s, ok in finer_valid.items()}
             return self._reconstruction(result, images, totals)
+
+    def _scored_finer(self, valid: Tensor, hidden: Tensor, *, scale: int) -> Tensor:
+        """Where layers are scored at a finer scale, (N, Y, sH, sW) bool: with a stem inside removed tokens alone.
+
+        Args:
+            valid: (N, C, sH, sW) bool, validity of the target.
+            hidden: (N, Y, L, 1) bool, True = removed.
+            scale: s.
+        """
+        valid = valid.index_select(1, self.first_channel)
+        if not self.embeds_native:
+            return valid
+        return valid & token_pixels(hidden.squeeze(-1), scale=scale, patch_size=self.patch_size)
 
     def _moments(self, patches: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each patch; 0 and 1 for angles and class fractions."""

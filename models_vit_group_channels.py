@@ -7,13 +7,14 @@ weights can be copied between the models by name.
 
 References: SatMAE++ (Noman et al., CVPR 2024, arXiv 2403.05419), SatMAE (Cong et al., NeurIPS 2022) and MAE
 (He et al., CVPR 2022). Parameter names and shapes of encoder and classifier are those of SatMAE++. The dense
-predictor is an addition, and so is validity: values of invalid pixels have no effect.
+predictor is an addition, and so are validity (values of invalid pixels have no effect) and stems, by which tokens and
+dense heads see pixels finer than the base pixel (`util/model/native_stem.py`).
 
 Shape letters: N batch, C channels, H W base-scale pixels, G groups, L patches per group, D encoder width, p patch
-edge, s scale, K outputs. `valid` is data validity, True = usable.
+edge, s scale, K outputs, M feature maps of a stem. `valid` is data validity, True = usable.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from util.model.native_stem import STEM_MAPS, STEMS, NativeStem, OwnPixels, StemFeatures, maps_to_images, patches_of
 from util.model.patches import SENTINEL_GROUPS, token_validity
 from util.model.pos_embed import sincos_1d, sincos_2d
 from util.model.scale_heads import at_least_float32, full_precision
@@ -94,8 +96,19 @@ def model_size(name: str) -> ModelSize:
 class GroupChannelEncoder(nn.Module):
     """Patch embeddings of the groups, position and group embeddings, and transformer blocks.
 
-    Models inherit it, rather than contain it, so that parameters have the same names in all of them. The only parameter
-    that SatMAE++ lacks is `nodata_token`; loading weights without it leaves the token as it is.
+    Models inherit it, rather than contain it, so that parameters have the same names in all of them. SatMAE++ lacks
+    `nodata_token` and `stems`: loading weights without them leaves the token as it is, and makes stems that start by
+    adding nothing to the tokens.
+
+    Args:
+        stem: whether tokens and dense heads see pixels finer than the base pixel, one of `STEMS`.
+        native_scales: for each channel, how many of its own pixels lie along the edge of a base pixel; a group is seen
+            at the largest of its channels. Needed unless `stem` is "base".
+        detail_scales: for each channel, the standard deviation of its own pixels within a base pixel, model units; 0 if
+            that has no meaning. Needed likewise.
+
+    Raises:
+        ValueError: the stem is unknown, or its scales do not fit the channels.
     """
 
     def __init__(
@@ -112,6 +125,9 @@ class GroupChannelEncoder(nn.Module):
         mlp_ratio: float,
         norm_layer: Any,
         train_embeddings: bool,
+        stem: str = "base",
+        native_scales: Sequence[int] | None = None,
+        detail_scales: Sequence[float] | None = None,
         drop_path: float = 0.0,
         grad_checkpointing: bool = False,
     ) -> None:
@@ -140,7 +156,8 @@ class GroupChannelEncoder(nn.Module):
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer, drop_path=rate)
             for rate in _linear_ramp(drop_path, depth)
         )
-        self.register_load_state_dict_pre_hook(_keep_nodata_token)
+        self._build_stems(stem, native_scales, detail_scales, width=embed_dim)
+        self.register_load_state_dict_pre_hook(_keep_what_is_new)
 
     def _register_index(self, name: str, values: Sequence[int]) -> None:
         """Register indices as a buffer that is not in the state dict."""
@@ -160,6 +177,48 @@ class GroupChannelEncoder(nn.Module):
         grid = sincos_2d(self.img_size // self.patch_size, width - group_width)
         position = torch.cat([torch.zeros_like(grid[:1]), grid])[None]
         return position, sincos_1d(torch.arange(rows), group_width)[None]
+
+    def _build_stems(
+        self, stem: str, native_scales: Sequence[int] | None, detail_scales: Sequence[float] | None, *, width: int
+    ) -> None:
+        """Add a stem for each group, with a projection to tokens if these see own pixels."""
+        if stem not in STEMS:
+            raise ValueError(f"stem {stem!r}: expected one of {', '.join(STEMS)}")
+        self.stem, self.embeds_native = stem, stem in ("native", "tokens")
+        self.stems = nn.ModuleList()
+        self.native_scales = (1,) * self.num_groups
+        if not self._needs_stems():
+            return
+        scales, details = list(native_scales or ()), list(detail_scales or ())
+        if len(scales) != self.in_chans or len(details) != self.in_chans or min(scales) < 1 or min(details) < 0:
+            raise ValueError(
+                f"stem {stem!r} with native_scales {scales} and detail_scales {details}: expected for each of "
+                f"{self.in_chans} channels a whole number of at least 1 and a number of at least 0"
+            )
+        self.native_scales = tuple(max(scales[c] for c in group) for group in self.channel_groups)
+        self.group_details = [tuple(float(details[c]) for c in group) for group in self.channel_groups]
+        for scale, group_details in zip(self.native_scales, self.group_details, strict=True):
+            self.stems.append(
+                NativeStem(
+                    scale=scale,
+                    detail_scales=group_details,
+                    patch_pixels=self.patch_size**2 if self.embeds_native else None,
+                    width=width,
+                )
+            )
+
+    def _needs_stems(self) -> bool:
+        """Whether anything in the model sees own pixels."""
+        return self.embeds_native
+
+    @property
+    def native_shapes(self) -> list[tuple[int, int]]:
+        """Channels and edge of each image of own pixels that the model takes: of the groups finer than base pixels."""
+        return [
+            (size, scale * self.img_size)
+            for size, scale in zip(self.group_sizes, self.native_scales, strict=True)
+            if scale > 1
+        ]
 
     def init_weights(self) -> None:
         """Initialise as MAE does: xavier-uniform linear layers and patch embeddings, normal(0.02) tokens.
@@ -202,6 +261,66 @@ class GroupChannelEncoder(nn.Module):
             tokens = torch.where(token_valid.unsqueeze(-1), tokens, self.nodata_token.unsqueeze(1))
             return tokens + self._token_embedding(self.pos_embed[:, 1:], self.channel_embed), token_valid
 
+    def _check_native(self, native: Sequence[Tensor] | None, count: int) -> list[Tensor]:
+        """The images of own pixels, after checking their shapes; none if the model sees base pixels alone.
+
+        Raises:
+            ValueError: images are missing or have other shapes.
+        """
+        if not self.stems:
+            return []
+        expected = [(count, size, edge, edge) for size, edge in self.native_shapes]
+        found = [tuple(image.shape) for image in native or ()]
+        if found != expected:
+            raise ValueError(
+                f"native images of shapes {found}: expected {expected}, one for each channel group with pixels finer "
+                f"than the base pixel (stem {self.stem!r}); read the layers at their own pixels"
+            )
+        return list(native or ())
+
+    def _patches_by_group(
+        self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]
+    ) -> Iterator[tuple[NativeStem, OwnPixels]]:
+        """Yield each group's stem and views of its patches, (N, side, side, ...)."""
+        bases = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
+        usable = valid.index_select(1, self.group_order).split(self.group_sizes, dim=1)
+        images = iter(native)
+        for module, scale, base, ok in zip(self.stems, self.native_scales, bases, usable, strict=True):
+            assert isinstance(module, NativeStem)
+            own = next(images) if scale > 1 else None
+            yield module, patches_of(own, base, ok, patch_size=self.patch_size, scale=scale)
+
+    def stem_maps(self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]) -> list[Tensor]:
+        """Feature maps of all patches, (N*L, p, p, M) for each group; arguments as of `embed`."""
+        return [
+            module(OwnPixels(*(x.flatten(0, 2) for x in patches)))
+            for module, patches in self._patches_by_group(imgs, valid, native)
+        ]
+
+    def add_stems(self, tokens: Tensor, token_valid: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """Add to valid tokens (N, G, L, D) what their feature maps, as of `stem_maps`, say."""
+        parts = [
+            module.tokens(part).view(len(tokens), self.num_patches, -1)
+            for module, part in zip(self.stems, maps, strict=True)
+        ]
+        return tokens + torch.where(token_valid.unsqueeze(-1), torch.stack(parts, dim=1), 0.0)
+
+    def add_stems_where(
+        self, tokens: Tensor, seen: Tensor, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]
+    ) -> Tensor:
+        """As `add_stems` for the tokens that are `seen`, (N, G, L) bool, alone: others cost nothing.
+
+        The number of these tokens decides shapes, for which a GPU would have to wait.
+        """
+        side = self.img_size // self.patch_size
+        for g, (module, patches) in enumerate(self._patches_by_group(imgs, valid, native)):
+            n, place = seen[:, g].nonzero(as_tuple=True)
+            chosen = OwnPixels(*(x[n, place // side, place % side] for x in patches))
+            group = torch.full_like(n, g)
+            added = tokens[n, group, place] + module.tokens(module(chosen))
+            tokens = tokens.index_put((n, group, place), added)
+        return tokens
+
     def _token_embedding(self, position: Tensor, group: Tensor) -> Tensor:
         """Concatenate position (1, L, -) and group (1, G, -) embeddings to (1, G, L, width)."""
         size = (1, group.shape[1], position.shape[1], -1)
@@ -221,9 +340,15 @@ def _linear_ramp(last: float, count: int) -> list[float]:
     return [last * i / max(count - 1, 1) for i in range(count)]
 
 
-def _keep_nodata_token(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
-    """Add the no-data token to weights that lack it, such as the published ones, so that they load strictly."""
+def _keep_what_is_new(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    """Add what weights such as the published ones lack, so that they load strictly and mean the same.
+
+    The no-data token and the stems stay as they are, but for the projections of stems, which become zero.
+    """
     state_dict.setdefault(prefix + "nodata_token", module.nodata_token.detach())
+    if not any(name.startswith(prefix + "stems.") for name in state_dict):
+        for name, value in module.stems.state_dict(prefix=prefix + "stems.").items():
+            state_dict[name] = torch.zeros_like(value) if ".proj." in name else value
 
 
 def check_images(name: str, images: Tensor, valid: Tensor | None, *, channels: int, size: int) -> tuple[Tensor, Tensor]:
@@ -262,26 +387,33 @@ class EncoderWithHead(GroupChannelEncoder):
         super().__init__(channel_embed=channel_embed, train_embeddings=True, **encoder)
         self.channel_cls_embed = nn.Parameter(torch.zeros(1, 1, channel_embed))
 
-    def _encode(self, imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Encode images returned by `_prepare`, without gradients if the encoder is frozen.
 
         Returns:
-            (N, 1 + G*L, D) after the last block, class token first, and (N, G, L) bool, True where a token has a valid
-            pixel.
+            (N, 1 + G*L, D) after the last block, class token first; (N, G, L) bool, True where a token has a valid
+            pixel; and the feature maps of the stems.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder_frozen):
             tokens, token_valid = self.embed(imgs, valid)
+            maps = self.stem_maps(imgs, valid, native)
+            if self.embeds_native:
+                tokens = self.add_stems(tokens, token_valid, maps)
             cls_embedding = torch.cat([self.pos_embed[:, :1], self.channel_cls_embed], dim=-1)
             cls = (self.cls_token + cls_embedding).expand(len(imgs), -1, -1)
             x = self.run_blocks(self.blocks, torch.cat([cls, tokens.flatten(1, 2)], dim=1))
-        return x, token_valid
+        return x, token_valid, maps
 
-    def forward_tokens(self, imgs: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_tokens(
+        self, imgs: Tensor, valid: Tensor | None = None, native: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Encode all tokens; none is removed.
 
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
+            native: own pixels of the groups that have finer ones, (N, c, sH, sW) each, model units, NaN = invalid;
+                needed unless the stem is "base".
 
         Returns:
             tokens (N, G, L, D), at least float32, after `norm` if the model has one (with `global_pool` it has none),
@@ -291,7 +423,8 @@ class EncoderWithHead(GroupChannelEncoder):
         Raises:
             ValueError: shapes or types do not fit the model.
         """
-        x, token_valid = self._encode(*self._prepare(imgs, valid))
+        imgs, valid = self._prepare(imgs, valid)
+        x, token_valid, _ = self._encode(imgs, valid, self._check_native(native, len(imgs)))
         return self._tokens(x), token_valid
 
     def _tokens(self, x: Tensor) -> Tensor:
@@ -303,8 +436,8 @@ class EncoderWithHead(GroupChannelEncoder):
         """Switch between training and evaluation; a frozen encoder stays in evaluation, without drop path."""
         super().train(mode)
         if self.encoder_frozen:
-            self.patch_embed.eval()
-            self.blocks.eval()
+            for part in (self.patch_embed, self.stems, self.blocks):
+                part.eval()
         return self
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -314,7 +447,7 @@ class EncoderWithHead(GroupChannelEncoder):
             coarse: treat all blocks as one layer.
         """
         return {
-            "stem": r"^(?:cls_token|nodata_token|pos_embed|channel_embed|channel_cls_embed|patch_embed)",
+            "stem": r"^(?:cls_token|nodata_token|pos_embed|channel_embed|channel_cls_embed|patch_embed|stems)",
             "blocks": r"^blocks" if coarse else r"^blocks\.(\d+)",
         }
 
@@ -347,6 +480,9 @@ class GroupChannelsVisionTransformer(EncoderWithHead):
         channel_groups: Sequence[Sequence[int]] = SENTINEL_GROUPS,
         channel_embed: int = 256,
         global_pool: bool = True,
+        stem: str = "base",
+        native_scales: Sequence[int] | None = None,
+        detail_scales: Sequence[float] | None = None,
         drop_path: float = 0.0,
         norm_layer: Any = NORM_LAYER,
         grad_checkpointing: bool = False,
@@ -364,12 +500,15 @@ class GroupChannelsVisionTransformer(EncoderWithHead):
         self.head = nn.Linear(embed_dim, num_classes)
         self.init_weights()
 
-    def forward_features(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward_features(
+        self, imgs: Tensor, valid: Tensor | None = None, native: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """One embedding per sample: the mean over tokens with valid pixels, or the class token.
 
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
+            native: own pixels, as in `forward_tokens`.
 
         Returns:
             (N, D); the mean over tokens is 0, before the norm, in a sample without valid pixels.
@@ -377,15 +516,16 @@ class GroupChannelsVisionTransformer(EncoderWithHead):
         Raises:
             ValueError: shapes or types do not fit the model.
         """
-        x, token_valid = self._encode(*self._prepare(imgs, valid))
+        imgs, valid = self._prepare(imgs, valid)
+        x, token_valid, _ = self._encode(imgs, valid, self._check_native(native, len(imgs)))
         if not self.global_pool:
             return self.norm(x)[:, 0]
         weight = token_valid.flatten(1).unsqueeze(-1).to(x.dtype)
         return self.fc_norm((x[:, 1:] * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1))
 
-    def forward(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, imgs: Tensor, valid: Tensor | None = None, native: Sequence[Tensor] | None = None) -> Tensor:
         """Class scores before the softmax, (N, num_classes); arguments as in `forward_features`."""
-        return self.head(self.forward_features(imgs, valid))
+        return self.head(self.forward_features(imgs, valid, native))
 
 
 class GroupChannelsDensePredictor(EncoderWithHead):
@@ -420,6 +560,9 @@ class GroupChannelsDensePredictor(EncoderWithHead):
         head_width: int = HEAD_WIDTH,
         channel_groups: Sequence[Sequence[int]] = SENTINEL_GROUPS,
         channel_embed: int = 256,
+        stem: str = "base",
+        native_scales: Sequence[int] | None = None,
+        detail_scales: Sequence[float] | None = None,
         drop_path: float = 0.0,
         norm_layer: Any = NORM_LAYER,
         grad_checkpointing: bool = False,
@@ -439,17 +582,37 @@ class GroupChannelsDensePredictor(EncoderWithHead):
             outputs=num_outputs,
             channels=in_chans,
             head_width=head_width,
+            **self._head_stems(),
         )
         self.head = make_task_head(head, size)
         self.init_weights()
         self.head.init_weights()
 
-    def forward(self, imgs: Tensor, valid: Tensor | None = None) -> Tensor:
+    def _needs_stems(self) -> bool:
+        return self.stem != "base"
+
+    @property
+    def _head_sees_native(self) -> bool:
+        return self.stem in ("native", "head")
+
+    def _head_stems(self) -> dict[str, Any]:
+        """What the head is built for: the stems' maps, and the groups with pixels finer than the base pixel."""
+        if not self._head_sees_native:
+            return {}
+        finer = [g for g, scale in enumerate(self.native_scales) if scale > 1]
+        return {
+            "stem_maps": STEM_MAPS * self.num_groups,
+            "native": tuple((self.native_scales[g], self.group_details[g]) for g in finer),
+            "native_channels": tuple(self.channel_groups[g] for g in finer),
+        }
+
+    def forward(self, imgs: Tensor, valid: Tensor | None = None, native: Sequence[Tensor] | None = None) -> Tensor:
         """Predict every pixel.
 
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
+            native: own pixels, as in `forward_tokens`.
 
         Returns:
             (N, K, sH, sW), at least float32. In a patch without valid pixels in any group, the prediction follows from
@@ -459,8 +622,13 @@ class GroupChannelsDensePredictor(EncoderWithHead):
             ValueError: shapes or types do not fit the model.
         """
         imgs, valid = self._prepare(imgs, valid)
-        x, token_valid = self._encode(imgs, valid)
-        return self.head(self._tokens(x), token_valid, imgs, valid)
+        own = self._check_native(native, len(imgs))
+        x, token_valid, maps = self._encode(imgs, valid, own)
+        if not self._head_sees_native:
+            return self.head(self._tokens(x), token_valid, imgs, valid)
+        side = self.img_size // self.patch_size
+        features = StemFeatures(torch.cat([maps_to_images(part, side) for part in maps], dim=1), own)
+        return self.head(self._tokens(x), token_valid, imgs, valid, features)
 
 
 FINETUNE_MODELS = {"classification": GroupChannelsVisionTransformer, "dense": GroupChannelsDensePredictor}
@@ -474,13 +642,20 @@ ENCODER_ARGUMENTS = (
     "depth",
     "num_heads",
     "mlp_ratio",
+    "stem",
+    "native_scales",
+    "detail_scales",
 )
+STEM_ARGUMENTS = ("stem", "native_scales", "detail_scales")
 TRAINED_WHEN_FROZEN = ("norm.", "fc_norm.", "head.")
 
 
 def encoder_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the encoder, from the config of any model for fine-tuning or of the masked autoencoder."""
-    return {key: config[key] for key in ENCODER_ARGUMENTS}
+    """The arguments of the encoder, from the config of any model for fine-tuning or of the masked autoencoder.
+
+    Configs of older checkpoints lack those of stems, and so have none.
+    """
+    return {key: config[key] for key in ENCODER_ARGUMENTS if key in config or key not in STEM_ARGUMENTS}
 
 
 def build_finetune_model(config: Mapping[str, Any]) -> GroupChannelsVisionTransformer | GroupChannelsDensePredictor:

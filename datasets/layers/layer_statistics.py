@@ -30,6 +30,8 @@ class LayerStatistics:
         median: their median (of a regular sample); the commonest class of a categorical layer.
         count: number of pixels read.
         sampled: True when not every pixel was read.
+        detail: standard deviation of the layer's own pixels around their mean over a base pixel, model units, on
+            training ground; 0 if it was not measured, or has no meaning (classes and angles).
     """
 
     name: str
@@ -41,6 +43,7 @@ class LayerStatistics:
     median: float = 0.0
     count: int = 0
     sampled: bool = False
+    detail: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Names and plain numbers, for a checkpoint or JSON; `statistics_from_dict` is the inverse."""

@@ -20,8 +20,9 @@ from datasets.layers.layer_statistics import LayerStatistics
 from datasets.scenes.image_set import CENTRE, SceneSet, crop_key, open_other_table, open_scene_set
 from datasets.scenes.images import CROP_SHARE
 from datasets.scenes.statistics import scene_statistics
+from datasets.survey.detail import measure_detail
 from datasets.survey.pyramid import Pyramid
-from datasets.survey.scales_and_groups import given_groups
+from datasets.survey.scales_and_groups import given_groups, native_groups
 from datasets.survey.stack import LayerBundle, Placement
 from datasets.survey.tile_reader import Tiles
 
@@ -49,6 +50,7 @@ class Scenes:
         groups: channel groups, each a tuple of channel numbers.
         input_size: base-scale pixels along an image's edge.
         scales: reconstructed scales, 1 first.
+        native: images are given at their own pixels as well, for a model with a stem.
     """
 
     images: SceneSet
@@ -58,6 +60,12 @@ class Scenes:
     groups: tuple[tuple[int, ...], ...]
     input_size: int
     scales: tuple[int, ...]
+    native: bool = False
+
+    @property
+    def native_scales(self) -> tuple[int, ...]:
+        """Per band, pixels of the image along the edge of a base pixel; empty if models see base pixels alone."""
+        return (max(self.scales),) * len(self.images.bands) if self.native else ()
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -141,6 +149,7 @@ class Scenes:
             scales=self.scales,
             scored=self.scored,
             encodings=self.encodings,
+            native=native_groups(self.groups, self.native_scales) if self.native else (),
         )
 
     def valid_share(self, tiles: np.ndarray) -> np.ndarray:
@@ -173,13 +182,17 @@ class Scenes:
 
     def channel_options(self) -> dict[str, Any]:
         """What a model must know of the bands, as keyword arguments of `build_model`."""
-        return {
+        options = {
             "in_chans": len(self.images.bands),
             "channel_groups": self.groups,
             "scales": self.scales,
             "scored": self.scored,
             "channel_weights": [layer.loss_weight for layer in self.layers],
         }
+        if self.native:
+            options["native_scales"] = self.native_scales
+            options["detail_scales"] = [item.detail for item in self.statistics]
+        return options
 
     def write_tables(self, folder: Path) -> None:
         """Writes categories.csv: number, name, training and held-out images of each category."""
@@ -209,6 +222,7 @@ def open_scenes(
     seed: int = 0,
     categories: Sequence[str] | None = None,
     statistics: Sequence[LayerStatistics] | None = None,
+    native: bool = False,
 ) -> Scenes:
     """Opens a data set of images and prepares everything that training needs to know of it.
 
@@ -225,6 +239,7 @@ def open_scenes(
         seed: decides which locations are held out, and which images statistics are of.
         categories: those of a trained model; default those of the table.
         statistics: likewise; default those of training images.
+        native: give images at their own pixels as well, for a model with a stem.
 
     Returns:
         The images.
@@ -244,17 +259,26 @@ def open_scenes(
     )
     groups = scene_groups(images, grouped_bands=grouped_bands, one_group=one_group)
     train, held_out = hold_out(images.table.locations, fraction=val_fraction, seed=seed)
-    if statistics is None:
-        statistics = scene_statistics(images, train, seed=seed)
-    return Scenes(
+    fitted = scene_statistics(images, train, seed=seed) if statistics is None else tuple(statistics)
+    scenes = Scenes(
         images=images,
         train=train,
         held_out=held_out,
-        statistics=tuple(statistics),
+        statistics=fitted,
         groups=groups,
         input_size=input_size,
         scales=tuple(sorted(scales)),
+        native=native,
     )
+    return with_detail(scenes) if native and statistics is None else scenes
+
+
+def with_detail(scenes: Scenes) -> Scenes:
+    """The images with the detail of each band measured on training images, among its statistics."""
+    tiles = np.stack([scenes.train, np.full_like(scenes.train, CENTRE), np.zeros_like(scenes.train)], axis=1)
+    detail = measure_detail(scenes.reader(), scenes.pyramid(), tiles, scenes.encodings)
+    measured = tuple(replace(item, detail=d) for item, d in zip(scenes.statistics, detail, strict=True))
+    return replace(scenes, statistics=measured)
 
 
 def open_test_scenes(scenes: Scenes, path: str) -> Scenes:

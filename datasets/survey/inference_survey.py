@@ -20,7 +20,7 @@ from datasets.ground.area_of_interest import AreaOfInterest, load_area_of_intere
 from datasets.ground.grid import Grid, metres_per_unit
 from datasets.ground.planet import planet_of
 from datasets.ground.wraparound import pixel_size_m, wrap_columns, wraps
-from datasets.layers.encoding import Encoding, encoding_from_dict, linear_encodings
+from datasets.layers.encoding import Encoding, channel_ranges, encoding_from_dict, linear_encodings
 from datasets.layers.layer import Layer
 from datasets.rasters.band import RasterBand
 from datasets.rasters.open_band import layer_crs, open_band
@@ -28,8 +28,8 @@ from datasets.rasters.scan import BandSummary
 from datasets.rasters.wrapped_band import WrappedBand, wraparound_remarks
 from datasets.survey.layer_classes import layer_classes
 from datasets.survey.open_layers import as_trained, choose_layers, scan_bands
-from datasets.survey.pyramid import Pyramid, Sample
-from datasets.survey.scales_and_groups import score_scales
+from datasets.survey.pyramid import NativeGroup, Pyramid, Sample
+from datasets.survey.scales_and_groups import check_native_scales, native_groups, score_scales
 from datasets.survey.stack import LayerBundle, Stack, make_bundles, reference_grid
 from datasets.survey.survey import Survey
 from datasets.survey.tile_reader import TileReader
@@ -56,6 +56,7 @@ class InferenceSurvey:
         aoi: polygons that limit what is written.
         warnings: for the user, to be logged.
         encodings: per layer, how values become channels.
+        native: channel groups that are read at their own pixels as well.
     """
 
     stack: Stack
@@ -69,6 +70,7 @@ class InferenceSurvey:
     aoi: AreaOfInterest | None
     warnings: tuple[str, ...]
     encodings: tuple[Encoding, ...]
+    native: tuple[NativeGroup, ...] = ()
     _zoomed: dict[int, InferenceSurvey] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -142,7 +144,10 @@ class InferenceSurvey:
         return GroundWindow(self, arrays)
 
     def zoomed(self, zoom: int) -> InferenceSurvey:
-        """The same layers, base-scale pixels `zoom` times finer: a tile covers so much less ground."""
+        """The same layers, base-scale pixels `zoom` times finer: a tile covers so much less ground.
+
+        Tiles hold no own pixels (`native`), since layers have none so much finer.
+        """
         if zoom not in self._zoomed:
             base, scales = self.base_resolution / zoom, self.pyramid.scales
             known = _known(self.stack.bands, scales=scales, base=base, hidden=self.stack.hidden)
@@ -155,7 +160,7 @@ class InferenceSurvey:
                 encodings=self.encodings,
             )
             self._zoomed[zoom] = replace(
-                self, base_resolution=base, bundles=bundles, pyramid=pyramid, known=known, _zoomed={}
+                self, base_resolution=base, bundles=bundles, pyramid=pyramid, known=known, native=(), _zoomed={}
             )
         return self._zoomed[zoom]
 
@@ -275,6 +280,35 @@ def stored_encodings(state: Mapping[str, Any]) -> tuple[Encoding, ...]:
     return linear_encodings([item["location"] for item in statistics], [item["spread"] for item in statistics])
 
 
+@dataclass(frozen=True)
+class NativeLayers:
+    """At which of their own pixels a trained model's stem reads layers; empty if it sees base pixels alone.
+
+    Attributes:
+        scales: per layer, own pixels along the edge of a base pixel.
+        groups: the groups that are read at pixels finer than the base pixel.
+    """
+
+    scales: tuple[int, ...] = ()
+    groups: tuple[NativeGroup, ...] = ()
+
+
+def stored_native(state: Mapping[str, Any], encodings: Sequence[Encoding]) -> NativeLayers:
+    """What the stem of a checkpoint's model reads.
+
+    Args:
+        state: the checkpoint, with `model_config`.
+        encodings: per layer, how its values become channels.
+    """
+    config = state["model_config"]
+    if config.get("stem", "base") == "base":
+        return NativeLayers()
+    first = {numbers[0]: layer for layer, numbers in enumerate(channel_ranges(encodings))}
+    scales = tuple(config["native_scales"][channel] for channel in first)
+    groups = [[first[c] for c in group if c in first] for group in config["channel_groups"]]
+    return NativeLayers(scales, native_groups(groups, scales))
+
+
 def open_inference_survey(
     trained: Sequence[Layer],
     *,
@@ -291,6 +325,7 @@ def open_inference_survey(
     aoi: str | None = None,
     shown: str | Mapping[str, Any] | None = None,
     allow_missing: bool = False,
+    native: NativeLayers = NativeLayers(),
 ) -> InferenceSurvey:
     """Opens the layers that a model was trained on, where they lay then or by name among others.
 
@@ -310,6 +345,7 @@ def open_inference_survey(
         shown: polygons outside which pixels are invalid: a file, or as a checkpoint stores them
             (`AreaOfInterest.plain`); the latter do not count if they lie elsewhere.
         allow_missing: go on without layers that are not there.
+        native: what the model's stem reads.
 
     Raises:
         ValueError: a layer is missing, or cannot be used; all are missing.
@@ -327,6 +363,8 @@ def open_inference_survey(
     notes += _strangers(trained, summaries, encodings)
     reference = stack.reference
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
+    if native.scales:
+        check_native_scales(stack.bands, native.scales, base_resolution=base, hidden=stack.hidden)
     return _assemble(
         stack,
         summaries,
@@ -337,6 +375,7 @@ def open_inference_survey(
         missing=missing,
         aoi=None if aoi is None else load_area_of_interest(aoi, reference.crs),
         warnings=notes,
+        native=native.groups,
     )
 
 
@@ -357,6 +396,7 @@ def inference_survey_from(survey: Survey, *, scales: Sequence[int], hidden: Sequ
         scales=scales,
         encodings=survey.encodings,
         warnings=survey.layer_warnings,
+        native=native_groups(survey.groups, survey.native_scales) if survey.native_scales else (),
     )
 
 
@@ -371,11 +411,12 @@ def _assemble(
     missing: tuple[str, ...] = (),
     aoi: AreaOfInterest | None = None,
     warnings: Sequence[str],
+    native: tuple[NativeGroup, ...] = (),
 ) -> InferenceSurvey:
     """A survey of opened and scanned layers at base-scale pixels of some size."""
     known = _known(stack.bands, scales=scales, base=base, hidden=stack.hidden)
     bundles, pyramid = _pyramid(
-        stack, base=base, input_size=input_size, scales=scales, known=known, encodings=encodings
+        stack, base=base, input_size=input_size, scales=scales, known=known, encodings=encodings, native=native
     )
     survey = InferenceSurvey(
         stack=stack,
@@ -389,6 +430,7 @@ def _assemble(
         aoi=aoi,
         warnings=tuple(warnings),
         encodings=encodings,
+        native=native,
     )
     reference = stack.reference
     if wraps(reference) and not survey.wrap_columns:
@@ -407,6 +449,7 @@ def _pyramid(
     scales: Sequence[int],
     known: Mapping[int, Sequence[int]],
     encodings: Sequence[Encoding],
+    native: Sequence[NativeGroup] = (),
 ) -> tuple[tuple[LayerBundle, ...], Pyramid]:
     """How tiles are cut out of the layers, and pooled, at base-scale pixels of some size."""
     reference = stack.reference
@@ -420,6 +463,7 @@ def _pyramid(
         scales=scales,
         scored=known,
         encodings=encodings,
+        native=native,
     )
     return bundles, pyramid
 

@@ -20,10 +20,10 @@ from datasets.survey.coverage import MAX_CELLS, CellMap, correlation_length, map
 from datasets.survey.layer_classes import layer_classes
 from datasets.survey.memory import fits_memory
 from datasets.survey.open_layers import TrainedLayers, check_numbers, choose_layers, scan_bands
-from datasets.survey.scales_and_groups import channel_groups, score_scales
+from datasets.survey.scales_and_groups import channel_groups, check_native_scales, native_scales, score_scales
 from datasets.survey.stack import Stack, make_bundles, reference_grid
 from datasets.survey.statistics import fit_statistics
-from datasets.survey.survey import Survey
+from datasets.survey.survey import Survey, with_detail
 from datasets.survey.tiles import TileIndex, index_tiles
 
 
@@ -57,6 +57,7 @@ class SurveySettings:
         local_ranks: processes on this machine that each hold the layers.
         transforms: transforms of values by name of the layer; they replace those of the table.
         trained: layers of a trained model, as which these are read; no statistics are computed then.
+        native: layers are read at their own pixels as well, for a model with a stem.
     """
 
     data_dir: str | None = None
@@ -84,6 +85,7 @@ class SurveySettings:
     local_ranks: int = 1
     transforms: Mapping[str, str] = field(default_factory=dict)
     trained: TrainedLayers | None = None
+    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def open_survey(settings: SurveySettings) -> Survey:
     fitted = []
     if trained is None:
         fitted = [fit_statistics(stack, channel, tiles.held_out, tables[channel]) for channel in range(len(stack))]
-    return Survey(
+    survey = Survey(
         stack=stack,
         summaries=summaries,
         statistics=tuple(statistics for statistics, _ in fitted),
@@ -154,7 +156,9 @@ def open_survey(settings: SurveySettings) -> Survey:
         ),
         layer_warnings=tuple(notes + class_notes + wraparound_remarks(bands, plan.reference)),
         scale_warnings=tuple(plan.warnings),
+        native_scales=native_scales(bands, base_resolution=plan.base) if settings.native else (),
     )
+    return with_detail(survey) if settings.native and trained is None else survey
 
 
 def open_test_survey(survey: Survey, table: str, *, settings: SurveySettings) -> Survey:
@@ -177,11 +181,14 @@ def open_test_survey(survey: Survey, table: str, *, settings: SurveySettings) ->
         layers_table=table,
         base_resolution=survey.base_resolution,
         transforms={},
+        native=False,  # the pyramid of the training survey reads its tiles
         val_fraction=0.0,
         tile_overlap=0.5,
     )
     trained.read_as_trained(_choose_layers(settings), f"--test_path {table}")
     other = open_survey(replace(settings, trained=trained))
+    if survey.native_scales:
+        check_native_scales(other.stack.bands, survey.native_scales, base_resolution=survey.base_resolution)
     return replace(other, statistics=survey.statistics, tiles=replace(other.tiles, val=other.tiles.train))
 
 

@@ -26,12 +26,15 @@ class Sample(NamedTuple):
         valid: (N, C, H, W) bool, True = usable.
         imgs_up: finer targets, (N, C, sH, sW) for each scale above 1, 0 where invalid or not scored.
         valid_up: likewise bool; False everywhere for layers not scored at that scale.
+        native: own pixels of the channel groups that have finer ones than the base, (N, c, sH, sW) each, NaN = invalid;
+            none unless the pyramid was built for them.
     """
 
     imgs: torch.Tensor
     valid: torch.Tensor
     imgs_up: list[torch.Tensor]
     valid_up: list[torch.Tensor]
+    native: Sequence[torch.Tensor] = ()
 
     def to(self, device: torch.device) -> Sample:
         """The same on another device, copied without waiting."""
@@ -42,12 +45,11 @@ class Sample(NamedTuple):
         return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Sample:
-        return Sample(
-            change(self.imgs), change(self.valid), [change(t) for t in self.imgs_up], [change(t) for t in self.valid_up]
-        )
+        lists = ([change(tensor) for tensor in part] for part in (self.imgs_up, self.valid_up, self.native))
+        return Sample(change(self.imgs), change(self.valid), *lists)
 
     def without(self, dropped: torch.Tensor) -> Sample:
-        """The same where some channels, (N, C) bool, have no data at all."""
+        """The same where some channels, (N, C) bool, have no data at all; models ignore `native` of invalid ground."""
         kept = ~dropped[:, :, None, None]
         finer = [ok & kept for ok in self.valid_up]
         return Sample(
@@ -55,7 +57,20 @@ class Sample(NamedTuple):
             self.valid & kept,
             [torch.where(kept, image, 0.0) for image in self.imgs_up],
             finer,
+            self.native,
         )
+
+
+class NativeGroup(NamedTuple):
+    """A channel group that is read at its own pixels, finer than the base pixel.
+
+    Attributes:
+        layers: numbers of its layers, in the order of its channels.
+        scale: own pixels along the edge of a base pixel.
+    """
+
+    layers: tuple[int, ...]
+    scale: int
 
 
 def overlap_weights(phase: torch.Tensor, *, pixels: float, native: int, size: int) -> torch.Tensor:
@@ -110,6 +125,7 @@ class Pyramid:
         scales: reconstructed scales, 1 first.
         scored: for each scale, the numbers of the layers that are scored at it.
         encodings: per layer, how its values become channels.
+        native: the groups to read at their own pixels as well, in the order of the model's groups.
     """
 
     def __init__(
@@ -122,8 +138,11 @@ class Pyramid:
         scales: Sequence[int],
         scored: Mapping[int, Sequence[int]],
         encodings: Sequence[Encoding],
+        native: Sequence[NativeGroup] = (),
     ) -> None:
         self.bundles = tuple(bundles)
+        self.native = tuple(native)
+        self._native_scale = {layer: group.scale for group in native for layer in group.layers}
         self.encodings = tuple(encodings)
         self.ranges = channel_ranges(self.encodings)
         self.channels = sum(len(numbers) for numbers in self.ranges)
@@ -147,6 +166,7 @@ class Pyramid:
         shape = [(count, self.channels, size, size) for size in sizes]
         values = [torch.zeros(s, device=device) for s in shape]
         valid = [torch.zeros(s, dtype=torch.bool, device=device) for s in shape]
+        own: dict[int, torch.Tensor] = {}  # (N, sH, sW) by channel
         for bundle, array, phase in zip(self.bundles, arrays, phases, strict=True):
             encoded, usable = self._encode(array, bundle.channels)
             owners = [layer for layer in bundle.channels for _ in self.ranges[layer]]
@@ -156,7 +176,19 @@ class Pyramid:
                 for k, (layer, channel) in enumerate(zip(owners, numbers, strict=True)):
                     if level == 0 or self._is_scored(layer, level):  # lists as indices would make a GPU wait
                         values[level][:, channel], valid[level][:, channel] = mean[:, k], ok[:, k]
-        return Sample(values[0], valid[0], values[1:], valid[1:])
+            for scale in sorted({self._native_scale[layer] for layer in bundle.channels if layer in self._native_scale}):
+                fine = self._at_scale(bundle, encoded, usable, phase, scale)
+                own |= {
+                    channel: fine[:, k]
+                    for k, (layer, channel) in enumerate(zip(owners, numbers, strict=True))
+                    if self._native_scale.get(layer) == scale
+                }
+        native = [torch.stack([own[channel] for channel in self.native_channels(group)], 1) for group in self.native]
+        return Sample(values[0], valid[0], values[1:], valid[1:], native)
+
+    def native_channels(self, group: NativeGroup) -> list[int]:
+        """Channels of a group, in its order."""
+        return [channel for layer in group.layers for channel in self.ranges[layer]]
 
     def channels_at(self, level: int) -> list[int]:
         """Channels that hold anything at a level: all at the base, those of layers scored there at finer scales."""
@@ -192,6 +224,28 @@ class Pyramid:
         usable = [ok.unsqueeze(1).expand_as(channels) for channels, ok in parts]
         return torch.cat([channels for channels, _ in parts], dim=1), torch.cat(usable, dim=1)
 
+    def _at_scale(
+        self,
+        bundle: LayerBundle,
+        values: torch.Tensor,
+        usable: torch.Tensor,
+        phase: torch.Tensor | None,
+        scale: int,
+    ) -> torch.Tensor:
+        """Channels (N, k, sH, sW) at a scale, NaN where invalid: the pixels themselves where they fit it."""
+        size = self.input_size * scale
+        (factor_y, rest_y), (factor_x, rest_x) = divmod(values.shape[-2], size), divmod(values.shape[-1], size)
+        if phase is not None or rest_y or rest_x or not factor_y or not factor_x:
+            phase = torch.zeros(values.shape[0], 2, device=values.device) if phase is None else phase
+            means, ok = pool_overlap(values, usable.float(), *self._weights(bundle, values, phase, size))
+        elif (factor_y, factor_x) == (1, 1):
+            means, ok = values, usable
+        else:
+            weight = F.avg_pool2d(usable.float(), (factor_y, factor_x))
+            means = F.avg_pool2d(values * usable, (factor_y, factor_x)) / weight.clamp_min(1e-12)
+            ok = weight > LEAST_WEIGHT
+        return torch.where(ok, means, torch.nan)
+
     def _pool_whole(
         self, bundle: LayerBundle, values: torch.Tensor, usable: torch.Tensor, phase: torch.Tensor | None
     ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
@@ -222,18 +276,17 @@ class Pyramid:
         assert phase is not None
         result = {}
         for level in self._levels(bundle):
-            size = self.input_size * self.scales[level]
-            weights_y = overlap_weights(
-                phase[:, 0],
-                pixels=bundle.placement.ratio_y * self._tile[0],
-                native=values.shape[-2],
-                size=size,
-            )
-            weights_x = overlap_weights(
-                phase[:, 1],
-                pixels=bundle.placement.ratio_x * self._tile[1],
-                native=values.shape[-1],
-                size=size,
-            )
-            result[level] = pool_overlap(values, usable.float(), weights_y, weights_x)
+            weights = self._weights(bundle, values, phase, self.input_size * self.scales[level])
+            result[level] = pool_overlap(values, usable.float(), *weights)
         return result
+
+    def _weights(
+        self, bundle: LayerBundle, values: torch.Tensor, phase: torch.Tensor, size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shared lengths of native pixels with `size` output pixels, along rows and columns."""
+        ratios = bundle.placement.ratio_y, bundle.placement.ratio_x
+        rows, cols = (
+            overlap_weights(phase[:, k], pixels=ratio * tile, native=values.shape[k - 2], size=size)
+            for k, (ratio, tile) in enumerate(zip(ratios, self._tile, strict=True))
+        )
+        return rows, cols

@@ -55,6 +55,8 @@ class PyramidCache:
         ]
         self._values = [torch.empty(shape, device=device) for shape in shapes]
         self._valid = [torch.empty(shape, dtype=torch.bool, device=device) for shape in shapes]
+        self._native_scales = [group.scale for group in pyramid.native]
+        self._native = [torch.empty(shape, device=device) for shape in _native_shapes(survey, pyramid)]
         self._fill(TileReader(survey.stack, survey.bundles), pyramid)
 
     def _fill(self, reader: TileReader, pyramid: Pyramid) -> None:
@@ -71,11 +73,15 @@ class PyramidCache:
                     window = (slice(None), slice(row, row + edge), slice(col, col + edge))
                     self._values[level][window] = values[n, members]
                     self._valid[level][window] = valid[n, members]
+            for cached, own, scale in zip(self._native, sample.native, self._native_scales, strict=True):
+                edge = self._size * scale
+                for n, (row, col) in enumerate(part * scale):
+                    cached[:, row : row + edge, col : col + edge] = own[n]
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of the cache."""
-        return sum(t.numel() * t.element_size() for t in (*self._values, *self._valid))
+        return sum(t.numel() * t.element_size() for t in (*self._values, *self._valid, *self._native))
 
     def read(self, tiles: np.ndarray) -> Sample:
         """Cuts tiles.
@@ -98,7 +104,11 @@ class PyramidCache:
                 )
             )
         (imgs, valid), finer = pairs[0], pairs[1:]
-        return Sample(imgs, valid, [values for values, _ in finer], [ok for _, ok in finer])
+        native = [
+            cut(cached, corners * scale, self._size * scale, list(range(len(cached))), len(cached))
+            for cached, scale in zip(self._native, self._native_scales, strict=True)
+        ]
+        return Sample(imgs, valid, [values for values, _ in finer], [ok for _, ok in finer], native)
 
 
 def _cut_on_host(
@@ -177,10 +187,11 @@ def choose_reader(survey: TileSource, device: torch.device, *, cache: str = "aut
 
 
 def pyramid_bytes(survey: Survey) -> int:
-    """Bytes of a `PyramidCache` of a survey: five for each pixel of each scored scale."""
+    """Bytes of a `PyramidCache` of a survey: five for each pixel of each scored scale, four for those of stems."""
     rows, cols = _base_shape(survey)
     pyramid = survey.pyramid()
-    return sum(5 * len(pyramid.channels_at(k)) * rows * cols * scale**2 for k, scale in enumerate(survey.scales))
+    own = sum(4 * channels * height * width for channels, height, width in _native_shapes(survey, pyramid))
+    return own + sum(5 * len(pyramid.channels_at(k)) * rows * cols * scale**2 for k, scale in enumerate(survey.scales))
 
 
 def why_not_cached(survey: TileSource) -> str:
@@ -208,6 +219,12 @@ def _base_shape(survey: Survey) -> tuple[int, int]:
     """Whole base pixels of the reference grid: no tile reaches beyond them."""
     reference, step = survey.stack.reference, survey.tiles.step
     return reference.rows // step, reference.cols // step
+
+
+def _native_shapes(survey: Survey, pyramid: Pyramid) -> list[tuple[int, int, int]]:
+    """Channels, rows and columns of the own pixels of each group that is read at them."""
+    rows, cols = _base_shape(survey)
+    return [(len(pyramid.native_channels(g)), rows * g.scale, cols * g.scale) for g in pyramid.native]
 
 
 def _starts(length: int, size: int) -> list[int]:

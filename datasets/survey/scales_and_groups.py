@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from datasets.ground.grid import ALIKE
 from datasets.rasters.band import RasterBand
 from datasets.rasters.wrapped_band import WrappedBand
+from datasets.survey.pyramid import NativeGroup
 from datasets.survey.stack import longest_edge
 
 
@@ -52,6 +53,65 @@ def score_scales(
     notes += [f"no layer is as fine as scale {scale} ({base_resolution / scale:g}): it is left out" for scale in empty]
     kept = {scale: channels for scale, channels in scored.items() if channels}
     return tuple(kept), kept, notes
+
+
+MAX_NATIVE_SCALE = 16
+"""Finest scale at which a stem reads a layer: tiles of finer layers are averaged to it, or would not fit into memory."""
+
+
+def native_scales(bands: Sequence[RasterBand | WrappedBand], *, base_resolution: float) -> tuple[int, ...]:
+    """How many own pixels of each layer lie along the edge of a base pixel.
+
+    Args:
+        bands: the layers.
+        base_resolution: edge of a base-scale pixel, CRS units.
+
+    Returns:
+        For each layer the largest whole number, up to `MAX_NATIVE_SCALE`, of parts that are no finer than its pixels;
+        1 for layers as coarse as the base pixel.
+    """
+    fits = (int(base_resolution / longest_edge(band) * ALIKE) for band in bands)
+    return tuple(min(max(scale, 1), MAX_NATIVE_SCALE) for scale in fits)
+
+
+def check_native_scales(
+    bands: Sequence[RasterBand | WrappedBand],
+    needed: Sequence[int],
+    *,
+    base_resolution: float,
+    hidden: Iterable[int] = (),
+) -> None:
+    """Refuse layers that are coarser than the pixels at which a model's stem reads them; finer ones are averaged.
+
+    Args:
+        bands: the layers.
+        needed: of each layer, the scale at which the model reads it; none for a model that sees base pixels alone.
+        base_resolution: edge of a base-scale pixel, CRS units.
+        hidden: numbers of layers that are not shown.
+
+    Raises:
+        ValueError: naming layer, resolution and what was expected.
+    """
+    found = native_scales(bands, base_resolution=base_resolution)
+    for number, (band, scale, least) in enumerate(zip(bands, found, needed, strict=bool(needed))):
+        if scale < least and number not in set(hidden):
+            raise ValueError(
+                f"{band.layer.where}: pixels of {longest_edge(band):g}, expected at most {base_resolution / least:g}: "
+                f"the model's stem reads {least} x {least} of them in a base pixel of {base_resolution:g}, and values "
+                "interpolated to that would be another quantity. Give the layer at that resolution or finer, hide it "
+                "(--masked_bands) or leave it out (--missing_layers allow), or use a model trained with --stem base"
+            )
+
+
+def native_groups(groups: Sequence[Sequence[int]], scales: Sequence[int]) -> tuple[NativeGroup, ...]:
+    """The channel groups that have pixels finer than the base pixel: at the scale of the finest of their layers.
+
+    Args:
+        groups: numbers of the layers of each group.
+        scales: of each layer, as of `native_scales`.
+    """
+    found = (NativeGroup(tuple(group), max(scales[layer] for layer in group)) for group in groups)
+    return tuple(group for group in found if group.scale > 1)
 
 
 def channel_groups(

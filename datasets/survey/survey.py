@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from datasets.layers.layer import Layer
 from datasets.layers.layer_statistics import LayerStatistics
 from datasets.layers.table import write_layers_table
 from datasets.rasters.scan import BandSummary
+from datasets.survey.detail import measure_detail
 from datasets.survey.pyramid import Pyramid
+from datasets.survey.scales_and_groups import native_groups
 from datasets.survey.stack import LayerBundle, Stack
 from datasets.survey.tile_reader import TileReader
 from datasets.survey.tiles import TileIndex
@@ -47,6 +49,8 @@ class Survey:
         correlation_cells: per layer, autocorrelation length in base-scale pixels.
         layer_warnings: warnings about the layers.
         scale_warnings: layers and scales that are not scored.
+        native_scales: per layer, its own pixels along the edge of a base pixel, at which a stem reads it; empty if
+            models see base pixels alone.
     """
 
     stack: Stack
@@ -63,6 +67,7 @@ class Survey:
     correlation_cells: tuple[float, ...]
     layer_warnings: tuple[str, ...] = field(default=())
     scale_warnings: tuple[str, ...] = field(default=())
+    native_scales: tuple[int, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -135,6 +140,11 @@ class Survey:
                 layer.loss_weight for layer, numbers in zip(self.layers, channels, strict=True) for _ in numbers
             ],
         }
+        if self.native_scales:
+            options["native_scales"] = [s for s, numbers in zip(self.native_scales, channels, strict=True) for _ in numbers]
+            options["detail_scales"] = [
+                item.detail for item, numbers in zip(self.statistics, channels, strict=True) for _ in numbers
+            ]
         if not all(encoding.is_continuous for encoding in self.encodings) or any(la.loss for la in self.layers):
             options["layers"] = [
                 {
@@ -163,6 +173,7 @@ class Survey:
             scales=self.scales,
             scored={s: sorted({*self.scored[s]} & {*source.scored.get(s, ())}) for s in self.scales},
             encodings=self.encodings,
+            native=native_groups(self.groups, self.native_scales) if self.native_scales else (),
         )
 
     @property
@@ -213,6 +224,13 @@ class Survey:
             "held_out": self.held_out_ground(),
             "aoi": None if aoi is None else aoi.plain(),
         }
+
+
+def with_detail(survey: Survey) -> Survey:
+    """The survey with the detail of each layer measured on training ground, among its statistics."""
+    detail = measure_detail(survey.reader(), survey.pyramid(), survey.tiles.train, survey.encodings)
+    measured = tuple(replace(item, detail=d) for item, d in zip(survey.statistics, detail, strict=True))
+    return replace(survey, statistics=measured)
 
 
 def smooth_layers(survey: Survey, patch_size: int) -> list[str]:

@@ -74,7 +74,9 @@ def token_validity(valid: Tensor, patch_size: int, *, group_order: Tensor, group
     return torch.stack([part.any(dim=1) for part in parts], dim=1)
 
 
-def random_masking(noise: Tensor, *, keep: int, token_valid: Tensor, spatial: bool) -> tuple[Tensor, Tensor, Tensor]:
+def random_masking(
+    noise: Tensor, *, keep: int, token_valid: Tensor, spatial: bool, keep_valid: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the visible tokens of each sample: valid tokens first, in order of increasing noise.
 
     A token without valid pixels is visible only if there are too few valid ones. The number of visible tokens is the
@@ -85,6 +87,8 @@ def random_masking(noise: Tensor, *, keep: int, token_valid: Tensor, spatial: bo
         keep: number of visible positions, of the K = noise.shape[1] positions of a sample.
         token_valid: (N, G, L) bool, True = the token has a valid pixel.
         spatial: keep or remove a patch in all groups together; it counts as valid if it is valid in any group.
+        keep_valid: (N,) int64, most valid positions that stay visible in each sample; positions without valid pixels
+            take the places of the others. None: as many as there are.
 
     Returns:
         ids_keep: (N, visible) int64, indices of the visible tokens among the G*L tokens.
@@ -94,8 +98,11 @@ def random_masking(noise: Tensor, *, keep: int, token_valid: Tensor, spatial: bo
     n, groups, patches = token_valid.shape
     position_valid = token_valid.any(dim=1) if spatial else token_valid.flatten(1)  # (N, K)
     order = noise.argsort(dim=1, stable=True)
-    invalid = (~position_valid).gather(1, order).to(torch.int32)
-    order = order.gather(1, invalid.argsort(dim=1, stable=True))
+    in_order = position_valid.gather(1, order)
+    turn = (~in_order).to(torch.int32)  # 0 visible, 1 without valid pixels, 2 removed
+    if keep_valid is not None:
+        turn = turn + 2 * (in_order & (in_order.cumsum(dim=1) > keep_valid.unsqueeze(1)))
+    order = order.gather(1, turn.argsort(dim=1, stable=True))
     if spatial:
         # Visible patches of group 0, then of group 1, ...; results do not depend on the order of tokens.
         shift = (torch.arange(groups, device=order.device) * patches).view(1, groups, 1)
@@ -105,6 +112,22 @@ def random_masking(noise: Tensor, *, keep: int, token_valid: Tensor, spatial: bo
     ids_restore = order.argsort(dim=1)
     mask = (ids_restore >= keep).to(torch.float32).view(n, groups, patches)
     return order[:, :keep], ids_restore, mask
+
+
+def visible_valid_counts(token_valid: Tensor, mask_ratio: float, *, keep: int, spatial: bool) -> Tensor:
+    """How many valid positions stay visible so that `mask_ratio` of a sample's valid positions is removed.
+
+    Args:
+        token_valid: (N, G, L) bool, True = the token has a valid pixel.
+        mask_ratio: fraction to remove, 0 <= ratio < 1.
+        keep: visible positions of a sample without invalid ones, which is the most.
+        spatial: positions are patches in all groups together.
+
+    Returns:
+        (N,) int64, at least 1, so that no sample is wholly hidden.
+    """
+    positions = token_valid.any(dim=1) if spatial else token_valid.flatten(1)
+    return (positions.sum(dim=1).double() * (1 - mask_ratio)).long().clamp(1, keep)
 
 
 def token_pixels(tokens: Tensor, *, scale: int, patch_size: int) -> Tensor:

@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from util.model.native_stem import FineStem, StemFeatures, soft_limit
 from util.model.patches import unpatchify
 from util.model.scale_heads import ResidualBlock, UpsampleBlock, at_least_float32, full_precision
 
 HEAD_WIDTH = 16
 """Default number of feature maps of the upsampling head at the base scale; docs/model.md says what they cost."""
 MIN_HEAD_WIDTH = 8  # each finer scale has half the feature maps of the one before, but not fewer than this
-SOFT_LIMIT = 4.0  # model units, which are standard deviations by default; smaller values stay nearly unchanged
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class HeadSize:
         outputs: K, the number of classes, or 1 for a property.
         channels: C.
         head_width: number of feature maps at the base scale, of heads that have any.
+        stem_maps: feature maps that the stems give at the base scale; 0 if the head sees base pixels alone.
+        native: scale s and detail of each channel of the groups that have pixels finer than the base pixel, as of
+            `NativeStem`.
+        native_channels: channels of each of these groups.
 
     Raises:
         ValueError: a scale, number of outputs or width below 1.
@@ -47,6 +51,9 @@ class HeadSize:
     outputs: int
     channels: int
     head_width: int = HEAD_WIDTH
+    stem_maps: int = 0
+    native: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    native_channels: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if self.scale < 1 or self.outputs < 1 or self.head_width < 1:
@@ -54,11 +61,6 @@ class HeadSize:
                 f"scale {self.scale}, {self.outputs} outputs, head_width {self.head_width}: expected each to be at "
                 "least 1; give a scale such as 1, 2 or 4 and the number of classes, or 1 output for a property"
             )
-
-
-def soft_limit(x: Tensor) -> Tensor:
-    """Compress values beyond about `SOFT_LIMIT` logarithmically, in float32: 1e5 becomes 43."""
-    return SOFT_LIMIT * torch.asinh(at_least_float32(x) / SOFT_LIMIT)
 
 
 class GroupMerge(nn.Module):
@@ -91,7 +93,9 @@ class LinearHead(nn.Module):
         """Start small."""
         self.merge.init_weights()
 
-    def forward(self, tokens: Tensor, token_valid: Tensor, imgs: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, token_valid: Tensor, imgs: Tensor, valid: Tensor, stem: StemFeatures | None = None
+    ) -> Tensor:
         """Predict pixels.
 
         Args:
@@ -99,6 +103,7 @@ class LinearHead(nn.Module):
             token_valid: (N, G, L) bool, True = the token holds a valid pixel.
             imgs: (N, C, H, W), unused.
             valid: (N, C, H, W), unused.
+            stem: unused.
 
         Returns:
             (N, K, sH, sW), at least float32.
@@ -112,9 +117,10 @@ class LinearHead(nn.Module):
 class UpsampleHead(nn.Module):
     """Convolutions over token features and the input images, upsampled by factors of two to the output scale.
 
-    At the base scale a 1x1 convolution fuses token features, the images (compressed by `soft_limit`) and their
-    validity, and 3x3 convolutions refine them. Their prediction is interpolated to the output scale; there, detail
-    that upsampling blocks make from the same features is added, which starts at zero.
+    At the base scale a 1x1 convolution fuses token features, the images (compressed by `soft_limit`), their validity
+    and the maps of the stems, and 3x3 convolutions refine them. Their prediction is interpolated to the output scale;
+    there, detail is added, which starts at zero: upsampling blocks make it from the same features, and from pixels
+    finer than the base pixel where layers have them.
     """
 
     def __init__(self, size: HeadSize) -> None:
@@ -129,7 +135,7 @@ class UpsampleHead(nn.Module):
             raise ValueError(f"scale {scale} with head 'upsample': expected 1, 2, 4 or another power of two")
         self.scale, self.patch_size = scale, size.patch_size
         self.merge = GroupMerge(groups=size.groups, width=size.width, outputs=width * size.patch_size**2)
-        self.fuse = nn.Conv2d(width + 2 * size.channels, width, 1)
+        self.fuse = nn.Conv2d(width + 2 * size.channels + size.stem_maps, width, 1)
         self.refine = nn.Sequential(ResidualBlock(width), ResidualBlock(width))
         self.proj_out = nn.Conv2d(width, size.outputs, 1)
         widths = [width]  # of the feature maps at scales 1, 2, 4, ..., s
@@ -137,6 +143,14 @@ class UpsampleHead(nn.Module):
             widths.append(max(min(MIN_HEAD_WIDTH, widths[-1]), widths[-1] // 2))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.up_blocks = nn.ModuleList(UpsampleBlock(b, 0) for b in widths[1:])
+        self.native_channels = size.native_channels if scale > 1 else ()
+        self.fine_stems = nn.ModuleList(
+            FineStem(scale=s, head_scale=scale, detail_scales=details, maps=widths[-1])
+            for s, details in (size.native if scale > 1 else ())
+        )
+        if self.fine_stems:
+            self.fine_fuse = nn.Conv2d((1 + len(self.fine_stems)) * widths[-1], widths[-1], 1)
+            self.fine_refine = ResidualBlock(widths[-1])
         self.detail_out = nn.Conv2d(widths[-1], size.outputs, 1) if scale > 1 else None
 
     def init_weights(self) -> None:
@@ -146,7 +160,9 @@ class UpsampleHead(nn.Module):
             nn.init.zeros_(self.detail_out.weight)
             nn.init.zeros_(self.detail_out.bias)
 
-    def forward(self, tokens: Tensor, token_valid: Tensor, imgs: Tensor, valid: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, token_valid: Tensor, imgs: Tensor, valid: Tensor, stem: StemFeatures | None = None
+    ) -> Tensor:
         """Predict pixels.
 
         Args:
@@ -154,6 +170,7 @@ class UpsampleHead(nn.Module):
             token_valid: (N, G, L) bool, True = the token holds a valid pixel.
             imgs: (N, C, H, W), model units, 0 where invalid.
             valid: (N, C, H, W) bool, True = usable.
+            stem: features of own pixels, if the head was built for them.
 
         Returns:
             (N, K, sH, sW), at least float32.
@@ -162,17 +179,32 @@ class UpsampleHead(nn.Module):
         features = features.unflatten(-1, (-1, self.patch_size**2)).transpose(1, 2)  # (N, head_width, L, p*p)
         features = unpatchify(features, self.patch_size)  # (N, head_width, H, W)
         images = soft_limit(imgs)
-        x = self.fuse(torch.cat([features.to(images.dtype), images, valid.to(images.dtype)], dim=1))
-        x = self.refine(x)
+        parts = [features.to(images.dtype), images, valid.to(images.dtype)]
+        if stem is not None:
+            parts.append(stem.maps.to(images.dtype))
+        x = self.refine(self.fuse(torch.cat(parts, dim=1)))
         with full_precision(x.device):
             base = self.proj_out(at_least_float32(x))
         if self.detail_out is None:
             return base
         for shrink, block in zip(self.shrink, self.up_blocks, strict=True):
             x, _ = block(shrink(x))
+        if self.fine_stems:
+            x = self._with_own_pixels(x, imgs, valid, stem)
         with full_precision(x.device):
             smooth = F.interpolate(base, scale_factor=self.scale, mode="bilinear", align_corners=False)
             return smooth + self.detail_out(at_least_float32(x))
+
+    def _with_own_pixels(self, x: Tensor, imgs: Tensor, valid: Tensor, stem: StemFeatures | None) -> Tensor:
+        """Features (N, w, sH, sW) refined by pixels finer than the base pixel."""
+        assert stem is not None
+        maps = [x]
+        for fine, own, channels in zip(self.fine_stems, stem.own, self.native_channels, strict=True):
+            first, count = channels[0], len(channels)
+            consecutive = channels == tuple(range(first, first + count))
+            index = slice(first, first + count) if consecutive else list(channels)
+            maps.append(fine(own, imgs[:, index], valid[:, index]).to(x.dtype))
+        return self.fine_refine(self.fine_fuse(torch.cat(maps, dim=1)))
 
 
 HEADS: dict[str, type[nn.Module]] = {"linear": LinearHead, "upsample": UpsampleHead}
