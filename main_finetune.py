@@ -31,7 +31,7 @@ from util.checkpoints import run_checkpoints as ckpt
 from util.checkpoints.encoder_weights import load_encoder, read_encoder_weights
 from util.finetuning import evaluation
 from util.finetuning.choices import finetune_choices
-from util.finetuning.compared_methods import Method, choose_folds, compared_methods
+from util.finetuning.compared_methods import Method, choose_folds, compared_methods, trained_network
 from util.finetuning.cost import fit_costs
 from util.finetuning.fit import Fit, choose_batches, log_epoch, new_meter, read_meter, save_fit
 from util.finetuning.predictors import Predictor
@@ -114,7 +114,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
     # everything is tried before anything is trained
     folds = choose_folds(inputs.data.folds.count, args.only_folds)
-    fits = [*folds, *([None] if checks.wants_final(args) and methods[0].is_network else [])]
+    fits = [*folds, *([None] if checks.wants_final(args) and methods[0].is_encoder else [])]
     examples = dist.on_all(lambda: {fold: inputs.data.targets.fold(fold) for fold in fits})
     build = partial(build_network, inputs, values.network_settings(args), methods[0])
     networks = {method: dist.on_all(partial(build, method)) for method in methods if method.is_network}
@@ -199,7 +199,7 @@ def build_network(
         inputs.data.outputs, scale=settings.label_scale, head=head, global_pool=settings.global_pool
     )
     torch.manual_seed(settings.seed)
-    network, lines = models.build_finetune_model(config), []
+    network, lines = method.new_network(config, opened.survey, models.build_finetune_model), []
     if method.pretrained and encoder is not None:
         lines = load_encoder(network, encoder).summary_lines()
     if method.frozen:
@@ -248,7 +248,7 @@ def compare_fold(run: FinetuneRun, method: Method, fold: int, stop: Stop) -> Non
     if method.fit is None:
         fit = fit_network(run, method, fold, stop)
         predictor: Predictor = network_predictor(run, fit.network, fit.objective, fit.layers.survey)
-        costs = fit_costs(fit, device=run.device, input_size=run.inputs.opened.survey.input_size)
+        costs = fit_costs(fit, device=run.device)
     else:
         files.forget(method.name, fold, from_epoch=0)
         predictor, costs = method.fit(baseline_inputs(run, fold))
@@ -322,7 +322,7 @@ def fit_epoch(run: FinetuneRun, fit: Fit, stop: Stop, save: Callable[[], None]) 
         enabled=run.ranks.is_main and run.settings.show_progress,
     )
     batches = training_batches(fit.examples, epoch=progress.epoch, start_update=progress.update, **run.batch_settings)
-    saved_at, part, lr, pyramid = time.monotonic(), 0, 0.0, fit.layers.survey.pyramid
+    saved_at, part, lr, pyramid = time.monotonic(), 0, 0.0, fit.pyramid
     fit.model.train()
     for micro, batch in fit.timer.timed(batches):
         seed_step(training.seed, step=progress.step * training.accum_iter + part, rank=run.ranks.rank)
@@ -388,7 +388,7 @@ def prepare_evaluation(args: argparse.Namespace, device: torch.device, ranks: di
     if ground.is_fold and is_grid:
         evaluation.require_same_folds(state, data)
     inputs = FinetuneInputs(None, opened, data, task, state["held_out"])
-    network = models.build_finetune_model(state["model_config"]).to(device)
+    network = trained_network(state["model_config"], models.build_finetune_model).to(device)
     network.load_state_dict(state["model"])
     run = FinetuneRun(ranks, device, inputs, **values.settings_of(args))
     return evaluation.Evaluation(run, network, args.resume, state, ground)

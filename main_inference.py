@@ -229,8 +229,17 @@ def base_resolution(args: argparse.Namespace, state: dict[str, Any]) -> float | 
 
 
 def load_network(state: dict[str, Any]) -> torch.nn.Module:
-    """The trained network of a checkpoint, for prediction."""
+    """The trained network of a checkpoint, for prediction.
+
+    Raises:
+        ValueError: it is a baseline.
+    """
     config = {**state["model_config"], "grad_checkpointing": False}
+    if config.get("kind") == "unet":
+        raise ValueError(
+            "--checkpoint: a U-Net, which is a baseline of main_finetune that makes no maps; give the checkpoint of "
+            "another arm, or of the last fit"
+        )
     network = (
         finetune_models.build_finetune_model(config)
         if "task" in state

@@ -26,7 +26,7 @@ import torch
 from datasets.finetuning.layers import labels_path, layers_that_are
 from datasets.layers.table import layers_from_directory, read_layers_table
 from datasets.synthetic.sample_survey import default_survey
-from study.arms import check_fractions, read_arms, shared_flags
+from study.arms import OF_TREES, check_fractions, read_arms, shared_flags
 from study.commands import Settings
 from study.conduct import FACTS, RESULTS, Study, StudyFailed, Wishes
 from study.plan import LEAST_SEEDS
@@ -194,7 +194,7 @@ def plan_lines(study: Study) -> list[str]:
         tasks = [task for task in study.tasks() if task.arm == arm]
         hours = sum(study.estimate(task) for task in tasks) / 3600
         epochs = f"{lengths.pretrain.get(arm.name, '-')} / {lengths.finetune.get(arm.name, '-')}"
-        epochs = f"as {arm.as_long_as}" if arm.as_long_as else "-" if arm.method == "trees" else epochs
+        epochs = f"as {arm.as_long_as}" if arm.as_long_as else "-" if arm.method in OF_TREES else epochs
         rows.append(f"{arm.name:<20} {len(tasks):>4} programs  epochs {epochs:<16} {hours:8.2f} h")
     total = sum(study.estimate(task) for task in study.tasks()) / 3600
     slots = len(study.pool.devices)

@@ -13,7 +13,12 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("network", "trees")
+METHODS = ("network", "trees", "rcf", "trees+embeddings", "unet")
+"""The encoder with a head, or the baseline of main_finetune of that name, alone."""
+OF_TREES = ("trees", "rcf", "trees+embeddings")
+"""Methods that have no epochs."""
+NOT_PRETRAINED = ("trees", "rcf", "unet")
+"""Methods that pre-training does nothing for."""
 ROLES = ("", "null", "leak", "switch")
 NO_PRETRAINING = "none"
 COLUMNS = (
@@ -48,7 +53,7 @@ class StudyArm:
 
     Attributes:
         name: as it stands in tables.
-        method: `network` or `trees`.
+        method: one of `METHODS`.
         pretrain: flags of main_pretrain; None without pre-training.
         finetune: flags of main_finetune.
         probe: also fits a probe of the frozen encoder.
@@ -151,7 +156,7 @@ def _arm_of(row: dict[str, str]) -> StudyArm:
         raise ValueError(f"arm {name!r}: expected letters, digits, _ . + -, as it becomes the name of a folder")
     method, role = row.get("method") or "network", row.get("role", "")
     if method not in METHODS:
-        raise ValueError(f"arm {name}: method {method!r}, expected {' or '.join(METHODS)}")
+        raise ValueError(f"arm {name}: method {method!r}, expected one of {', '.join(METHODS)}")
     if role not in ROLES:
         raise ValueError(f"arm {name}: role {role!r}, expected one of {', '.join(ROLES[1:])}, or nothing")
     probe = row.get("probe", "").lower()
@@ -161,7 +166,7 @@ def _arm_of(row: dict[str, str]) -> StudyArm:
     arm = StudyArm(
         name=name,
         method=method,
-        pretrain=None if method == "trees" or pretrain == NO_PRETRAINING else _flags(name, "pretrain", pretrain),
+        pretrain=None if method in NOT_PRETRAINED or pretrain == NO_PRETRAINING else _flags(name, "pretrain", pretrain),
         finetune=_flags(name, "finetune", row.get("finetune", "")),
         probe=probe == "yes",
         as_long_as=row.get("as_long_as", ""),
@@ -170,6 +175,12 @@ def _arm_of(row: dict[str, str]) -> StudyArm:
         label_fractions=_fractions(name, row.get("label_fractions", "")),
         question=row.get("question", ""),
     )
+    if method == "trees+embeddings" and arm.pretrain is None:
+        raise ValueError(
+            f"arm {name}: trees+embeddings takes the embeddings of a pre-trained encoder; give it pre-training"
+        )
+    if arm.probe and method != "network":
+        raise ValueError(f"arm {name}: a probe is one of the encoder; leave probe empty for method {method}")
     if arm.probe and arm.pretrain is None:
         raise ValueError(f"arm {name}: a probe needs pre-training; leave probe empty, or give the arm pre-training")
     return arm
@@ -272,17 +283,18 @@ def check_arms(arms: Sequence[StudyArm]) -> None:
         raise ValueError(f"arms of the same name among {_names(arms)}; names must differ")
     for arm in arms:
         for column in ("against", "as_long_as"):
-            other = getattr(arm, column)
-            if other and (other not in by_name or other == arm.name):
+            named = getattr(arm, column)
+            if named and (named not in by_name or named == arm.name):
                 raise ValueError(
-                    f"arm {arm.name}: {column} {other!r} is no other arm here; expected out of {_names(arms)}"
+                    f"arm {arm.name}: {column} {named!r} is no other arm here; expected out of {_names(arms)}"
                 )
-        if arm.as_long_as and (by_name[arm.as_long_as].as_long_as or by_name[arm.as_long_as].pretrain is None):
+        other = by_name.get(arm.as_long_as)
+        if other is not None and (other.as_long_as or other.pretrain is None or other.method != "network"):
             raise ValueError(
-                f"arm {arm.name}: as_long_as {arm.as_long_as!r} must be an arm with pre-training and a time of its own"
+                f"arm {arm.name}: as_long_as {other.name!r} must be a network with pre-training and a time of its own"
             )
-        if arm.as_long_as and arm.method == "trees":
-            raise ValueError(f"arm {arm.name}: as_long_as does nothing for trees; leave it empty")
+        if arm.as_long_as and arm.method != "network":
+            raise ValueError(f"arm {arm.name}: as_long_as does nothing for {arm.method}; leave it empty")
         if arm.role == "null" and not arm.against:
             raise ValueError(f"arm {arm.name}: role null needs `against`, the arm that it repeats")
         if arm.role == "null" and _what_it_does(arm) != _what_it_does(by_name[arm.against]):

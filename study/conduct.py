@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from study import outcomes
-from study.arms import StudyArm
+from study.arms import OF_TREES, StudyArm
 from study.commands import Settings, command_of
 from study.plan import (
     PROBE_SHARE,
@@ -274,7 +274,7 @@ class Study:
         """Epochs of a task; those of equal cost are worked out from what was measured, and kept."""
         assert self.lengths is not None
         arm, lengths = task.arm, self.lengths
-        if arm.method == "trees":
+        if arm.method in OF_TREES:
             return 1
         known = lengths.pretrain if task.stage == "pretrain" else lengths.finetune
         if arm.name not in known:

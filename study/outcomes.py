@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import models_mae_group_channels as models
-from study.arms import StudyArm
+from study.arms import OF_TREES, StudyArm
 from study.plan import PRETRAIN_TILES, Task
 from study.results import Run
 from util.checkpoints import checkpoint_file
@@ -24,7 +24,7 @@ METRICS = {
     "classification": "balanced_accuracy",
 }
 """Headline of a study by the task as main_finetune names it."""
-FITS = {"pretrained": "full", "scratch": "full", "probe": "probe", "trees": "trees"}
+FITS = {"pretrained": "full", "scratch": "full", "unet": "full", "probe": "probe"} | dict.fromkeys(OF_TREES, "trees")
 """Mode by the name of main_finetune's arm."""
 _RESTORE = {
     "plan.json": "restore it, or begin the study anew in another --output_dir",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from study.arms import StudyArm
+from study.arms import OF_TREES, StudyArm
 
 PRETRAIN_TILES = 1024
 """Tiles in an epoch of pre-training, for all arms alike."""
@@ -39,6 +39,10 @@ class Task:
     seed: int
     label_fraction: float = 1.0
     needs: tuple[str, ...] = ()
+
+
+TIMES = {"rcf": 4.0, "trees+embeddings": 3.0, "unet": 16.0}
+"""Times that a method takes of what trees, or an epoch of the network, take: the tiny model on a CPU, roughly."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def lengths_of(
     for arm in arms:
         if arm.pretrain is not None and not arm.as_long_as:
             found.pretrain[arm.name] = max(min(LEAST_PRETRAIN_EPOCHS, pretrain_epochs), round(share * pretrain_epochs))
-        if arm.method == "network" and (arm.pretrain is not None or not arm.as_long_as):
+        if arm.method not in OF_TREES and (arm.pretrain is not None or not arm.as_long_as):
             found.finetune[arm.name] = max(min(LEAST_FINETUNE_EPOCHS, finetune_epochs), round(share * finetune_epochs))
     return found
 
@@ -237,14 +241,14 @@ def estimate(task: Task, lengths: Lengths, rates: Rates, *, arms: Sequence[Study
     if task.stage == "pretrain":
         paid = by_name[arm.as_long_as] if arm.as_long_as else arm
         return rates.start + lengths.pretrain[paid.name] * _pretrain_rate(paid, arms, rates)
-    if arm.method == "trees":
-        return rates.start + folds * rates.trees
+    if arm.method in OF_TREES:
+        return rates.start + folds * rates.trees * TIMES.get(arm.method, 1.0)
     if arm.as_long_as and arm.pretrain is None:
         other = by_name[arm.as_long_as]
         training = lengths.pretrain[other.name] * _pretrain_rate(other, arms, rates)
         training += lengths.finetune[other.name] * rates.finetune
         return rates.start + folds * (training + rates.score)
-    epochs = lengths.finetune[arm.name]
+    epochs = lengths.finetune[arm.name] * TIMES.get(arm.method, 1.0)
     probe = epochs * rates.probe + rates.score if arm.probe else 0.0
     return rates.start + folds * (epochs * rates.finetune + rates.score + probe)
 

@@ -9,7 +9,7 @@ import torch
 from datasets.loading.augment import ROTATIONS, rotated, rotated_back
 from util.finetuning.predictors import TreePredictor
 from util.finetuning.scoring import BlockSums, SampledMap, merged, score_ground
-from util.mosaics.dense_prediction import DensePrediction, viewed
+from util.mosaics.dense_prediction import DensePrediction, seen_pixels, viewed
 from util.mosaics.mosaic import blocks_of
 
 
@@ -153,3 +153,10 @@ def test_views_average_what_depends_on_direction():
     mosaic = whole.mosaic(blocks_of(4, 8, edge=8)[0], (4, 8), lambda origins: zero, with_std=True)
     np.testing.assert_allclose(mosaic.mean, 1.5, atol=1e-6)
     np.testing.assert_allclose(mosaic.std[0], np.tile(np.sqrt((row**2 + col**2) / 2), 2), atol=1e-5)
+
+
+def test_base_pixels_are_seen_where_any_of_their_parts_is():
+    valid = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
+    valid[0, 0, 1, 0] = valid[0, 1, 2, 3] = True
+    assert seen_pixels(valid, 2).tolist() == [[[True, False], [False, True]]]
+    assert torch.equal(seen_pixels(valid, 4), valid.any(dim=1))

@@ -122,7 +122,12 @@ CASES = [
     ("--eval", "classes.tif", "--eval needs --resume CHECKPOINT"),
     ("--eval --resume auto", "classes.tif", "--eval needs --resume CHECKPOINT"),
     ("--freeze_encoder", "classes.tif", "--freeze_encoder without --finetune: a probe needs a pre-trained encoder"),
-    ("--baselines probe", "classes.tif", "--baselines probe without --finetune"),
+    ("--baselines probe", "classes.tif", "--baselines probe without --finetune: a probe needs a pre-trained encoder"),
+    (
+        "--baselines trees+embeddings",
+        "classes.tif",
+        r"--baselines trees\+embeddings without --finetune: its features need a pre-trained encoder",
+    ),
     ("--layer_decay 1.5", "classes.tif", "--layer_decay 1.5: expected above 0, at most 1"),
     ("--split from_checkpoint", "classes.tif", "--split from_checkpoint needs --finetune CHECKPOINT"),
     (

@@ -171,7 +171,7 @@ def test_epochs_crop_anew_and_tests_take_the_centre(fmow):
         (["--split", "random"], "--split random does not go with"),
         (["--folds", "3"], "--folds does not go with"),
         (["--label_column", "rock"], "--label_column does not go with"),
-        (["--baselines", "trees"], "expected some of scratch, probe, constant"),
+        (["--baselines", "trees"], "expected some of scratch, probe, unet, constant"),
         (["--val_fraction", "0"], "no image is left to test: give --test_path"),
     ],
 )

@@ -243,3 +243,28 @@ class TestProperties:
             sample = make([batch(np.full((4, 4), NAN))], [phase])
             assert not sample.imgs.any() and not sample.valid.any()
             assert not sample.imgs_up[0].any() and not sample.valid_up[0].any()
+
+
+class TestFiner:
+    """The same tiles for networks that see the finest pixels: 4 x 4 pixels of 100 m, 2 base pixels of 200 m."""
+
+    def make(self):
+        blocks = [block((0,), rows=4), block((1,), rows=2, ratio=0.5), block((2,), rows=1, ratio=0.25)]
+        return pyramid(blocks, tile=4, input_size=2, scored={1: (0, 1), 2: (0,)})
+
+    def test_every_layer_is_resampled_to_the_finest_pixels(self):
+        values = np.arange(16.0).reshape(4, 4)
+        values[0, 0] = NAN
+        sample = self.make().finer(2)([batch(values), batch(((1, 2), (NAN, 4))), batch(((7,),))], [None] * 3)
+        assert sample.imgs[0, 0].tolist() == np.nan_to_num(values).tolist() and not sample.imgs_up
+        assert sample.imgs[0, 1].tolist() == [[1, 1, 2, 2], [1, 1, 2, 2], [0, 0, 4, 4], [0, 0, 4, 4]]
+        assert sample.imgs[0, 2].tolist() == [[7] * 4] * 4
+        expected = ~np.isnan(values), [[True] * 4] * 2 + [[False] * 2 + [True] * 2] * 2, [[True] * 4] * 4
+        assert all(np.array_equal(found, ok) for found, ok in zip(sample.valid[0], expected, strict=True))
+
+    def test_the_finest_layer_that_counts_decides(self):
+        assert (self.make().finest_zoom(), self.make().finest_zoom(hidden={0})) == (2, 1)
+        finer = pyramid([block(rows=10, ratio=2.5)], tile=4, input_size=2)  # pixels of 40 m under base pixels of 200 m
+        assert finer.finest_zoom() == 5
+        uneven = pyramid([block(rows=7, ratio=1.7, ratio_x=1.2, aligned=False)], tile=4, input_size=2)
+        assert uneven.finest_zoom() == 2  # 3.4 by 2.4 pixels: parts must be no finer than either edge

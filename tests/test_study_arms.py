@@ -73,7 +73,10 @@ def test_the_standard_table_has_what_an_answer_needs():
 
 BAD = [
     (["a b,network,none,,,,,,,"], "row 2: arm 'a b': expected letters"),
-    (["a,forest,none,,,,,,,"], "row 2: arm a: method 'forest', expected network or trees"),
+    (["a,forest,none,,,,,,,"], "row 2: arm a: method 'forest', expected one of network, trees, rcf"),
+    (["a,trees+embeddings,none,,,,,,,"], "takes the embeddings of a pre-trained encoder; give it pre-training"),
+    (["a,trees+embeddings,--scales 1,,yes,,,,,"], "leave probe empty for method trees.embeddings"),
+    (["a,network,--scales 1,,,,,,,", "b,unet,,,,a,,,,"], "as_long_as does nothing for unet; leave it empty"),
     (["a,network,none,,,,,best,,"], "role 'best', expected one of null, leak, switch"),
     (["a,network,none,,yes,,,,,"], "arm a: a probe needs pre-training"),
     (["a,network,,,perhaps,,,,,"], "probe 'perhaps', expected yes or no"),
@@ -94,7 +97,11 @@ BAD = [
     (["a,network,,,,,b,,,"], "arm a: against 'b' is no other arm here; expected out of a"),
     (["a,network,,,,,a,,,"], "arm a: against 'a' is no other arm"),
     (["a,network,,,,,,,,", "a,network,,,,,,,,"], "arms of the same name among a, a"),
-    (["a,network,none,,,,,,,", "b,network,,,,a,,,,"], "as_long_as 'a' must be an arm with pre-training"),
+    (["a,network,none,,,,,,,", "b,network,,,,a,,,,"], "as_long_as 'a' must be a network with pre-training"),
+    (
+        ["a,trees+embeddings,--scales 1,,,,,,,", "b,network,,,,a,,,,"],
+        "as_long_as 'a' must be a network with pre-training",
+    ),
     (["a,network,,,,,,,,", "b,trees,,,,a,,,,"], "arm b: as_long_as does nothing for trees"),
     (["a,network,,,,,,null,,"], "role null needs `against`"),
     (["a,network,,,,,,,,", "b,network,--scales 1,,,,a,null,,"], "role null, but method, flags or as_long_as differ"),

@@ -1,18 +1,23 @@
 """Plan of a study: which tasks, what they wait for, how long they train and take, worked out by hand."""
 
+from pathlib import Path
+
 import pytest
 
 from study.arms import StudyArm
+from study.commands import Settings, fit_command
 from study.plan import (
     LEAST_FINETUNE_EPOCHS,
     LEAST_PRETRAIN_EPOCHS,
     PROBE_SHARE,
     Lengths,
     Rates,
+    Task,
     all_tasks,
     choose_lengths,
     equal_time_epochs,
     estimate,
+    lengths_of,
 )
 
 SCRATCH = StudyArm("scratch")
@@ -70,6 +75,20 @@ def test_estimates_by_hand():
     assert seconds["fit/one-seed0-labels1"] == pytest.approx(5 + 2 * (10 * 4 + 2 + 10 * 1.6 + 2))
     assert seconds["fit/scratch_long-seed0-labels1"] == 5 + 2 * (20 * 15 + 10 * 4 + 2)
     assert seconds["fit/trees-seed0-labels1"] == 5 + 2 * 6
+
+
+def test_baselines_are_fitted_alone_and_take_longer_than_trees():
+    rcf, unet = StudyArm("stones", method="rcf"), StudyArm("net", method="unet")
+    both = StudyArm("both", method="trees+embeddings", pretrain=("--scales", "1"))
+    found = lengths_of([rcf, unet, both], share=1.0, seeds=1, pretrain_epochs=20, finetune_epochs=10)
+    assert (found.pretrain, found.finetune) == ({"both": 20}, {"net": 10})
+    options = {"lengths": found, "rates": RATES, "arms": [rcf, unet, both], "folds": 2}
+    seconds = {arm.name: estimate(Task(f"fit/{arm.name}", "fit", arm, 0), **options) for arm in (rcf, unet, both)}
+    assert seconds == {"stones": 5 + 2 * 6 * 4, "net": 5 + 2 * (16 * 10 * 4 + 2), "both": 5 + 2 * 6 * 3}
+    settings = Settings(data=("--train_path", "layers.csv"), labels=("--labels", "a.tif"))
+    task = Task("fit/both-seed0", "fit", both, 0, needs=("pretrain/both-seed0",))
+    command = " ".join(fit_command(task, settings, folder=Path("study"), epochs=1))
+    assert "--finetune study/pretrain/both-seed0/" in command and "--baselines trees+embeddings --no_network" in command
 
 
 def total(lengths):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from datasets.finetuning.fold_statistics import fit_on_fold
 from datasets.finetuning.pixel_features import pixel_features
+from datasets.finetuning.random_features import draw_filters, random_features
 from datasets.finetuning.scene_targets import SceneGround, open_scene_ground
 from datasets.layers.layer import Layer
 from datasets.layers.paths import file_of, sheet_paths, variable_of
@@ -114,6 +115,11 @@ class OpenedLayers:
     def pixel_features(self, pixels: np.ndarray, *, scale: int) -> np.ndarray:
         """(n, F) features of (n, 2) target pixels, as `pixel_features.pixel_features` computes them."""
         return pixel_features(self.grids, pixels, scale=scale)
+
+    def random_features(self, training: np.ndarray, *, scale: int, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+        """A function that returns (n, F) features of (n, 2) target pixels, of random convolutions drawn at others."""
+        filters = draw_filters(self.grids, training, scale=scale, seed=seed)
+        return lambda pixels: random_features(self.grids, filters, pixels, scale=scale)
 
     def on_fold(self, folds: Any, fold: int | None) -> OpenedLayers:
         """The layers as the networks of a fold see them: without a checkpoint, with statistics of its training ground.

@@ -19,8 +19,8 @@ RADII = (1, 3, 8, 20)
 
 # Native pixels along the edge of a window that is read at a time: 60 MB with its sums.
 _WINDOW_EDGE = 1400
-# Shared area, native pixels, below which nothing is known.
-_LEAST_AREA = 1e-6
+LEAST_AREA = 1e-6
+"""Shared area, native pixels, below which nothing is known."""
 
 
 def feature_names(survey: InferenceSurvey, *, radii: Sequence[int] = RADII) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def feature_names(survey: InferenceSurvey, *, radii: Sequence[int] = RADII) -> t
     """
     return tuple(
         f"{survey.layers[channel].name}{plane}{suffix}"
-        for channel in _shown(survey)
+        for channel in shown_layers(survey)
         for plane in survey.encodings[channel].feature_names()
         for suffix in (
             "",
@@ -59,7 +59,7 @@ def pixel_features(
     Raises:
         OSError: a layer cannot be read; names layer, file and window.
     """
-    shown, first = _shown(survey), 0
+    shown, first = shown_layers(survey), 0
     features = np.full((len(pixels), len(feature_names(survey, radii=radii))), np.nan, dtype=np.float32)
     if not len(pixels):
         return features
@@ -68,41 +68,67 @@ def pixel_features(
     for channel in shown:
         encoding = survey.encodings[channel]
         count = len(encoding.feature_names()) * (1 + len(encoding.neighbourhood) * len(radii))
-        edge = _tile_edge(survey, channel, max(halves))
-        for members in _by_tile(centres, edge):
+        for members in by_window(survey, channel, centres, margin=max(halves)):
             features[members, first : first + count] = _layer_features(survey, channel, centres[members], halves)
         first += count
     return features
 
 
-def _shown(survey: InferenceSurvey) -> list[int]:
+def shown_layers(survey: InferenceSurvey) -> list[int]:
+    """Numbers of the layers that are neither hidden nor absent."""
     return [channel for channel in range(len(survey.stack)) if channel not in survey.stack.hidden]
 
 
-def _tile_edge(survey: InferenceSurvey, channel: int, margin: float) -> float:
-    """Edge of the squares of pixels that are looked at together, base pixels."""
-    grid, placement = survey.stack.reference, survey.stack.placements[channel]
-    finest = max(placement.ratio_y / grid.resolution_y, placement.ratio_x / grid.resolution_x) * survey.base_resolution
-    return max(16.0, _WINDOW_EDGE / finest - 2 * margin)
+def by_window(survey: InferenceSurvey, channel: int, centres: np.ndarray, *, margin: float) -> list[np.ndarray]:
+    """Divides points into groups that lie near each other, so that what a group needs of a layer fits into memory.
 
+    Args:
+        survey: the layers.
+        channel: number of the layer.
+        centres: (n, 2) points as (row, col), base pixels.
+        margin: what is looked at around a point, base pixels.
 
-def _by_tile(centres: np.ndarray, edge: float) -> list[np.ndarray]:
-    """Numbers of the points in each square of an edge that has any."""
+    Returns:
+        Numbers of the points of each group.
+    """
+    edge = max(16.0, _WINDOW_EDGE / _pixels_per_base(survey, channel).max() - 2 * margin)
     tiles = np.floor(centres / edge).astype(np.int64)
     order = np.lexsort(tiles.T)
     ends = np.flatnonzero(np.any(np.diff(tiles[order], axis=0) != 0, axis=1)) + 1
     return np.split(order, ends)
 
 
+def _pixels_per_base(survey: InferenceSurvey, channel: int) -> np.ndarray:
+    """(2,) rows and columns of a layer's own pixels in a base pixel."""
+    grid, placement = survey.stack.reference, survey.stack.placements[channel]
+    ratios = [placement.ratio_y / grid.resolution_y, placement.ratio_x / grid.resolution_x]
+    return survey.base_resolution * np.array(ratios)
+
+
+def squares_around(
+    survey: InferenceSurvey, channel: int, centres: np.ndarray, halves: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Squares around points, in a layer's own pixels.
+
+    Args:
+        survey: the layers.
+        channel: number of the layer.
+        centres: (n, 2) points as (row, col), base pixels.
+        halves: half the edge of each of R squares, base pixels.
+
+    Returns:
+        (R, n, 2) upper left corners, and lower right ones.
+    """
+    placement, per_base = survey.stack.placements[channel], _pixels_per_base(survey, channel)
+    offset = np.array([placement.offset_y, placement.offset_x])
+    lows = np.stack([np.round((centres - half) * per_base + offset, 6) for half in halves])
+    highs = np.stack([np.round((centres + half) * per_base + offset, 6) for half in halves])
+    return lows, highs
+
+
 def _layer_features(survey: InferenceSurvey, channel: int, centres: np.ndarray, halves: Sequence[float]) -> np.ndarray:
     """(n, columns of the layer) features of points, given in base pixels, that lie near each other."""
-    grid, placement = survey.stack.reference, survey.stack.placements[channel]
-    per_base = survey.base_resolution * np.array(
-        [placement.ratio_y / grid.resolution_y, placement.ratio_x / grid.resolution_x]
-    )
-    offset = np.array([placement.offset_y, placement.offset_x])
-    lows = np.stack([np.round((centres - half) * per_base + offset, 6) for half in halves])  # (1 + R, n, 2) native
-    highs = np.stack([np.round((centres + half) * per_base + offset, 6) for half in halves])
+    lows, highs = squares_around(survey, channel, centres, halves)  # (1 + R, n, 2)
     first = np.floor(lows.min(axis=(0, 1))).astype(int)
     shape = np.ceil(highs.max(axis=(0, 1))).astype(int) - first
     values = survey.stack.read(channel, int(first[0]), int(first[1]), int(shape[0]), int(shape[1]))
@@ -118,29 +144,31 @@ def _plane_features(plane: np.ndarray, lows: np.ndarray, highs: np.ndarray, spre
     if not valid.any():
         return np.full((lows.shape[1], 1 + (len(lows) - 1) * (1 + spreads)), np.nan)
     middle = plane[valid].mean(dtype=np.float64)  # squares of what remains lose no digits
-    sums = _cumulative(np.where(valid, plane - middle, 0.0), valid)
+    centred = np.where(valid, plane - middle, 0.0)
+    sums = cumulative([valid, centred, np.square(centred)])
     columns = []
     for number, (low, high) in enumerate(zip(lows, highs, strict=True)):
-        area, total, squares = _inside(sums, low, high).T
+        area, total, squares = sums_inside(sums, low, high).T
         with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.where(area > _LEAST_AREA, total / area, np.nan)
+            mean = np.where(area > LEAST_AREA, total / area, np.nan)
             spread = np.sqrt(np.maximum(squares / area - mean**2, 0.0))
         columns += [mean + middle, spread] if number and spreads else [mean + middle]
     return np.stack(columns, axis=1)
 
 
-def _cumulative(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """(rows + 1, cols + 1, 3) float64 sums of area, values and squares over all that is above and left of a corner."""
-    sums = np.zeros((values.shape[0] + 1, values.shape[1] + 1, 3))
-    for k, plane in enumerate((valid, values, np.square(values))):
+def cumulative(planes: Sequence[np.ndarray]) -> np.ndarray:
+    """(rows + 1, cols + 1, P) float64 sums of P planes over all that is above and left of a pixel corner."""
+    rows, cols = planes[0].shape
+    sums = np.zeros((rows + 1, cols + 1, len(planes)))
+    for k, plane in enumerate(planes):
         np.cumsum(plane, axis=0, dtype=np.float64, out=sums[1:, 1:, k])
         np.cumsum(sums[1:, 1:, k], axis=1, out=sums[1:, 1:, k])
     return sums
 
 
-def _inside(sums: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(n, 3) sums over rectangles between (n, 2) corners in pixels."""
-    total = np.zeros((len(low), 3))
+def sums_inside(sums: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(n, P) sums over rectangles between (n, 2) corners in pixels, of sums as `cumulative` gives them."""
+    total = np.zeros((len(low), sums.shape[2]))
     for row, row_sign in ((high[:, 0], 1), (low[:, 0], -1)):
         for col, col_sign in ((high[:, 1], 1), (low[:, 1], -1)):
             total += row_sign * col_sign * _at(sums, row, col)
@@ -148,7 +176,7 @@ def _inside(sums: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def _at(sums: np.ndarray, row: np.ndarray, col: np.ndarray) -> np.ndarray:
-    """(n, 3) sums above and left of points in pixels, by bilinear interpolation between pixel corners."""
+    """(n, P) sums above and left of points in pixels, by bilinear interpolation between pixel corners."""
     i = np.minimum(row.astype(np.int64), sums.shape[0] - 2)
     j = np.minimum(col.astype(np.int64), sums.shape[1] - 2)
     down, right = (row - i)[:, None], (col - j)[:, None]

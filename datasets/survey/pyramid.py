@@ -5,7 +5,8 @@ Runs on the device of its input. Coarser pixels are means over valid native pixe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -189,6 +190,31 @@ class Pyramid:
     def native_channels(self, group: NativeGroup) -> list[int]:
         """Channels of a group, in its order."""
         return [channel for layer in group.layers for channel in self.ranges[layer]]
+
+    def finest_zoom(self, hidden: Collection[int] = ()) -> int:
+        """Parts along the edge of a base pixel that are no finer than the finest layer's pixels, 1 at least.
+
+        Args:
+            hidden: numbers of layers that do not count.
+        """
+        parts = [
+            min(bundle.placement.ratio_y * self._tile[0], bundle.placement.ratio_x * self._tile[1]) / self.input_size
+            for bundle in self.bundles
+            if set(bundle.channels) - set(hidden)
+        ]
+        return max(1, math.floor(max(parts, default=1.0) + 1e-6))
+
+    def finer(self, zoom: int) -> Pyramid:
+        """The same tiles in pixels `zoom` times finer than base pixels, which every layer is resampled to."""
+        return Pyramid(
+            bundles=self.bundles,
+            tile_rows=self._tile[0],
+            tile_cols=self._tile[1],
+            input_size=self.input_size * zoom,
+            scales=(1,),
+            scored={1: range(len(self.encodings))},
+            encodings=self.encodings,
+        )
 
     def channels_at(self, level: int) -> list[int]:
         """Channels that hold anything at a level: all at the base, those of layers scored there at finer scales."""

@@ -7,37 +7,37 @@ from typing import Any
 
 import torch
 
-from util.finetuning.fit import Fit
+from util.finetuning.fit import Fit, input_edge, trained_weights
 from util.hardware.device import peak_memory_bytes
 from util.training.flops import count_flops
 
 
-def window_flops(network: Any, *, input_size: int) -> int:
+def window_flops(network: Any) -> int:
     """FLOPs of one training window, forward and backward, counted on the meta device, where nothing is computed.
 
     Counts matrix products, convolutions and attention, two for a multiply-add; frozen weights have no backward part.
 
     Args:
         network: takes (1, C, H, W) values and validity; is not changed.
-        input_size: edge of a window, base-scale pixels.
     """
     twin = copy.deepcopy(network).to("meta").train()
-    images = torch.empty(1, twin.config["in_chans"], input_size, input_size, device="meta")
+    images = torch.empty(1, twin.config["in_chans"], *[input_edge(twin)] * 2, device="meta")
     return count_flops(lambda: twin(images, torch.empty_like(images, dtype=torch.bool)).sum())[1]
 
 
-def fit_costs(fit: Fit, *, device: torch.device, input_size: int) -> dict[str, Any]:
-    """Costs of a finished fit: updates, epochs, windows, seconds and FLOPs without scoring, and peak memory.
+def fit_costs(fit: Fit, *, device: torch.device) -> dict[str, Any]:
+    """Costs of a finished fit: weights, updates, epochs, windows, seconds and FLOPs without scoring, and peak memory.
 
     The peak is that of the process up to now.
     """
     windows = fit.progress.epoch * fit.schedule.tiles
     return {
+        "trained_weights": trained_weights(fit.network),
         "updates": fit.progress.step,
         "epochs": fit.progress.epoch,
         "train_windows": windows,
         "train_seconds": fit.timer.trained_s,
         "train_cpu_seconds": fit.timer.trained_cpu_s,
-        "train_flops": windows * window_flops(fit.network, input_size=input_size),
+        "train_flops": windows * window_flops(fit.network),
         "peak_memory_mb": peak_memory_bytes(device) / 2**20,
     }

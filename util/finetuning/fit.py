@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,11 @@ class Fit:
         return f"{self.method.name}/all" if self.fold is None else f"{self.method.name}/fold{self.fold}"
 
     @property
+    def pyramid(self) -> Any:
+        """Makes the network's input of native pixels."""
+        return as_seen_by(self.network, self.layers.survey).pyramid
+
+    @property
     def is_validated(self) -> bool:
         """Whether there is validation ground: not when all labels are trained on."""
         return self.fold is not None
@@ -171,8 +176,8 @@ def fit_step(
         amp_dtype: of autocast.
     """
     config, dtype = network.config, objective.target_dtype
-    edge = config["img_size"]
-    shape = [edge * config["scale"]] * 2 if objective.per_pixel else []
+    edge = input_edge(network)
+    shape = [config["img_size"] * config["scale"]] * 2 if objective.per_pixel else []
 
     def make_batch(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         images = torch.zeros(size, config["in_chans"], edge, edge, device=device)
@@ -186,6 +191,30 @@ def fit_step(
         amp_dtype=amp_dtype,
         clip_grad=clip_grad,
     )
+
+
+def zoom_of(network: Any) -> int:
+    """Pixels of a network's input along the edge of a base pixel: 1 but for networks that see finer ones."""
+    return network.config.get("zoom", 1)
+
+
+def as_seen_by(network: Any, survey: Any) -> Any:
+    """The layers as a network takes them: averaged to base pixels, or resampled to finer ones."""
+    zoom = zoom_of(network)
+    return survey if zoom == 1 else replace(survey, pyramid=survey.pyramid.finer(zoom))
+
+
+def input_edge(network: Any) -> int:
+    """Pixels along the edge of a network's input."""
+    return network.config["img_size"] * zoom_of(network)
+
+
+def share_batch_statistics(network: torch.nn.Module) -> None:
+    """Averages the statistics of batch normalisation over all processes, each of which has seen its own windows."""
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
+            for statistic in (layer.running_mean, layer.running_var):
+                statistic.copy_(dist.mean_over_ranks(statistic))
 
 
 def trained_weights(network: torch.nn.Module) -> int:
@@ -313,6 +342,7 @@ def save_fit(
         scores: of the comparison; None before it is finished.
         device: where the fit runs.
     """
+    share_batch_statistics(fit.network)
     of_fit = {
         "training": asdict(fit.examples.statistics),
         "statistics": fit.layers.statistics,

@@ -22,6 +22,9 @@ from util.mosaics.dense_prediction import DensePrediction
 from util.mosaics.mosaic import Block
 from util.training.timer import TrainingTimer
 
+Features = Callable[[np.ndarray], np.ndarray]
+"""(n, 2) target pixels (row, col) -> (n, F) features."""
+
 
 class Predictor(Protocol):
     """Predicts ground or windows."""
@@ -155,6 +158,8 @@ class BaselineInputs:
         mean: mean training value.
         samples: draws training pixels: (most, seed) -> (n, 2) target pixels and their (n,) classes or values.
         features: returns (n, F) features of (n, 2) target pixels.
+        random_features: returns such a function of untrained convolutions, out of (n, 2) training pixels.
+        embeddings: likewise of embeddings of the pre-trained encoder; None without one.
         pixels: (n, 2) target pixels of the windows' centres; None for ground.
         scale: target pixels along the edge of a base-scale pixel.
         seed: seed of the draw and of the trees.
@@ -166,7 +171,9 @@ class BaselineInputs:
     class_counts: Sequence[int]
     mean: float
     samples: Callable[..., tuple[np.ndarray, np.ndarray]] | None
-    features: Callable[[np.ndarray], np.ndarray]
+    features: Features
+    random_features: Callable[[np.ndarray], Features]
+    embeddings: Callable[[np.ndarray], Features] | None
     pixels: np.ndarray | None
     scale: int
     seed: int
@@ -186,14 +193,34 @@ def fit_constant(inputs: BaselineInputs) -> tuple[Predictor, dict[str, Any]]:
     return ConstantPredictor(constant_prediction(inputs.class_counts, inputs.mean)), {}
 
 
-def _fit_trees(inputs: BaselineInputs, *, kind: str) -> tuple[Predictor, dict[str, Any]]:
+def _own_features(inputs: BaselineInputs, pixels: np.ndarray) -> Features:
+    """Values of the layers, and their local means and spreads."""
+    return inputs.features
+
+
+def _random_features(inputs: BaselineInputs, pixels: np.ndarray) -> Features:
+    """Responses of untrained convolutions, and nothing else."""
+    return inputs.random_features(pixels)
+
+
+def _features_and_embeddings(inputs: BaselineInputs, pixels: np.ndarray) -> Features:
+    """Values, local means and spreads of the layers, and embeddings."""
+    assert inputs.embeddings is not None
+    embeddings = inputs.embeddings(pixels)
+    return lambda places: np.concatenate([inputs.features(places), embeddings(places)], axis=1)
+
+
+def _fit_trees(
+    inputs: BaselineInputs, *, kind: str, features_of: Callable[[BaselineInputs, np.ndarray], Features] = _own_features
+) -> tuple[Predictor, dict[str, Any]]:
     """Trees fitted on features of training pixels, and what that cost."""
     assert inputs.samples is not None
     classes = len(inputs.class_counts) or None
     trees = Trees(kind, classes=classes, seed=inputs.seed, balanced=inputs.balanced)
     pixels, targets = inputs.samples(inputs.tree_samples, seed=inputs.seed)
     timer = TrainingTimer()
-    trees.fit(inputs.features(pixels), targets)
+    features = features_of(inputs, pixels)
+    trees.fit(features(pixels), targets)
     timer.read(1)
     costs = {
         "train_seconds": timer.trained_s,
@@ -201,10 +228,14 @@ def _fit_trees(inputs: BaselineInputs, *, kind: str) -> tuple[Predictor, dict[st
         "peak_memory_mb": peak_memory_bytes(inputs.device) / 2**20,
         "tree_samples": trees.samples,
     }
-    return TreePredictor(trees, inputs.features, scale=inputs.scale, pixels=inputs.pixels), costs
+    return TreePredictor(trees, features, scale=inputs.scale, pixels=inputs.pixels), costs
 
 
 fit_trees = partial(_fit_trees, kind="gradient_boosting")
 """Fits gradient-boosted trees."""
 fit_forest = partial(_fit_trees, kind="random_forest")
 """Fits a random forest."""
+fit_random_features = partial(fit_trees, features_of=_random_features)
+"""Fits gradient-boosted trees on untrained convolutions."""
+fit_trees_and_embeddings = partial(fit_trees, features_of=_features_and_embeddings)
+"""Fits gradient-boosted trees on their own features and embeddings of the pre-trained encoder."""

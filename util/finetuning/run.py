@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 
 from util.checkpoints import checkpoint_file
 from util.checkpoints.encoder_weights import EncoderWeights
-from util.finetuning.compared_methods import Method
-from util.finetuning.fit import Fit, make_updater, note_best, resume_fit
+from util.finetuning.compared_methods import PROBE, Method
+from util.finetuning.embedding_features import PixelEmbeddings, principal_features
+from util.finetuning.fit import Fit, as_seen_by, make_updater, note_best, resume_fit, share_batch_statistics
 from util.finetuning.objectives import Objective
-from util.finetuning.predictors import BaselineInputs, NetworkPredictor, Predictor
+from util.finetuning.predictors import BaselineInputs, Features, NetworkPredictor, Predictor
 from util.finetuning.scoring import FoldScores, score_fold, stopping_score
 from util.finetuning.tasks import Task
 from util.hardware.device import amp_policy
@@ -211,9 +212,10 @@ def score(run: FinetuneRun, predictor: Predictor, fold: int, *, validation: bool
 
 
 def network_predictor(run: FinetuneRun, network: Any, objective: Objective, survey: Any) -> NetworkPredictor:
-    """The predictor of a network, from layers with the statistics that it was trained with."""
-    data = run.inputs.data
+    """The predictor of a network, from layers with the statistics of its training; every process must call it."""
+    data, survey = run.inputs.data, as_seen_by(network, survey)
     windows = data.windows
+    share_batch_statistics(network)
 
     def read(numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         return windows.read(numbers).to(run.device, survey.pyramid)[:2]
@@ -234,16 +236,34 @@ def network_predictor(run: FinetuneRun, network: Any, objective: Objective, surv
 
 def baseline_inputs(run: FinetuneRun, fold: int) -> BaselineInputs:
     """Training labels of a fold, and features of pixels, for methods that are no network."""
-    data, examples = run.inputs.data, run.examples[fold]
+    data, examples, layers = run.inputs.data, run.examples[fold], run.layers[fold]
+    seed, scale = run.training.seed, data.scale
     return BaselineInputs(
         class_counts=examples.statistics.class_counts,
         mean=examples.statistics.mean,
         samples=examples.sampled_pixels if data.has_ground else None,
-        features=lambda pixels: run.inputs.opened.pixel_features(pixels, scale=data.scale),
+        features=lambda pixels: layers.pixel_features(pixels, scale=scale),
+        random_features=lambda pixels: layers.random_features(pixels, scale=scale, seed=seed),
+        embeddings=None if run.inputs.encoder is None else partial(encoder_features, run, layers.survey),
         pixels=data.window_centres,
-        scale=data.scale,
-        seed=run.training.seed,
+        scale=scale,
+        seed=seed,
         tree_samples=run.prediction.tree_samples,
         balanced=run.loss.class_weights == "balanced",
         device=run.device,
     )
+
+
+def encoder_features(run: FinetuneRun, survey: Any, pixels: np.ndarray) -> Features:
+    """Principal components of the pre-trained encoder's embeddings, fitted on training pixels."""
+    assert run.build is not None
+    embeddings = PixelEmbeddings(
+        run.build(PROBE)[0],
+        survey,
+        scale=run.inputs.data.scale,
+        overlap=run.prediction.overlap,
+        batch_size=run.prediction.batch_size,
+        device=run.device,
+        amp_dtype=run.amp_dtype,
+    )
+    return principal_features(embeddings, pixels)

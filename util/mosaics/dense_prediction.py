@@ -13,7 +13,7 @@ from torch import Tensor
 from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, origin_pairs, raised_cosine, tile_origins, tile_stride
 
 Forward = Callable[[Tensor, Tensor], Tensor]
-"""(N, C, H, W) values and validity -> (N, K, sH, sW): class probabilities, or values."""
+"""(N, C, H, W) values and validity -> (N, K, s * size, s * size): class probabilities, or values."""
 
 SampleOf = Callable[[np.ndarray], Any]
 """(N, 2) base-scale origins -> an object with `imgs` and `valid`, on the device."""
@@ -82,7 +82,7 @@ class DensePrediction:
         for first in range(0, len(origins), self.batch_size):
             part = origins[first : first + self.batch_size]
             sample = sample_of(part)
-            seen = sample.valid.any(dim=1)  # (N, H, W)
+            seen = seen_pixels(sample.valid, self.size)
             useful = seen.flatten(1).any(dim=1)
             if not useful.any():
                 continue
@@ -94,6 +94,17 @@ class DensePrediction:
                     outputs[n], weights[n], **place, squares=None if squares is None else squares[n] * weights[n]
                 )
         return mosaic
+
+
+def seen_pixels(valid: Tensor, size: int) -> Tensor:
+    """(N, size, size) bool, True for base pixels where some layer is valid.
+
+    Args:
+        valid: (N, C, H, W) bool, in base pixels or in whole parts of them.
+        size: edge of the tiles, base pixels.
+    """
+    parts = (size, valid.shape[-1] // size)
+    return valid.any(dim=1).unflatten(2, parts).unflatten(1, parts).any(dim=4).any(dim=2)
 
 
 def viewed(views: Sequence[Forward], imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:

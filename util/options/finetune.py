@@ -262,8 +262,10 @@ def add_comparison_options(
         "--baselines",
         nargs="*",
         choices=baselines,
-        help="compared on the same folds: the network from scratch, a probe of the frozen encoder, gradient-boosted "
-        "trees, a random forest, the majority class or mean value; without names: " + " ".join(default_baselines),
+        help="compared on the same folds: the network from scratch, a probe of the frozen encoder, a U-Net "
+        "from scratch on the finest pixels, gradient-boosted trees, a random forest, trees on untrained convolutions, "
+        "trees on their features and embeddings, the majority class or mean value; without names: "
+        + " ".join(default_baselines),
     )
     group.add_argument("--no_network", action="store_true", help="fit only the --baselines")
     group.add_argument("--eval", action="store_true", help="only score the fine-tuned checkpoint that --resume names")
