@@ -191,7 +191,8 @@ def build_network(
         config = models.encoder_arguments(encoder.config)
         checks.check_channels(str(encoder.path), config, opened.channels)
     else:
-        config = {"size": settings.model, "patch_size": settings.patch_size, **opened.channels}
+        config = {"size": settings.model, "patch_size": settings.patch_size}
+    config |= {**opened.channels, "stem": settings.stem}
     config |= {"img_size": opened.survey.input_size, "drop_path": settings.drop_path}
     config |= {"grad_checkpointing": settings.grad_checkpointing}
     head = settings.head if settings.head and method == first else method.head
@@ -326,10 +327,10 @@ def fit_epoch(run: FinetuneRun, fit: Fit, stop: Stop, save: Callable[[], None]) 
     fit.model.train()
     for micro, batch in fit.timer.timed(batches):
         seed_step(training.seed, step=progress.step * training.accum_iter + part, rank=run.ranks.rank)
-        imgs, valid, target = batch.to(run.device, pyramid)
+        examples = batch.to(run.device, pyramid)
         with dist.gradients_shared(fit.model, micro.is_last), dist.peer_errors_named():
             with fit.updater.autocast():
-                loss = fit.objective.loss(fit.model, imgs, valid, target)
+                loss = fit.objective.loss(fit.model, *examples)
             fit.updater.backward(loss * micro.weight)
         meter.add(losses=(loss, loss, zero), weight=micro.weight, error_sums=unused, error_counts=unused)
         fit.timer.tiles += len(micro.positions) if micro.weight else 0

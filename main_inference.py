@@ -20,9 +20,15 @@ import torch
 
 import models_mae_group_channels as models
 import models_vit_group_channels as finetune_models
-from datasets.loading.augment import ROTATIONS, rotated_back, rotated_tiles
+from datasets.loading.augment import ROTATIONS, rotated_back, rotated_native, rotated_tiles
 from datasets.loading.prefetch import prefetch
-from datasets.survey.inference_survey import InferenceSurvey, open_inference_survey, stored_encodings, stored_layers
+from datasets.survey.inference_survey import (
+    InferenceSurvey,
+    open_inference_survey,
+    stored_encodings,
+    stored_layers,
+    stored_native,
+)
 from util.checkpoints import checkpoint_file
 from util.finetuning.tasks import TASKS, trained_objective
 from util.geotiff.parts import Parts, limited_cache
@@ -185,13 +191,13 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> InferenceSurve
     """The layers of the checkpoint, on the ground that the options name."""
     if args.data_dir is not None and args.train_path is not None:
         raise ValueError("give one of --data_dir and --train_path, or neither for the layers of the checkpoint")
-    trained = state["options"]
+    trained, encodings = state["options"], stored_encodings(state)
     scales = (1,) if PRODUCTS[args.output].base_scale_only else state["model_config"].get("scales", (1,))
     return open_inference_survey(
         stored_layers(state["layers"]),
         data_dir=args.data_dir,
         layers_table=args.train_path,
-        encodings=stored_encodings(state),
+        encodings=encodings,
         input_size=state["model_config"]["img_size"],
         scales=scales,
         base_resolution=base_resolution(args, state),
@@ -201,6 +207,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> InferenceSurve
         reproject=args.reproject or bool(trained.get("reproject")),
         aoi=args.aoi,
         allow_missing=args.missing_layers == "allow",
+        native=stored_native(state, encodings),
     )
 
 
@@ -276,10 +283,14 @@ def finetuned_network(network: torch.nn.Module, state: dict[str, Any]) -> Finetu
     task = task_of(state, TASKS)
     objective = trained_objective(task.kind, state["training"])
     turned = stored_encodings(state) if state.get("turns_directions") else ()  # older training turned pixels alone
+    groups = [[turned[layer] for layer in group.layers] for group in stored_native(state, turned).groups]
 
-    def predict(imgs: torch.Tensor, valid: torch.Tensor, *, orientation: int) -> torch.Tensor:
+    def predict(
+        imgs: torch.Tensor, valid: torch.Tensor, native: Sequence[torch.Tensor], *, orientation: int
+    ) -> torch.Tensor:
         turns = torch.full((len(imgs),), orientation)
-        outputs = objective.predict(network, *rotated_tiles(imgs, valid, turns, turned))
+        own = rotated_native(native, turns, groups)
+        outputs = objective.predict(network, *rotated_tiles(imgs, valid, turns, turned), own)
         return rotated_back(outputs, turns) if task.per_pixel else outputs
 
     return FinetunedNetwork(task, predict, orientations=1 if state["options"].get("no_augment") else ROTATIONS)

@@ -62,7 +62,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "main_pretrain", usage="main_pretrain [options]", description=__doc__.split("\n\n")[0]
     )
     options.add_data_options(parser)
-    options.add_model_options(parser, mask_shapes=MASK_SHAPES, scale_heads=tuple(models.SCALE_HEADS))
+    options.add_model_options(
+        parser, mask_shapes=MASK_SHAPES, scale_heads=tuple(models.SCALE_HEADS), stems=models.STEMS
+    )
     options.add_training_options(parser)
     options.add_run_options(parser)
     pretrain_options.add_pretrain_options(parser)

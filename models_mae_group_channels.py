@@ -44,6 +44,7 @@ from util.model.layer_losses import (
     layers_of_channels,
     to_fractions,
 )
+from util.model.native_stem import STEMS as STEMS
 from util.model.patches import (
     SENTINEL_GROUPS,
     patchify,
@@ -339,9 +340,12 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             mask_ratio: fraction of valid tokens to remove; None: as many valid tokens are visible as there are.
         """
         tokens, token_valid = self.embed(imgs, valid)
-        chosen = {"keep": keep, "spatial": self.spatial_mask}
-        counts = None if mask_ratio is None else visible_valid_counts(token_valid, mask_ratio, **chosen)
-        ids_keep, ids_restore, mask = random_masking(noise, token_valid=token_valid, keep_valid=counts, **chosen)
+        spatial, counts = self.spatial_mask, None
+        if mask_ratio is not None:
+            counts = visible_valid_counts(token_valid, mask_ratio, keep=keep, spatial=spatial)
+        ids_keep, ids_restore, mask = random_masking(
+            noise, keep=keep, token_valid=token_valid, spatial=spatial, keep_valid=counts
+        )
         if self.embeds_native and imgs.device.type == "cpu" and not torch.compiler.is_compiling():
             tokens = self.add_stems_where(tokens, token_valid & (mask < 0.5), imgs, valid, native)
         elif self.embeds_native:

@@ -35,7 +35,9 @@ def get_args_parser() -> argparse.ArgumentParser:
         "describe_grids", usage="describe_grids [options]", description=__doc__.split("\n\n")[0]
     )
     options.add_data_options(parser)
-    options.add_model_options(parser, mask_shapes=MASK_SHAPES, scale_heads=tuple(models.SCALE_HEADS))
+    options.add_model_options(
+        parser, mask_shapes=MASK_SHAPES, scale_heads=tuple(models.SCALE_HEADS), stems=models.STEMS
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a page to read")
     return parser
 

@@ -120,7 +120,8 @@ def open_data(state: dict[str, Any], layers_table: str | None) -> Survey:
     parser = argparse.ArgumentParser()
     options.add_data_options(parser)
     options.add_model_options(parser)
-    trained = argparse.Namespace(**{**vars(parser.parse_args([])), **state["options"]})  # older ones lack new options
+    defaults = vars(parser.parse_args([])) | {"stem": state["model_config"].get("stem", options.BASE_STEM)}
+    trained = argparse.Namespace(**{**defaults, **state["options"]})  # older ones lack new options
     if trained.dataset_type in options.SCENE_TYPES:
         raise ValueError(
             f"trained on {trained.dataset_type} images, expected layers of one ground (--dataset_type grid)"
@@ -138,8 +139,8 @@ def open_data(state: dict[str, Any], layers_table: str | None) -> Survey:
 
 def batches(
     survey: Survey, network: Any, device: torch.device, *, most: int, batch_size: int, options: Mapping[str, Any]
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields held-out tiles, spread evenly, and the noise that decides which own tokens are shown."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]]:
+    """Yields held-out tiles, spread evenly, the noise that decides which own tokens are shown, and own pixels."""
     origins = survey.tiles.val
     if len(origins) > most:
         origins = origins[np.linspace(0, len(origins) - 1, most).round().astype(int)]
@@ -150,7 +151,8 @@ def batches(
         numbers = np.arange(k, min(k + batch_size, len(origins)))
         sample = pyramid(*reader.read(origins[numbers]).to(device).parts)
         noise = masks.noise(numbers, seed=options.get("seed", 0), epoch=REPORT_EPOCH)
-        yield sample.imgs, sample.valid, torch.from_numpy(noise).to(device).unflatten(1, (network.num_groups, -1))
+        uniform = torch.from_numpy(noise).to(device).unflatten(1, (network.num_groups, -1))
+        yield sample.imgs, sample.valid, uniform, sample.native
 
 
 def shown_text(shown: ShownGroups, names: Sequence[str]) -> str:

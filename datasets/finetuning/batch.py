@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from datasets.loading.augment import rotated, rotated_tiles
+from datasets.loading.augment import rotated, rotated_native, rotated_tiles
 from datasets.loading.batch_plan import MicroBatch, plan_epoch
 from datasets.loading.prefetch import prefetch
 from datasets.survey.inference_survey import InferenceSurvey
@@ -32,12 +32,15 @@ class Batch:
     target: torch.Tensor
     turns: torch.Tensor
 
-    def to(self, device: torch.device, pyramid: Pyramid) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Values (N, C, H, W), their validity, and the target on a device, rotated alike."""
+    def to(
+        self, device: torch.device, pyramid: Pyramid
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Values (N, C, H, W), their validity, the target and own pixels on a device, rotated alike."""
         sample = pyramid(*self.tiles.to(device).parts)
         target = self.target.to(device, non_blocking=True)
         imgs, valid = rotated_tiles(sample.imgs, sample.valid, self.turns, pyramid.encodings)
-        return imgs, valid, rotated(target, self.turns) if target.ndim > 1 else target
+        native = rotated_native(sample.native, self.turns, pyramid.native_encodings)
+        return imgs, valid, rotated(target, self.turns) if target.ndim > 1 else target, native
 
     def pin(self) -> Batch:
         """The same in page-locked memory."""

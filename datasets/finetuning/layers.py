@@ -18,10 +18,12 @@ from datasets.layers.layer import Layer
 from datasets.layers.paths import file_of, sheet_paths, variable_of
 from datasets.survey.inference_survey import (
     InferenceSurvey,
+    NativeLayers,
     inference_survey_from,
     open_inference_survey,
     stored_encodings,
     stored_layers,
+    stored_native,
 )
 from datasets.survey.memory import fits_memory
 from datasets.survey.open_survey import SurveySettings, open_survey
@@ -29,6 +31,8 @@ from datasets.synthetic.sample_survey import labels_of_sample
 
 logger = logging.getLogger(__name__)
 
+CHANNEL_ARGUMENTS = ("in_chans", "channel_groups", "native_scales", "detail_scales")
+"""Arguments of an encoder that follow from the layers."""
 DEFAULT_INPUT_SIZE = 48
 """Base-scale pixels along the edge of a window, without a checkpoint."""
 NO_AREA = "none"
@@ -55,6 +59,7 @@ class LayerOptions:
         one_group: from scratch: all layers in one group.
         scales: from scratch: the largest decides the base resolution.
         seed: from scratch: seed of the survey.
+        native: read layers at their own pixels as well, for a model with a stem.
     """
 
     data_dir: str | None = None
@@ -72,6 +77,7 @@ class LayerOptions:
     one_group: bool = False
     scales: Sequence[int] = (1,)
     seed: int = 0
+    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class OpenedLayers:
         layers: in channel order, as a checkpoint stores them.
         statistics: centre and scale of each layer, as a checkpoint stores them.
         encodings: how values of each layer become channels, as a checkpoint stores it.
-        channels: `in_chans` and `channel_groups` for a network from scratch; empty where a checkpoint has them.
+        channels: `in_chans`, `channel_groups` and the scales of stems for a network from scratch; empty where a
+            checkpoint has them.
         fits_statistics: statistics are no checkpoint's, so each fold fits its own (`on_fold`).
     """
 
@@ -180,6 +187,7 @@ def _open_from_scratch(options: LayerOptions, local_ranks: int) -> OpenedLayers:
             seed=options.seed,
             cache=options.cache,
             local_ranks=local_ranks,
+            native=options.native,
         )
     )
     _check_hidden(options.hidden, len(survey.layers))
@@ -189,7 +197,7 @@ def _open_from_scratch(options: LayerOptions, local_ranks: int) -> OpenedLayers:
         layers=[asdict(layer) for layer in survey.layers],
         statistics=[item.as_dict() for item in survey.statistics],
         encodings=[encoding.plain() for encoding in survey.encodings],
-        channels={key: channels[key] for key in ("in_chans", "channel_groups")},
+        channels={key: channels[key] for key in CHANNEL_ARGUMENTS if key in channels},
         fits_statistics=True,
     )
 
@@ -212,6 +220,7 @@ def _open_stored(stored: Mapping[str, Any], options: LayerOptions, local_ranks: 
         reproject=options.reproject,
         shown=_shown_area(stored, options.aoi),
         allow_missing=options.allow_missing,
+        native=stored_native(stored, encodings) if options.native else NativeLayers(),
     )
     if options.aoi is None and survey.stack.aoi is not None:
         logger.info(
@@ -306,10 +315,11 @@ def open_scene_layers(stored: Mapping[str, Any] | None, **options: Any) -> Opene
     """
     ground = open_scene_ground(stored, **options)
     scenes = ground.scenes
+    channels = scenes.channel_options()
     return OpenedLayers(
         ground,
         [asdict(layer) for layer in scenes.layers],
         [item.as_dict() for item in scenes.statistics],
         [encoding.plain() for encoding in scenes.encodings],
-        {} if stored is not None else {"in_chans": len(scenes.layers), "channel_groups": scenes.groups},
+        {} if stored is not None else {key: channels[key] for key in CHANNEL_ARGUMENTS if key in channels},
     )

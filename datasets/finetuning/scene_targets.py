@@ -200,6 +200,7 @@ def open_scene_ground(
     scales: Sequence[int],
     val_fraction: float,
     seed: int,
+    native: bool = False,
 ) -> SceneGround:
     """Opens the images to train on, with the statistics of a checkpoint if there is one.
 
@@ -215,6 +216,7 @@ def open_scene_ground(
         scales: as in pre-training: images are read at the finest and averaged.
         val_fraction: fraction of locations to hold out; 0 where another table is tested.
         seed: seed of their choice.
+        native: give images at their own pixels as well, for a model with a stem.
 
     Raises:
         ValueError, FileNotFoundError, OSError: they cannot be used, by name.
@@ -239,6 +241,7 @@ def open_scene_ground(
         val_fraction=val_fraction,
         seed=seed,
         statistics=statistics,
+        native=native,
     )
     names = [layer.name for layer in scenes.layers]
     expected = names if stored is None else [row["name"] for row in stored["layers"]]

@@ -56,19 +56,39 @@ def rotated_tiles(
         The same shapes; rotation 0 leaves a tile as it is.
     """
     imgs, valid = rotated(imgs, rotations), rotated(valid, rotations)
+    return torch.where(valid, turned_directions(imgs, rotations, encodings), 0.0), valid
+
+
+def rotated_native(
+    native: Sequence[Tensor], rotations: Tensor, encodings: Sequence[Sequence[Encoding]]
+) -> list[Tensor]:
+    """Rotates (and mirrors) own pixels of channel groups as `rotated_tiles` does; NaN stays NaN.
+
+    Args:
+        native: (N, c, sH, sH) for each group, model units.
+        rotations: (N,) int64 as of `rotated`.
+        encodings: of the layers of each group.
+    """
+    return [
+        turned_directions(rotated(images, rotations), rotations, layers)
+        for images, layers in zip(native, encodings, strict=True)
+    ]
+
+
+def turned_directions(images: Tensor, rotations: Tensor, encodings: Sequence[Encoding]) -> Tensor:
+    """Channels (N, C, h, w) of rotated tiles in which directions are turned with the ground."""
     for layer, channels in zip(encodings, channel_ranges(encodings), strict=True):
         if not layer.ground_turns:
             continue
-        pair = imgs[:, channels[0] : channels[0] + 2]
+        cosine, sine = images[:, channels[0]], images[:, channels[1]]
         matrices = torch.stack([_turn_of_direction(int(k), layer.ground_turns) for k in range(ROTATIONS)])
         centres = torch.tensor(layer.centres, dtype=torch.float64)
         shifts = (matrices @ centres - centres) / torch.tensor(layer.scales, dtype=torch.float64)
-        m = matrices[rotations.cpu()].float().to(imgs.device)[..., None, None]  # (N, 2, 2, 1, 1)
-        shift = shifts[rotations.cpu()].float().to(imgs.device)[..., None, None]
-        cosine, sine = pair[:, 0], pair[:, 1]
+        m = matrices[rotations.cpu()].float().to(images.device)[..., None, None]  # (N, 2, 2, 1, 1)
+        shift = shifts[rotations.cpu()].float().to(images.device)[..., None, None]
         turned = torch.stack([m[:, k, 0] * cosine + m[:, k, 1] * sine + shift[:, k] for k in range(2)], dim=1)
-        imgs[:, channels[0] : channels[0] + 2] = torch.where(valid[:, channels[0] : channels[0] + 2], turned, 0.0)
-    return imgs, valid
+        images = torch.cat([images[:, : channels[0]], turned, images[:, channels[1] + 1 :]], dim=1)
+    return images
 
 
 def _turn_of_direction(rotation: int, ground_turns: int) -> Tensor:

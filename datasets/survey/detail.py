@@ -9,8 +9,8 @@ import torch
 
 from datasets.layers.encoding import Encoding
 from datasets.survey.pyramid import Pyramid
-from datasets.survey.tile_source import Reader
 from datasets.survey.tile_reader import Tiles
+from datasets.survey.tile_source import Reader
 
 DETAIL_TILES = 64
 """Tiles from which detail is measured, spread evenly over training ground."""

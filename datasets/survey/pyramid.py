@@ -177,7 +177,7 @@ class Pyramid:
                 for k, (layer, channel) in enumerate(zip(owners, numbers, strict=True)):
                     if level == 0 or self._is_scored(layer, level):  # lists as indices would make a GPU wait
                         values[level][:, channel], valid[level][:, channel] = mean[:, k], ok[:, k]
-            for scale in sorted({self._native_scale[layer] for layer in bundle.channels if layer in self._native_scale}):
+            for scale in {self._native_scale[layer] for layer in bundle.channels if layer in self._native_scale}:
                 fine = self._at_scale(bundle, encoded, usable, phase, scale)
                 own |= {
                     channel: fine[:, k]
@@ -215,6 +215,11 @@ class Pyramid:
             scored={1: range(len(self.encodings))},
             encodings=self.encodings,
         )
+
+    @property
+    def native_encodings(self) -> list[list[Encoding]]:
+        """Encodings of the layers of each group that is read at its own pixels."""
+        return [[self.encodings[layer] for layer in group.layers] for group in self.native]
 
     def channels_at(self, level: int) -> list[int]:
         """Channels that hold anything at a level: all at the base, those of layers scored there at finer scales."""

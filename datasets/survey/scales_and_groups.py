@@ -56,7 +56,7 @@ def score_scales(
 
 
 MAX_NATIVE_SCALE = 16
-"""Finest scale at which a stem reads a layer: tiles of finer layers are averaged to it, or would not fit into memory."""
+"""Finest scale at which a stem reads a layer; finer layers are averaged to it, so that tiles fit into memory."""
 
 
 def native_scales(bands: Sequence[RasterBand | WrappedBand], *, base_resolution: float) -> tuple[int, ...]:

@@ -141,10 +141,9 @@ class Survey:
             ],
         }
         if self.native_scales:
-            options["native_scales"] = [s for s, numbers in zip(self.native_scales, channels, strict=True) for _ in numbers]
-            options["detail_scales"] = [
-                item.detail for item, numbers in zip(self.statistics, channels, strict=True) for _ in numbers
-            ]
+            owners = [layer for layer, numbers in enumerate(channels) for _ in numbers]
+            options["native_scales"] = [self.native_scales[layer] for layer in owners]
+            options["detail_scales"] = [self.statistics[layer].detail for layer in owners]
         if not all(encoding.is_continuous for encoding in self.encodings) or any(la.loss for la in self.layers):
             options["layers"] = [
                 {

@@ -40,6 +40,10 @@ def _measure(model: str, folder: Path, args: argparse.Namespace, device: torch.d
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(count, engine.model.in_chans, size, size, generator=generator).to(device)
     valid = torch.ones_like(images, dtype=torch.bool)
+    native = [
+        torch.randn(count, channels, edge, edge, generator=generator).to(device)
+        for channels, edge in engine.model.native_shapes
+    ]
     _map(job)
     tiles = engine.meter.tiles
 
@@ -47,7 +51,7 @@ def _measure(model: str, folder: Path, args: argparse.Namespace, device: torch.d
         for first in range(0, tiles, count):
             part = slice(0, min(count, tiles - first))
             with torch.inference_mode(), engine.autocast():
-                engine.model.forward_tokens(images[part], valid[part])
+                engine.model.forward_tokens(images[part], valid[part], [image[part] for image in native])
 
     jobs: dict[str, Callable[[], object]] = {"bare": bare, "map": lambda: _map(job)}
     times = time_in_turn(jobs, repeats=args.repeats, warmup=0, device=device)

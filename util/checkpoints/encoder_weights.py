@@ -29,9 +29,10 @@ PRETRAINING_ONLY = ("mask_token", "decoder_", "proj_up_conv.", "proj_up_norm.", 
 """Prefixes of parameters that only pre-training has; not loaded."""
 TASK_ONLY = ("head.",)
 """Prefixes of parameters of a task; not loaded, and new in the model."""
-MAY_BE_LEFT_OUT = ("norm.", "fc_norm.", "channel_cls_embed")
-"""Not loaded if the model has none: `norm` with a mean over tokens, the others in pre-training."""
-MAY_BE_NEW = (*TASK_ONLY, "fc_norm.", "channel_cls_embed", "nodata_token")
+MAY_BE_LEFT_OUT = ("norm.", "fc_norm.", "channel_cls_embed", "stems.")
+"""Not loaded if the model has none: `norm` with a mean over tokens, stems with --stem base, the others in pre-training.
+"""
+MAY_BE_NEW = (*TASK_ONLY, "fc_norm.", "channel_cls_embed", "nodata_token", "stems.")
 """Keep their initial values if the weights have none; so does `norm` if the weights have `fc_norm` instead."""
 COMPARED = ("in_chans", "channel_groups", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "channel_embed")
 """Arguments of the encoder that must agree; `img_size` may differ."""
@@ -252,7 +253,8 @@ def load_encoder(model: nn.Module, weights: EncoderWeights) -> EncoderReport:
             "model, or train from scratch"
         )
     loaded = [name for name in own if name in state and name not in left_out]
-    model.load_state_dict({**own, **{name: state[name] for name in loaded}}, strict=True)
+    started = {name: torch.zeros_like(own[name]) for name in new if name.startswith("stems.") and ".proj." in name}
+    model.load_state_dict({**own, **started, **{name: state[name] for name in loaded}}, strict=True)
     return EncoderReport(tuple(loaded), tuple(left_out), tuple(new), interpolated)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from util.finetuning.compared_methods import BASELINES, DEFAULT_BASELINES
 from util.finetuning.objectives import CLASS_WEIGHTS
 from util.finetuning.tasks import OFFERED, TASKS
+from util.model.native_stem import STEMS
 from util.model.task_heads import HEADS
 from util.options.finetune import Choices
 
@@ -21,4 +22,5 @@ def finetune_choices(*, splits: tuple[str, ...]) -> Choices:
         class_weights=tuple(CLASS_WEIGHTS),
         splits=splits,
         heads=tuple(HEADS),
+        stems=STEMS,
     )

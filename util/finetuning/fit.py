@@ -27,7 +27,7 @@ from util.training.lr_sched import Schedule
 from util.training.memory import memory_trials
 from util.training.step_meter import StepMeter
 from util.training.timer import TrainingTimer
-from util.training.training_step import TrainingStep
+from util.training.training_step import TrainingStep, native_zeros
 
 logger = logging.getLogger(__name__)
 
@@ -179,9 +179,10 @@ def fit_step(
     edge = input_edge(network)
     shape = [config["img_size"] * config["scale"]] * 2 if objective.per_pixel else []
 
-    def make_batch(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def make_batch(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Any]]:
         images = torch.zeros(size, config["in_chans"], edge, edge, device=device)
-        return images, torch.ones_like(images, dtype=torch.bool), torch.zeros(size, *shape, dtype=dtype, device=device)
+        target = torch.zeros(size, *shape, dtype=dtype, device=device)
+        return images, torch.ones_like(images, dtype=torch.bool), target, native_zeros(network, size, device)
 
     return TrainingStep(
         make_model=partial(copy.deepcopy, network),

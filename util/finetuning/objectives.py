@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from util.metrics.scores import IGNORED
 from util.options.finetune_values import LossSettings
 
+WHOLE = 1 - 1e-4
+"""Mixed validity above which a pixel is valid: where both sources are."""
+
 CLASS_WEIGHTS = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}
 """Power of the inverse frequency by which a class is weighted, by the name of the choice."""
 
@@ -95,11 +98,18 @@ class Objective(Protocol):
     per_pixel: bool
     target_dtype: torch.dtype
 
-    def loss(self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of a batch: (N, C, H, W) values and validity, and targets."""
+    def loss(
+        self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor, native: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Scalar loss of a batch: (N, C, H, W) values and validity, targets, and own pixels for a stem."""
 
-    def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor, native: Sequence[Tensor] = ()) -> Tensor:
         """(N, K) or (N, K, h, w) float32 class probabilities or values in physical units."""
+
+
+def outputs_of(network: nn.Module, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]) -> Tensor:
+    """Outputs of a network, which is given own pixels only where there are any: others need not know of them."""
+    return network(imgs, valid, native) if len(native) else network(imgs, valid)
 
 
 class DenseClasses:
@@ -119,19 +129,21 @@ class DenseClasses:
         self._weights = class_weights(class_counts, weighting)
         self._per_window, self._smoothing = per_window, smoothing
 
-    def loss(self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor) -> Tensor:
+    def loss(
+        self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor, native: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Scalar loss of a batch; target (N, h, w) int64, -1 = unlabelled."""
         return dense_cross_entropy(
-            model(imgs, valid),
+            outputs_of(model, imgs, valid, native),
             target,
             weights=self._weights.to(imgs.device),
             smoothing=self._smoothing,
             per_window=self._per_window,
         )
 
-    def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor, native: Sequence[Tensor] = ()) -> Tensor:
         """(N, K, h, w) float32 class probabilities."""
-        return model(imgs, valid).float().softmax(dim=1)
+        return outputs_of(model, imgs, valid, native).float().softmax(dim=1)
 
 
 class DenseValues:
@@ -149,13 +161,16 @@ class DenseValues:
     def __init__(self, *, mean: float, std: float, per_window: float) -> None:
         self.mean, self.std, self._per_window = mean, std, per_window
 
-    def loss(self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor) -> Tensor:
+    def loss(
+        self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor, native: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Scalar loss of a batch; target (N, h, w) float32, physical units, NaN = unlabelled."""
-        return dense_squared_error(model(imgs, valid), (target - self.mean) / self.std, per_window=self._per_window)
+        outputs = outputs_of(model, imgs, valid, native)
+        return dense_squared_error(outputs, (target - self.mean) / self.std, per_window=self._per_window)
 
-    def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor) -> Tensor:
+    def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor, native: Sequence[Tensor] = ()) -> Tensor:
         """(N, 1, h, w) float32 values in physical units."""
-        return model(imgs, valid).float() * self.std + self.mean
+        return outputs_of(model, imgs, valid, native).float() * self.std + self.mean
 
 
 class WindowClasses:
@@ -195,21 +210,41 @@ class WindowClasses:
         )
         self._erase = RandomErasing(erasing, mode="const", device="cpu") if erasing else None
 
-    def loss(self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor) -> Tensor:
+    def loss(
+        self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor, native: Sequence[Tensor] = ()
+    ) -> Tensor:
         """Scalar loss of a batch; target (N,) int64."""
         if self._erase is not None:
             valid = self._erase(valid.float()) > 0
         if self._mix is not None and len(imgs) % 2 == 0:  # timm mixes pairs: the odd batch at an end stays as it is
-            channels = imgs.shape[1]
-            both, mixed_target = self._mix(torch.cat([imgs, valid.float()], dim=1), target)
-            imgs, valid = both[:, :channels], both[:, channels:] > 1 - 1e-4
+            imgs, valid, native, mixed_target = self._mixed(imgs, valid, native, target)
         else:
             mixed_target = smoothed(target, count=self._count, smoothing=self._smoothing)
-        return soft_cross_entropy(model(imgs, valid), mixed_target, weights=self._weights.to(imgs.device))
+        logits = outputs_of(model, imgs, valid, native)
+        return soft_cross_entropy(logits, mixed_target, weights=self._weights.to(imgs.device))
 
-    def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor) -> Tensor:
+    def _mixed(
+        self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor], target: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
+        """Values, validity, own pixels and targets after mixup or cutmix, all mixed alike.
+
+        Own pixels are sorted by base pixel, so that one call mixes images of all scales.
+        """
+        assert self._mix is not None
+        scales = [image.shape[-1] // imgs.shape[-1] for image in native]
+        known = [torch.isfinite(image) for image in native]
+        values = [torch.where(ok, image, 0.0) for image, ok in zip(native, known, strict=True)]
+        own = [F.pixel_unshuffle(x.float(), s) for x, s in zip([*values, *known], scales * 2, strict=True)]
+        parts = [imgs, valid.float(), *own]
+        mixed, mixed_target = self._mix(torch.cat(parts, dim=1), target)
+        imgs, valid, *own = mixed.split([part.shape[1] for part in parts], dim=1)
+        images = [F.pixel_shuffle(x, s) for x, s in zip(own, scales * 2, strict=True)]
+        pairs = zip(images[: len(scales)], images[len(scales) :], strict=True)
+        return imgs, valid > WHOLE, [torch.where(ok > WHOLE, x, torch.nan) for x, ok in pairs], mixed_target
+
+    def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor, native: Sequence[Tensor] = ()) -> Tensor:
         """(N, K) float32 class probabilities."""
-        return model(imgs, valid).float().softmax(dim=1)
+        return outputs_of(model, imgs, valid, native).float().softmax(dim=1)
 
 
 def pixel_classes(labels: Mapping[str, Any], settings: LossSettings) -> DenseClasses:

@@ -44,7 +44,8 @@ class NetworkPredictor:
         network: not wrapped for several processes.
         objective: turns the network's outputs into class probabilities or values.
         survey: the layers, with `shape`, `input_size` and `read`.
-        windows: returns (n, C, H, W) values and validity of numbered windows, on the device; None for ground.
+        windows: returns (n, C, H, W) values, validity and own pixels of numbered windows, on the device; None for
+            ground.
         count: number of outputs K.
         scale: target pixels along the edge of a base-scale pixel.
         overlap: fraction of a tile that the next one repeats.
@@ -56,7 +57,7 @@ class NetworkPredictor:
     network: Any
     objective: Objective
     survey: Any
-    windows: Callable[[np.ndarray], tuple[Tensor, Tensor]] | None
+    windows: Callable[[np.ndarray], tuple[Tensor, Tensor, Sequence[Tensor]]] | None
     count: int
     scale: int
     overlap: float
@@ -64,9 +65,9 @@ class NetworkPredictor:
     device: torch.device
     amp_dtype: torch.dtype | None
 
-    def _forward(self, imgs: Tensor, valid: Tensor) -> Tensor:
+    def _forward(self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]) -> Tensor:
         with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-            return self.objective.predict(self.network, imgs, valid)
+            return self.objective.predict(self.network, imgs, valid, native)
 
     @torch.inference_mode()
     def of_ground(self, unit: Block, tested: np.ndarray) -> np.ndarray:
@@ -93,8 +94,7 @@ class NetworkPredictor:
         evaluating(self.network)
         outputs = [np.zeros((0, self.count), dtype=np.float32)]
         for first in range(0, len(numbers), self.batch_size):
-            imgs, valid = self.windows(numbers[first : first + self.batch_size])
-            outputs.append(self._forward(imgs, valid).cpu().numpy())
+            outputs.append(self._forward(*self.windows(numbers[first : first + self.batch_size])).cpu().numpy())
         return np.concatenate(outputs)
 
 

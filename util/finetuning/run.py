@@ -217,8 +217,9 @@ def network_predictor(run: FinetuneRun, network: Any, objective: Objective, surv
     windows = data.windows
     share_batch_statistics(network)
 
-    def read(numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return windows.read(numbers).to(run.device, survey.pyramid)[:2]
+    def read(numbers: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor]]:
+        imgs, valid, _, native = windows.read(numbers).to(run.device, survey.pyramid)
+        return imgs, valid, native
 
     return NetworkPredictor(
         network,

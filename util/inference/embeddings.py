@@ -121,9 +121,9 @@ class EmbeddingProduct(Product):
         groups = model.num_groups if self.pool == "group" else 1
         bands = len(self.rasters["embeddings"].names) // groups
         mosaics = [Mosaic(bands, rows, cols, device=device, with_std=False) for _ in range(groups)]
-        for origins, tensors in self.engine.batches(self.tiles_of(block), lambda o: window.sample(o, device)):
+        for origins, tiles in self.engine.batches(self.tiles_of(block), lambda o: window.sample(o, device)):
             with self.engine.meter.network(len(origins)), self.engine.autocast():
-                features, known = model.forward_tokens(tensors[0], tensors[1])
+                features, known = model.forward_tokens(tiles.imgs, tiles.valid, tiles.native)
             if self.position_means is not None:
                 features = features - self.position_means
             weight = known.float()
@@ -163,9 +163,9 @@ def position_means(engine: Engine, tiles: np.ndarray, sample_of: SampleOf) -> Te
     model = engine.model
     sums, counts = torch.zeros((), device=engine.device), torch.zeros((), device=engine.device)
     for tile in tiles:
-        for _, tensors in engine.batches(tile[None], sample_of):
+        for _, part in engine.batches(tile[None], sample_of):
             with engine.autocast():
-                features, known = model.forward_tokens(tensors[0], tensors[1])
+                features, known = model.forward_tokens(part.imgs, part.valid, part.native)
             sums = sums + (features * known[..., None]).sum(dim=0)
             counts = counts + known.sum(dim=0)[..., None]
     if not sums.ndim:

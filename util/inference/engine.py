@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,30 @@ from util.hardware.device import peak_memory_bytes
 from util.mosaics.mosaic import Block, origin_pairs, tile_origins, tile_stride
 
 SampleOf = Callable[[np.ndarray], Any]
-"""(N, 2) base-scale origins -> imgs, valid, imgs_up, valid_up of these tiles, on the device."""
+"""(N, 2) base-scale origins -> the fields of `TileBatch` for these tiles, on the device."""
+
+
+class TileBatch(NamedTuple):
+    """Tiles of the ground as a model takes them.
+
+    Attributes:
+        imgs: (N, C, H, W) model units, 0 where invalid.
+        valid: (N, C, H, W) bool, True = usable.
+        imgs_up: values at each finer scale.
+        valid_up: their validity.
+        native: own pixels of channel groups, for a model with a stem.
+    """
+
+    imgs: Tensor
+    valid: Tensor
+    imgs_up: Sequence[Tensor]
+    valid_up: Sequence[Tensor]
+    native: Sequence[Tensor] = ()
+
+    def select(self, chosen: Tensor) -> TileBatch:
+        """Some of the tiles: (N,) bool, or their numbers."""
+        lists = ([tensor[chosen] for tensor in part] for part in (self.imgs_up, self.valid_up, self.native))
+        return TileBatch(self.imgs[chosen], self.valid[chosen], *lists)
 
 
 @dataclass(frozen=True)
@@ -108,15 +131,14 @@ class Engine:
         """Distance between tiles, base-scale pixels."""
         return tile_stride(self.model.img_size, patch=self.model.patch_size, overlap=self.overlap)
 
-    def batches(self, origins: np.ndarray, sample_of: SampleOf) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
-        """Yields tiles that hold a valid pixel, batch by batch: origins, and [imgs, valid, *imgs_up, *valid_up]."""
+    def batches(self, origins: np.ndarray, sample_of: SampleOf) -> Iterator[tuple[np.ndarray, TileBatch]]:
+        """Yields tiles that hold a valid pixel, batch by batch, with their origins."""
         for k in range(0, len(origins), self.batch_size):
             part = origins[k : k + self.batch_size]
-            imgs, valid, imgs_up, valid_up = sample_of(part)
-            useful = valid.flatten(1).any(dim=1)
+            tiles = TileBatch(*sample_of(part))
+            useful = tiles.valid.flatten(1).any(dim=1)
             if useful.any():
-                tensors = [tensor[useful] for tensor in (imgs, valid, *imgs_up, *valid_up)]
-                yield part[useful.cpu().numpy()], tensors
+                yield part[useful.cpu().numpy()], tiles.select(useful)
 
     def lattice(self, ground: Ground, *, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of tile origins that cover the ground from `first` on; around a planet, each column once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -96,12 +96,13 @@ def task_of(state: Mapping[str, Any], tasks: Mapping[str, DeclaredTask]) -> Task
 class Predict(Protocol):
     """A fine-tuned network with what turns its outputs into class probabilities or values."""
 
-    def __call__(self, imgs: Tensor, valid: Tensor, *, orientation: int) -> Tensor:
+    def __call__(self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor], *, orientation: int) -> Tensor:
         """Predicts tiles.
 
         Args:
             imgs: (N, C, H, W) float32, model units.
             valid: (N, C, H, W) bool, True = usable.
+            native: own pixels of channel groups, for a model with a stem.
             orientation: 0 = as the tiles lie, 1 to 7 = rotated and mirrored before prediction.
 
         Returns:

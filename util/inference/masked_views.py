@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
-from util.inference.engine import Engine, SampleOf
+from util.inference.engine import Engine, SampleOf, TileBatch
 from util.inference.view_masks import draws_to_show_all, least_draws, view_noise, visible_counts
 from util.model.patches import token_pixels
 from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, raised_cosine
@@ -48,7 +47,7 @@ def predict_views(
     engine: Engine,
     views: MaskedViews,
     origins: np.ndarray,
-    tensors: Sequence[Tensor],
+    tiles: TileBatch,
     wanted: Mapping[int, Sequence[int]],
 ) -> Iterator[tuple[np.ndarray, dict[int, WeightedMoments]]]:
     """Predicts tiles from masked views of them.
@@ -57,22 +56,21 @@ def predict_views(
         engine: the network.
         views: how they are masked.
         origins: (N, 2) places of the tiles, which decide the masks.
-        tensors: imgs (N, C, H, W) and valid, of the tiles.
+        tiles: the tiles.
         wanted: for each scale, the channels wanted.
 
     Yields:
         Numbers of some of the tiles, and for each scale the moments (n, C', sH, sW) of the predictions over views.
     """
     model = engine.model
-    imgs, valid = tensors[0], tensors[1]
-    usable = model.valid_positions(valid)
+    usable = model.valid_positions(tiles.valid)
     places = engine.places(origins)
     counts = visible_counts(usable, views.mask_ratio)
     for keep in counts.unique().tolist():
         if keep == 0:
             continue
         chosen = (counts == keep).nonzero()[:, 0]
-        part, ok, place = imgs[chosen], valid[chosen], usable[chosen]
+        part, place = tiles.select(chosen), usable[chosen]
         numbers = chosen.cpu().numpy()
         size = model.img_size
         moments = {
@@ -83,7 +81,7 @@ def predict_views(
         for draw in range(draws):
             noise = view_noise(place, keep=keep, draw=draw, origins=places[numbers], seed=views.seed)
             with engine.meter.network(len(numbers)), engine.autocast():
-                images, hidden = model.reconstruct(part, ok, noise=noise, keep=keep)
+                images, hidden = model.reconstruct(part.imgs, part.valid, part.native, noise=noise, keep=keep)
             used = hidden if views.use == "hidden" else ~hidden
             for s, channels in wanted.items():
                 seen = token_pixels(used[:, list(channels)], scale=s, patch_size=model.patch_size)
@@ -122,16 +120,15 @@ def mosaic_views(
     observed = {s: Mosaic(len(c), rows * s, cols * s, device=device, with_std=False) for s, c in observe.items()}
     tapers = {s: raised_cosine(model.img_size * s).to(device) for s in wanted}
     scales = list(model.scales)
-    for origins, tensors in engine.batches(tiles, sample_of):
+    for origins, batch in engine.batches(tiles, sample_of):
         for n, (top, left) in enumerate(origins):
             for s, mosaic in observed.items():
                 level = scales.index(s)
-                image = tensors[0] if level == 0 else tensors[1 + level]
-                ok = tensors[1] if level == 0 else tensors[len(scales) + level]
+                image, ok = [batch.imgs, *batch.imgs_up][level], [batch.valid, *batch.valid_up][level]
                 channels = list(observe[s])
                 place = {"row": int(top - block.top) * s, "col": int(left - block.left) * s}
                 mosaic.add(image[n, channels], ok[n, channels].float(), **place)
-        views_of_them = predict_views(engine, views, origins, tensors, wanted) if wanted else ()
+        views_of_them = predict_views(engine, views, origins, batch, wanted) if wanted else ()
         for numbers, moments in views_of_them:
             for k, number in enumerate(numbers):
                 top, left = origins[number]

@@ -145,9 +145,9 @@ def _timed(engine: Engine, views: Sequence[Forward]) -> list[Forward]:
     """The same views, their time counted, in the engine's precision."""
 
     def timed(view: Forward) -> Forward:
-        def forward(imgs: Tensor, valid: Tensor) -> Tensor:
+        def forward(imgs: Tensor, valid: Tensor, native: Sequence[Tensor]) -> Tensor:
             with engine.meter.network(len(imgs)), engine.autocast():
-                return view(imgs, valid)
+                return view(imgs, valid, native)
 
         return forward
 
@@ -254,7 +254,8 @@ class WindowPredictionProduct(Product):
             sample = window.sample(cells[part] * d - self._lead, device)
             seen = sample.valid[:, :, inside, inside].flatten(1).any(dim=1)
             if seen.any():
-                shares, _ = viewed(self._views, sample.imgs[seen], sample.valid[seen])
+                native = [image[seen] for image in sample.native]
+                shares, _ = viewed(self._views, sample.imgs[seen], sample.valid[seen], native)
                 found[part][seen.cpu().numpy()] = shares.cpu().numpy()
         mean = found.T.reshape(-1, len(rows), len(cols))
         return self._results.arrays(mean, None, int(rows[0]), int(cols[0]))

@@ -283,9 +283,14 @@ def build_superresolution(inputs: InferenceInputs, *, draws: int, mask_ratio: fl
     """Layers at the finer scales that the model predicts them at, or that their neighbours have; calibrated in rank 0.
 
     Raises:
-        ValueError: there is none; predictions have no units.
+        ValueError: there is none; predictions have no units; the model sees finer pixels than those to be refined.
     """
     inputs.refuse_normalised("superresolution")
+    if inputs.engine.model.embeds_native:
+        raise ValueError(
+            "--output superresolution: the model sees layers at their own pixels and learns finer scales where it sees "
+            "nothing, so it cannot refine pixels that it sees; use a model trained with --stem base"
+        )
     product = SuperresolutionProduct(
         inputs.engine,
         inputs.ground,

@@ -97,7 +97,7 @@ def shown_groups_noise(
 @torch.inference_mode()
 def cross_layer_scores(
     model: Any,
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]],
     *,
     layers: Sequence[ScoredLayer],
     groups: Sequence[Sequence[int]],
@@ -108,7 +108,8 @@ def cross_layer_scores(
 
     Args:
         model: the network.
-        batches: imgs (N, C, H, W) and valid of held-out tiles, and uniform noise (N, G, L).
+        batches: imgs (N, C, H, W) and valid of held-out tiles, uniform noise (N, G, L), and own pixels for a model with
+            a stem.
         layers: the layers.
         groups: the numbers of the layers of each group.
         scored: the numbers of the layers that the model predicts at the base scale.
@@ -119,7 +120,7 @@ def cross_layer_scores(
     """
     sums: dict[tuple[int, ShownGroups], Tensor] = {}
     means = [mean for layer in layers for mean in layer.mean]
-    for imgs, valid, uniform in batches:
+    for imgs, valid, uniform, native in batches:
         constant = torch.tensor(means, device=imgs.device)[:, None, None].expand_as(imgs)
         token_valid = model.valid_positions(valid).unflatten(1, (len(groups), -1))
         for target, members in enumerate(groups):
@@ -133,6 +134,7 @@ def cross_layer_scores(
                         imgs[tiles],
                         valid[tiles],
                         constant[tiles],
+                        native=[image[tiles] for image in native],
                         noise=noise[tiles],
                         keep=count,
                         layers=[layers[c] for c in numbers],
@@ -148,12 +150,13 @@ def _error_rows(
     valid: Tensor,
     constant: Tensor,
     *,
+    native: Sequence[Tensor],
     noise: Tensor,
     keep: int,
     layers: Sequence[ScoredLayer],
 ) -> Tensor:
     """Sums over hidden pixels of tiles, (5, layers): error and report of model and constant, and number of pixels."""
-    images, hidden = model.reconstruct(imgs, valid, noise=noise, keep=keep)
+    images, hidden = model.reconstruct(imgs, valid, native, noise=noise, keep=keep)
     pixels = token_pixels(hidden, scale=1, patch_size=model.patch_size)
     found, count = error_sums([images[1].float()], [imgs], [valid], pixels, layers)
     baseline, _ = error_sums([constant], [imgs], [valid], pixels, layers)

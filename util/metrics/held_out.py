@@ -38,7 +38,7 @@ class TrainingData(Protocol):
 
 
 def _scored_batch(sample: Any, noise: torch.Tensor) -> ScoredBatch:
-    return ScoredBatch(sample.imgs, sample.valid, sample.imgs_up, sample.valid_up, noise)
+    return ScoredBatch(**sample._asdict(), noise=noise)
 
 
 class HeldOutScorer:
@@ -77,6 +77,7 @@ class HeldOutScorer:
             groups=network.channel_groups,
             patch_size=network.patch_size,
             base_in_units=not network.norm_pix_loss,
+            hidden_alone=network.embeds_native,
             sum_over_ranks=lambda tensor: dist.sum_over_ranks(tensor.to(state.device)).cpu(),
         )
 

@@ -1,7 +1,8 @@
 """Skill: the model's error compared with two baselines, the mean and interpolation.
 
 Model and baselines see the same pixels and are scored on the same ones: at the base scale the valid pixels of hidden
-tokens, at finer scales all valid pixels. Each layer has two errors:
+tokens, at finer scales all valid pixels, or those of hidden tokens alone if the model sees fine pixels in visible ones.
+Each layer has two errors:
 
 | channels | `error`, from which skill follows | `report`, in physical units |
 |---|---|---|
@@ -217,6 +218,7 @@ class ScoredBatch:
         imgs_up: finer targets.
         valid_up: validity of the finer targets.
         noise: (N, tokens) float32, which determines the mask.
+        native: own pixels of channel groups, for a model with a stem.
     """
 
     imgs: torch.Tensor
@@ -224,6 +226,7 @@ class ScoredBatch:
     imgs_up: list[torch.Tensor]
     valid_up: list[torch.Tensor]
     noise: torch.Tensor
+    native: Sequence[torch.Tensor] = ()
 
 
 class HeldOutEvaluator:
@@ -240,6 +243,7 @@ class HeldOutEvaluator:
         groups: channel groups.
         patch_size: patch edge.
         base_in_units: False if base-scale predictions are normalised by patch and cannot be compared.
+        hidden_alone: finer scales are scored in hidden tokens alone: the model sees finer pixels in visible ones.
         sum_over_ranks: sums a tensor over ranks.
     """
 
@@ -255,6 +259,7 @@ class HeldOutEvaluator:
         patch_size: int,
         base_in_units: bool,
         sum_over_ranks: Callable[[torch.Tensor], torch.Tensor],
+        hidden_alone: bool = False,
     ) -> None:
         self.batches = list(batches)
         self.fetch = fetch
@@ -265,7 +270,7 @@ class HeldOutEvaluator:
         self._layers = tuple(layers)
         self._groups = groups
         self._patch_size = patch_size
-        self._base_in_units = base_in_units
+        self._base_in_units, self._hidden_alone = base_in_units, hidden_alone
         self._sum_over_ranks = sum_over_ranks
         self._baselines: torch.Tensor | None = None
 
@@ -294,7 +299,7 @@ class HeldOutEvaluator:
             batch = self.fetch(numbers)
             out = predict(batch)
             hidden = self.hidden_pixels(out.mask, batch.imgs.shape)
-            targets, valid = [batch.imgs, *batch.imgs_up], self._scored_pixels(batch)
+            targets, valid = [batch.imgs, *batch.imgs_up], self._scored_pixels(batch, hidden)
             images = [out.images[s] for s in self._scales]
             part, part_counts = error_sums(images, targets, valid, hidden, self._layers)
             sums += part
@@ -331,9 +336,13 @@ class HeldOutEvaluator:
         group_of = [next(g for g, group in enumerate(self._groups) if c in group) for c in range(shape[1])]
         return token_pixels(mask[:, group_of] > 0.5, scale=1, patch_size=self._patch_size)
 
-    def _scored_pixels(self, batch: ScoredBatch) -> list[torch.Tensor]:
-        scored = self._scored_at_base.to(batch.valid.device)[:, None, None]
-        return [batch.valid & scored, *batch.valid_up]
+    def _scored_pixels(self, batch: ScoredBatch, hidden: torch.Tensor) -> list[torch.Tensor]:
+        scored, finer = self._scored_at_base.to(batch.valid.device)[:, None, None], batch.valid_up
+        if self._hidden_alone:
+            scales = [ok.shape[-1] // hidden.shape[-1] for ok in finer]
+            inside = [hidden.repeat_interleave(s, -1).repeat_interleave(s, -2) for s in scales]
+            finer = [ok & part for ok, part in zip(finer, inside, strict=True)]
+        return [batch.valid & scored, *finer]
 
 
 def _best_mixture(sums: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, origin_pairs, raised_cosine, tile_origins, tile_stride
 
-Forward = Callable[[Tensor, Tensor], Tensor]
-"""(N, C, H, W) values and validity -> (N, K, s * size, s * size): class probabilities, or values."""
+Forward = Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]
+"""(N, C, H, W) values, validity, and own pixels for a model with a stem -> (N, K, s * size, s * size): class
+probabilities, or values.
+"""
 
 SampleOf = Callable[[np.ndarray], Any]
-"""(N, 2) base-scale origins -> an object with `imgs` and `valid`, on the device."""
+"""(N, 2) base-scale origins -> an object with `imgs`, `valid` and `native`, on the device."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class DensePrediction:
             useful = seen.flatten(1).any(dim=1)
             if not useful.any():
                 continue
-            outputs, squares = viewed(self.views, sample.imgs[useful], sample.valid[useful])
+            native = [image[useful] for image in sample.native]
+            outputs, squares = viewed(self.views, sample.imgs[useful], sample.valid[useful], native)
             weights = seen[useful].repeat_interleave(s, dim=1).repeat_interleave(s, dim=2) * taper
             for n, (row, col) in enumerate(part[useful.cpu().numpy()]):
                 place = {"row": (int(row) - block.top) * s, "col": (int(col) - block.left) * s}
@@ -107,17 +110,19 @@ def seen_pixels(valid: Tensor, size: int) -> Tensor:
     return valid.any(dim=1).unflatten(2, parts).unflatten(1, parts).any(dim=4).any(dim=2)
 
 
-def viewed(views: Sequence[Forward], imgs: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+def viewed(
+    views: Sequence[Forward], imgs: Tensor, valid: Tensor, native: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None]:
     """Predicts tiles in several ways.
 
     Returns:
         Mean over the views and, of more than one, the mean squared difference from it; float32, as one view's output.
     """
-    first = views[0](imgs, valid).float()
+    first = views[0](imgs, valid, native).float()
     if len(views) == 1:
         return first, None
     moments, each = WeightedMoments(tuple(first.shape), first.device), torch.ones_like(first)
     moments.add(first, each)
     for view in views[1:]:
-        moments.add(view(imgs, valid).float(), each)
+        moments.add(view(imgs, valid, native).float(), each)
     return moments.mean, moments.squares / len(views)

@@ -44,6 +44,9 @@ positive = _number(float, lambda value: 0 < value < math.inf, "a number above 0"
 non_negative = _number(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
+BASE_STEM, DEFAULT_STEM = "base", "native"
+"""Values of --stem: the encoder of SatMAE++, which sees base pixels alone; and the default."""
+
 DEFAULT_BATCH_SIZE = 32
 """Samples per step and process without --batch_size, and of --batch_size auto without --effective_batch."""
 
@@ -208,7 +211,11 @@ def _add_tile_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_options(
-    parser: argparse.ArgumentParser, *, mask_shapes: Iterable[str] = (), scale_heads: Sequence[str] | None = None
+    parser: argparse.ArgumentParser,
+    *,
+    mask_shapes: Iterable[str] = (),
+    scale_heads: Sequence[str] | None = None,
+    stems: Sequence[str] | None = None,
 ) -> None:
     """Adds the options of the network, its masks and the batch size.
 
@@ -216,6 +223,7 @@ def add_model_options(
         parser: where to add them.
         mask_shapes: names accepted by --mask_shape.
         scale_heads: choices of --scale_heads; None accepts any name.
+        stems: likewise of --stem.
     """
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -232,7 +240,16 @@ def add_model_options(
         help="mae_vit_{tiny,small,base,large}_patch16 (tiny); the patch size is --patch_size",
     )
     model.add_argument("--patch_size", type=positive_int, default=8, help="edge of a patch, base-scale pixels (8)")
-    model.add_argument("--mask_ratio", type=fraction, default=0.75, help="fraction of tokens masked (0.75)")
+    model.add_argument(
+        "--stem",
+        default=DEFAULT_STEM,
+        choices=stems,
+        help="native: tokens see every layer at its own pixels; base: base pixels alone, as in SatMAE++; tokens, head: "
+        f"parts of native, to compare ({DEFAULT_STEM})",
+    )
+    model.add_argument(
+        "--mask_ratio", type=fraction, default=0.75, help="fraction of the tokens with valid pixels masked (0.75)"
+    )
     model.add_argument("--spatial_mask", action="store_true", help="mask the same locations in all channel groups")
     model.add_argument(
         "--mask_shape",
@@ -383,6 +400,7 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
         "val_buffer": args.val_buffer,
         "seed": args.seed,
         "cache": args.cache,
+        "native": args.stem != BASE_STEM,
     }
 
 
@@ -432,6 +450,7 @@ def scene_options(args: argparse.Namespace) -> dict[str, Any]:
         "scales": args.scales,
         "val_fraction": 0.0 if args.test_path else args.val_fraction,
         "seed": args.seed,
+        "native": args.stem != BASE_STEM,
     }
 
 
@@ -443,6 +462,7 @@ def model_options(args: argparse.Namespace) -> dict[str, Any]:
         "spatial_mask": args.spatial_mask,
         "norm_pix_loss": args.norm_pix_loss,
         "scale_heads": args.scale_heads,
+        "stem": args.stem,
         "grad_checkpointing": args.grad_checkpointing,
     }
 

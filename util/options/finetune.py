@@ -23,6 +23,7 @@ class Choices:
         class_weights: values of --class_weights.
         splits: values of --split.
         heads: values of --head.
+        stems: values of --stem.
     """
 
     tasks: tuple[str, ...]
@@ -34,6 +35,7 @@ class Choices:
     class_weights: tuple[str, ...]
     splits: tuple[str, ...]
     heads: tuple[str, ...]
+    stems: tuple[str, ...]
 
 
 def add_all_options(parser: argparse.ArgumentParser, choices: Choices) -> None:
@@ -41,7 +43,7 @@ def add_all_options(parser: argparse.ArgumentParser, choices: Choices) -> None:
     add_task_options(parser, tasks=choices.tasks)
     add_data_options(parser)
     add_split_options(parser, splits=choices.splits)
-    add_network_options(parser, heads=choices.heads)
+    add_network_options(parser, heads=choices.heads, stems=choices.stems)
     add_training_options(parser, class_weights=choices.class_weights)
     add_comparison_options(parser, baselines=choices.baselines, default_baselines=choices.default_baselines)
     add_run_options(parser)
@@ -186,12 +188,15 @@ def _label_fraction(text: str) -> float:
     return float(value)
 
 
-def add_network_options(parser: argparse.ArgumentParser, *, heads: Sequence[str] | None = None) -> None:
+def add_network_options(
+    parser: argparse.ArgumentParser, *, heads: Sequence[str] | None = None, stems: Sequence[str] | None = None
+) -> None:
     """Adds the options of the network.
 
     Args:
         parser: where to add them.
         heads: choices of --head; None accepts any name.
+        stems: likewise of --stem.
     """
     net = parser.add_argument_group("network")
     net.add_argument(
@@ -199,6 +204,12 @@ def add_network_options(parser: argparse.ArgumentParser, *, heads: Sequence[str]
     )
     net.add_argument("--model_type", default="group_c", choices=["group_c", "vanilla"], help="from scratch only")
     net.add_argument("--patch_size", type=options.positive_int, default=8, help="from scratch only (8)")
+    net.add_argument(
+        "--stem",
+        choices=stems,
+        help="native: tokens and per-pixel head see every layer at its own pixels; base: base pixels alone; tokens, "
+        f"head: native in one of them (checkpoint's, or {options.DEFAULT_STEM})",
+    )
     net.add_argument("--head", choices=heads, help="per-pixel head (upsample; linear for a frozen encoder)")
     net.add_argument("--freeze_encoder", action="store_true", help="train the head only: a probe")
     net.add_argument(

@@ -139,6 +139,7 @@ def with_checkpoint(
         _check_scratch_only(args, {**trained, "patch_size": config["patch_size"]})
     hidden = stored["hidden"] if is_finetuned else trained.get("masked_bands") or ()
     decided = {
+        "stem": _stem(args, config, published="layers" not in stored),
         "patch_size": config["patch_size"],
         "input_size": args.input_size or config["img_size"],
         "masked_bands": sorted({*args.masked_bands, *hidden}),
@@ -154,6 +155,23 @@ def with_checkpoint(
         names = ("dropped_bands", "grouped_bands", "model_type")
         decided |= {name: trained.get(name, getattr(args, name)) for name in names}
     return with_values(args, **decided)
+
+
+def _stem(args: argparse.Namespace, config: Mapping[str, Any], *, published: bool) -> str:
+    """The stem: as given, else that of the checkpoint's model; published weights load into any.
+
+    Raises:
+        ValueError: the checkpoint does not say how to read layers at their own pixels.
+    """
+    trained = config.get("stem", options.BASE_STEM)
+    if published:
+        return args.stem or options.DEFAULT_STEM
+    if args.stem not in (None, options.BASE_STEM, trained) and trained == options.BASE_STEM:
+        raise ValueError(
+            f"--stem {args.stem}: the checkpoint {args.finetune} was trained with --stem base, so it holds no "
+            "statistics of pixels finer than the base pixel; leave --stem out, or pre-train with --stem native"
+        )
+    return args.stem or trained
 
 
 def _check_scratch_only(args: argparse.Namespace, trained: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ class NetworkSettings:
         patch_size: patch edge of an encoder from scratch, base-scale pixels.
         drop_path: stochastic depth.
         grad_checkpointing: recompute blocks to save memory.
+        stem: whether tokens and the per-pixel head see layers at their own pixels.
         head: per-pixel head of the first method, None for the method's own.
         label_scale: predicted pixels along the edge of a base-scale pixel.
         global_pool: windows are classified by the mean of their tokens, not by the class token.
@@ -30,6 +31,7 @@ class NetworkSettings:
     patch_size: int
     drop_path: float
     grad_checkpointing: bool
+    stem: str
     head: str | None
     label_scale: int
     global_pool: bool
@@ -132,6 +134,11 @@ SCENE_SIZE = 96
 """Edge of images at the base scale without a checkpoint: that of SatMAE++."""
 
 
+def stem_of(args: argparse.Namespace) -> str:
+    """The stem: as given or as the checkpoint decides, else the default."""
+    return str(args.stem or options.DEFAULT_STEM)
+
+
 def layer_options(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of `LayerOptions` that the options name."""
     if args.input_size is not None:
@@ -152,6 +159,7 @@ def layer_options(args: argparse.Namespace) -> dict[str, Any]:
         "one_group": args.model_type == "vanilla",
         "scales": args.scales,
         "seed": args.seed,
+        "native": stem_of(args) != options.BASE_STEM,
     }
 
 
@@ -169,6 +177,7 @@ def scene_options(args: argparse.Namespace) -> dict[str, Any]:
         "scales": args.scales,
         "val_fraction": 0.0 if args.test_path else args.val_fraction,
         "seed": args.seed,
+        "native": stem_of(args) != options.BASE_STEM,
     }
 
 
@@ -282,7 +291,7 @@ def target_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def network_settings(args: argparse.Namespace) -> NetworkSettings:
     """How the network is built."""
-    return NetworkSettings(**_named(args, NetworkSettings))
+    return NetworkSettings(**{**_named(args, NetworkSettings), "stem": stem_of(args)})
 
 
 def loss_settings(args: argparse.Namespace) -> LossSettings:

@@ -49,6 +49,11 @@ class TrainingStep:
         )
 
 
+def native_zeros(network: Any, size: int, device: torch.device) -> list[Tensor]:
+    """Own pixels of `size` samples as a network takes them, all zero; none if it sees base pixels alone."""
+    return [torch.zeros(size, channels, edge, edge, device=device) for channels, edge in network.native_shapes]
+
+
 def pretraining_step(
     network: nn.Module,
     *,
@@ -73,13 +78,14 @@ def pretraining_step(
     edges = [network.img_size * s for s in config["scales"]]
     channels, groups = network.in_chans, 1 if network.spatial_mask else network.num_groups
 
-    def make_batch(size: int, device: torch.device) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    def make_batch(size: int, device: torch.device) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor]]:
         images = [torch.zeros(size, channels, edge, edge, device=device) for edge in edges]
         valid = [torch.ones_like(image, dtype=torch.bool) for image in images]
-        return images, valid, torch.zeros(size, groups * network.num_patches, device=device)
+        noise = torch.zeros(size, groups * network.num_patches, device=device)
+        return images, valid, noise, native_zeros(network, size, device)
 
-    def loss(model: nn.Module, batch: tuple[list[Tensor], list[Tensor], Tensor]) -> tuple[Tensor, Any]:
-        images, valid, noise = batch
+    def loss(model: nn.Module, batch: tuple[list[Tensor], list[Tensor], Tensor, list[Tensor]]) -> tuple[Tensor, Any]:
+        images, valid, noise, native = batch
         out = model(
             images[0],
             images[1:],
@@ -88,6 +94,7 @@ def pretraining_step(
             valid_up=valid[1:],
             noise=noise,
             details=True,
+            native=native,
         )
         return 0.6 * out.loss + 0.4 * out.ms_loss, out
 
