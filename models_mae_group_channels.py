@@ -91,6 +91,11 @@ def check_scored(
     return {s: given.get(s, ()) for s in scales}
 
 
+def _shapes_may_depend_on_data(imgs: Tensor) -> bool:
+    """True on a CPU; elsewhere the program would wait for them, and graphs and tensors without memory have none."""
+    return type(imgs) is Tensor and imgs.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 class Reconstruction(NamedTuple):
     """Result of a forward pass with `details`; S scales, in the order of the model's `scales`."""
 
@@ -346,7 +351,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         ids_keep, ids_restore, mask = random_masking(
             noise, keep=keep, token_valid=token_valid, spatial=spatial, keep_valid=counts
         )
-        if self.embeds_native and imgs.device.type == "cpu" and not torch.compiler.is_compiling():
+        if self.embeds_native and _shapes_may_depend_on_data(imgs):
             tokens = self.add_stems_where(tokens, token_valid & (mask < 0.5), imgs, valid, native)
         elif self.embeds_native:
             tokens = self.add_stems(tokens, token_valid, self.stem_maps(imgs, valid, native))

@@ -291,7 +291,9 @@ class GroupChannelEncoder(nn.Module):
             yield module, patches_of(own, base, ok, patch_size=self.patch_size, scale=scale)
 
     def stem_maps(self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]) -> list[Tensor]:
-        """Feature maps of all patches, (N*L, p, p, M) for each group; arguments as of `embed`."""
+        """Feature maps of all patches, (N*L, p, p, M) for each group if there are stems; arguments as of `embed`."""
+        if not self.stems:
+            return []
         return [
             module(OwnPixels(*(x.flatten(0, 2) for x in patches)))
             for module, patches in self._patches_by_group(imgs, valid, native)

@@ -32,7 +32,7 @@ class CopyOther:
     def valid_positions(self, valid):
         return torch.nn.functional.max_pool2d(valid.float(), 2).flatten(1) > 0
 
-    def reconstruct(self, imgs, valid, *, noise, keep):
+    def reconstruct(self, imgs, valid, native, *, noise, keep):
         order = noise.argsort(dim=1).argsort(dim=1)
         hidden = (order >= keep).unflatten(1, (3, -1))
         seen = ~hidden[:, :1].unflatten(2, (4, 4)).repeat_interleave(2, 2).repeat_interleave(2, 3)
@@ -50,7 +50,7 @@ def scores(mask_ratio=0.75, valid=None):
     layers = [ScoredLayer(LayerChannels(c), encoding.decode, 2.0, (0.0,)) for c in range(3)]
     return cross_layer_scores(
         CopyOther(),
-        [(imgs[:3], valid[:3], chance[:3]), (imgs[3:], valid[3:], chance[3:])],
+        [(imgs[:3], valid[:3], chance[:3], ()), (imgs[3:], valid[3:], chance[3:], ())],
         layers=layers,
         groups=((0,), (1,), (2,)),
         scored=(0, 1),

@@ -26,7 +26,7 @@ def sampler(plane, size):
         padded = np.pad(plane, size, constant_values=np.nan)
         tiles = np.stack([padded[r + size : r + 2 * size, c + size : c + 2 * size] for r, c in origins])
         values = torch.from_numpy(tiles)[:, None]
-        return SimpleNamespace(imgs=torch.nan_to_num(values), valid=~values.isnan())
+        return SimpleNamespace(imgs=torch.nan_to_num(values), valid=~values.isnan(), native=())
 
     return sample
 
@@ -34,7 +34,7 @@ def sampler(plane, size):
 def prediction(scale, **changes):
     options = {"bands": 1, "size": 8, "patch": 2, "overlap": 0.5, "scale": scale, "batch_size": 5}
     return DensePrediction(
-        [lambda imgs, valid: imgs.repeat_interleave(scale, 2).repeat_interleave(scale, 3)],
+        [lambda imgs, valid, native: imgs.repeat_interleave(scale, 2).repeat_interleave(scale, 3)],
         device=torch.device("cpu"),
         **(options | changes),
     )
@@ -133,7 +133,7 @@ def test_views_average_what_depends_on_direction():
     ramp = torch.arange(4.0).expand(1, 1, 4, 4)
 
     def view(turn):
-        def forward(imgs, valid):
+        def forward(imgs, valid, native):
             turns = torch.full((len(imgs),), turn)
             return rotated_back(rotated(imgs, turns) + ramp, turns)
 
@@ -141,15 +141,15 @@ def test_views_average_what_depends_on_direction():
 
     views = [view(turn) for turn in range(ROTATIONS)]
     imgs = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    mean, squares = viewed(views, imgs, imgs > -9)
+    mean, squares = viewed(views, imgs, imgs > -9, ())
     torch.testing.assert_close(mean, imgs + 1.5)
     row, col = np.mgrid[:4, :4] - 1.5
     np.testing.assert_allclose(squares[0, 0], (row**2 + col**2) / 2, atol=1e-5)
-    assert viewed(views[:1], imgs, imgs > -9)[1] is None
+    assert viewed(views[:1], imgs, imgs > -9, ())[1] is None
 
     side_by_side = {"bands": 1, "size": 4, "patch": 4, "overlap": 0.0, "scale": 1, "batch_size": 2}
     whole = DensePrediction(views, device=torch.device("cpu"), **side_by_side)
-    zero = SimpleNamespace(imgs=torch.zeros(2, 1, 4, 4), valid=torch.ones(2, 1, 4, 4, dtype=torch.bool))
+    zero = SimpleNamespace(imgs=torch.zeros(2, 1, 4, 4), valid=torch.ones(2, 1, 4, 4, dtype=torch.bool), native=())
     mosaic = whole.mosaic(blocks_of(4, 8, edge=8)[0], (4, 8), lambda origins: zero, with_std=True)
     np.testing.assert_allclose(mosaic.mean, 1.5, atol=1e-6)
     np.testing.assert_allclose(mosaic.std[0], np.tile(np.sqrt((row**2 + col**2) / 2), 2), atol=1e-5)

@@ -113,7 +113,8 @@ def test_a_published_file_is_read_with_its_options(tmp_path):
     groups = [[2, 0], [1]]
     weights = read_encoder_weights(save_published(tmp_path / "a.pth", pretrained, grouped_bands=groups))
     assert weights.published and weights.contents["epoch"] == 49 and weights.contents["args"]["blr"] == 1e-4
-    assert weights.config == models.encoder_arguments(pretrained.config)
+    of_stems = {"stem": "base", "native_scales": None, "detail_scales": None}
+    assert weights.config | of_stems == models.encoder_arguments(pretrained.config)
     model = make_finetuned(**PUBLISHED_ENCODER)
     report = load_encoder(model, weights)
     assert all(same(model, pretrained, name) for name in report.loaded)

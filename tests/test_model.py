@@ -195,12 +195,14 @@ def test_what_is_stored_under_nodata_changes_nothing(heads, norm_pix_loss):
         assert all(torch.equal(a, b) for a, b in zip(reference, found, strict=True))
 
 
-def test_tokens_without_valid_pixels_are_neither_visible_nor_scored():
+def test_tokens_without_valid_pixels_are_not_scored():
     model = wake(make_model())
     images, valid, noise = make_batch()
     valid[0][:, :, :8] = False  # half of the locations, in all groups
     loss, _, pred, mask = run(model, images, valid, noise)
-    assert mask.view(2, 2, 2, 8)[:, :, 0].all()  # the upper half is removed
+    upper, lower = mask.view(2, 2, 2, 8).unbind(2)
+    assert (lower.sum(dim=(1, 2)) == 12).all()  # of 16 valid tokens three quarters are removed
+    assert (upper.sum(dim=(1, 2)) == 12).all()  # and the places that are left are those of tokens without valid pixels
     moved = pred.detach().clone()
     moved[:, :, :8] += 100.0
     grad = torch.autograd.grad(loss, pred)[0]

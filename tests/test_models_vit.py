@@ -186,7 +186,7 @@ def test_a_frozen_encoder_keeps_its_weights_and_skips_no_block(kind):
     trained = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert trained == {name for name in before if name.startswith(("norm.", "fc_norm.", "head."))}
     assert all(p.grad is None for name, p in model.named_parameters() if name not in trained)
-    assert not model._encode(*model._prepare(images, valid))[0].requires_grad
+    assert not model._encode(*model._prepare(images, valid), [])[0].requires_grad
     model.eval()
     assert not model.head.training
 

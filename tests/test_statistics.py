@@ -281,6 +281,7 @@ class TestLayerStatistics:
                 "median": 1.25,
                 "count": 12,
                 "sampled": False,
+                "detail": 0.0,
             }
         ]
 

@@ -10,6 +10,7 @@ import torch
 from util.finetuning.fit import Fit, input_edge, trained_weights
 from util.hardware.device import peak_memory_bytes
 from util.training.flops import count_flops
+from util.training.training_step import native_zeros
 
 
 def window_flops(network: Any) -> int:
@@ -18,11 +19,14 @@ def window_flops(network: Any) -> int:
     Counts matrix products, convolutions and attention, two for a multiply-add; frozen weights have no backward part.
 
     Args:
-        network: takes (1, C, H, W) values and validity; is not changed.
+        network: takes (1, C, H, W) values, validity and, if it has a stem, own pixels; is not changed.
     """
     twin = copy.deepcopy(network).to("meta").train()
     images = torch.empty(1, twin.config["in_chans"], *[input_edge(twin)] * 2, device="meta")
-    return count_flops(lambda: twin(images, torch.empty_like(images, dtype=torch.bool)).sum())[1]
+    inputs = [images, torch.empty_like(images, dtype=torch.bool)]
+    if native := native_zeros(twin, 1, torch.device("meta")):
+        inputs.append(native)
+    return count_flops(lambda: twin(*inputs).sum())[1]
 
 
 def fit_costs(fit: Fit, *, device: torch.device) -> dict[str, Any]:
