@@ -179,14 +179,14 @@ def open_inputs(args: argparse.Namespace, ranks: dist.Ranks) -> tuple[FinetuneIn
 
 
 def build_network(
-    inputs: FinetuneInputs, settings: values.NetworkSettings, first: Method, method: Method
+    inputs: FinetuneInputs, settings: values.NetworkSettings, first: Method, method: Method, layers: Any = None
 ) -> tuple[Any, list[str]]:
-    """Builds the network of a method before training, the same on every fold, and lists how weights were loaded.
+    """Builds the network of a method before training, for the layers of a fold, and lists how weights were loaded.
 
     Raises:
         ValueError: sizes do not fit together, or the weights do not fit the layers.
     """
-    encoder, opened = inputs.encoder, inputs.opened
+    encoder, opened = inputs.encoder, layers or inputs.opened
     if encoder is not None:
         config = models.encoder_arguments(encoder.config)
         checks.check_channels(str(encoder.path), config, opened.channels)

@@ -47,7 +47,7 @@ def write_layers(folder, extreme=None, **replaced):
 
 def opened(folder, labels, *, split="blocks", early_stopping=False):
     """The layers from scratch, and folds of their ground."""
-    options = LayerOptions(layers_table=str(folder / "layers.csv"), input_size=8, scales=(1, 2, 4))
+    options = LayerOptions(native=True, layers_table=str(folder / "layers.csv"), input_size=8, scales=(1, 2, 4))
     layers = open_layers(None, options, local_ranks=1)
     data = open_targets(
         layers.grids,

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from datasets.finetuning.batch import WindowReader
 from datasets.folds.folds import Folds
 from datasets.layers.encoding import Encoding
 from datasets.layers.kind import CannotFit
 from datasets.layers.kinds import kind_of
 from datasets.layers.layer_statistics import LayerStatistics
+from datasets.survey.detail import measure_detail
 from datasets.survey.inference_survey import InferenceSurvey
 from datasets.survey.statistics import fit_statistics
 
@@ -59,6 +61,28 @@ def fit_on_fold(
     ground = FoldGround(folds, fold, (base / grid.resolution_y, base / grid.resolution_x))
     fitted = [_fit_layer(survey, channel, ground) for channel in range(len(survey.layers))]
     return tuple(statistics for statistics, _ in fitted), tuple(encoding for _, encoding in fitted)
+
+
+def detail_on_fold(survey: InferenceSurvey, folds: Folds, fold: int) -> tuple[float, ...]:
+    """Detail of each layer on a fold's training ground, as `measure_detail`.
+
+    Args:
+        survey: the layers, with the encodings of the fold.
+        folds: all folds.
+        fold: number of the fold.
+    """
+    size = survey.input_size
+    rows, cols = (np.arange(0, length, size) for length in survey.shape)
+
+    def is_training(rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
+        return ~folds.near_excluded(fold, (rows, rows + 1), (cols, cols + 1))
+
+    def ground(origin: np.ndarray) -> np.ndarray:
+        return is_training(*(start + np.arange(size) for start in origin))
+
+    origins = np.stack(np.meshgrid(rows, cols, indexing="ij"), axis=-1).reshape(-1, 2)
+    trained = np.array([ground(origin).any() for origin in origins])
+    return measure_detail(WindowReader(survey), survey.pyramid, origins[trained], survey.encodings, ground=ground)
 
 
 def _fit_layer(survey: InferenceSurvey, channel: int, ground: FoldGround) -> tuple[LayerStatistics, Encoding]:

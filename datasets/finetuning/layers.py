@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from datasets.finetuning.fold_statistics import fit_on_fold
+from datasets.finetuning.fold_statistics import detail_on_fold, fit_on_fold
 from datasets.finetuning.pixel_features import pixel_features
 from datasets.finetuning.random_features import draw_filters, random_features
 from datasets.finetuning.scene_targets import SceneGround, open_scene_ground
+from datasets.layers.encoding import per_channel
 from datasets.layers.layer import Layer
 from datasets.layers.paths import file_of, sheet_paths, variable_of
 from datasets.survey.inference_survey import (
@@ -141,9 +142,15 @@ class OpenedLayers:
         if fold is None or not self.fits_statistics:
             return self
         statistics, encodings = fit_on_fold(self.grids, folds, fold)
+        survey, channels = self.grids.with_encodings(encodings), self.channels
+        if survey.native:
+            detail = detail_on_fold(survey, folds, fold)
+            statistics = tuple(replace(item, detail=d) for item, d in zip(statistics, detail, strict=True))
+            channels = {**channels, "detail_scales": per_channel(detail, encodings)}
         return replace(
             self,
-            survey=self.grids.with_encodings(encodings),
+            survey=survey,
+            channels=channels,
             statistics=[item.as_dict() for item in statistics],
             encodings=[encoding.plain() for encoding in encodings],
         )

@@ -203,6 +203,11 @@ def linear_encodings(centres: Sequence[float], scales: Sequence[float]) -> tuple
     return tuple(Encoding(centres=(m,), scales=(s,)) for m, s in zip(centres, scales, strict=True))
 
 
+def per_channel(values: Sequence[Any], encodings: Sequence[Encoding]) -> list[Any]:
+    """A value of each layer, repeated for each of its channels."""
+    return [value for value, encoding in zip(values, encodings, strict=True) for _ in range(encoding.channels)]
+
+
 def channel_ranges(encodings: Sequence[Encoding]) -> tuple[tuple[int, ...], ...]:
     """The channel numbers of each layer: consecutive, in the order of the layers."""
     ranges, first = [], 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +17,12 @@ DETAIL_TILES = 64
 
 
 def measure_detail(
-    reader: Reader, pyramid: Pyramid, tiles: np.ndarray, encodings: Sequence[Encoding]
+    reader: Reader,
+    pyramid: Pyramid,
+    tiles: np.ndarray,
+    encodings: Sequence[Encoding],
+    *,
+    ground: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[float, ...]:
     """Standard deviation of each layer's detail, model units.
 
@@ -26,6 +31,7 @@ def measure_detail(
         pyramid: built for the groups that are read at their own pixels.
         tiles: (n, k) training tiles; up to `DETAIL_TILES` of them are read.
         encodings: per layer, how its values become channels.
+        ground: tile -> (H, W) bool, the base pixels that count; None: all.
 
     Returns:
         A number for each layer: 0 if it has no finer pixels than the base, no valid one in these tiles, or if it holds
@@ -42,6 +48,9 @@ def measure_detail(
             channels = pyramid.native_channels(group)
             base = sample.imgs[:, channels]
             detail = own - base.repeat_interleave(group.scale, -1).repeat_interleave(group.scale, -2)
+            if ground is not None:
+                counts = torch.from_numpy(ground(tile).repeat(group.scale, 0).repeat(group.scale, 1))
+                detail = torch.where(counts, detail, torch.nan)
             for layer in group.layers:
                 if encodings[layer].form == "values":
                     squares = detail[:, channels.index(pyramid.ranges[layer][0])].double().square()

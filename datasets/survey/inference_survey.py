@@ -173,6 +173,7 @@ class InferenceSurvey:
             scales=self.pyramid.scales,
             known=self.known,
             encodings=encodings,
+            native=self.native,
         )
         return replace(self, bundles=bundles, pyramid=pyramid, encodings=tuple(encodings), _zoomed={})
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from datasets.ground.wraparound import pixel_size_lines, pixel_size_m
-from datasets.layers.encoding import Encoding, channel_ranges
+from datasets.layers.encoding import Encoding, channel_ranges, per_channel
 from datasets.layers.kinds import kind_of
 from datasets.layers.layer import Layer
 from datasets.layers.layer_statistics import LayerStatistics
@@ -141,9 +141,8 @@ class Survey:
             ],
         }
         if self.native_scales:
-            owners = [layer for layer, numbers in enumerate(channels) for _ in numbers]
-            options["native_scales"] = [self.native_scales[layer] for layer in owners]
-            options["detail_scales"] = [self.statistics[layer].detail for layer in owners]
+            options["native_scales"] = per_channel(self.native_scales, self.encodings)
+            options["detail_scales"] = per_channel([item.detail for item in self.statistics], self.encodings)
         if not all(encoding.is_continuous for encoding in self.encodings) or any(la.loss for la in self.layers):
             options["layers"] = [
                 {

@@ -107,7 +107,7 @@ class FinetuneRun:
     examples: Mapping[int | None, Any] = field(default_factory=dict)
     layers: Mapping[int | None, Any] = field(default_factory=dict)
     updates: int = 0
-    build: Callable[[Method], tuple[Any, list[str]]] | None = None
+    build: Callable[..., tuple[Any, list[str]]] | None = None
     stored: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -167,7 +167,7 @@ def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
     """
     training, device, examples, layers = run.training, run.device, run.examples[fold], run.layers[fold]
     assert run.build is not None
-    network = run.build(method)[0]
+    network = run.build(method, layers)[0]
     model = dist.wrap(network.to(device), device)
     schedule = make_schedule(
         tiles=training.tiles_per_epoch,
