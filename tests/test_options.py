@@ -134,6 +134,8 @@ class TestWhatTheyTurnInto:
             "channel_groups": ((0, 2), (1,)),
             "scales": (1, 2),
             "scored": {1: (0, 1, 2), 2: (0, 2)},
+            "native_scales": (2, 1, 2),
+            "detail_scales": (0.5, 0.0, 0.5),
         }
         network = models.build_model(args.model, **options.model_options(args), **channels)
         assert network.spatial_mask and network.scales == (1, 2) and network.num_groups == 2

@@ -354,11 +354,14 @@ def test_classes_of_images_on_rasters(tmp_path, no_pictures, capsys):
     rng = np.random.default_rng(0)
     (tmp_path / "bands").mkdir()
     for layer in state["layers"]:
-        values = 1000 + 500 * rng.normal(size=(24, 24))
+        values = 1000 + 500 * rng.normal(size=(48, 48))
         write_grid(tmp_path / "bands" / f"{layer['name']}.tif", values.astype(np.float32), resolution=10.0)
-    out = predict(run, tmp_path / "out", "--data_dir", str(tmp_path / "bands"), "--base_resolution", "10")
+    rasters = ["--data_dir", str(tmp_path / "bands"), "--base_resolution"]
+    predict(run, tmp_path / "out", *rasters, "10", status=2)
+    assert "pixels of 10, expected at most 5: the model's stem reads 2 x 2 of them" in capsys.readouterr().err
+    out = predict(run, tmp_path / "out", *rasters, "20")
     with rasterio.open(out / "prediction_classes.tif") as file:
-        assert file.shape == (6, 6) and file.res == (40.0, 40.0) and file.tags()["split"] == "locations"
+        assert file.shape == (6, 6) and file.res == (80.0, 80.0) and file.tags()["split"] == "locations"
         assert set(np.unique(file.read(1))) <= set(range(1, len(scene_files.CATEGORIES) + 1))
         named = {key: name for key, name in file.tags(1).items() if key.startswith("class_")}
         assert sorted(named.values()) == sorted(scene_files.CATEGORIES)
