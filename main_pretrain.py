@@ -321,8 +321,9 @@ def add_gradients(
 
 def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:
     """Records the updates since the last reading."""
-    speed = run.state.timer.read(run.ranks.world_size)
-    run.files.log_training(window, run.state.progress, lr=lr, speed=speed, memory_bytes=peak_memory_bytes(run.device))
+    scaling = run.state.updater.require_updates(run.files.output_dir)
+    speed, memory = run.state.timer.read(run.ranks.world_size), peak_memory_bytes(run.device)
+    run.files.log_training(window, run.state.progress, lr=lr, speed=speed, memory_bytes=memory, scaling=scaling)
 
 
 def save(run: Run, *, keep: bool) -> None:

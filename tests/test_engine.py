@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from datasets.loading.batch_plan import plan_epoch
+from util.processes.program import RunFailed
 from util.processes.signals import Stop
-from util.training.engine import Updater, make_adamw
+from util.training.engine import MOST_SKIPPED, Updater, make_adamw
 from util.training.step_meter import StepMeter
 
 CPU = torch.device("cpu")
@@ -318,3 +319,43 @@ class TestStop:
         with Stop():
             assert signal.getsignal(signal.SIGTERM) != before[0]
         assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
+
+
+class TestSkippedUpdates:
+    """A gradient scaler skips updates whose gradients overflow, and halves its scale."""
+
+    def skip(self, updater, count):
+        for _ in range(count):
+            updater.backward(loss_of(updater, samples(4)) * math.inf)
+            updater.step(0.1)
+
+    def test_they_are_counted_since_the_last_reading(self, tmp_path, caplog):
+        caplog.set_level("INFO")
+        updater = make_updater(scaler=True)
+        before = weights(updater)
+        self.skip(updater, 3)
+        assert updater.require_updates(tmp_path) == {"skipped": 3, "loss_scale": 128.0}
+        assert "skipped 3 updates whose gradients overflowed fp16; loss scale now 128" in caplog.text
+        assert torch.equal(weights(updater), before)
+        assert updater.require_updates(tmp_path) == {"skipped": 0, "loss_scale": 128.0}
+
+    def test_too_many_in_a_row_end_the_run(self, tmp_path):
+        updater = make_updater(scaler=True)
+        self.skip(updater, MOST_SKIPPED - 1)
+        updater.require_updates(tmp_path)  # readings between do not break the row
+        self.skip(updater, 1)
+        with pytest.raises(RunFailed, match=rf"the last {MOST_SKIPPED} updates were skipped.*loss scale.*--amp off"):
+            updater.require_updates(tmp_path)
+
+    def test_one_good_update_begins_the_row_again(self, tmp_path):
+        updater = make_updater(scaler=True)
+        self.skip(updater, MOST_SKIPPED - 1)
+        updater.backward(loss_of(updater, samples(4)))
+        updater.step(0.1)
+        self.skip(updater, 1)
+        assert updater.require_updates(tmp_path)["skipped"] == MOST_SKIPPED
+
+    def test_nothing_without_a_scaler(self, tmp_path):
+        updater = make_updater()
+        self.skip(updater, MOST_SKIPPED)
+        assert updater.require_updates(tmp_path) == {}

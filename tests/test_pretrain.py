@@ -25,6 +25,7 @@ from tests.rasters import write_grid
 from tests.small_main import SMALL
 from util.checkpoints.checkpoint_file import CHECKPOINT_KEYS, VERSION
 from util.processes import distributed as dist
+from util.training.engine import Updater
 
 SCORED = {"gravity": ["1x", "2x"], "magnetics": ["1x", "2x", "4x"]}
 """At a base pixel of 400 m the 200 m layer has details down to scale 2, the 100 m layer down to 4."""
@@ -391,6 +392,18 @@ def test_ctrl_c_ends_with_one_line(survey, tmp_path, monkeypatch, capsys, where)
 
 
 # Losses that are not finite
+
+
+def test_gradients_that_overflow_for_good_stop_the_run(survey, tmp_path, monkeypatch, capsys):
+    """With --amp fp16 each update is skipped at half the scale of the one before: an end after 25, not after all 35."""
+    backward = Updater.backward
+    monkeypatch.setattr(Updater, "backward", lambda updater, loss: backward(updater, loss * math.inf))
+    output = tmp_path / "output"
+    assert surveys.train(survey, output, "--amp", "fp16", "--epochs", "5") == 1
+    assert "the last 25 updates were skipped: gradients overflow fp16" in capsys.readouterr().err
+    lines = surveys.log(output)
+    assert [line["skipped"] for line in lines] == [1] * 24
+    assert [line["loss_scale"] for line in lines] == [2.0 ** (16 - k) for k in range(1, 25)]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):

@@ -309,7 +309,7 @@ def read_meter(fit: Fit, meter: StepMeter, folder: Path) -> None:
         folder: where the fit's checkpoints are, for the error message.
 
     Raises:
-        RunFailed: a loss was not finite.
+        RunFailed: a loss was not finite, or a gradient scaler skips every update.
     """
     progress = fit.progress
     reading = meter.read(dist.mean_over_ranks, dist.sum_over_ranks)
@@ -320,6 +320,7 @@ def read_meter(fit: Fit, meter: StepMeter, folder: Path) -> None:
             "the layers and labels"
         )
         raise dist.mark_shared(error)
+    fit.updater.require_updates(folder)
     progress.readings.append([reading.updates, reading.loss, reading.grad_norm])
 
 

@@ -114,8 +114,9 @@ class RunFiles:
         lr: float,
         speed: Mapping[str, float],
         memory_bytes: int,
+        scaling: Mapping[str, float] | None = None,
     ) -> None:
-        """Records a window of training steps."""
+        """Records a window of training steps; `scaling` is what a gradient scaler did (`Updater.require_updates`)."""
         record = {"lr": lr, "grad_norm": window.grad_norm, **speed, "peak_memory_mb": memory_bytes / 2**20}
         self._windows.append((window, record))
         tags = {
@@ -128,10 +129,19 @@ class RunFiles:
             "speed/wait_share": speed["wait_share"],
             "memory/peak_mb": memory_bytes / 2**20,
         }
+        tags |= {f"optim/{name}": value for name, value in (scaling or {}).items()}
         for level, channel, scale, layer in self._entries():
             tags[f"train_layers/{layer.name}_{scale}x"] = float(window.layer_losses[level, channel])
         self._write(
-            {"kind": "train", "step": progress.step, "epoch": progress.epoch, **self._losses([window]), **record}, tags
+            {
+                "kind": "train",
+                "step": progress.step,
+                "epoch": progress.epoch,
+                **self._losses([window]),
+                **record,
+                **(scaling or {}),
+            },
+            tags,
         )
 
     def _losses(self, windows: Sequence[WindowOfSteps]) -> dict[str, Any]:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import random
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from util.processes import distributed as dist
 from util.processes.fsdp import whole
+from util.processes.program import RunFailed
+
+logger = logging.getLogger(__name__)
+
+MOST_SKIPPED = 25
+"""Updates in a row that a gradient scaler may skip, each at half the scale of the one before: from 65536 down to 0.002,
+where no gradient overflows fp16 that is not infinite itself."""
 
 
 def make_adamw(groups: list[dict], *, lr: float, betas: tuple[float, float] = (0.9, 0.95)) -> torch.optim.AdamW:
@@ -68,6 +78,7 @@ class Updater:
         self._device_type = device_type
         self._clip_grad = float("inf") if clip_grad is None else clip_grad
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._skipped: torch.Tensor | None = None  # on the device: since `require_updates`, and in a row until now
 
     def autocast(self) -> torch.autocast:
         """Mixed-precision context for the forward pass."""
@@ -94,9 +105,44 @@ class Updater:
         if self.scaler.is_enabled():
             self.scaler.step(self.optimizer)
             self.scaler.update()
+            self._count_skipped(norm)
         else:
             # The attribute by which GradScaler makes a fused optimiser skip an update, without a sync.
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm.detach()
+
+    def _count_skipped(self, norm: torch.Tensor) -> None:
+        """Counts an update that the scaler has skipped, without waiting for the device."""
+        skipped = (~torch.isfinite(norm.detach())).float()
+        before = torch.zeros(2, device=norm.device) if self._skipped is None else self._skipped
+        self._skipped = torch.stack([before[0] + skipped, (before[1] + 1) * skipped])
+
+    def require_updates(self, output_dir: Path) -> dict[str, float]:
+        """Returns what the gradient scaler did since the last call; the host waits for the device.
+
+        Args:
+            output_dir: folder of the checkpoints, for the error message.
+
+        Returns:
+            `skipped` updates and the `loss_scale` now; nothing without a scaler.
+
+        Raises:
+            RunFailed: the last `MOST_SKIPPED` updates or more were all skipped.
+        """
+        if not self.scaler.is_enabled() or self._skipped is None:
+            return {}
+        count, in_a_row = (int(number) for number in self._skipped.tolist())
+        self._skipped[0] = 0
+        scale = self.scaler.get_scale()
+        if in_a_row >= MOST_SKIPPED:
+            error = RunFailed(
+                f"the last {in_a_row} updates were skipped: gradients overflow fp16 even at a loss scale of "
+                f"{scale:.3g}, and the weights no longer change; the last checkpoint in {output_dir} is good. Use "
+                "--amp off or bf16, lower --lr, or tame extreme values of the layers (column `transform`)"
+            )
+            raise dist.mark_shared(error)
+        if count:
+            logger.info("skipped %d updates whose gradients overflowed fp16; loss scale now %g", count, scale)
+        return {"skipped": count, "loss_scale": scale}
