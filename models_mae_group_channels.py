@@ -313,7 +313,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             mask_ratio: fraction of valid tokens to remove, 0 <= ratio < 1.
             valid: (N, C, H, W) bool, True = usable.
             noise: (N, G*L), or (N, L) with `spatial_mask`; valid tokens with the smallest noise stay visible.
-            native: own pixels, as in `forward`.
+            native: native pixels, as in `forward`.
 
         Returns:
             latent (N, 1 + visible, D), class token first; mask (N, G, L), 1 = removed; ids_restore (N, G*L).
@@ -368,7 +368,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
-            native: own pixels, as in `forward`.
+            native: native pixels, as in `forward`.
 
         Returns:
             tokens (N, G, L, D), at least float32, and (N, G, L) bool, True where a token has a valid pixel; features of
@@ -412,7 +412,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
-            native: own pixels, as in `forward`.
+            native: native pixels, as in `forward`.
             noise: (N, G*L), or (N, L) with `spatial_mask`; valid tokens with the smallest noise stay visible.
             keep: number of visible tokens, or of visible patches with `spatial_mask`.
 
@@ -549,7 +549,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             noise: (N, G*L), or (N, L) with `spatial_mask`; valid tokens with the smallest noise stay visible. None:
                 uniform random numbers.
             details: return a `Reconstruction`, which adds images and sums of errors.
-            native: own pixels of the groups that have finer ones, (N, c, sH, sW) each in the order of the groups,
+            native: native pixels of the groups that have finer ones, (N, c, sH, sW) each in the order of the groups,
                 model units, NaN = invalid; needed unless the stem is "base".
 
         Returns:

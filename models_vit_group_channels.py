@@ -25,7 +25,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from util.model.native_stem import STEM_MAPS, STEMS, NativeStem, OwnPixels, StemFeatures, maps_to_images, patches_of
+from util.model.native_stem import STEM_MAPS, STEMS, NativeStem, StemPixels, StemFeatures, maps_to_images, patches_of
 from util.model.patches import SENTINEL_GROUPS, token_validity
 from util.model.pos_embed import sincos_1d, sincos_2d
 from util.model.scale_heads import at_least_float32, full_precision
@@ -102,9 +102,9 @@ class GroupChannelEncoder(nn.Module):
 
     Args:
         stem: whether tokens and dense heads see pixels finer than the base pixel, one of `STEMS`.
-        native_scales: for each channel, how many of its own pixels lie along the edge of a base pixel; a group is seen
+        native_scales: for each channel, how many of its native pixels lie along the edge of a base pixel; a group is seen
             at the largest of its channels. Needed unless `stem` is "base".
-        detail_scales: for each channel, the standard deviation of its own pixels within a base pixel, model units; 0 if
+        detail_scales: for each channel, the standard deviation of its native pixels within a base pixel, model units; 0 if
             that has no meaning. Needed likewise.
 
     Raises:
@@ -181,7 +181,7 @@ class GroupChannelEncoder(nn.Module):
     def _build_stems(
         self, stem: str, native_scales: Sequence[int] | None, detail_scales: Sequence[float] | None, *, width: int
     ) -> None:
-        """Add a stem for each group, with a projection to tokens if these see own pixels."""
+        """Add a stem for each group, with a projection to tokens if these see native pixels."""
         if stem not in STEMS:
             raise ValueError(f"stem {stem!r}: expected one of {', '.join(STEMS)}")
         self.stem, self.embeds_native = stem, stem in ("native", "tokens")
@@ -208,12 +208,12 @@ class GroupChannelEncoder(nn.Module):
             )
 
     def _needs_stems(self) -> bool:
-        """Whether anything in the model sees own pixels."""
+        """Whether anything in the model sees native pixels."""
         return self.embeds_native
 
     @property
     def native_shapes(self) -> list[tuple[int, int]]:
-        """Channels and edge of each image of own pixels that the model takes: of the groups finer than base pixels."""
+        """Channels and edge of each image of native pixels that the model takes: of the groups finer than base pixels."""
         return [
             (size, scale * self.img_size)
             for size, scale in zip(self.group_sizes, self.native_scales, strict=True)
@@ -262,7 +262,7 @@ class GroupChannelEncoder(nn.Module):
             return tokens + self._token_embedding(self.pos_embed[:, 1:], self.channel_embed), token_valid
 
     def _check_native(self, native: Sequence[Tensor] | None, count: int) -> list[Tensor]:
-        """The images of own pixels, after checking their shapes; none if the model sees base pixels alone.
+        """The images of native pixels, after checking their shapes; none if the model sees base pixels alone.
 
         Raises:
             ValueError: images are missing or have other shapes.
@@ -274,13 +274,13 @@ class GroupChannelEncoder(nn.Module):
         if found != expected:
             raise ValueError(
                 f"native images of shapes {found}: expected {expected}, one for each channel group with pixels finer "
-                f"than the base pixel (stem {self.stem!r}); read the layers at their own pixels"
+                f"than the base pixel (stem {self.stem!r}); read the layers at their native pixels"
             )
         return list(native or ())
 
     def _patches_by_group(
         self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]
-    ) -> Iterator[tuple[NativeStem, OwnPixels]]:
+    ) -> Iterator[tuple[NativeStem, StemPixels]]:
         """Yield each group's stem and views of its patches, (N, side, side, ...)."""
         bases = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
         usable = valid.index_select(1, self.group_order).split(self.group_sizes, dim=1)
@@ -295,7 +295,7 @@ class GroupChannelEncoder(nn.Module):
         if not self.stems:
             return []
         return [
-            module(OwnPixels(*(x.flatten(0, 2) for x in patches)))
+            module(StemPixels(*(x.flatten(0, 2) for x in patches)))
             for module, patches in self._patches_by_group(imgs, valid, native)
         ]
 
@@ -317,7 +317,7 @@ class GroupChannelEncoder(nn.Module):
         side = self.img_size // self.patch_size
         for g, (module, patches) in enumerate(self._patches_by_group(imgs, valid, native)):
             n, place = seen[:, g].nonzero(as_tuple=True)
-            chosen = OwnPixels(*(x[n, place // side, place % side] for x in patches))
+            chosen = StemPixels(*(x[n, place // side, place % side] for x in patches))
             group = torch.full_like(n, g)
             added = tokens[n, group, place] + module.tokens(module(chosen))
             tokens = tokens.index_put((n, group, place), added)
@@ -414,7 +414,7 @@ class EncoderWithHead(GroupChannelEncoder):
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
-            native: own pixels of the groups that have finer ones, (N, c, sH, sW) each, model units, NaN = invalid;
+            native: native pixels of the groups that have finer ones, (N, c, sH, sW) each, model units, NaN = invalid;
                 needed unless the stem is "base".
 
         Returns:
@@ -510,7 +510,7 @@ class GroupChannelsVisionTransformer(EncoderWithHead):
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
-            native: own pixels, as in `forward_tokens`.
+            native: native pixels, as in `forward_tokens`.
 
         Returns:
             (N, D); the mean over tokens is 0, before the norm, in a sample without valid pixels.
@@ -614,7 +614,7 @@ class GroupChannelsDensePredictor(EncoderWithHead):
         Args:
             imgs: (N, C, H, W), model units.
             valid: (N, C, H, W) bool, True = usable; all if None.
-            native: own pixels, as in `forward_tokens`.
+            native: native pixels, as in `forward_tokens`.
 
         Returns:
             (N, K, sH, sW), at least float32. In a patch without valid pixels in any group, the prediction follows from

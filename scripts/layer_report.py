@@ -140,7 +140,7 @@ def open_data(state: dict[str, Any], layers_table: str | None) -> Survey:
 def batches(
     survey: Survey, network: Any, device: torch.device, *, most: int, batch_size: int, options: Mapping[str, Any]
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Sequence[Tensor]]]:
-    """Yields held-out tiles, spread evenly, the noise that decides which own tokens are shown, and own pixels."""
+    """Yields held-out tiles, spread evenly, the noise that decides which own tokens are shown, and native pixels."""
     origins = survey.tiles.val
     if len(origins) > most:
         origins = origins[np.linspace(0, len(origins) - 1, most).round().astype(int)]

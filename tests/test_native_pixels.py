@@ -1,4 +1,4 @@
-"""Layers at their own pixels: which scale, values known on paper, statistics, and what a trained model accepts."""
+"""Layers at their native pixels: which scale, values known on paper, statistics, and what a trained model accepts."""
 
 import numpy as np
 import pytest
@@ -99,7 +99,7 @@ class TestPyramid:
 
 class TestDetail:
     def test_on_paper(self):
-        """Own pixels that lie 3 above and 3 below their base pixel, in units of 2: 1.5."""
+        """Native pixels that lie 3 above and 3 below their base pixel, in units of 2: 1.5."""
         signs = torch.tensor([[3.0, -3], [-3, 3]]).repeat(4, 4).view(1, 1, 8, 8)
         base = torch.randn(1, 1, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
         make = make_pyramid([bundle((0,), 8)], [NativeGroup((0,), 2)], tile=8, input_size=4, scale=[2.0])

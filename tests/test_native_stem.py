@@ -1,4 +1,4 @@
-"""Stems: tokens and dense heads see layers at their own pixels, and nothing leaks from where they must not look."""
+"""Stems: tokens and dense heads see layers at their native pixels, and nothing leaks from where they must not look."""
 
 import json
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from models_mae_group_channels import MaskedAutoencoderGroupChannelViT, build_model
 from models_vit_group_channels import build_finetune_model, encoder_arguments
-from util.model.native_stem import STEM_MAPS, NativeStem, OwnPixels, compressed, maps_to_images, patches_of
+from util.model.native_stem import STEM_MAPS, NativeStem, StemPixels, compressed, maps_to_images, patches_of
 from util.model.patches import patchify, random_masking, visible_valid_counts
 
 SIZE, PATCH = 16, 4
@@ -56,10 +56,10 @@ class TestStem:
         assert y[-1] < 45 and float(y[3]) == pytest.approx(0.01, rel=0.01)
 
     def test_inputs_are_value_validity_and_detail(self):
-        """A base pixel of 3 with own pixels 1, 5, 3 and an invalid one; the detail has a standard deviation of 2."""
+        """A base pixel of 3 with native pixels 1, 5, 3 and an invalid one; the detail has a standard deviation of 2."""
         stem = NativeStem(scale=2, detail_scales=(2.0,))
         own = torch.tensor([[1.0, 5.0], [3.0, torch.nan]]).view(1, 1, 1, 2, 1, 2)
-        inputs = stem._describe(OwnPixels(own, torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1, dtype=torch.bool)))
+        inputs = stem._describe(StemPixels(own, torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1, dtype=torch.bool)))
         value, valid, detail = inputs.flatten(2)[0]
         assert torch.equal(value, compressed(torch.tensor([1.0, 5.0, 3.0, 0.0])))
         assert valid.tolist() == [1, 1, 1, 0]
@@ -127,7 +127,7 @@ class TestTokens:
 
     @pytest.mark.parametrize("scale", [1, 2, 4])
     def test_what_lies_under_nodata_changes_nothing(self, scale):
-        """Own pixels where the base pixel is invalid, and targets of every scale."""
+        """Native pixels where the base pixel is invalid, and targets of every scale."""
         model, (images, valid, noise) = make_mae(), make_inputs()
         generator = torch.Generator().manual_seed(4)
         valid = [torch.rand(v.shape, generator=generator) < 0.7 for v in valid]
@@ -164,7 +164,7 @@ class TestTokens:
         assert float(counts[1, 0]) == 2 * (2 * SIZE) ** 2
 
     def test_a_linear_encoder_would_not_see_roughness(self):
-        """Own pixels of the same mean, rough and smooth, give different tokens."""
+        """Native pixels of the same mean, rough and smooth, give different tokens."""
         model, (images, valid, _) = make_mae().eval(), make_inputs()
         smooth = [torch.zeros_like(image) for image in make_native()]
         rough = [image.clone() for image in smooth]

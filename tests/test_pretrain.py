@@ -300,7 +300,7 @@ def test_one_epoch_with(survey, tmp_path, flags, caplog):
     scored = {(name, scale): scores for name, by_scale in epoch["val"].items() for scale, scores in by_scale.items()}
     if "--norm_pix_loss" in flags:  # predictions of single patches' shapes have no physical unit
         assert scored["gravity", "1x"]["rmse"] is None
-    # A layer is scored down to its own pixels: with scales 1 2 the base pixel is 200 m, with scale 1 alone 100 m.
+    # A layer is scored down to its native pixels: with scales 1 2 the base pixel is 200 m, with scale 1 alone 100 m.
     expected = {"--scales 1 2": 3, "--scales 1": 1, "--scales 1 3": 3, "--masked_bands 0": 3, "--dropped_bands 0": 3}
     assert len(scored) == expected.get(flags, 5)
 

@@ -35,7 +35,7 @@ class Batch:
     def to(
         self, device: torch.device, pyramid: Pyramid
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Values (N, C, H, W), their validity, the target and own pixels on a device, rotated alike."""
+        """Values (N, C, H, W), their validity, the target and native pixels on a device, rotated alike."""
         sample = pyramid(*self.tiles.to(device).parts)
         target = self.target.to(device, non_blocking=True)
         imgs, valid = rotated_tiles(sample.imgs, sample.valid, self.turns, pyramid.encodings)

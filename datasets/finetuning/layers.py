@@ -60,7 +60,7 @@ class LayerOptions:
         one_group: from scratch: all layers in one group.
         scales: from scratch: the largest decides the base resolution.
         seed: from scratch: seed of the survey.
-        native: read layers at their own pixels as well, for a model with a stem.
+        native: read layers at their native pixels as well, for a model with a stem.
     """
 
     data_dir: str | None = None

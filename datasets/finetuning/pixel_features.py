@@ -1,6 +1,6 @@
 """What a tree may know about a pixel: the value of every layer there, and local means and spreads.
 
-A layer is taken in its own pixels. Sums over any rectangle of ground are differences of cumulative sums, which
+A layer is taken in its native pixels. Sums over any rectangle of ground are differences of cumulative sums, which
 between pixel corners are bilinear: read off by interpolation they are exact, weighted by shared area, and nothing
 is resampled. Invalid pixels have no weight. Codes of classes and degrees are no numbers to take means of: what is
 looked at are the shares of each class, and cosine and sine.
@@ -99,7 +99,7 @@ def by_window(survey: InferenceSurvey, channel: int, centres: np.ndarray, *, mar
 
 
 def _pixels_per_base(survey: InferenceSurvey, channel: int) -> np.ndarray:
-    """(2,) rows and columns of a layer's own pixels in a base pixel."""
+    """(2,) rows and columns of a layer's native pixels in a base pixel."""
     grid, placement = survey.stack.reference, survey.stack.placements[channel]
     ratios = [placement.ratio_y / grid.resolution_y, placement.ratio_x / grid.resolution_x]
     return survey.base_resolution * np.array(ratios)
@@ -108,7 +108,7 @@ def _pixels_per_base(survey: InferenceSurvey, channel: int) -> np.ndarray:
 def squares_around(
     survey: InferenceSurvey, channel: int, centres: np.ndarray, halves: Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Squares around points, in a layer's own pixels.
+    """Squares around points, in a layer's native pixels.
 
     Args:
         survey: the layers.

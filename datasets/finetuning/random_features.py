@@ -1,4 +1,4 @@
-"""What untrained random convolutions make of a layer's own pixels around a target pixel.
+"""What untrained random convolutions make of a layer's native pixels around a target pixel.
 
 After Rolf et al. (2021), "A generalizable and accessible approach to machine learning with global satellite imagery"
 (MOSAIKS): filters are random patches of the data, whitened; their responses pass a threshold and are averaged. Here

@@ -216,7 +216,7 @@ def open_scene_ground(
         scales: as in pre-training: images are read at the finest and averaged.
         val_fraction: fraction of locations to hold out; 0 where another table is tested.
         seed: seed of their choice.
-        native: give images at their own pixels as well, for a model with a stem.
+        native: give images at their native pixels as well, for a model with a stem.
 
     Raises:
         ValueError, FileNotFoundError, OSError: they cannot be used, by name.

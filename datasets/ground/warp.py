@@ -62,7 +62,7 @@ def warp_window(
 
     Args:
         read: gives a window (row, col, rows, cols) of the file, of that type.
-        frame: the file's own pixels.
+        frame: the file's native pixels.
         grid: the grid that is wanted.
         window: (row, col, rows, cols) inside the grid.
         resampling: how pixels of the grid follow from those of the file; invalid ones take no part.
@@ -125,7 +125,7 @@ def north_in(grid: Grid, frame: Frame, window: tuple[int, int, int, int]) -> np.
 
     Args:
         grid: the grid.
-        frame: the file's own pixels.
+        frame: the file's native pixels.
         window: (row, col, rows, cols) inside the grid.
 
     Returns:
@@ -172,7 +172,7 @@ def footprint(frame: Frame, grid: Grid, block: tuple[int, int, int, int]) -> tup
     """Return the window of a file under a block of a grid, found by projecting 17 x 17 points.
 
     Args:
-        frame: the file's own pixels.
+        frame: the file's native pixels.
         grid: the grid.
         block: (row, col, rows, cols) on the grid.
 

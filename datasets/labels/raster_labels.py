@@ -48,7 +48,7 @@ class LabelRaster:
     """A band of labels, read on target pixels. Picklable, holds no handle.
 
     Attributes:
-        source: the file's own pixels.
+        source: the file's native pixels.
         grid: the target pixels.
         resampling: how target pixels follow from those of the file.
         edge: edge of the blocks that are warped at a time, target pixels.

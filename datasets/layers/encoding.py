@@ -1,7 +1,7 @@
 """Encodings: how values of a layer become channels of the model, and how predicted channels become values again.
 
 A continuous layer is one channel. A circular one is two, cosine and sine, so that 359 and 1 degree are neighbours and
-means are means of directions. A categorical one has a channel for each class, one-hot in the layer's own pixels and
+means are means of directions. A categorical one has a channel for each class, one-hot in the layer's native pixels and
 the class's fraction of the ground in coarser ones. Pooling to coarser pixels is the same mean for all of them.
 """
 

@@ -30,7 +30,7 @@ class LayerStatistics:
         median: their median (of a regular sample); the commonest class of a categorical layer.
         count: number of pixels read.
         sampled: True when not every pixel was read.
-        detail: standard deviation of the layer's own pixels around their mean over a base pixel, model units, on
+        detail: standard deviation of the layer's native pixels around their mean over a base pixel, model units, on
             training ground; 0 if it was not measured, or has no meaning (classes and angles).
     """
 

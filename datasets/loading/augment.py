@@ -62,7 +62,7 @@ def rotated_tiles(
 def rotated_native(
     native: Sequence[Tensor], rotations: Tensor, encodings: Sequence[Sequence[Encoding]]
 ) -> list[Tensor]:
-    """Rotates (and mirrors) own pixels of channel groups as `rotated_tiles` does; NaN stays NaN.
+    """Rotates (and mirrors) native pixels of channel groups as `rotated_tiles` does; NaN stays NaN.
 
     Args:
         native: (N, c, sH, sH) for each group, model units.

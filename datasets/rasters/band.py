@@ -1,4 +1,4 @@
-"""Reading one band of one raster by window: file handles, the file's own pixels, the north-up grid."""
+"""Reading one band of one raster by window: file handles, the file's native pixels, the north-up grid."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class RasterBand:
         scale: physical = stored * scale + offset.
         offset: see scale.
         notes: what is odd about the file though it can be used.
-        source: the file's own pixels.
+        source: the file's native pixels.
         warped: True if the grid is not the file's own: values are interpolated (bilinear), those of categorical and
             circular layers taken from the nearest pixel. Directions follow the north of the grid.
         aoi: polygons outside which pixels are invalid.

@@ -72,7 +72,7 @@ def scan(band: RasterBand, *, trained: bool = False) -> BandSummary:
 
     A layer of more than `SCAN_PIXELS` pixels is sampled: of its chunks, numbered by row i and column j, those
     with (i + j) divisible by n are read, at full resolution; if they all hold one value, every chunk is read. In a
-    warped band dummies are searched for among the file's own pixels, statistics are of the warped ones.
+    warped band dummies are searched for among the file's native pixels, statistics are of the warped ones.
 
     Args:
         band: the layer.

@@ -183,7 +183,7 @@ class SceneSet:
     def pixels(
         self, number: int, channels: Sequence[int], *, choose: Callable[[int, int], Crop] | None = None
     ) -> np.ndarray:
-        """An image in its own pixels: (channels, rows, cols) float32, NaN where invalid.
+        """An image in its native pixels: (channels, rows, cols) float32, NaN where invalid.
 
         Args:
             number: of the image.

@@ -50,7 +50,7 @@ class Scenes:
         groups: channel groups, each a tuple of channel numbers.
         input_size: base-scale pixels along an image's edge.
         scales: reconstructed scales, 1 first.
-        native: images are given at their own pixels as well, for a model with a stem.
+        native: images are given at their native pixels as well, for a model with a stem.
     """
 
     images: SceneSet
@@ -239,7 +239,7 @@ def open_scenes(
         seed: decides which locations are held out, and which images statistics are of.
         categories: those of a trained model; default those of the table.
         statistics: likewise; default those of training images.
-        native: give images at their own pixels as well, for a model with a stem.
+        native: give images at their native pixels as well, for a model with a stem.
 
     Returns:
         The images.

@@ -1,4 +1,4 @@
-"""Detail of layers: how far their own pixels lie from the mean of the base pixel that holds them."""
+"""Detail of layers: how far their native pixels lie from the mean of the base pixel that holds them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def measure_detail(
 
     Args:
         reader: reads tiles as native pixels.
-        pyramid: built for the groups that are read at their own pixels.
+        pyramid: built for the groups that are read at their native pixels.
         tiles: (n, k) training tiles; up to `DETAIL_TILES` of them are read.
         encodings: per layer, how its values become channels.
         ground: tile -> (H, W) bool, the base pixels that count; None: all.

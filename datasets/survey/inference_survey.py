@@ -50,13 +50,13 @@ class InferenceSurvey:
         pyramid: pooling with the statistics of training.
         base_resolution: ground edge of a base-scale pixel, CRS units.
         input_size: base-scale pixels along a tile's edge.
-        known: for each scale, the layers whose own pixels are fine enough to be compared with at it.
+        known: for each scale, the layers whose native pixels are fine enough to be compared with at it.
         summaries: per layer, what scanning it found; None for absent ones.
         missing: names of the absent layers.
         aoi: polygons that limit what is written.
         warnings: for the user, to be logged.
         encodings: per layer, how values become channels.
-        native: channel groups that are read at their own pixels as well.
+        native: channel groups that are read at their native pixels as well.
     """
 
     stack: Stack
@@ -146,7 +146,7 @@ class InferenceSurvey:
     def zoomed(self, zoom: int) -> InferenceSurvey:
         """The same layers, base-scale pixels `zoom` times finer: a tile covers so much less ground.
 
-        Tiles hold no own pixels (`native`), since layers have none so much finer.
+        Tiles hold no native pixels (`native`), since layers have none so much finer.
         """
         if zoom not in self._zoomed:
             base, scales = self.base_resolution / zoom, self.pyramid.scales
@@ -283,10 +283,10 @@ def stored_encodings(state: Mapping[str, Any]) -> tuple[Encoding, ...]:
 
 @dataclass(frozen=True)
 class NativeLayers:
-    """At which of their own pixels a trained model's stem reads layers; empty if it sees base pixels alone.
+    """At which of their native pixels a trained model's stem reads layers; empty if it sees base pixels alone.
 
     Attributes:
-        scales: per layer, own pixels along the edge of a base pixel.
+        scales: per layer, native pixels along the edge of a base pixel.
         groups: the groups that are read at pixels finer than the base pixel.
     """
 

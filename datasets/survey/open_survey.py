@@ -57,7 +57,7 @@ class SurveySettings:
         local_ranks: processes on this machine that each hold the layers.
         transforms: transforms of values by name of the layer; they replace those of the table.
         trained: layers of a trained model, as which these are read; no statistics are computed then.
-        native: layers are read at their own pixels as well, for a model with a stem.
+        native: layers are read at their native pixels as well, for a model with a stem.
     """
 
     data_dir: str | None = None

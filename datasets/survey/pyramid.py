@@ -27,7 +27,7 @@ class Sample(NamedTuple):
         valid: (N, C, H, W) bool, True = usable.
         imgs_up: finer targets, (N, C, sH, sW) for each scale above 1, 0 where invalid or not scored.
         valid_up: likewise bool; False everywhere for layers not scored at that scale.
-        native: own pixels of the channel groups that have finer ones than the base, (N, c, sH, sW) each, NaN = invalid;
+        native: native pixels of the channel groups that have finer ones than the base, (N, c, sH, sW) each, NaN = invalid;
             none unless the pyramid was built for them.
     """
 
@@ -63,11 +63,11 @@ class Sample(NamedTuple):
 
 
 class NativeGroup(NamedTuple):
-    """A channel group that is read at its own pixels, finer than the base pixel.
+    """A channel group that is read at its native pixels, finer than the base pixel.
 
     Attributes:
         layers: numbers of its layers, in the order of its channels.
-        scale: own pixels along the edge of a base pixel.
+        scale: native pixels along the edge of a base pixel.
     """
 
     layers: tuple[int, ...]
@@ -126,7 +126,7 @@ class Pyramid:
         scales: reconstructed scales, 1 first.
         scored: for each scale, the numbers of the layers that are scored at it.
         encodings: per layer, how its values become channels.
-        native: the groups to read at their own pixels as well, in the order of the model's groups.
+        native: the groups to read at their native pixels as well, in the order of the model's groups.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class Pyramid:
 
     @property
     def native_encodings(self) -> list[list[Encoding]]:
-        """Encodings of the layers of each group that is read at its own pixels."""
+        """Encodings of the layers of each group that is read at its native pixels."""
         return [[self.encodings[layer] for layer in group.layers] for group in self.native]
 
     def channels_at(self, level: int) -> list[int]:

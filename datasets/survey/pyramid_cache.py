@@ -222,7 +222,7 @@ def _base_shape(survey: Survey) -> tuple[int, int]:
 
 
 def _native_shapes(survey: Survey, pyramid: Pyramid) -> list[tuple[int, int, int]]:
-    """Channels, rows and columns of the own pixels of each group that is read at them."""
+    """Channels, rows and columns of the native pixels of each group that is read at them."""
     rows, cols = _base_shape(survey)
     return [(len(pyramid.native_channels(g)), rows * g.scale, cols * g.scale) for g in pyramid.native]
 

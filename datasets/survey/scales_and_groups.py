@@ -18,7 +18,7 @@ def score_scales(
     base_resolution: float,
     hidden: Sequence[int] = (),
 ) -> tuple[tuple[int, ...], dict[int, tuple[int, ...]], list[str]]:
-    """Decide which layer is scored at which scale: none at a scale finer than its own pixels.
+    """Decide which layer is scored at which scale: none at a scale finer than its native pixels.
 
     Args:
         bands: the layers.
@@ -60,7 +60,7 @@ MAX_NATIVE_SCALE = 16
 
 
 def native_scales(bands: Sequence[RasterBand | WrappedBand], *, base_resolution: float) -> tuple[int, ...]:
-    """How many own pixels of each layer lie along the edge of a base pixel.
+    """How many native pixels of each layer lie along the edge of a base pixel.
 
     Args:
         bands: the layers.

@@ -1,7 +1,7 @@
 """The stack: layers of different resolution laid over one reference grid.
 
 The reference grid is the pixel grid of the finest layer, extended over the union (or cut to the intersection)
-of all extents. A layer keeps its own pixels: what ties it to the reference grid is a `Placement`, two numbers
+of all extents. A layer keeps its native pixels: what ties it to the reference grid is a `Placement`, two numbers
 per axis. Ratios of resolution need not be whole numbers and grids may be shifted by part of a pixel.
 """
 

@@ -49,7 +49,7 @@ class Survey:
         correlation_cells: per layer, autocorrelation length in base-scale pixels.
         layer_warnings: warnings about the layers.
         scale_warnings: layers and scales that are not scored.
-        native_scales: per layer, its own pixels along the edge of a base pixel, at which a stem reads it; empty if
+        native_scales: per layer, its native pixels along the edge of a base pixel, at which a stem reads it; empty if
             models see base pixels alone.
     """
 

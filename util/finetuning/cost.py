@@ -19,7 +19,7 @@ def window_flops(network: Any) -> int:
     Counts matrix products, convolutions and attention, two for a multiply-add; frozen weights have no backward part.
 
     Args:
-        network: takes (1, C, H, W) values, validity and, if it has a stem, own pixels; is not changed.
+        network: takes (1, C, H, W) values, validity and, if it has a stem, native pixels; is not changed.
     """
     twin = copy.deepcopy(network).to("meta").train()
     images = torch.empty(1, twin.config["in_chans"], *[input_edge(twin)] * 2, device="meta")

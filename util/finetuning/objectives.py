@@ -101,14 +101,14 @@ class Objective(Protocol):
     def loss(
         self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor, native: Sequence[Tensor] = ()
     ) -> Tensor:
-        """Scalar loss of a batch: (N, C, H, W) values and validity, targets, and own pixels for a stem."""
+        """Scalar loss of a batch: (N, C, H, W) values and validity, targets, and native pixels for a stem."""
 
     def predict(self, model: nn.Module, imgs: Tensor, valid: Tensor, native: Sequence[Tensor] = ()) -> Tensor:
         """(N, K) or (N, K, h, w) float32 class probabilities or values in physical units."""
 
 
 def outputs_of(network: nn.Module, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]) -> Tensor:
-    """Outputs of a network, which is given own pixels only where there are any: others need not know of them."""
+    """Outputs of a network, which is given native pixels only where there are any: others need not know of them."""
     return network(imgs, valid, native) if len(native) else network(imgs, valid)
 
 
@@ -226,9 +226,9 @@ class WindowClasses:
     def _mixed(
         self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor], target: Tensor
     ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-        """Values, validity, own pixels and targets after mixup or cutmix, all mixed alike.
+        """Values, validity, native pixels and targets after mixup or cutmix, all mixed alike.
 
-        Own pixels are sorted by base pixel, so that one call mixes images of all scales.
+        Native pixels are sorted by base pixel, so that one call mixes images of all scales.
         """
         assert self._mix is not None
         scales = [image.shape[-1] // imgs.shape[-1] for image in native]

@@ -44,7 +44,7 @@ class NetworkPredictor:
         network: not wrapped for several processes.
         objective: turns the network's outputs into class probabilities or values.
         survey: the layers, with `shape`, `input_size` and `read`.
-        windows: returns (n, C, H, W) values, validity and own pixels of numbered windows, on the device; None for
+        windows: returns (n, C, H, W) values, validity and native pixels of numbered windows, on the device; None for
             ground.
         count: number of outputs K.
         scale: target pixels along the edge of a base-scale pixel.

@@ -27,7 +27,7 @@ class TileBatch(NamedTuple):
         valid: (N, C, H, W) bool, True = usable.
         imgs_up: values at each finer scale.
         valid_up: their validity.
-        native: own pixels of channel groups, for a model with a stem.
+        native: native pixels of channel groups, for a model with a stem.
     """
 
     imgs: Tensor

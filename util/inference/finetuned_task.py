@@ -102,7 +102,7 @@ class Predict(Protocol):
         Args:
             imgs: (N, C, H, W) float32, model units.
             valid: (N, C, H, W) bool, True = usable.
-            native: own pixels of channel groups, for a model with a stem.
+            native: native pixels of channel groups, for a model with a stem.
             orientation: 0 = as the tiles lie, 1 to 7 = rotated and mirrored before prediction.
 
         Returns:

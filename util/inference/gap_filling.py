@@ -153,7 +153,7 @@ class GapFillingProduct(Product):
         predicted: Mapping[tuple[int, int], np.ndarray],
         grown: Block,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Spline and model detail in gaps, physical units, on the layer's own pixels."""
+        """Spline and model detail in gaps, physical units, on the layer's native pixels."""
         row, col, rows, cols = layer.window(grown)
         image_rows = (layer.base_coordinates(row, rows, axis=0) - grown.top) * layer.scale - 0.5
         image_cols = (layer.base_coordinates(col, cols, axis=1) - grown.left) * layer.scale - 0.5

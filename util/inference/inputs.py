@@ -30,7 +30,7 @@ class InferenceInputs:
         ground: the base-scale pixels.
         layers: name, unit and encoding of every layer, in their order.
         natives: their own grids, in the same order; None where a layer is absent.
-        known: for each scale, the layers whose own pixels are no coarser than those of the scale.
+        known: for each scale, the layers whose native pixels are no coarser than those of the scale.
         read: reads the pixels of a block.
         tags: metadata of every raster: where it comes from.
         mask_ratio: fraction of tokens hidden in training.

@@ -218,7 +218,7 @@ class ScoredBatch:
         imgs_up: finer targets.
         valid_up: validity of the finer targets.
         noise: (N, tokens) float32, which determines the mask.
-        native: own pixels of channel groups, for a model with a stem.
+        native: native pixels of channel groups, for a model with a stem.
     """
 
     imgs: torch.Tensor

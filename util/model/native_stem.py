@@ -1,6 +1,6 @@
-"""The stem of a channel group: feature maps at base pixels, made of the group's own, finer pixels.
+"""The stem of a channel group: feature maps at base pixels, made of the group's native, finer pixels.
 
-A base pixel of a group has s x s own pixels. Each is described by its value, its detail (the value less that of the
+A base pixel of a group has s x s native pixels. Each is described by its value, its detail (the value less that of the
 base pixel, in standard deviations of the layer's detail) and its validity; a small network turns them into M feature
 maps. It is not linear, because a linear map of pixels cannot measure how rough they are. Nothing reaches beyond a base
 pixel, and so nothing leaks from a hidden patch into a visible token. The idea of a convolutional stem before a
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from util.model.scale_heads import at_least_float32
 
 STEMS = ("native", "base", "tokens", "head")
-"""Choices of --stem: own pixels in tokens and dense heads, in neither, in tokens alone, in heads alone."""
+"""Choices of --stem: native pixels in tokens and dense heads, in neither, in tokens alone, in heads alone."""
 STEM_MAPS = 32
 """Number of feature maps M of a group."""
 SOFT_LIMIT = 4.0  # model units, which are standard deviations by default; smaller values stay nearly unchanged
@@ -38,8 +38,8 @@ def compressed(x: Tensor) -> Tensor:
     return torch.log1p(x.abs() / SOFT_LIMIT).mul(SOFT_LIMIT).copysign(x)
 
 
-class OwnPixels(NamedTuple):
-    """Own pixels of a group, sorted by base pixel; leading dimensions are patches or samples.
+class StemPixels(NamedTuple):
+    """Native pixels of a group, sorted by base pixel; leading dimensions are patches or samples.
 
     Attributes:
         own: (T, c, p, s, p, s) model units, NaN = invalid.
@@ -53,10 +53,10 @@ class OwnPixels(NamedTuple):
 
 
 class NativeStem(nn.Module):
-    """Feature maps of one channel group from its own pixels.
+    """Feature maps of one channel group from its native pixels.
 
     Args:
-        scale: s, own pixels along the edge of a base pixel.
+        scale: s, native pixels along the edge of a base pixel.
         detail_scales: standard deviation of each channel's detail in model units; 0 for channels that have none, such
             as fractions of classes.
         maps: M.
@@ -87,13 +87,13 @@ class NativeStem(nn.Module):
         self.mix = nn.Sequential(nn.Linear(maps, maps), nn.GELU(), nn.Linear(maps, maps))
         self.proj = None if patch_pixels is None else nn.Linear(patch_pixels * maps, width)
 
-    def forward(self, pixels: OwnPixels) -> Tensor:
+    def forward(self, pixels: StemPixels) -> Tensor:
         """Feature maps (T, p, p, M) of base pixels."""
         inputs = self._describe(pixels)  # (T, k, p, s, p, s)
         x = F.gelu(self.pixels(inputs.permute(0, 2, 4, 1, 3, 5).flatten(3)))
         return x + self.mix(x)
 
-    def _describe(self, pixels: OwnPixels) -> Tensor:
+    def _describe(self, pixels: StemPixels) -> Tensor:
         """Value, validity and detail of each own pixel: (T, k, p, s, p, s), 0 where invalid."""
         own = at_least_float32(pixels.own)
         valid = torch.isfinite(own) & pixels.valid[:, :, :, None, :, None]
@@ -110,7 +110,7 @@ class NativeStem(nn.Module):
         return self.proj(maps.flatten(1))
 
 
-def patches_of(own: Tensor | None, base: Tensor, valid: Tensor, *, patch_size: int, scale: int) -> OwnPixels:
+def patches_of(own: Tensor | None, base: Tensor, valid: Tensor, *, patch_size: int, scale: int) -> StemPixels:
     """Views of all patches of a group's images, by sample, row and column.
 
     Args:
@@ -121,7 +121,7 @@ def patches_of(own: Tensor | None, base: Tensor, valid: Tensor, *, patch_size: i
         scale: s.
 
     Returns:
-        As `OwnPixels`, with three leading dimensions (N, H / p, W / p) in place of T.
+        As `StemPixels`, with three leading dimensions (N, H / p, W / p) in place of T.
     """
     p = patch_size
     side = base.shape[-1] // p
@@ -129,7 +129,7 @@ def patches_of(own: Tensor | None, base: Tensor, valid: Tensor, *, patch_size: i
         own = base
     own = own.unflatten(3, (side, p, scale)).unflatten(2, (side, p, scale))  # (N, c, side, p, s, side, p, s)
     base, valid = (x.unflatten(3, (side, p)).unflatten(2, (side, p)) for x in (base, valid))
-    return OwnPixels(
+    return StemPixels(
         own.permute(0, 2, 5, 1, 3, 4, 6, 7), base.permute(0, 2, 4, 1, 3, 5), valid.permute(0, 2, 4, 1, 3, 5)
     )
 
@@ -141,7 +141,7 @@ def maps_to_images(maps: Tensor, side: int) -> Tensor:
 
 
 class StemFeatures(NamedTuple):
-    """What a dense head is given of own pixels.
+    """What a dense head is given of native pixels.
 
     Attributes:
         maps: (N, G*M, H, W) feature maps of all groups.
@@ -171,7 +171,7 @@ class FineStem(nn.Module):
         self.stem = NativeStem(scale=common // head_scale, detail_scales=detail_scales, maps=maps)
 
     def forward(self, own: Tensor, base: Tensor, valid: Tensor) -> Tensor:
-        """Own pixels (N, c, sH, sW), base image (N, c, H, W) and its validity -> feature maps (N, maps, tH, tW)."""
+        """Native pixels (N, c, sH, sW), base image (N, c, H, W) and its validity -> feature maps (N, maps, tH, tW)."""
         own, base, valid = (
             _repeated(own, self.repeats),
             _repeated(base, self.head_scale),
@@ -182,7 +182,7 @@ class FineStem(nn.Module):
             base, valid = torch.where(usable, own, 0.0), usable
         scale = self.stem.scale
         own = own.unflatten(3, (-1, scale)).unflatten(2, (-1, scale))
-        return self.stem(OwnPixels(own, base, valid)).permute(0, 3, 1, 2)
+        return self.stem(StemPixels(own, base, valid)).permute(0, 3, 1, 2)
 
 
 def _repeated(images: Tensor, times: int) -> Tensor:

@@ -170,7 +170,7 @@ class UpsampleHead(nn.Module):
             token_valid: (N, G, L) bool, True = the token holds a valid pixel.
             imgs: (N, C, H, W), model units, 0 where invalid.
             valid: (N, C, H, W) bool, True = usable.
-            stem: features of own pixels, if the head was built for them.
+            stem: features of native pixels, if the head was built for them.
 
         Returns:
             (N, K, sH, sW), at least float32.

@@ -13,7 +13,7 @@ from torch import Tensor
 from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, origin_pairs, raised_cosine, tile_origins, tile_stride
 
 Forward = Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]
-"""(N, C, H, W) values, validity, and own pixels for a model with a stem -> (N, K, s * size, s * size): class
+"""(N, C, H, W) values, validity, and native pixels for a model with a stem -> (N, K, s * size, s * size): class
 probabilities, or values.
 """
 

@@ -244,7 +244,7 @@ def add_model_options(
         "--stem",
         default=DEFAULT_STEM,
         choices=stems,
-        help="native: tokens see every layer at its own pixels; base: base pixels alone, as in SatMAE++; tokens, head: "
+        help="native: tokens see every layer at its native pixels; base: base pixels alone, as in SatMAE++; tokens, head: "
         f"parts of native, to compare ({DEFAULT_STEM})",
     )
     model.add_argument(

@@ -207,7 +207,7 @@ def add_network_options(
     net.add_argument(
         "--stem",
         choices=stems,
-        help="native: tokens and per-pixel head see every layer at its own pixels; base: base pixels alone; tokens, "
+        help="native: tokens and per-pixel head see every layer at its native pixels; base: base pixels alone; tokens, "
         f"head: native in one of them (checkpoint's, or {options.DEFAULT_STEM})",
     )
     net.add_argument("--head", choices=heads, help="per-pixel head (upsample; linear for a frozen encoder)")

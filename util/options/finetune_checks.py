@@ -161,7 +161,7 @@ def _stem(args: argparse.Namespace, config: Mapping[str, Any], *, published: boo
     """The stem: as given, else that of the checkpoint's model; published weights load into any.
 
     Raises:
-        ValueError: the checkpoint does not say how to read layers at their own pixels.
+        ValueError: the checkpoint does not say how to read layers at their native pixels.
     """
     trained = config.get("stem", options.BASE_STEM)
     if published:

@@ -20,7 +20,7 @@ class NetworkSettings:
         patch_size: patch edge of an encoder from scratch, base-scale pixels.
         drop_path: stochastic depth.
         grad_checkpointing: recompute blocks to save memory.
-        stem: whether tokens and the per-pixel head see layers at their own pixels.
+        stem: whether tokens and the per-pixel head see layers at their native pixels.
         head: per-pixel head of the first method, None for the method's own.
         label_scale: predicted pixels along the edge of a base-scale pixel.
         global_pool: windows are classified by the mean of their tokens, not by the class token.

@@ -50,7 +50,7 @@ class TrainingStep:
 
 
 def native_zeros(network: Any, size: int, device: torch.device) -> list[Tensor]:
-    """Own pixels of `size` samples as a network takes them, all zero; none if it has no stem."""
+    """Native pixels of `size` samples as a network takes them, all zero; none if it has no stem."""
     shapes = getattr(network, "native_shapes", ())
     return [torch.zeros(size, channels, edge, edge, device=device) for channels, edge in shapes]
 
