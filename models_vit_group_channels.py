@@ -25,7 +25,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from util.model.native_stem import STEM_MAPS, STEMS, NativeStem, StemPixels, StemFeatures, maps_to_images, patches_of
+from util.model.native_stem import STEM_MAPS, STEMS, NativeStem, StemFeatures, StemPixels, maps_to_images, patches_of
 from util.model.patches import SENTINEL_GROUPS, token_validity
 from util.model.pos_embed import sincos_1d, sincos_2d
 from util.model.scale_heads import at_least_float32, full_precision
@@ -102,10 +102,10 @@ class GroupChannelEncoder(nn.Module):
 
     Args:
         stem: whether tokens and dense heads see pixels finer than the base pixel, one of `STEMS`.
-        native_scales: for each channel, how many of its native pixels lie along the edge of a base pixel; a group is seen
-            at the largest of its channels. Needed unless `stem` is "base".
-        detail_scales: for each channel, the standard deviation of its native pixels within a base pixel, model units; 0 if
-            that has no meaning. Needed likewise.
+        native_scales: for each channel, how many of its native pixels lie along the edge of a base pixel; a group is
+            seen at the largest of its channels. Needed unless `stem` is "base".
+        detail_scales: for each channel, the standard deviation of its native pixels within a base pixel, model units; 0
+            if that has no meaning. Needed likewise.
 
     Raises:
         ValueError: the stem is unknown, or its scales do not fit the channels.
@@ -213,7 +213,7 @@ class GroupChannelEncoder(nn.Module):
 
     @property
     def native_shapes(self) -> list[tuple[int, int]]:
-        """Channels and edge of each image of native pixels that the model takes: of the groups finer than base pixels."""
+        """Channels and edge of each image of native pixels that the model takes: of groups finer than base pixels."""
         return [
             (size, scale * self.img_size)
             for size, scale in zip(self.group_sizes, self.native_scales, strict=True)

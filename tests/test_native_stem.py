@@ -59,7 +59,8 @@ class TestStem:
         """A base pixel of 3 with native pixels 1, 5, 3 and an invalid one; the detail has a standard deviation of 2."""
         stem = NativeStem(scale=2, detail_scales=(2.0,))
         own = torch.tensor([[1.0, 5.0], [3.0, torch.nan]]).view(1, 1, 1, 2, 1, 2)
-        inputs = stem._describe(StemPixels(own, torch.full((1, 1, 1, 1), 3.0), torch.ones(1, 1, 1, 1, dtype=torch.bool)))
+        base = torch.full((1, 1, 1, 1), 3.0)
+        inputs = stem._describe(StemPixels(own, base, base > 0))
         value, valid, detail = inputs.flatten(2)[0]
         assert torch.equal(value, compressed(torch.tensor([1.0, 5.0, 3.0, 0.0])))
         assert valid.tolist() == [1, 1, 1, 0]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Categorical(Kind):
-    """Class codes: a channel per class, one-hot in the layer's native pixels, fractions of the ground in coarser ones."""
+    """Class codes: a channel per class, one-hot in its native pixels, fractions of the ground in coarser ones."""
 
     name: str = "categorical"
     description: str = "class codes, whole numbers"

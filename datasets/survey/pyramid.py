@@ -27,8 +27,8 @@ class Sample(NamedTuple):
         valid: (N, C, H, W) bool, True = usable.
         imgs_up: finer targets, (N, C, sH, sW) for each scale above 1, 0 where invalid or not scored.
         valid_up: likewise bool; False everywhere for layers not scored at that scale.
-        native: native pixels of the channel groups that have finer ones than the base, (N, c, sH, sW) each, NaN = invalid;
-            none unless the pyramid was built for them.
+        native: native pixels of the channel groups that have finer ones than the base, (N, c, sH, sW) each, NaN =
+            invalid; none unless the pyramid was built for them.
     """
 
     imgs: torch.Tensor

@@ -1,4 +1,4 @@
-"""Layers at scales finer than their native pixels: interpolation, and as much of the model's detail as holds elsewhere."""
+"""Layers at scales finer than their own pixels: interpolation, and as much of the model's detail as holds elsewhere."""
 
 from __future__ import annotations
 
@@ -288,8 +288,8 @@ def build_superresolution(inputs: InferenceInputs, *, draws: int, mask_ratio: fl
     inputs.refuse_normalised("superresolution")
     if inputs.engine.model.embeds_native:
         raise ValueError(
-            "--output superresolution: the model sees layers at their native pixels and learns finer scales where it sees "
-            "nothing, so it cannot refine pixels that it sees; use a model trained with --stem base"
+            "--output superresolution: the model sees layers at their native pixels and learns finer scales where it "
+            "sees nothing, so it cannot refine pixels that it sees; use a model trained with --stem base"
         )
     product = SuperresolutionProduct(
         inputs.engine,

@@ -108,8 +108,8 @@ def cross_layer_scores(
 
     Args:
         model: the network.
-        batches: imgs (N, C, H, W) and valid of held-out tiles, uniform noise (N, G, L), and native pixels for a model with
-            a stem.
+        batches: imgs (N, C, H, W) and valid of held-out tiles, uniform noise (N, G, L), and native pixels for a model
+            with a stem.
         layers: the layers.
         groups: the numbers of the layers of each group.
         scored: the numbers of the layers that the model predicts at the base scale.

@@ -244,8 +244,8 @@ def add_model_options(
         "--stem",
         default=DEFAULT_STEM,
         choices=stems,
-        help="native: tokens see every layer at its native pixels; base: base pixels alone, as in SatMAE++; tokens, head: "
-        f"parts of native, to compare ({DEFAULT_STEM})",
+        help="native: tokens see every layer at its native pixels; base: base pixels alone, as in SatMAE++; tokens, "
+        f"head: parts of native, to compare ({DEFAULT_STEM})",
     )
     model.add_argument(
         "--mask_ratio", type=fraction, default=0.75, help="fraction of the tokens with valid pixels masked (0.75)"
