@@ -25,6 +25,7 @@ from datasets.finetuning.open_data import log_inputs, open_ground, open_labels
 from datasets.folds.make_folds import SPLITS
 from datasets.loading.batch_plan import updates_per_epoch
 from datasets.loading.prefetch import read_ahead
+from datasets.survey.memory import free_in_job
 from datasets.synthetic.sample_survey import default_survey
 from util.checkpoints import checkpoint_file
 from util.checkpoints import run_checkpoints as ckpt
@@ -123,7 +124,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     batch = choose_batches(
         [network for network, _ in networks.values()],
         inputs.task.objective(asdict(examples[folds[0]].statistics), values.loss_settings(args)),
-        **values.batch_options(args),
+        **values.batch_options(args) | {"job_free": free_in_job()},
         amp_dtype=amp_dtype,
         batches_ahead=read_ahead(args.num_workers),
         ranks=ranks,

@@ -27,6 +27,7 @@ from datasets.loading.batch_plan import MicroBatch
 from datasets.loading.prefetch import prefetch, read_ahead
 from datasets.loading.token_masks import MASK_SHAPES
 from datasets.pretraining.pretrain_data import Batch, PretrainData, TrainingBatches, open_pretrain_data
+from datasets.survey.memory import free_in_job
 from datasets.survey.pyramid import Pyramid
 from datasets.synthetic.sample_survey import default_survey
 from util.checkpoints import resume_state
@@ -134,8 +135,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     torch.manual_seed(args.seed)
     sizes = {**options.model_options(args), **data.training.channel_options()}
     network = models.build_model(args.model, **sizes).to(device)
-    ahead = read_ahead(settings.num_workers)
-    batch, memory = setup.fit_batch(network, training, settings, ranks, amp_dtype=amp_dtype, batches_ahead=ahead)
+    limits: dict[str, Any] = {"batches_ahead": read_ahead(settings.num_workers), "job_free": free_in_job()}
+    batch, memory = setup.fit_batch(network, training, settings, ranks, amp_dtype=amp_dtype, **limits)
     args = options.replaced(args, batch_size=batch.batch_size, accum_iter=batch.accum_iter)
     model = setup.parallel_model(network, settings, device)
 

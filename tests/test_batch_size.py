@@ -36,7 +36,7 @@ def chosen(
     most=10**9,
 ):
     with (
-        mock.patch.object(batches, "memory_limit_bytes", lambda _: limit),
+        mock.patch.object(batches, "memory_limit_bytes", lambda *_: limit),
         mock.patch.object(batches, "used_memory_bytes", lambda _: 0),
     ):
         found = choose_batch_size(

@@ -234,6 +234,7 @@ def choose_batches(
     clip_grad: float,
     amp_dtype: torch.dtype | None,
     batches_ahead: int,
+    job_free: float,
     ranks: dist.Ranks,
     device: torch.device,
 ) -> BatchSize:
@@ -249,6 +250,7 @@ def choose_batches(
         clip_grad: largest gradient norm.
         amp_dtype: of autocast.
         batches_ahead: batches that are read ahead.
+        job_free: bytes of the host that the job of this process may still take.
         ranks: which process this is; every process must call it.
         device: where the networks are trained.
 
@@ -274,6 +276,7 @@ def choose_batches(
         ranks=ranks,
         device=device,
         trials=trials,
+        job_free=job_free,
     )
 
 

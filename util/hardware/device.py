@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import platform
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -224,16 +224,13 @@ def used_memory_bytes(device: torch.device) -> int:
     return system.resident_bytes()
 
 
-def memory_limit_bytes(device: torch.device) -> int:
-    """Returns the largest possible `used_memory_bytes`: the GPU's memory, or what is in use now plus what is free."""
+def memory_limit_bytes(device: torch.device, job_free: float = math.inf) -> int:
+    """Returns the largest possible `used_memory_bytes`: the GPU's memory, or what is in use now plus what is free.
+
+    Args:
+        device: where a model computes.
+        job_free: bytes of the host that a container or a batch system lets this job still take.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    free = system.available_bytes()
-    try:
-        group = Path("/sys/fs/cgroup")  # a container or a batch system may allow less
-        allowed = (group / "memory.max").read_text(encoding="ascii").strip()
-        if allowed != "max":
-            free = min(free, int(allowed) - int((group / "memory.current").read_text(encoding="ascii")))
-    except OSError as error:
-        logger.debug("free memory: %s", error)
-    return used_memory_bytes(device) + free
+    return int(used_memory_bytes(device) + max(min(system.available_bytes(), job_free), 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ def choose_batch_size(
     ranks: dist.Ranks,
     device: torch.device,
     trials: MemoryTrials,
+    job_free: float = math.inf,
 ) -> BatchSize:
     """Returns the batch size and the accumulation, chosen where `auto` or an effective batch is given.
 
@@ -44,6 +46,7 @@ def choose_batch_size(
         ranks: which process this is; every process must call it.
         device: where it trains.
         trials: measures the memory of a batch.
+        job_free: bytes of the host that a container or a batch system lets this job still take.
 
     Raises:
         ValueError: options contradict each other, the effective batch does not divide, or no batch fits.
@@ -53,7 +56,7 @@ def choose_batch_size(
     samples = samples_per_process(ranks.world_size, accum_iter=accum_iter, effective_batch=effective_batch)
     if batch_size != "auto":
         return _divided(int(batch_size), samples, effective_batch=effective_batch, processes=ranks.world_size)
-    limit = memory_for_training(device, ranks)
+    limit = memory_for_training(device, ranks, job_free)
 
     def find() -> int:
         found = trials.largest_fitting(divisors(samples), limit)
@@ -92,19 +95,22 @@ def _divided(batch_size: int, samples: int, *, effective_batch: int | None, proc
     return BatchSize(batch_size, samples // batch_size)
 
 
-def memory_for_training(device: torch.device, ranks: dist.Ranks) -> int:
+def memory_for_training(device: torch.device, ranks: dist.Ranks, job_free: float = math.inf) -> int:
     """Bytes that a process may have in use at its peak, the same in all; every process must call it.
 
-    On a GPU its whole memory; elsewhere the memory in use by this process plus its part of the machine's free memory.
+    On a GPU its whole memory; elsewhere the memory in use by this process plus its part of the free memory of the
+    machine, or of its job (`job_free` bytes) if that is less.
     """
-    limit = memory_limit_bytes(device)
+    limit = memory_limit_bytes(device, job_free)
     if device.type != "cuda":
         used = used_memory_bytes(device)
         limit = used + round((CPU_MARGIN * limit - used) / ranks.local_world_size)
     return min(dist.gather_objects(limit))
 
 
-def predict_memory(trials: MemoryTrials, batch_size: int, *, device: torch.device, ranks: dist.Ranks) -> float:
+def predict_memory(
+    trials: MemoryTrials, batch_size: int, *, device: torch.device, ranks: dist.Ranks, job_free: float = math.inf
+) -> float:
     """Tries smaller batches; logs the peak memory of training, whether it fits, and what to do if not.
 
     Every process must call it.
@@ -112,7 +118,7 @@ def predict_memory(trials: MemoryTrials, batch_size: int, *, device: torch.devic
     Returns:
         Expected peak in bytes.
     """
-    limit = memory_for_training(device, ranks)
+    limit = memory_for_training(device, ranks, job_free)
     dist.on_all(lambda: trials.try_small(max(1, batch_size // 2), limit))
     predicted = trials.expected(batch_size)
     tried = ", ".join(f"{size}: {peak / MIB:.0f}" for size, peak in sorted(trials.peaks.items())) or "none"

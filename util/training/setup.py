@@ -124,6 +124,7 @@ def fit_batch(
     *,
     amp_dtype: torch.dtype | None,
     batches_ahead: int,
+    job_free: float,
 ) -> tuple[BatchSize, float | None]:
     """Chooses the batch size; before a dry run, also predicts the memory that it takes. Every process must call it.
 
@@ -134,6 +135,7 @@ def fit_batch(
         ranks: which process this is.
         amp_dtype: number format of autocast, None for full precision.
         batches_ahead: batches that are read ahead.
+        job_free: bytes of the host that the job of this process may still take.
 
     Returns:
         The batch size, and the peak memory in bytes, None if it is not predicted.
@@ -158,10 +160,11 @@ def fit_batch(
         ranks=ranks,
         device=device,
         trials=trials,
+        job_free=job_free,
     )
     if not settings.dry_run or settings.fsdp:
         return batch, None
-    return batch, predict_memory(trials, batch.batch_size, device=device, ranks=ranks)
+    return batch, predict_memory(trials, batch.batch_size, device=device, ranks=ranks, job_free=job_free)
 
 
 def parallel_model(network: Any, settings: RunSettings, device: torch.device) -> nn.Module:
