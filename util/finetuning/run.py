@@ -245,7 +245,7 @@ def baseline_inputs(run: FinetuneRun, fold: int) -> BaselineInputs:
         samples=examples.sampled_pixels if data.has_ground else None,
         features=lambda pixels: layers.pixel_features(pixels, scale=scale),
         random_features=lambda pixels: layers.random_features(pixels, scale=scale, seed=seed),
-        embeddings=None if run.inputs.encoder is None else partial(encoder_features, run, layers.survey),
+        embeddings=None if run.inputs.encoder is None else partial(encoder_features, run, layers),
         pixels=data.window_centres,
         scale=scale,
         seed=seed,
@@ -255,12 +255,12 @@ def baseline_inputs(run: FinetuneRun, fold: int) -> BaselineInputs:
     )
 
 
-def encoder_features(run: FinetuneRun, survey: Any, pixels: np.ndarray) -> Features:
+def encoder_features(run: FinetuneRun, layers: Any, pixels: np.ndarray) -> Features:
     """Principal components of the pre-trained encoder's embeddings, fitted on training pixels."""
     assert run.build is not None
     embeddings = PixelEmbeddings(
-        run.build(PROBE)[0],
-        survey,
+        run.build(PROBE, layers)[0],
+        layers.survey,
         scale=run.inputs.data.scale,
         overlap=run.prediction.overlap,
         batch_size=run.prediction.batch_size,
