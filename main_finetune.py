@@ -81,13 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 when done, or stopped by a signal after a checkpoint; 1 when the run failed; 2 for bad input.
     """
-    args = get_args_parser().parse_args(argv)
-    processes = common.process_options(args)
+    args, given = common.parsed(get_args_parser(), argv)
+    job: dict[str, Any] = {"prepare": partial(prepare, args), "work": compare}
     if args.eval:
-        processes |= {"prepare": partial(prepare_evaluation, args), "work": evaluation.evaluate}
-    else:
-        processes |= {"prepare": partial(prepare, args), "work": compare}
-    return run_program("main_finetune", **processes)
+        job = {"prepare": partial(prepare_evaluation, args, given), "work": evaluation.evaluate}
+    return run_program("main_finetune", **job, **common.process_options(args))
 
 
 # ---------------------------------------------------------------------------------------------------- before the loop
@@ -360,7 +358,9 @@ def fit_epoch(run: FinetuneRun, fit: Fit, stop: Stop, save: Callable[[], None]) 
 # ----------------------------------------------------------------------------------------------------- scoring alone
 
 
-def prepare_evaluation(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> evaluation.Evaluation:
+def prepare_evaluation(
+    args: argparse.Namespace, given: frozenset[str], device: torch.device, ranks: dist.Ranks
+) -> evaluation.Evaluation:
     """Opens a fine-tuned checkpoint and the ground to score it on: its fold's test ground, or all of other labels.
 
     Raises:
@@ -368,7 +368,7 @@ def prepare_evaluation(args: argparse.Namespace, device: torch.device, ranks: di
     """
     checks.check_resume(args)
     state = dist.on_all(lambda: checkpoint_file.load_checkpoint(args.resume, required=evaluation.FINETUNED_KEYS))
-    args = checks.with_stored(args, state["options"], get_args_parser())
+    args = checks.with_stored(args, state["options"], given)
     checks.check(args, CHOICES)
     args = checks.with_checkpoint(args, state["model_config"], state, is_finetuned=True)
     claim_output_folders(args.output_dir, args.log_dir)

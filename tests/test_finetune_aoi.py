@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict
+from unittest import mock
 
 import geopandas
 import numpy as np
@@ -14,6 +15,7 @@ from datasets.labels.label_map import seen_ground
 from datasets.survey.open_survey import SurveySettings, open_survey
 from tests import labelled, surveys
 from tests.rasters import write_grid
+from util.finetuning import evaluation
 
 WEST = shapely.box(500_000, 5_996_000, 502_000, 6_000_000)
 EAST = shapely.box(502_000, 5_996_000, 504_000, 6_000_000)
@@ -102,12 +104,17 @@ def test_through_the_programs(tmp_path, capsys):
     assert surveys.train(survey, tmp_path / "pretrained", *flags) == 0
     (tmp_path / "east.gpkg").unlink()
     start = ["--finetune", str(tmp_path / "pretrained" / "checkpoint-last.pth"), "--epochs", "1", "--no_final"]
+    start += ["--overlap", "0.25"]
     assert labelled.finetune(survey, tmp_path / "out", *start, labels=labels) == 0
     fit = tmp_path / "out" / "fits" / "pretrained-fold0" / "checkpoint-last.pth"
     state = torch.load(fit, weights_only=True)
     assert state["aoi"]["path"].endswith("east.gpkg")
     assert 500 < sum(state["folds"]["tested"]) <= 28 * 39  # base pixels of 400 m inside, but for the unlabelled rim
-    assert labelled.score(fit, tmp_path / "scored") == 0
+    with mock.patch.object(evaluation, "network_predictor", wraps=evaluation.network_predictor) as predictor:
+        assert labelled.score(fit, tmp_path / "scored") == 0
+        assert labelled.score(fit, tmp_path / "overlapping", "--overlap", "0.5") == 0
+    # 0.5 is the default, but given: it wins over the 0.25 of the checkpoint
+    assert [call.args[0].prediction.overlap for call in predictor.call_args_list] == [0.25, 0.5]
     scored = labelled.read_strict(tmp_path / "scored" / "evaluation.json")["test"]
     assert scored["mean_iou"] == pytest.approx(labelled.scores(tmp_path / "out", "pretrained")["test"]["mean_iou"])
     capsys.readouterr()

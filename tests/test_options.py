@@ -86,6 +86,12 @@ class TestDefaults:
                 said = re.search(r"\(([\d.e-]+)(?:[^\d].*)?\)$", action.help)
                 assert said and float(said[1]) == action.default, action.option_strings
 
+    def test_options_that_are_given_with_their_default(self):
+        args, given = options.parsed(parser(), "--seed 0 --grouped_bands 0 --grouped_bands 1 2 --reproject".split())
+        assert given == {"seed", "grouped_bands", "reproject"}
+        assert (args.seed, args.grouped_bands, args.reproject, args.input_size) == (0, [[0], [1, 2]], True, 48)
+        assert options.parsed(parser(), [])[1] == frozenset()
+
     def test_groups_are_given_one_flag_each(self):
         assert parse("--grouped_bands 0 2 --grouped_bands 1").grouped_bands == [[0, 2], [1]]
 

@@ -36,6 +36,18 @@ def _number(convert: Callable[[str], float], accept: Callable[[float], bool], ex
     return parse
 
 
+class _NotGiven(list):
+    """Stands for the value of an option that is not on the command line; a list, which options may be appended to."""
+
+
+def parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, frozenset[str]]:
+    """Parses a command line; returns the options, and the names of those that it gives, be it with their default."""
+    args, missing = parser.parse_args(argv), _NotGiven()
+    nothing = argparse.Namespace(**dict.fromkeys(vars(args), missing))
+    found = vars(parser.parse_args(argv, nothing))
+    return args, frozenset(name for name, value in found.items() if value is not missing)
+
+
 positive_int = _number(int, lambda value: value >= 1, "a whole number of at least 1")
 count = _number(int, lambda value: value >= 0, "a whole number of at least 0")
 fraction = _number(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")

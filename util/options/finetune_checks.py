@@ -188,12 +188,14 @@ def _check_scratch_only(args: argparse.Namespace, trained: Mapping[str, Any]) ->
             )
 
 
-def with_stored(
-    args: argparse.Namespace, stored: Mapping[str, Any], parser: argparse.ArgumentParser
-) -> argparse.Namespace:
-    """The options of a fine-tuned checkpoint, with those replaced that are given now or say where and how to run."""
-    defaults = vars(parser.parse_args([]))
-    given = {key for key, value in vars(args).items() if value != defaults[key]}
+def with_stored(args: argparse.Namespace, stored: Mapping[str, Any], given: frozenset[str]) -> argparse.Namespace:
+    """The options of a fine-tuned checkpoint, with those replaced that are given now or say where and how to run.
+
+    Args:
+        args: the options.
+        stored: those of the checkpoint.
+        given: names of options that are on the command line, be it with their default.
+    """
     here = given | set("eval resume device output_dir log_dir world_size local_rank dist_url baselines aoi".split())
     if here & {"data_dir", "train_path"}:  # layers are named in one way: as given now
         here |= {"data_dir", "train_path"}
