@@ -62,14 +62,14 @@ def finished(fmow, pretrained, tmp_path_factory):
     """A run from the checkpoint, tested on the table for it, with baselines."""
     output = tmp_path_factory.mktemp("finished")
     flags = ["--finetune", str(pretrained), "--test_path", str(fmow.parent / "val.csv")]
-    assert finetune(fmow, output, *flags, "--baselines", "scratch", "probe", "constant", pictures=True) == 0
+    assert finetune(fmow, output, *flags, "--baselines", "scratch", "probe", "unet", "constant", pictures=True) == 0
     return output
 
 
 def test_what_a_run_says(finished):
     metrics = json.loads((finished / "metrics.json").read_text())
     assert metrics["task"] == "classification" and metrics["split"]["split"] == "test table"
-    assert list(metrics["arms"]) == ["pretrained", "scratch", "probe", "constant"]
+    assert list(metrics["arms"]) == ["pretrained", "scratch", "probe", "unet", "constant"]
     test = metrics["arms"]["pretrained"]["folds"]["0"]["test"]
     assert test["count"] == 12 and 0 <= test["top1"] <= 1
     assert set(test["recall"]) == set(CATEGORIES)
@@ -79,6 +79,8 @@ def test_what_a_run_says(finished):
     state = torch.load(finished / "fits" / "pretrained-fold0" / "checkpoint-last.pth", weights_only=True)
     assert state["task"]["names"] == list(CATEGORIES) and state["base_resolution"] is None
     assert len(state["layers"]) == 10
+    unet = torch.load(finished / "fits" / "unet-fold0" / "checkpoint-last.pth", weights_only=True)
+    assert unet["model_config"]["zoom"] == 2  # images are read at the finest scale
 
 
 def test_a_probe_leaves_the_encoder_alone(finished, pretrained):

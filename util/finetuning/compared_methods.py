@@ -118,7 +118,7 @@ def compared_methods(
 
 def trained_network(config: Mapping[str, Any], encoder: Callable[..., Any]) -> Any:
     """The network of a checkpoint, from its `config`; `encoder` builds the encoder with a head."""
-    return build_unet(config) if config["kind"] == UNET_KIND else encoder(config)
+    return build_unet(config) if config.get("kind") == UNET_KIND else encoder(config)
 
 
 def choose_folds(count: int, only: Sequence[int] | None) -> list[int]:
