@@ -11,7 +11,7 @@ import torch
 
 from datasets.finetuning.batch import Batch, TargetStatistics, WindowReader, repeat_permutations
 from datasets.folds.folds import Folds
-from datasets.ground.summed_area import summed_area_table, window_sums
+from datasets.ground.summed_area import WindowTotals
 from datasets.labels.label_map import LabelMap, strips
 from datasets.labels.open_labels import UNLABELLED
 from datasets.loading.augment import ROTATIONS
@@ -74,12 +74,13 @@ class DenseFold:
     def __init__(self, targets: DenseTargets, fold: int | None) -> None:
         self._targets, self._fold = targets, fold
         self._limit = np.maximum(np.array(targets.survey.shape) - targets.survey.input_size, 0)
-        per_base, self._moments, self._counts = self._count_labels()
         size, stride = targets.survey.input_size, targets.stride
-        anchors = [np.unique(np.append(np.arange(0, last + 1, stride), last)) for last in self._limit]
-        grid = np.stack(np.meshgrid(*anchors, indexing="ij"), axis=-1).reshape(-1, 2)
-        ends = np.minimum(grid + size, np.array(targets.survey.shape))
-        labels = window_sums(summed_area_table(per_base), grid[:, 0], grid[:, 1], ends[:, 0], ends[:, 1])
+        tops, lefts = (np.unique(np.append(np.arange(0, last + 1, stride), last)) for last in self._limit)
+        rows, cols = targets.survey.shape
+        totals = WindowTotals(tops, lefts, np.minimum(tops + size, rows), np.minimum(lefts + size, cols))
+        self._moments, self._counts = self._count_labels(totals)
+        grid = np.stack(np.meshgrid(tops, lefts, indexing="ij"), axis=-1).reshape(-1, 2)
+        labels = totals.sums.ravel()
         if not labels.any():
             raise ValueError(
                 f"fold {fold}: no training label is left outside the test blocks and their buffer; lower --val_buffer, "
@@ -88,25 +89,28 @@ class DenseFold:
         self.origins = grid[labels > 0].astype(np.int64)
         self.statistics = self._statistics(float(labels[labels > 0].mean()))
 
-    def _count_labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Training labels on each base-scale pixel; (count, sum, sum of squares) of values; count of each class."""
+    def _count_labels(self, totals: WindowTotals) -> tuple[np.ndarray, np.ndarray]:
+        """Adds the training labels of all base-scale pixels to the totals, strip by strip.
+
+        Returns:
+            (count, sum, sum of squares) of values; count of each class.
+        """
         labels, scale = self._targets.labels, self._targets.labels.scale
         rows, cols = self._targets.survey.shape
-        per_base = np.zeros((rows, cols), dtype=np.float64)
         moments = np.zeros(3)
         kinds = 0 if labels.classes is None else len(labels.classes.codes)
         counts = np.zeros(kinds, dtype=np.int64)
         for top, bottom in strips(rows, cols * scale * scale):
             window = (top * scale, 0, (bottom - top) * scale, cols * scale)
             values, training = labels.read(*window), self.training(*window)
-            per_base[top:bottom] = training.reshape(bottom - top, scale, cols, scale).sum(axis=(1, 3))
+            totals.add(top, training.reshape(bottom - top, scale, cols, scale).sum(axis=(1, 3), dtype=np.int32))
             trained = values[training]
             if kinds:
                 counts += np.bincount(trained, minlength=kinds)
             else:
                 exact = trained.astype(np.float64)
                 moments += len(exact), exact.sum(), np.square(exact).sum()
-        return per_base, moments, counts
+        return moments, counts
 
     def training(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         """(rows, cols) bool of a window of target pixels, True where a label may be trained on."""

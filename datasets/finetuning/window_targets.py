@@ -14,6 +14,9 @@ from datasets.labels.label_map import LabelMap
 from datasets.loading.augment import ROTATIONS
 from datasets.survey.inference_survey import InferenceSurvey
 
+MEASURED_BLOCK = 512
+"""Edge of the blocks of base-scale pixels whose distance from points is measured at a time."""
+
 
 @dataclass(frozen=True)
 class WindowExamples:
@@ -64,16 +67,15 @@ def point_examples(
     centres = positions[ok]
     if classes is not None:
         return WindowExamples(centres, classes[ok].astype(np.int64), np.zeros(len(centres), dtype=bool)), left_out
-    ground = np.argwhere(seen) + 0.5
-    far = cKDTree(centres).query(ground, distance_upper_bound=max(least_distance, 1e-9))[0] >= least_distance
-    ground = ground[far]
-    wanted = round(background_ratio * len(centres))
-    if not len(ground) or not wanted:
+    far = _far_ground(centres, seen, least_distance=least_distance)
+    available, wanted = int(np.count_nonzero(far)), round(background_ratio * len(centres))
+    if not available or not wanted:
         raise ValueError(
             f"no ground is left for the background at least {least_distance:g} base pixels from every one of the "
             f"{len(centres)} points; lower --background_distance or raise --background_ratio ({background_ratio:g})"
         )
-    drawn = ground[np.random.default_rng((seed, 13)).choice(len(ground), size=min(wanted, len(ground)), replace=False)]
+    chosen = np.random.default_rng((seed, 13)).choice(available, size=min(wanted, available), replace=False)
+    drawn = _places(far, chosen) + 0.5
     return (
         WindowExamples(
             np.concatenate([centres, drawn]),
@@ -82,6 +84,38 @@ def point_examples(
         ),
         left_out,
     )
+
+
+def _far_ground(centres: np.ndarray, seen: np.ndarray, *, least_distance: float) -> np.ndarray:
+    """Base-scale pixels that are seen and at least some distance from every point, (rows, cols) bool.
+
+    Only pixels of blocks that a point is near to are measured, block by block: there may be as many as in the survey.
+    """
+    far, reach = seen.copy(), max(least_distance, 1e-9)
+    for top in range(0, seen.shape[0], MEASURED_BLOCK):
+        for left in range(0, seen.shape[1], MEASURED_BLOCK):
+            part = far[top : top + MEASURED_BLOCK, left : left + MEASURED_BLOCK]
+            low, high = np.array([top, left]) - reach, np.array([top, left]) + part.shape + reach
+            near = centres[((centres >= low) & (centres <= high)).all(axis=1)]
+            if len(near):
+                places = np.argwhere(part)
+                distances, _ = cKDTree(near).query(places + [top + 0.5, left + 0.5], distance_upper_bound=reach)
+                close = places[distances < least_distance]
+                part[close[:, 0], close[:, 1]] = False
+    return far
+
+
+def _places(marked: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """(n, 2) row and column of marked pixels by number, counted along the rows: `argwhere(marked)[numbers]`."""
+    counts = np.count_nonzero(marked, axis=1)
+    first = np.cumsum(counts) - counts
+    rows = np.searchsorted(first + counts, numbers, side="right")
+    order = np.argsort(rows, kind="stable")
+    cols = np.empty_like(rows)
+    for same_row in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
+        row = rows[same_row[0]]
+        cols[same_row] = np.flatnonzero(marked[row])[numbers[same_row] - first[row]]
+    return np.stack([rows, cols], axis=1)
 
 
 def tile_examples(labels: LabelMap, *, size: int, least_labelled: float) -> WindowExamples:
