@@ -16,6 +16,7 @@ from rasterio.warp import transform
 
 from datasets.loading.prefetch import prefetch
 from datasets.survey import memory, open_layers
+from datasets.survey import open_survey as opening
 from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
 from datasets.survey.survey import smooth_layers
 from datasets.survey.tile_reader import TileReader
@@ -532,3 +533,49 @@ class TestTiles:
         add_model_options(parser)
         named = set(survey_options(parser.parse_args([])))
         assert named | {"local_ranks", "trained"} == {field.name for field in fields(SurveySettings)}
+
+
+class TestBuffer:
+    """Squares of 20 pixels with a random value each: the autocorrelation falls to 1/e at 20 * (1 - 1/e) = 12.6."""
+
+    OPTIONS = {"scales": (1,), "val_fraction": 0.1, "val_block": 2}
+
+    def warned(self, folder, **options):
+        opened = survey(folder, **(self.OPTIONS | options))
+        return opened, [text for text in opened.warnings if text.startswith("--val_buffer")]
+
+    def blocky(self, count):
+        values = np.random.default_rng(1).normal(size=(count, count)).astype(np.float32)
+        return np.kron(values, np.ones((20, 20), np.float32))
+
+    def test_a_buffer_below_the_autocorrelation_length_and_the_one_that_would_do(self, tmp_path):
+        noise = np.random.default_rng(0).normal(size=(400, 400)).astype(np.float32)
+        folder = make(tmp_path, blocky=self.blocky(20), noise=noise)
+        opened, (text,) = self.warned(folder)
+        length = opened.correlation_cells[0]
+        assert length == pytest.approx(12.6, rel=0.1)
+        longer = int(np.ceil(length))
+        assert text == (
+            f"--val_buffer 8 is shorter than the autocorrelation length of layer 'blocky', {length:.1f} base pixels: "
+            "held-out tiles resemble the training tiles beside them, and scores are too good; "
+            f"--val_buffer {longer} would do"
+        )
+        assert self.warned(folder, val_buffer=longer)[1] == []
+        assert self.warned(folder, val_fraction=0.0)[1] == []
+        assert self.warned(folder, masked_bands=(0,))[1] == []
+
+    def test_a_survey_too_small_for_it(self, tmp_path, monkeypatch):
+        divide = opening._index_tiles
+
+        def divide_unless_long(settings, *rest):
+            if settings.val_buffer > 8:
+                raise ValueError("no room")
+            return divide(settings, *rest)
+
+        monkeypatch.setattr(opening, "_index_tiles", divide_unless_long)
+        _, (text,) = self.warned(make(tmp_path, blocky=self.blocky(20)))
+        assert text.endswith("that it takes leave too little of this survey; score other ground (--test_path)")
+
+    def test_a_layer_that_is_correlated_throughout(self, tmp_path):
+        _, (text,) = self.warned(make(tmp_path, slope=ramp(60, 60)))
+        assert "layer 'slope' is correlated over a third of the survey or more, so that no buffer keeps" in text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -135,6 +136,17 @@ def open_survey(settings: SurveySettings) -> Survey:
         stack.load()
     maps, cell = _map_all(stack, step=plan.step)
     tiles = _index_tiles(settings, plan, stack, maps, cell)
+    correlation_cells = tuple(
+        _correlation_cells(band.layer, cell_map.mean, cell * settings.input_size / plan.height)
+        for band, cell_map in zip(bands, maps, strict=True)
+    )
+    notes += _short_buffer(
+        settings,
+        plan,
+        stack,
+        correlation_cells,
+        try_buffer=lambda longer: _index_tiles(longer, plan, stack, maps, cell),
+    )
     fitted = []
     if trained is None:
         fitted = [fit_statistics(stack, channel, tiles.held_out, tables[channel]) for channel in range(len(stack))]
@@ -150,10 +162,7 @@ def open_survey(settings: SurveySettings) -> Survey:
         scored=plan.scored,
         tiles=tiles,
         bundles=make_bundles(stack, tile_rows=plan.height, tile_cols=plan.width, step=plan.step),
-        correlation_cells=tuple(
-            _correlation_cells(band.layer, cell_map.mean, cell * settings.input_size / plan.height)
-            for band, cell_map in zip(bands, maps, strict=True)
-        ),
+        correlation_cells=correlation_cells,
         layer_warnings=tuple(notes + class_notes + wraparound_remarks(bands, plan.reference)),
         scale_warnings=tuple(plan.warnings),
         native_scales=native_scales(bands, base_resolution=plan.base) if settings.native else (),
@@ -280,6 +289,47 @@ def _index_tiles(settings: SurveySettings, plan: _Plan, stack: Stack, maps: Sequ
         seed=settings.seed,
         ground=latitude_weights(plan.reference),
     )
+
+
+def _short_buffer(
+    settings: SurveySettings,
+    plan: _Plan,
+    stack: Stack,
+    lengths: Sequence[float],
+    *,
+    try_buffer: Callable[[SurveySettings], TileIndex],
+) -> list[str]:
+    """A warning if held-out ground is closer to training ground than a scored layer's autocorrelation reaches.
+
+    Args:
+        settings: as given.
+        plan: knows which layers are scored.
+        stack: the layers.
+        lengths: autocorrelation length of each layer, base pixels; NaN if unknown.
+        try_buffer: divides the survey with other settings, or raises ValueError.
+    """
+    scored = {channel for channels in plan.scored.values() for channel in channels}
+    longest = max(scored, key=lambda channel: np.nan_to_num(lengths[channel], nan=-1.0, posinf=np.inf), default=None)
+    if not settings.val_fraction or longest is None or not lengths[longest] > settings.val_buffer:
+        return []
+    layer, length = stack.bands[longest].layer.name, lengths[longest]
+    near = "held-out tiles resemble the training tiles beside them, and scores are too good"
+    if math.isinf(length):
+        return [
+            f"--val_buffer {settings.val_buffer}: layer '{layer}' is correlated over a third of the survey or more, so "
+            f"that no buffer keeps held-out ground apart: {near}; score other ground (--test_path)"
+        ]
+    longer = math.ceil(length)
+    text = (
+        f"--val_buffer {settings.val_buffer} is shorter than the autocorrelation length of layer '{layer}', "
+        f"{length:.1f} base pixels: {near}; "
+    )
+    try:
+        try_buffer(replace(settings, val_buffer=longer))
+    except ValueError:
+        why = f"the {longer} that it takes leave too little of this survey; score other ground (--test_path)"
+        return [text + why]
+    return [f"{text}--val_buffer {longer} would do"]
 
 
 def _correlation_cells(layer: Layer, mean: np.ndarray, cell_in_base_pixels: float) -> float:
