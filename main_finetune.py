@@ -6,6 +6,11 @@ Reads top to bottom: options, data and folds, methods, the loop of one fit, scor
 
 from __future__ import annotations
 
+from util.options.early import before_imports, early_parser
+
+if __name__ == "__main__":  # --help and wrong flags are answered at once: the imports below take seconds
+    before_imports(early_parser("main_finetune", __doc__))
+
 import argparse
 import logging
 import sys
@@ -51,9 +56,9 @@ from util.finetuning.scoring import score_line
 from util.finetuning.tasks import TASKS, task_of_labels
 from util.hardware.device import amp_policy, peak_memory_bytes
 from util.options import common
-from util.options import finetune as options
 from util.options import finetune_checks as checks
 from util.options import finetune_values as values
+from util.options.programs import finetune_parser
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.program import log_environment, run_program
@@ -69,10 +74,7 @@ CHOICES = finetune_choices(splits=tuple(SPLITS))
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options, under the names that SatMAE users know where they exist there."""
-    summary = __doc__.split("\n\n")[0]
-    parser = argparse.ArgumentParser("main_finetune", usage="main_finetune [options]", description=summary)
-    options.add_all_options(parser, CHOICES)
-    return parser
+    return finetune_parser(__doc__, CHOICES)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,11 @@ docs/inference.md explains the results. Products are declared in util/inference/
 
 from __future__ import annotations
 
+from util.options.early import before_imports, early_parser
+
+if __name__ == "__main__":  # --help and wrong flags are answered at once: the imports below take seconds
+    before_imports(early_parser("main_inference", __doc__))
+
 import argparse
 import logging
 import sys
@@ -50,6 +55,7 @@ from util.inference.products import PRODUCTS, check_checkpoint
 from util.mosaics.mosaic import Block, blocks_of, blocks_of_rank
 from util.options import common as options
 from util.options import inference as inference_options
+from util.options.programs import inference_parser
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.program import run_program
@@ -65,11 +71,7 @@ NEEDED = ("model", "model_config", "layers", "statistics", "options", "version")
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser("main_inference", description=__doc__.split("\n\n")[0])
-    inference_options.add_source_options(parser, products={name: entry.help for name, entry in PRODUCTS.items()})
-    inference_options.add_result_options(parser)
-    inference_options.add_run_options(parser)
-    return parser
+    return inference_parser(__doc__, {name: entry.help for name, entry in PRODUCTS.items()})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,11 @@ docs/pretraining.md explains the files that a run writes.
 
 from __future__ import annotations
 
+from util.options.early import before_imports, early_parser
+
+if __name__ == "__main__":  # --help and wrong flags are answered at once: the imports below take seconds
+    before_imports(early_parser("main_pretrain", __doc__))
+
 import argparse
 import logging
 import sys
@@ -37,6 +42,7 @@ from util.hardware.device import amp_policy, peak_memory_bytes
 from util.metrics.held_out import HeldOutScorer
 from util.options import common as options
 from util.options import pretrain as pretrain_options
+from util.options.programs import pretrain_parser
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.program import log_environment, run_program
@@ -59,17 +65,8 @@ Network = models.MaskedAutoencoderGroupChannelViT
 
 def get_args_parser() -> argparse.ArgumentParser:
     """Returns the parser of the options; names are those of SatMAE where it has the same option."""
-    parser = argparse.ArgumentParser(
-        "main_pretrain", usage="main_pretrain [options]", description=__doc__.split("\n\n")[0]
-    )
-    options.add_data_options(parser)
-    options.add_model_options(
-        parser, mask_shapes=MASK_SHAPES, scale_heads=tuple(models.SCALE_HEADS), stems=models.STEMS
-    )
-    options.add_training_options(parser)
-    options.add_run_options(parser)
-    pretrain_options.add_pretrain_options(parser)
-    return parser
+    names = {"mask_shapes": tuple(MASK_SHAPES), "scale_heads": tuple(models.SCALE_HEADS), "stems": tuple(models.STEMS)}
+    return pretrain_parser(__doc__, **names)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,14 @@ python -m scripts.benchmark memory      peak memory of training, predicted and m
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,11 +34,12 @@ from scripts.benchmarks import raster_size as bench_scale
 from scripts.benchmarks import step as bench_step
 from scripts.benchmarks.common import table
 from util.options.common import positive_int
+from util.options.parser import Parser
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser("benchmark", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     _add_loader(commands.add_parser("loader", help="tiles a second, from memory and from files"))
     _add_step(commands.add_parser("step", help="forward, backward and update of a batch, by recipe"))

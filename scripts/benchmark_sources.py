@@ -9,18 +9,22 @@ tiles of the same size, masked to NaN by xarray.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import rasterio
@@ -34,6 +38,7 @@ from datasets.survey.survey import Survey
 from datasets.survey.tile_reader import TileReader
 from scripts.benchmarks.http_server import Served, serve
 from scripts.benchmarks.xbatcher_tiles import TileBatches, bundle_dataset
+from util.options.parser import Parser
 
 CRS = "EPSG:28354"
 BLOCK = 256
@@ -41,7 +46,7 @@ BLOCK = 256
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser("benchmark_sources", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pixels", type=int, default=2048, help="edge of the finer layer, pixels (2048)")
     parser.add_argument("--tile", type=int, default=64, help="tile edge on the finer layer, pixels (64)")
     parser.add_argument("--batch_size", type=int, default=16, help="tiles in a batch (16)")

@@ -5,11 +5,23 @@ Takes the data, tile and model options of `main_pretrain`, and accepts and refus
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from scripts.parsers import describe_grids_parser
+from util.options import table_names
+from util.options.early import before_imports
+
+if __name__ == "__main__":  # --help and wrong flags are answered at once: the imports below take seconds
+    before_imports(describe_grids_parser(__doc__, **table_names.PRETRAIN))
+
 import argparse
 import json
 import logging
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,15 +43,8 @@ from util.training.training_step import pretraining_step
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(
-        "describe_grids", usage="describe_grids [options]", description=__doc__.split("\n\n")[0]
-    )
-    options.add_data_options(parser)
-    options.add_model_options(
-        parser, mask_shapes=MASK_SHAPES, scale_heads=tuple(models.SCALE_HEADS), stems=models.STEMS
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a page to read")
-    return parser
+    names = {"mask_shapes": tuple(MASK_SHAPES), "scale_heads": tuple(models.SCALE_HEADS), "stems": tuple(models.STEMS)}
+    return describe_grids_parser(__doc__, **names)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

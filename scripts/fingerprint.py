@@ -9,18 +9,24 @@ every output array to a JSON file. Run it on two commits and compare:
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import hashlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import rasterio
+
+from util.options.parser import Parser
 
 TIMES = ("seconds", "per_s", "wait", "memory", "cpu", "time")
 """Keys of the log that contain one of these words measure the machine, not the computation."""
@@ -40,7 +46,7 @@ FINETUNING = [
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser("fingerprint", description=__doc__.split("\n\n")[0])
+    parser = Parser("fingerprint", description=__doc__.split("\n\n")[0])
     parser.add_argument("output", type=Path, help="JSON file to write")
     parser.add_argument("--compare", type=Path, help="JSON file of an earlier run; every difference is printed")
     return parser

@@ -6,13 +6,23 @@ which survey the others had already told.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from scripts.parsers import layer_report_parser
+from util.options.early import before_imports
+
+if __name__ == "__main__":  # --help and wrong flags are answered at once: the imports below take seconds
+    before_imports(layer_report_parser(__doc__))
+
 import argparse
 import csv
 import logging
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,14 +54,7 @@ REPORT_EPOCH = -1
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser("layer_report", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--checkpoint", required=True, help="checkpoint of main_pretrain")
-    parser.add_argument("--output_dir", default="./layer_report", help="where to write (./layer_report)")
-    parser.add_argument("--train_path", help="layers.csv with the layers of training (as in training)")
-    parser.add_argument("--val_tiles", type=options.positive_int, default=64, help="most held-out tiles (64)")
-    parser.add_argument("--batch_size", type=options.positive_int, default=16, help="tiles per forward pass (16)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
-    return parser
+    return layer_report_parser(__doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from datasets.synthetic.sample_survey import DEFAULT_DIRECTORY, write_sample_survey
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from scripts.parsers import make_sample_survey_parser
+from util.options.early import before_imports
+
+if __name__ == "__main__":  # --help and wrong flags are answered at once: the imports below take seconds
+    before_imports(make_sample_survey_parser(__doc__))
+
+import argparse
+import logging
+import time
+from collections.abc import Sequence
+
+from datasets.synthetic.sample_survey import write_sample_survey
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output_dir", default=DEFAULT_DIRECTORY, help="directory to write (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the rocks (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=2048, help="rows of 100 m, even (default: %(default)s)")
-    parser.add_argument("--cols", type=int, default=2048, help="columns of 100 m, even (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing sample survey in that directory")
-    return parser
+    return make_sample_survey_parser(__doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,13 +8,17 @@ minimum curvature (SciPy, `RBFInterpolator`), from the valid pixels around each 
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import logging
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -28,6 +32,7 @@ from datasets.rasters.open_band import open_band
 from datasets.survey.inference_survey import stored_layers
 from util.checkpoints import checkpoint_file
 from util.options import common as options
+from util.options.parser import Parser
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +47,7 @@ Hole = tuple[slice, slice]
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser("measure_gapfill", description=__doc__.split("\n\n")[0])
+    parser = Parser("measure_gapfill", description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", required=True, help="checkpoint of main_pretrain")
     parser.add_argument("--train_path", help="layers.csv (default: the layers of the checkpoint)")
     parser.add_argument(

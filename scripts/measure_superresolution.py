@@ -9,12 +9,16 @@ measured means, PyTorch's bicubic interpolation, and repeated pixels. Prints a t
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -31,13 +35,14 @@ from datasets.rasters.open_band import open_band
 from datasets.survey.inference_survey import stored_layers
 from util.checkpoints import checkpoint_file
 from util.options import common as options
+from util.options.parser import Parser
 
 logger = logging.getLogger(__name__)
 
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser("measure_superresolution", description=__doc__.split("\n\n")[0])
+    parser = Parser("measure_superresolution", description=__doc__.split("\n\n")[0])
     parser.add_argument("--checkpoint", required=True, help="checkpoint of main_pretrain")
     parser.add_argument("--layer", required=True, help="name of the layer")
     parser.add_argument("--train_path", help="layers.csv (default: the layers of the checkpoint)")

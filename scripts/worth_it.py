@@ -11,14 +11,24 @@ arms, their table, and the report.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from scripts.parsers import worth_it_parser
+from util.options import table_names
+from util.options.early import before_imports
+
+if __name__ == "__main__":  # --help and wrong flags are answered at once: the imports below take seconds
+    before_imports(worth_it_parser(__doc__, tasks=table_names.FINETUNE["tasks"]))
+
 import argparse
 import logging
 import os
-import re
 import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +46,6 @@ from study.summary import read_facts
 from util.finetuning.tasks import OFFERED, TASKS
 from util.hardware.device import describe_environment
 from util.hardware.system import usable_cpus
-from util.options import common as options
 from util.processes.signals import Stop
 from util.processes.terminal import setup_logging
 from util.records.log import check_writable
@@ -51,60 +60,9 @@ V100 = {
 }
 
 
-def duration(text: str) -> float:
-    """Seconds of a duration such as 90s, 30m, 2h or 1.5d."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", text.strip().lower())
-    if match is None or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text}: expected a duration such as 90s, 30m, 2h or 1.5d")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
 def get_args_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser("worth_it", description=__doc__.split("\n\n")[0])
-    data = parser.add_argument_group("data")
-    data.add_argument("--data_dir", help="directory of rasters (the sample survey)")
-    data.add_argument("--train_path", help="layers.csv that names them instead")
-    data.add_argument("--labels", help="raster or vector file; needed with --data_dir or --train_path")
-    data.add_argument("--task", default=OFFERED[0], choices=OFFERED)
-    data.add_argument("--label_column", help="column of classes or values, where labels are vectors or a CSV")
-    study = parser.add_argument_group("study")
-    study.add_argument("--budget", type=duration, default=7200.0, metavar="TIME", help="such as 90m or 2h (2h)")
-    study.add_argument("--arms", default=str(ROOT / "study/arms.csv"), help="table of arms (study/arms.csv)")
-    study.add_argument("--only_arms", nargs="+", default=[], metavar="ARM", help="these arms alone (all)")
-    study.add_argument(
-        "--label_fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0], help="shares of the labels (0.01 0.1 1)"
-    )
-    study.add_argument("--seeds", type=options.positive_int, help="seeds (3, more if the budget allows)")
-    study.add_argument("--folds", type=options.positive_int, default=3, help="block folds (3)")
-    study.add_argument(
-        "--pretrain_epochs", type=options.positive_int, default=60, help="longest, epochs of 1,024 tiles (60)"
-    )
-    study.add_argument(
-        "--finetune_epochs", type=options.positive_int, default=30, help="longest, epochs of 256 windows (30)"
-    )
-    study.add_argument("--model", default="tiny", help="tiny, small, base or large (tiny)")
-    study.add_argument("--input_size", type=options.positive_int, default=48, help="tile edge, base pixels (48)")
-    study.add_argument(
-        "--base_resolution",
-        type=options.positive,
-        help="edge of a base pixel, CRS units (finest resolution x largest scale of any arm)",
-    )
-    study.add_argument("--patch_size", type=options.positive_int, default=8, help="base pixels (8)")
-    study.add_argument("--pretrain_flags", default="", metavar="'FLAGS'", help="further flags of every pre-training")
-    study.add_argument("--finetune_flags", default="", metavar="'FLAGS'", help="further flags of every fine-tuning")
-    run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", default="./worth_it", help="everything goes there (./worth_it)")
-    run.add_argument("--plan", action="store_true", help="print experiments and their cost after short trials; no more")
-    run.add_argument("--report_only", action="store_true", help="write the report again, from results.csv")
-    run.add_argument("--devices", nargs="+", help="such as cuda:0 cuda:1 (every GPU; without one, the CPU)")
-    run.add_argument(
-        "--jobs", type=options.positive_int, help="programs at a time on each GPU (1), or on the CPU (cores)"
-    )
-    run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
-    run.add_argument("--title", default="", help="heading of the report")
-    run.add_argument("--no_progress", action="store_true", help="no progress bar")
-    return parser
+    return worth_it_parser(__doc__, tasks=OFFERED)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

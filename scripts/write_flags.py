@@ -1,13 +1,27 @@
-"""Write docs/flags.md, the tables of every flag, from the parsers: `python -m scripts.write_flags`."""
+"""Write docs/flags.md, the tables of every flag, and the names that parsers know before torch is imported."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file, from any folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
 import importlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from dataclasses import asdict
+
+from datasets.folds.make_folds import SPLITS
+from datasets.loading.token_masks import MASK_SHAPES
+from models_mae_group_channels import SCALE_HEADS, STEMS
+from util.finetuning.choices import finetune_choices
+from util.inference.products import PRODUCTS
+from util.options.parser import Parser
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "flags.md"
+NAMES = Path(__file__).resolve().parents[1] / "util" / "options" / "table_names.py"
 COMMAND = "python -m scripts.write_flags"
 PROGRAMS = (
     "main_pretrain",
@@ -36,11 +50,30 @@ the benchmarks and measuring scripts, which are not listed here.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the page."""
-    argparse.ArgumentParser("write_flags", description=__doc__).parse_args(argv)
-    PAGE.write_text(flags_page(), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    """Writes the page, and the names of tables."""
+    Parser("write_flags", description=__doc__).parse_args(argv)
+    for path, text in ((PAGE, flags_page()), (NAMES, table_names())):
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")
     return 0
+
+
+def table_names() -> str:
+    """The text of util/options/table_names.py."""
+    tables = {
+        "PRETRAIN": {"mask_shapes": tuple(MASK_SHAPES), "scale_heads": tuple(SCALE_HEADS), "stems": tuple(STEMS)},
+        "FINETUNE": asdict(finetune_choices(splits=tuple(SPLITS))),
+        "PRODUCTS": {name: product.help for name, product in PRODUCTS.items()},
+    }
+    parts = [
+        f'"""Names that tables declare, for `early.py`: written by `{COMMAND}`, do not edit."""',
+        "",
+        "# fmt: off",
+        "# ruff: noqa: E501",
+    ]
+    for table, entries in tables.items():
+        parts += [f"{table} = {{", *(f"    {name!r}: {value!r}," for name, value in entries.items()), "}"]
+    return "\n".join(parts) + "\n"
 
 
 def flags_page() -> str:
@@ -80,7 +113,7 @@ def program_section(
         rows = []
         for action in group._group_actions:
             row = row_of(parser, action)
-            if isinstance(action, argparse._HelpAction):
+            if isinstance(action, argparse._HelpAction | argparse._VersionAction):
                 continue
             if action.option_strings and shared.get(action.option_strings[0]) == row:
                 same.append(f"`{action.option_strings[0]}`")

@@ -23,7 +23,8 @@ from datasets.synthetic.sample_survey import write_sample_survey
 from tests import surveys
 from tests.rasters import write_grid
 from tests.small_main import SMALL
-from util.checkpoints.checkpoint_file import CHECKPOINT_KEYS, VERSION
+from util.checkpoints.checkpoint_file import CHECKPOINT_KEYS
+from util.options.version import VERSION
 from util.processes import distributed as dist
 from util.training.engine import Updater
 

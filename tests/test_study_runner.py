@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from scripts import worth_it
+from scripts.parsers import duration
 from study import commands, plan, runner
 from study.arms import StudyArm
 from study.outcomes import read_json
@@ -474,4 +475,4 @@ def test_few_seeds_are_warned_of_once(caplog):
 
 
 def test_durations():
-    assert [worth_it.duration(text) for text in ("90s", "30m", "2h", "1.5d")] == [90, 1800, 7200, 129600]
+    assert [duration(text) for text in ("90s", "30m", "2h", "1.5d")] == [90, 1800, 7200, 129600]

@@ -28,9 +28,6 @@ import torch
 
 from util.hardware.system import replace_file
 
-VERSION = "0.1.0"
-"""Version of the programs, stored in every checkpoint."""
-
 CHECKPOINT_KEYS = (
     "model",
     "optimizer",

@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 
-from util.checkpoints.checkpoint_file import VERSION
+from util.options.version import VERSION
 
 
 def collect_rng_state(device: torch.device | None = None) -> dict[str, Any]:

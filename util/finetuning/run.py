@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from util.checkpoints import checkpoint_file
 from util.checkpoints.encoder_weights import EncoderWeights
 from util.finetuning.compared_methods import PROBE, Method
 from util.finetuning.embedding_features import PixelEmbeddings, principal_features
@@ -23,6 +22,7 @@ from util.finetuning.scoring import FoldScores, score_fold, stopping_score
 from util.finetuning.tasks import Task
 from util.hardware.device import amp_policy
 from util.options.finetune_values import LossSettings, PredictionSettings, RunSettings, TrainingSettings
+from util.options.version import VERSION
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.records.finetune_records import FinetuneFiles
@@ -56,7 +56,7 @@ class FinetuneInputs:
         return {
             "layers": opened.layers,
             "options": used_options,
-            "version": checkpoint_file.VERSION,
+            "version": VERSION,
             "base_resolution": survey.base_resolution,
             "held_out": self.held_out,
             "aoi": opened.aoi,
