@@ -68,7 +68,6 @@ from util.records.log import claim_output_folders
 from util.training.engine import seed_step
 
 logger = logging.getLogger("main_finetune")
-
 CHOICES = finetune_choices(splits=tuple(SPLITS))
 
 

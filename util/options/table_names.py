@@ -5,17 +5,19 @@
 PRETRAIN = {
     'mask_shapes': ('random', 'block', 'lines', 'layer'),
     'scale_heads': ('subpixel', 'shared'),
+    'stems': ('native', 'base', 'tokens', 'head'),
 }
 FINETUNE = {
     'tasks': ('segmentation', 'regression', 'classification'),
     'window_tasks': ('classification',),
-    'baselines': ('scratch', 'probe', 'trees', 'forest', 'constant'),
+    'baselines': ('scratch', 'probe', 'unet', 'trees', 'forest', 'rcf', 'trees+embeddings', 'constant'),
     'default_baselines': ('scratch', 'trees', 'constant'),
-    'network_baselines': ('scratch', 'probe'),
-    'pixel_baselines': ('trees', 'forest'),
+    'network_baselines': ('scratch', 'probe', 'unet'),
+    'pixel_baselines': ('trees', 'forest', 'rcf', 'trees+embeddings'),
     'class_weights': ('none', 'sqrt', 'balanced'),
     'splits': ('blocks', 'random', 'leaking', 'from_checkpoint'),
     'heads': ('linear', 'upsample'),
+    'stems': ('native', 'base', 'tokens', 'head'),
 }
 PRODUCTS = {
     'embeddings': 'feature vectors of the encoder, one a patch or finer',
