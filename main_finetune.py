@@ -10,7 +10,6 @@ from util.options.early import before_imports, early_parser
 
 if __name__ == "__main__":  # --help and wrong flags are answered at once: the imports below take seconds
     before_imports(early_parser("main_finetune", __doc__))
-
 import argparse
 import logging
 import sys
