@@ -48,7 +48,7 @@ def one_layer(folder, values, *, base):
 
 
 def test_written_out(tmp_path, monkeypatch):
-    """A filter that copies the pixel, over a row of 2, 5, -9 and no-data: 2 and 5 exceed 1 by 1 and 4, 9 by 8."""
+    """A filter that copies the pixel, over columns of 2, 5, -9 and no-data: positive and negative values apart."""
     values = np.tile([[2.0, 5.0, -9.0, -9999.0]], (3, 1))
     survey = one_layer(tmp_path, values, base=100.0)
     weights = torch.zeros(1, 1, 3, 3)
@@ -56,8 +56,8 @@ def test_written_out(tmp_path, monkeypatch):
     filters = {0: LayerFilters(weights, torch.zeros(1))}
     found = random_features.random_features(survey, filters, np.array([[1, 0], [1, 1], [1, 2]]), radii=(0, 1))
     none = np.zeros(3)
-    alone = np.stack([none + 1, [1, 4, 0], [0, 0, 8]], axis=1)  # valid share, above, below
-    around = np.stack([[6 / 9, 1, 6 / 9], [2.5, 5 / 3, 2], [0, 8 / 3, 4]], axis=1)
+    alone = np.stack([none + 1, [2, 5, 0], [0, 0, 9]], axis=1)  # valid share, positive, negative
+    around = np.stack([[6 / 9, 1, 6 / 9], [3.5, 7 / 3, 2.5], [0, 3, 4.5]], axis=1)
     np.testing.assert_allclose(found, np.concatenate([alone, around], axis=1), rtol=1e-6)
 
 

@@ -1,9 +1,9 @@
 """What untrained random convolutions make of a layer's native pixels around a target pixel.
 
 After Rolf et al. (2021), "A generalizable and accessible approach to machine learning with global satellite imagery"
-(MOSAIKS): filters are random patches of the data, whitened; their responses pass a threshold and are averaged. Here
-each layer has its own filters, drawn where training labels lie (the labels themselves play no part), and averages are
-taken over squares around a pixel instead of whole images. Nothing is resampled, and nothing is trained.
+(MOSAIKS): filters are random patches of the data, whitened; their rectified responses are averaged. Here each layer has
+its own filters, drawn where training labels lie (the labels themselves play no part), and averages are taken over
+squares around a pixel instead of whole images. Nothing is resampled, and nothing is trained.
 """
 
 from __future__ import annotations
@@ -26,11 +26,9 @@ from datasets.finetuning.pixel_features import (
 from datasets.survey.inference_survey import InferenceSurvey
 
 FILTERS = 16
-"""Filters of each layer. A filter gives two features for each radius: what it exceeds the threshold by, either way."""
+"""Filters of each layer. A filter gives two features for each radius: positive and negative responses, apart."""
 RADII = (1, 4)
 """Radii of the squares over which responses are averaged, base pixels."""
-THRESHOLD = 1.0
-"""Standard deviations of a response by which it must differ from its mean to count."""
 
 # Pixels along the edge of a filter, as in MOSAIKS, and beyond its middle.
 _EDGE, _MARGIN = 3, 1
@@ -102,9 +100,9 @@ def random_features(
         radii: of the squares around a pixel's centre, base pixels; radius r covers 2 r + 1 base pixels.
 
     Returns:
-        (n, F) float32: of each layer and radius the valid share of the square, then for each filter the mean excess of
-        its response over the threshold, and of the negative response. Means are over valid pixels by shared area;
-        NaN = none is valid there.
+        (n, F) float32: of each layer and radius the valid share of the square, then for each filter the mean of its
+        response where that is positive, else 0, and of the negative response likewise. Means are over valid pixels by
+        shared area; NaN = none is valid there.
 
     Raises:
         OSError: a layer cannot be read; names layer, file and window.
@@ -177,8 +175,8 @@ def _layer_features(
     for k in range(0, len(filters.bias), _AT_ONCE):
         part = slice(k, k + _AT_ONCE)
         response = F.conv2d(channels, filters.weights[part], filters.bias[part])[0]
-        excess = torch.stack([response, -response], dim=1).flatten(0, 1).sub_(THRESHOLD).clamp_min_(0.0).numpy()
-        sums = cumulative([np.where(valid, plane, 0.0) for plane in excess])
+        rectified = torch.stack([response, -response], dim=1).flatten(0, 1).clamp_min_(0.0).numpy()
+        sums = cumulative([np.where(valid, plane, 0.0) for plane in rectified])
         for radius, (low, high) in enumerate(squares):
             with np.errstate(invalid="ignore", divide="ignore"):
                 mean = np.where(areas[radius] > LEAST_AREA, sums_inside(sums, low, high) / areas[radius], np.nan)
