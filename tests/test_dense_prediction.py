@@ -33,11 +33,8 @@ def sampler(plane, size):
 
 def prediction(scale, **changes):
     options = {"bands": 1, "size": 8, "patch": 2, "overlap": 0.5, "scale": scale, "batch_size": 5}
-    return DensePrediction(
-        [lambda imgs, valid, native: imgs.repeat_interleave(scale, 2).repeat_interleave(scale, 3)],
-        device=torch.device("cpu"),
-        **(options | changes),
-    )
+    options["views"] = [lambda imgs, valid, native: imgs.repeat_interleave(scale, 2).repeat_interleave(scale, 3)]
+    return DensePrediction(device=torch.device("cpu"), **(options | changes))
 
 
 @pytest.mark.parametrize("scale", [1, 2])
@@ -60,6 +57,39 @@ def test_blocks_and_batches_change_nothing():
             part = prediction(1, batch_size=batch).of(block, (19, 26), sampler(plane, 8))
             parts[:, block.top : block.bottom, block.left : block.right] = part
         np.testing.assert_array_equal(parts, whole)
+
+
+def predicted_around(plane, *, edge, wrap_columns):
+    """What a network predicts that adds each pixel's column in its tile, on ground that repeats after its columns."""
+    rows, cols = plane.shape
+
+    def sample(origins):
+        tiles = np.stack(
+            [plane[np.ix_(np.arange(r, r + 8).clip(0, rows - 1), np.arange(c, c + 8) % cols)] for r, c in origins]
+        )
+        values = torch.from_numpy(tiles)[:, None]
+        return SimpleNamespace(imgs=values, valid=torch.ones_like(values, dtype=torch.bool), native=())
+
+    network = prediction(1, wrap_columns=wrap_columns, views=[lambda imgs, valid, native: imgs + torch.arange(8.0)])
+    found = np.full((1, rows, cols), np.nan, np.float32)
+    for block in blocks_of(rows, cols, edge=edge):
+        found[:, block.top : block.bottom, block.left : block.right] = network.of(block, plane.shape, sample)
+    return found
+
+
+@pytest.mark.parametrize("cols", [24, 26])  # a whole number of steps of 4 columns, and not
+def test_around_a_planet_tiles_are_blended_across_the_date_line(cols):
+    """Ground turned by one step of the tiles gives the same map, turned; with ends, the columns beside them differ."""
+    plane = np.random.default_rng(0).normal(size=(8, cols)).astype(np.float32)
+    whole = predicted_around(plane, edge=64, wrap_columns=cols)
+    np.testing.assert_allclose(predicted_around(plane, edge=7, wrap_columns=cols), whole, atol=1e-5)
+    if cols == 24:
+        turned = predicted_around(np.roll(plane, 4, axis=1), edge=64, wrap_columns=cols)
+        np.testing.assert_allclose(turned, np.roll(whole, 4, axis=2), atol=1e-5)
+        ends = predicted_around(plane, edge=64, wrap_columns=0)
+        np.testing.assert_allclose(ends[..., 4:-4], whole[..., 4:-4], atol=1e-5)
+        # By its own column a lone tile at the edge adds 0; blended with the one that ends there it adds more.
+        assert (whole - ends)[0, :, 0].min() > 1.0
 
 
 def test_scores_take_what_is_tested():

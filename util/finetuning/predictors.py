@@ -83,6 +83,7 @@ class NetworkPredictor:
             scale=self.scale,
             batch_size=self.batch_size,
             device=self.device,
+            wrap_columns=survey.wrap_columns,
         )
         window = survey.read(unit.top - size, unit.left - size, unit.bottom + size, unit.right + size)
         return prediction.of(unit, survey.shape, lambda origins: window.sample(origins, self.device))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from util.hardware.device import peak_memory_bytes
-from util.mosaics.mosaic import Block, origin_pairs, tile_origins, tile_stride
+from util.mosaics.mosaic import Block, columns_between, origin_pairs, tile_columns, tile_origins, tile_stride
 
 SampleOf = Callable[[np.ndarray], Any]
 """(N, 2) base-scale origins -> the fields of `TileBatch` for these tiles, on the device."""
@@ -144,18 +144,11 @@ class Engine:
         """Rows and columns of tile origins that cover the ground from `first` on; around a planet, each column once."""
         arguments = {"tile": self.model.img_size, "stride": self.tile_stride, "align": self.model.patch_size}
         rows = tile_origins(ground.rows, **arguments, first=first)
-        if self.wrap_columns:
-            return rows, np.arange(first, first + self.wrap_columns, self.tile_stride, dtype=np.int64)
-        return rows, tile_origins(ground.cols, **arguments, first=first)
+        return rows, tile_columns(ground.cols, **arguments, first=first, wrap_columns=self.wrap_columns)
 
     def cols_between(self, cols: np.ndarray, left: int, right: int) -> np.ndarray:
         """Columns of tiles that reach into [left, right), increasing; around a planet, once for each wrap."""
-        size = self.model.img_size
-        if self.wrap_columns:
-            period = self.wrap_columns
-            wraps = np.arange((left - size - cols.max()) // period, (right - cols.min()) // period + 1)
-            cols = np.sort((cols + wraps[:, None] * period).ravel())
-        return cols[(cols < right) & (cols + size > left)]
+        return columns_between(cols, left, right, tile=self.model.img_size, wrap_columns=self.wrap_columns)
 
     def places(self, origins: np.ndarray) -> np.ndarray:
         """(N, 2) origins with columns wrapped, so that a tile has the same origin in every block."""

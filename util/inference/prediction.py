@@ -182,6 +182,7 @@ class PixelPredictionProduct(Product):
             scale=s,
             batch_size=engine.batch_size,
             device=engine.device,
+            wrap_columns=engine.wrap_columns,
         )
 
     def make(self, block: Block, window: Window) -> Arrays:

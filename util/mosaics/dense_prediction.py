@@ -10,7 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from util.mosaics.mosaic import Block, Mosaic, WeightedMoments, origin_pairs, raised_cosine, tile_origins, tile_stride
+from util.mosaics.mosaic import (
+    Block,
+    Mosaic,
+    WeightedMoments,
+    columns_between,
+    origin_pairs,
+    raised_cosine,
+    tile_columns,
+    tile_origins,
+    tile_stride,
+)
 
 Forward = Callable[[Tensor, Tensor, Sequence[Tensor]], Tensor]
 """(N, C, H, W) values, validity, and native pixels for a model with a stem -> (N, K, s * size, s * size): class
@@ -35,6 +45,7 @@ class DensePrediction:
         scale: target pixels along the edge of a base-scale pixel.
         batch_size: most tiles in a forward pass.
         device: where it runs.
+        wrap_columns: base-scale columns after which the ground repeats, around a planet; 0 = never.
     """
 
     views: Sequence[Forward]
@@ -45,13 +56,16 @@ class DensePrediction:
     scale: int
     batch_size: int
     device: torch.device
+    wrap_columns: int = 0
 
     def origins(self, block: Block, shape: tuple[int, int]) -> np.ndarray:
         """(n, 2) origins of the tiles that share ground with a block, out of those that cover base-scale `shape`."""
         stride = tile_stride(self.size, patch=self.patch, overlap=self.overlap)
-        lattices = [tile_origins(length, tile=self.size, stride=stride, align=self.patch) for length in shape]
-        rows = lattices[0][(lattices[0] < block.bottom) & (lattices[0] + self.size > block.top)]
-        cols = lattices[1][(lattices[1] < block.right) & (lattices[1] + self.size > block.left)]
+        lattice = {"tile": self.size, "stride": stride, "align": self.patch}
+        rows = tile_origins(shape[0], **lattice)
+        rows = rows[(rows < block.bottom) & (rows + self.size > block.top)]
+        cols = tile_columns(shape[1], **lattice, wrap_columns=self.wrap_columns)
+        cols = columns_between(cols, block.left, block.right, tile=self.size, wrap_columns=self.wrap_columns)
         return origin_pairs(rows, cols)
 
     def of(self, block: Block, shape: tuple[int, int], sample_of: SampleOf) -> np.ndarray:

@@ -96,6 +96,30 @@ def tile_origins(length: int, *, tile: int, stride: int, align: int, first: int 
     return np.append(regular, last)
 
 
+def tile_columns(cols: int, *, tile: int, stride: int, align: int, first: int = 0, wrap_columns: int = 0) -> np.ndarray:
+    """First columns of tiles that cover ground of `cols` columns; around a planet each tile once, without an end.
+
+    Args:
+        cols: base-scale columns of the ground.
+        tile: tile edge, pixels.
+        stride: distance between tiles.
+        align: as in `tile_origins`.
+        first: start of the first tile.
+        wrap_columns: columns after which the ground repeats; 0 = never.
+    """
+    if wrap_columns:
+        return np.arange(first, first + wrap_columns, stride, dtype=np.int64)
+    return tile_origins(cols, tile=tile, stride=stride, align=align, first=first)
+
+
+def columns_between(cols: np.ndarray, left: int, right: int, *, tile: int, wrap_columns: int = 0) -> np.ndarray:
+    """Columns of tiles that reach into [left, right), increasing; around a planet, once for each wrap."""
+    if wrap_columns:
+        wraps = np.arange((left - tile - cols.max()) // wrap_columns, (right - cols.min()) // wrap_columns + 1)
+        cols = np.sort((cols + wraps[:, None] * wrap_columns).ravel())
+    return cols[(cols < right) & (cols + tile > left)]
+
+
 def tile_stride(tile: int, *, patch: int, overlap: float) -> int:
     """Distance between tiles that repeat a fraction of each other, pixels: whole patches, at least one.
 
