@@ -83,7 +83,7 @@ class TestAugmentation:
         )
         tiles = survey.reader().read(np.zeros((2, 2), dtype=np.int64))
         target = torch.zeros(2, dtype=torch.int64)
-        imgs, _, _ = Batch(tiles, target, torch.tensor([0, 1])).to(torch.device("cpu"), survey.pyramid())
+        imgs = Batch(tiles, target, torch.tensor([0, 1])).to(torch.device("cpu"), survey.pyramid())[0]
         upright, turned = survey.encodings[0].decode(imgs)
         difference = (turned - torch.rot90(upright, 1)) % 360
         torch.testing.assert_close(difference, torch.full_like(difference, 270.0), atol=1e-3, rtol=0)
