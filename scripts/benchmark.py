@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from models_mae_group_channels import MODEL_SIZES, SCALE_HEADS
+from models_mae_group_channels import MODEL_SIZES, SCALE_HEADS, STEMS
 from scripts.benchmarks import gpu_scaling as bench_scaling
 from scripts.benchmarks import inference as bench_inference
 from scripts.benchmarks import loader as bench_loader
@@ -82,7 +82,7 @@ def _add_step(command: argparse.ArgumentParser) -> None:
         "--recipe",
         nargs="+",
         default=["ours", "published"],
-        choices=list(bench_step.RECIPES),
+        choices=list(bench_step.COMPARED),
         help="(ours published)",
     )
     command.add_argument("--layers", type=positive_int, default=2, help="number of layers (2)")
@@ -154,6 +154,7 @@ def _add_memory(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpointing", nargs="+", choices=("no", "yes"), default=["no", "yes"], help="recompute blocks (no yes)"
     )
+    command.add_argument("--stems", nargs="+", choices=STEMS, default=["native"], help="stems (native)")
     command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where it runs (cpu)")
     command.add_argument("--amp", choices=("off", "fp16", "bf16"), default="off", help="autocast (off)")
     command.add_argument("--predict_only", action="store_true", help="count tensors alone; measure nothing")

@@ -33,6 +33,15 @@ def test_step(capsys):
     assert row["times_published"] == pytest.approx(found["rows"][1]["step_s"] / row["step_s"])
 
 
+def test_stems_side_by_side(capsys):
+    recipes = ["ours", "base_stem", "finetune", "finetune_base_stem"]
+    shape = "step --input_size 16 --batch_size 1 --repeats 1 --warmup 0 --matmul_edge 64 --layers 3 --recipes"
+    rows = run(capsys, *shape.split(), *recipes)["rows"]
+    assert [row["recipe"] for row in rows] == recipes
+    flops = {row["recipe"]: row["gflop"] for row in rows}
+    assert flops["ours"] > flops["base_stem"] and flops["finetune"] > flops["finetune_base_stem"]
+
+
 def test_numerics(capsys):
     rows = run(capsys, *"numerics --input_size 16 --batch_size 2 --steps 2".split())["rows"]
     assert {row["recipe"] for row in rows} == {*RECIPES, "checkpointing", "bf16"}
@@ -85,7 +94,7 @@ def test_tables_for_people(capsys):
 def test_recipes_compute_the_same_numbers(name):
     recipe = RECIPES[name]
     losses = []
-    for each in (recipe, bench_step.replace(OURS, heads=recipe.heads)):
+    for each in (recipe, bench_step.replace(OURS, stem=recipe.stem, heads=recipe.heads)):
         torch.manual_seed(0)
         model = make_model("tiny", each, **SHAPE)
         step = make_step(model, each, batches=[make_batch(model, batch_size=2, device=torch.device("cpu"))], amp="off")

@@ -61,13 +61,13 @@ class Copy:
     def valid_positions(self, valid):
         return torch.nn.functional.max_pool2d(valid.float().amax(1, keepdim=True), PATCH).flatten(1) > 0
 
-    def forward_tokens(self, imgs, valid):
+    def forward_tokens(self, imgs, valid, native):
         total = torch.nn.functional.avg_pool2d(imgs * valid, PATCH)
         weight = torch.nn.functional.avg_pool2d(valid.float(), PATCH)
         features = (total / weight.clamp_min(1e-9)).flatten(2).transpose(1, 2)[:, None]
         return features, self.valid_positions(valid)[:, None]
 
-    def reconstruct(self, imgs, valid, *, noise, keep):
+    def reconstruct(self, imgs, valid, native, *, noise, keep):
         hidden = (noise.argsort(dim=1).argsort(dim=1) >= keep)[:, None].expand(-1, imgs.shape[1], -1)
         fine = {s: torch.nn.functional.interpolate(imgs, scale_factor=s, mode="nearest") for s in self.scales}
         return fine, hidden

@@ -26,7 +26,8 @@ def run_memory(args: argparse.Namespace) -> dict[str, Any]:
     """A row for each combination of model, number of layers, heads and checkpointing."""
     shape = {"input_size": args.input_size, "patch_size": args.patch_size, "device": args.device, "amp": args.amp}
     rows = []
-    for name, layers, heads, again in product(args.models, args.layers, args.heads, args.checkpointing):
+    cases = product(args.models, args.layers, args.heads, args.checkpointing, args.stems)
+    for name, layers, heads, again, stem in cases:
         model, _, batch = name.partition("=")
         case = {
             "model": model,
@@ -34,6 +35,7 @@ def run_memory(args: argparse.Namespace) -> dict[str, Any]:
             "layers": layers,
             "heads": heads,
             "checkpointing": again == "yes",
+            "stem": stem,
         }
         rows.append(case | _row(case | shape, measures=not args.predict_only))
     return {"machine": describe_machine(torch.device("cpu")), "rows": rows}
@@ -57,7 +59,7 @@ def _row(case: dict[str, Any], *, measures: bool) -> dict[str, Any]:
 
 
 def make_model(case: dict[str, Any]) -> MaskedAutoencoderGroupChannelViT:
-    """The model of a case; layers are divided into two groups."""
+    """The model of a case; layers are divided into two groups, of 4 and 2 native pixels along a base pixel."""
     return build_model(
         case["model"],
         img_size=case["input_size"],
@@ -66,6 +68,9 @@ def make_model(case: dict[str, Any]) -> MaskedAutoencoderGroupChannelViT:
         channel_groups=[list(range(case["layers"]))[k::2] for k in range(min(2, case["layers"]))],
         scale_heads=case["heads"],
         grad_checkpointing=case["checkpointing"],
+        stem=case["stem"],
+        native_scales=[4 - 2 * (k % 2) for k in range(case["layers"])],
+        detail_scales=[0.5] * case["layers"],
     )
 
 

@@ -6,25 +6,30 @@ import argparse
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from timm.layers import LayerNorm2d
 from timm.models.vision_transformer import Attention
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
-from models_mae_group_channels import SCALE_HEADS, MaskedAutoencoderGroupChannelViT, build_model
+from models_mae_group_channels import SCALE_HEADS, build_model
+from models_vit_group_channels import build_finetune_model
 from scripts.benchmarks.common import describe_machine, time_in_turn
 from util.hardware.malloc import default_malloc, keep_freed_memory
 from util.training.engine import Updater, make_adamw
-from util.training.flops import head_share, step_cost
+from util.training.flops import count_flops, head_share, step_cost
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a step is computed; the defaults are those of main_pretrain."""
 
+    stem: str = "native"
     heads: str = "subpixel"
     fused_attention: bool = True
     fused_adamw: bool = True
@@ -34,18 +39,28 @@ class Recipe:
     checkpointing: bool = False
     compiled: bool = False
     amp: str = ""  # as on the command line
+    finetunes: bool = False  # segmentation instead of pre-training
 
 
 OURS = Recipe()
 RECIPES = {
     "ours": OURS,
-    "shared_heads": replace(OURS, heads="shared"),
-    "published": Recipe("shared", False, False, False, False, True),
+    "shared_heads": replace(OURS, stem="base", heads="shared"),
+    "published": Recipe("base", "shared", False, False, False, False, True),
     "no_fused_attention": replace(OURS, fused_attention=False),
     "no_fused_adamw": replace(OURS, fused_adamw=False),
     "no_kept_memory": replace(OURS, kept_memory=False),
-    "shared_no_fused_norms": replace(OURS, heads="shared", fused_norms=False),
+    "shared_no_fused_norms": replace(OURS, stem="base", heads="shared", fused_norms=False),
 }
+COMPARED = {
+    **RECIPES,
+    "base_stem": replace(OURS, stem="base"),
+    "finetune": replace(OURS, finetunes=True),
+    "finetune_base_stem": replace(OURS, stem="base", finetunes=True),
+}
+"""Recipes whose speed is compared; some compute other losses."""
+CLASSES = 11
+"""Number of classes of the segmentation."""
 SWITCHES = {
     **RECIPES,
     "checkpointing": replace(OURS, checkpointing=True),
@@ -88,9 +103,16 @@ def divide(layers: int, groups: int) -> list[list[int]]:
     return [list(range(layers))[i::groups] for i in range(min(groups, layers))]
 
 
-def make_model(name: str, recipe: Recipe, **arguments: Any) -> MaskedAutoencoderGroupChannelViT:
-    """The model of a recipe."""
-    model = build_model(name, scale_heads=recipe.heads, grad_checkpointing=recipe.checkpointing, **arguments)
+def make_model(name: str, recipe: Recipe, **arguments: Any) -> Any:
+    """The model of a recipe; native pixels are 4 along a base pixel in the first group and 2 in the others."""
+    if recipe.stem != "base":
+        first = arguments["channel_groups"][0]
+        arguments["native_scales"] = [4 if c in first else 2 for c in range(arguments["in_chans"])]
+        arguments["detail_scales"] = [0.5] * arguments["in_chans"]
+    arguments |= {"stem": recipe.stem, "grad_checkpointing": recipe.checkpointing}
+    if recipe.finetunes:
+        return build_finetune_model({"kind": "dense", "size": name, "num_outputs": CLASSES, **arguments})
+    model = build_model(name, scale_heads=recipe.heads, **arguments)
     for module in list(model.modules()):
         if isinstance(module, Attention) and not recipe.fused_attention:
             module.fused_attn = False
@@ -100,22 +122,53 @@ def make_model(name: str, recipe: Recipe, **arguments: Any) -> MaskedAutoencoder
     return model
 
 
-def make_batch(
-    model: MaskedAutoencoderGroupChannelViT, *, batch_size: int, device: torch.device, seed: int = 0
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Images of every scale, their validity and the noise of masks, on the device."""
+class StepBatch(NamedTuple):
+    """Random inputs of a step.
+
+    Attributes:
+        images: (N, C, sH, sW) of every scale.
+        valid: their validity.
+        noise: (N, G*L), of the masks.
+        native: native pixels of the groups, if the model has a stem.
+        target: (N, H, W) int64 classes, for fine-tuning.
+    """
+
+    images: list[Tensor]
+    valid: list[Tensor]
+    noise: Tensor
+    native: list[Tensor]
+    target: Tensor
+
+
+def make_batch(model: Any, *, batch_size: int, device: torch.device, seed: int = 0) -> StepBatch:
+    """Random inputs of a step, on the device."""
     generator = torch.Generator().manual_seed(seed)
-    edges = [model.img_size * s for s in model.scales]
-    images = [torch.randn(batch_size, model.in_chans, edge, edge, generator=generator).to(device) for edge in edges]
+
+    def normal(channels: int, edge: int) -> Tensor:
+        return torch.randn(batch_size, channels, edge, edge, generator=generator).to(device)
+
+    images = [normal(model.in_chans, model.img_size * s) for s in getattr(model, "scales", (1,))]
     noise = torch.rand(batch_size, model.num_groups * model.num_patches, generator=generator).to(device)
-    return images, [torch.ones_like(image, dtype=torch.bool) for image in images], noise
+    valid = [torch.ones_like(image, dtype=torch.bool) for image in images]
+    native = [normal(channels, edge) for channels, edge in model.native_shapes]
+    target = torch.randint(CLASSES, (batch_size, model.img_size, model.img_size), generator=generator).to(device)
+    return StepBatch(images, valid, noise, native, target)
+
+
+def total_loss(forward: Any, batch: StepBatch, *, finetunes: bool) -> Tensor:
+    """The loss of a step."""
+    images, valid, noise, native, target = batch
+    if finetunes:
+        return F.cross_entropy(forward(images[0], valid[0], native).float(), target)
+    loss, ms_loss, _, _ = forward(images[0], images[1:], valid=valid[0], valid_up=valid[1:], noise=noise, native=native)
+    return 0.6 * loss + 0.4 * ms_loss
 
 
 def make_step(
-    model: MaskedAutoencoderGroupChannelViT,
+    model: Any,
     recipe: Recipe,
     *,
-    batches: Sequence[tuple[list[Tensor], list[Tensor], Tensor]],
+    batches: Sequence[StepBatch],
     amp: str,
     compiled: bool = False,
     lr: float = 1e-4,
@@ -138,11 +191,10 @@ def make_step(
 
     def step() -> Tensor:
         nonlocal count
-        images, valid, noise = batches[count % len(batches)]
+        batch = batches[count % len(batches)]
         count += 1
         with updater.autocast():
-            loss, ms_loss, _, _ = forward(images[0], images[1:], valid=valid[0], valid_up=valid[1:], noise=noise)
-        total = 0.6 * loss + 0.4 * ms_loss
+            total = total_loss(forward, batch, finetunes=recipe.finetunes)
         updater.backward(total)
         if recipe.reads_loss:
             total.item()
@@ -167,13 +219,12 @@ def run_step(args: argparse.Namespace) -> dict[str, Any]:
         jobs: dict[str, Callable[[], object]] = {"matmul": matmul_flops(device, args.amp, edge=args.matmul_edge)}
         flops = {"matmul": 2.0 * args.matmul_edge**3}
         for recipe_name in args.recipes:
-            recipe = RECIPES[recipe_name]
+            recipe = COMPARED[recipe_name]
             torch.manual_seed(0)
             model = make_model(name, recipe, **_shape(args)).to(device)
             batch = make_batch(model, batch_size=args.batch_size, device=device)
             jobs[recipe_name] = make_step(model, recipe, batches=[batch], amp=args.amp, compiled=args.compile)
-            plain = make_model(name, replace(OURS, heads=recipe.heads), **_shape(args))
-            flops[recipe_name] = float(step_cost(plain, batch_size=args.batch_size).step_flops)
+            flops[recipe_name] = float(_step_flops(name, recipe, args))
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         times = time_in_turn(jobs, repeats=args.repeats, warmup=args.warmup, device=device, before=_set_memory)
@@ -183,8 +234,22 @@ def run_step(args: argparse.Namespace) -> dict[str, Any]:
     return {"machine": describe_machine(device), "rows": rows}
 
 
+def _step_flops(name: str, recipe: Recipe, args: argparse.Namespace) -> int:
+    """FLOPs of a step, forward and backward, as of fused operations; on a GPU, where all tokens have stems."""
+    plain = make_model(name, replace(recipe, fused_attention=True, fused_norms=True), **_shape(args))
+    if not recipe.finetunes:
+        return step_cost(plain, batch_size=args.batch_size).step_flops
+    plain, device = plain.to("meta"), torch.device("meta")
+    batch = StepBatch(*(_to(part, device) for part in make_batch(plain, batch_size=args.batch_size, device=CPU)))
+    return count_flops(lambda: total_loss(plain, batch, finetunes=True))[1]
+
+
+def _to(part: Any, device: torch.device) -> Any:
+    return [tensor.to(device) for tensor in part] if isinstance(part, list) else part.to(device)
+
+
 def _set_memory(recipe_name: str) -> None:
-    if SWITCHES.get(recipe_name, OURS).kept_memory:
+    if {**COMPARED, **SWITCHES}.get(recipe_name, OURS).kept_memory:
         keep_freed_memory()
     else:
         default_malloc()
