@@ -1,8 +1,10 @@
 """Opening, reading and scanning rasters of every odd kind."""
 
+import gzip
 import multiprocessing
 import os
 import pickle
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -1143,6 +1145,24 @@ class TestHeadersThatGdalIgnores:
         (tmp_path / "a.gxf").write_text(GXF.format(more=more))
         with pytest.raises(ValueError, match=expected):
             opened(tmp_path / "a.gxf")
+
+    def test_headers_in_archives(self, tmp_path):
+        path = self.write_ers(tmp_path, "15:0:0.0")
+        with zipfile.ZipFile(tmp_path / "ers.zip", "w") as archive:
+            for name in ("a.ers", "a"):
+                archive.write(path.parent / name, f"grids/{name}")
+        with pytest.raises(ValueError, match=r"is rotated: a\.ers states Rotation = 15:0:0\.0"):
+            open_band(Layer("a", f"/vsizip/{tmp_path}/ers.zip/grids/a.ers"))
+
+        def packed(name, more):
+            (tmp_path / name).write_bytes(gzip.compress(GXF.format(more=more).encode()))
+            return open_band(Layer("b", f"/vsigzip/{tmp_path / name}"))
+
+        with pytest.raises(ValueError, match="states #ROTATION 15"):
+            packed("b.gxf.gz", "#ROTATION\n15")
+        with pytest.raises(ValueError, match="states #SENSE -1"):
+            packed("c.gxf.gz", "#SENSE\n-1")
+        np.testing.assert_array_equal(whole(packed("d.gxf.gz", "#TRANSFORM\n2 10")), [[18, 20, NAN], [12, 14, 16]])
 
     def test_transform_of_a_gxf_is_applied(self, tmp_path):
         (tmp_path / "a.gxf").write_text(GXF.format(more="#ROTATION\n0\n#SENSE\n1\n#TRANSFORM\n2 10"))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
 import re
+import zipfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import rasterio
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from datasets.layers.layer import Layer
+
+logger = logging.getLogger(__name__)
 
 _ERS_ROTATION = re.compile(r"^\s*Rotation\s*=\s*\"?([-+\d.:eE]+)", re.MULTILINE | re.IGNORECASE)
 _GXF_ENTRY = re.compile(r"^#([A-Z]+)[^\n]*\n([^\n#]*)", re.MULTILINE | re.IGNORECASE)
@@ -78,12 +85,43 @@ def sidecar_crs(path: str) -> CRS | None:
 
 
 def _files(dataset: rasterio.DatasetReader, ending: str) -> list[Path]:
-    return [path for path in map(Path, dataset.files) if path.suffix.lower() == ending and path.is_file()]
+    """The files of a dataset with an ending whose header can be read; a warning names others, such as remote ones."""
+    found = []
+    for path in map(Path, dataset.files):
+        packed = path.suffix.lower() in (".gz", ".zip") and dataset.driver == ending[1:].upper()
+        if path.suffix.lower() != ending and not packed:
+            continue
+        if path.is_file() or _archive_of(path) is not None:
+            found.append(path)
+        elif path.parts[1:2] and path.parts[1].startswith("vsi"):
+            logger.warning("%s: its header is not checked for rotation and sense; copy it to a local disk", path)
+    return found
 
 
 def _header(path: Path) -> str:
-    with open(path, "rb") as stream:
+    with ExitStack() as opened:
+        archive = None if path.is_file() else _archive_of(path)
+        if archive is None:
+            stream: Any = opened.enter_context(open(path, "rb"))
+        elif path.parts[1] == "vsizip":
+            archived = opened.enter_context(zipfile.ZipFile(archive[0]))
+            stream = opened.enter_context(archived.open(archive[1] or archived.namelist()[0]))
+        else:
+            stream = opened.enter_context(gzip.open(archive[0]))
         return stream.read(_HEADER_BYTES).decode("latin-1").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _archive_of(path: Path) -> tuple[Path, str] | None:
+    """The local archive of a /vsizip or /vsigzip path, and the name of the file in it; None for any other path."""
+    kind, parts = path.parts[1:2], path.parts[2:]
+    if kind not in (("vsizip",), ("vsigzip",)):
+        return None
+    for count in range(1, len(parts) + 1):
+        for root in ("/", ""):  # absolute, or relative to the current folder
+            archive = Path(root, *parts[:count])
+            if archive.is_file():
+                return archive, "/".join(parts[count:])
+    return None
 
 
 def _numbers(text: str) -> list[float]:
