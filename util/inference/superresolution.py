@@ -286,6 +286,7 @@ def build_superresolution(inputs: InferenceInputs, *, draws: int, mask_ratio: fl
         ValueError: there is none; predictions have no units; the model sees finer pixels than those to be refined.
     """
     inputs.refuse_normalised("superresolution")
+    steps = _possible_steps(inputs)
     if inputs.engine.model.embeds_native:
         raise ValueError(
             "--output superresolution: the model sees layers at their native pixels and learns finer scales where it "
@@ -295,7 +296,7 @@ def build_superresolution(inputs: InferenceInputs, *, draws: int, mask_ratio: fl
         inputs.engine,
         inputs.ground,
         layers=inputs.layers,
-        steps=_possible_steps(inputs),
+        steps=steps,
         views=inputs.masked_views(draws=draws, mask_ratio=mask_ratio, use="visible"),
         tags=inputs.tags,
     )

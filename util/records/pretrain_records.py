@@ -180,7 +180,7 @@ class RunFiles:
         Returns:
             The line written: per layer and scale `rmse`, `rmse_mean`, `rmse_interpolation` (units of the layer;
             degrees), or of classes `cross_entropy` and `accuracy` of the model, `_majority` and `_nearest`; `skill`,
-            and at finer scales `skill_hidden` and `skill_visible`.
+            and at finer scales `skill_hidden` and `skill_visible` where visible tokens are scored.
         """
         line: dict[str, Any] = {"kind": "epoch", "step": step, "epoch": epoch, "seconds": round(seconds, 3)}
         line |= self._losses([window for window, _ in self._windows]) | self._windows[-1][1]
@@ -255,6 +255,7 @@ class RunFiles:
             valid=[valid[0].cpu() for valid in (batch.valid, *batch.valid_up)],
             images={scale: image[0].cpu() for scale, image in images.items()},
             hidden=hidden[0].cpu(),
+            hidden_alone=bool(batch.native),
         )
         title = f"held-out tile after epoch {progress.epoch}"
         figure = reconstruction_figure(rows, title=title, length_unit=length_unit)
@@ -328,7 +329,7 @@ class RunFiles:
                 roots = (math.sqrt(report) if report >= 0 else math.nan for report in reports)
                 values = dict(zip(ERRORS, roots, strict=True))
             values["skill"] = float(skill[at])
-            if level:
+            if level and float(scores.counts[2, level, channel]):  # else all that is scored is hidden
                 for region, name in enumerate(REGIONS[1:], start=1):
                     values[f"skill_{name}"] = float(skill[region, level, channel])
             table.setdefault(layer.name, {})[f"{scale}x"] = values
@@ -370,6 +371,7 @@ def reconstruction_rows(
     valid: Sequence[torch.Tensor],
     images: Mapping[int, torch.Tensor],
     hidden: torch.Tensor,
+    hidden_alone: bool = False,
 ) -> list[RowImages]:
     """Returns the rows of a reconstruction figure of one tile.
 
@@ -382,10 +384,11 @@ def reconstruction_rows(
         valid: likewise bool, True where known.
         images: predictions by scale, (C, sH, sW), model units.
         hidden: (C, H, W) bool, True inside hidden tokens.
+        hidden_alone: the model predicts pixels of hidden tokens alone, at every scale.
 
     Returns:
-        One row per scored layer and scale, in physical units. At the base scale, where visible pixels are not
-        predicted, the reconstruction shows their input values.
+        One row per scored layer and scale, in physical units. Where visible pixels are not predicted, as at the base
+        scale, the reconstruction shows their true values.
     """
     nan = torch.tensor(float("nan"))
     rows = []
@@ -397,8 +400,9 @@ def reconstruction_rows(
             if number not in scored[scale]:
                 continue
             prediction = images[scale][part].float()
-            if level == 0:
-                prediction = torch.where(hidden[first], prediction, targets[0][part])
+            if level == 0 or hidden_alone:
+                inside = hidden[first].repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+                prediction = torch.where(inside, prediction, targets[level][part])
             arrays = [
                 image,
                 torch.where(hidden[first], nan, image),
