@@ -38,6 +38,7 @@ from util.finetuning import evaluation
 from util.finetuning.choices import finetune_choices
 from util.finetuning.compared_methods import Method, choose_folds, compared_methods, trained_network
 from util.finetuning.cost import fit_costs
+from util.finetuning.early_stopping import keep_best, learning_rate_of
 from util.finetuning.fit import Fit, choose_batches, log_epoch, new_meter, read_meter, save_fit
 from util.finetuning.predictors import Predictor
 from util.finetuning.report import report_run
@@ -109,7 +110,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     environment = log_environment(device, ranks, precision=str(amp_dtype or "fp32"))
     if restarts.was_restarted(Path(args.output_dir)):
         args = checks.with_values(args, resume="auto")
-    inputs, args = open_inputs(args, ranks)
+    inputs, args = open_inputs(checks.with_length(args), ranks)
 
     # everything is tried before anything is trained
     folds = choose_folds(inputs.data.folds.count, args.only_folds)
@@ -172,6 +173,7 @@ def open_inputs(args: argparse.Namespace, ranks: dist.Ranks) -> tuple[FinetuneIn
     chosen = values.labels_on_ground(args, task, input_size=opened.survey.input_size, held_out=held_out)
     data = dist.on_all(lambda: open_labels(opened, labels, **chosen))
     log_inputs(opened, data, warn=ranks.is_main)
+    args = checks.with_patience(args, validates=data.validates)
     args = checks.with_values(args, labels=labels, tiles_per_epoch=args.tiles_per_epoch or data.epoch_windows)
     task = task_of_labels(args.task, presence_only=data.presence_only)
     return FinetuneInputs(encoder, opened, data, task, held_out), args
@@ -279,24 +281,22 @@ def fit_network(
         RunFailed: a loss was not finite.
         OSError: a window could not be read, or a checkpoint not written.
     """
-    fit, training = begin_fit(run, method, fold), run.training
+    fit = begin_fit(run, method, fold)
     folder = run.files.folder(method.name, fold)
     save = partial(save_fit, fit, folder, run.stored, scores=scores, device=run.device)
-    progress, patience = fit.progress, training.patience if fit.is_validated else 0
-    while progress.epoch < training.epochs and not progress.waits_too_long(patience):
+    progress = fit.progress
+    while progress.epoch < progress.last_epoch:
         record = fit_epoch(run, fit, stop, save)
         with fit.timer.paused():
-            if patience:
+            if fit.is_validated:
                 record["validation"] = validate(run, fit)
             tags = {f"{fit.name}/{key}": value for key, value in record.items()}
             place = {"arm": method.name, "fold": fold, "epoch": progress.epoch - 1, "step": progress.step}
             run.files.log({"kind": "epoch"} | place | record, tags=tags, step=progress.step)
             save()
-        if dist.any_rank(stop.signal is not None) and progress.epoch < training.epochs:
+        if dist.any_rank(stop.signal is not None) and progress.epoch < progress.last_epoch:
             raise Stopped
-    if progress.best_model:
-        logger.info("%s: the weights of epoch %d were best in validation", fit.name, progress.best_epoch)
-        fit.network.load_state_dict(progress.best_model)
+    if keep_best(fit):
         save()
     return fit
 
@@ -337,7 +337,7 @@ def fit_epoch(run: FinetuneRun, fit: Fit, stop: Stop, save: Callable[[], None]) 
         if not micro.is_last:
             continue
 
-        lr, part = fit.schedule.lr(progress.step), 0
+        lr, part = learning_rate_of(fit), 0
         meter.end_update(fit.updater.step(lr))
         progress.step, progress.update = progress.step + 1, progress.update + 1
         bar.update(1)

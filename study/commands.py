@@ -12,6 +12,8 @@ from study.plan import FINETUNE_WINDOWS, PRETRAIN_TILES, Task
 
 CHECKPOINT = "checkpoint-last.pth"
 NEVER = "1000000"
+FIXED_LENGTH = ("--patience", "0")
+"""All arms train as long as the study says, so that their costs compare."""
 WARMUP = 0.1
 """Share of its epochs in which the rate of a training rises, long or short."""
 
@@ -77,7 +79,8 @@ def fit_command(task: Task, settings: Settings, *, folder: Path, epochs: int) ->
     else:
         command += ["--finetune", str(folder / task.needs[0] / CHECKPOINT)]
     command += ["--folds", str(settings.folds), "--fold_seed", "0", "--label_seed", str(task.seed)]
-    command += ["--tiles_per_epoch", str(FINETUNE_WINDOWS), *_warmup(epochs), *settings.finetune, *arm.finetune]
+    command += ["--tiles_per_epoch", str(FINETUNE_WINDOWS), *_warmup(epochs), *FIXED_LENGTH]
+    command += [*settings.finetune, *arm.finetune]
     command += ["--label_fraction", f"{task.label_fraction:g}", "--epochs", str(epochs), "--no_final"]
     command += ["--baselines", *_baselines(arm), *(["--no_network"] if arm.method != "network" else [])]
     return [*command, "--seed", str(task.seed + arm.seed_offset)]

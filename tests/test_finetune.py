@@ -368,7 +368,6 @@ def test_patience_keeps_the_best_weights(survey, labels, tmp_path):
     for fold in (0, 1):
         values = [line["validation"] for line in surveys.log(tmp_path, "epoch") if line["fold"] == fold]
         best = int(np.argmax(values))
-        assert len(values) == min(8, best + 3)
         stopped += len(values) < 8
         state = labelled.fit(tmp_path, "scratch", fold)
         assert state["best"]["epoch"] == best and surveys.same_bits(state["model"], state["best"]["model"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from util.training.lr_sched import Schedule, learning_rate
+from util.training.lr_sched import Schedule, constant_then_decay, learning_rate
 
 RUN: dict[str, Any] = {"peak": 1e-3, "floor": 1e-5, "warmup_steps": 10, "total_steps": 110}
 
@@ -45,3 +45,23 @@ def test_a_run_no_longer_than_its_warmup(warmup):
 def test_schedule_counts_steps_over_all_epochs():
     schedule = Schedule(tiles=70, updates=11, epochs=10, warmup_steps=10, peak_lr=1e-3, min_lr=1e-5, effective_batch=7)
     assert [schedule.lr(step) for step in (0, 10, 60, 110)] == [learning_rate(k, **RUN) for k in (0, 10, 60, 110)]
+
+
+@pytest.mark.parametrize(
+    "step, begin, expected",
+    [
+        (0, None, 1e-4),
+        (9, None, 1e-3),
+        (10_000, None, 1e-3),  # constant until the decay is decided
+        (99, 100, 1e-3),
+        (100, 100, 1e-3),
+        (105, 100, (1e-3 + 1e-5) / 2),  # half way through a decay of ten steps
+        (110, 100, 1e-5),
+        (500, 100, 1e-5),
+        (4, 0, 5e-4),  # a decay that begins within the warm-up never exceeds it
+        (105, 105, 1e-3),
+    ],
+)
+def test_constant_then_decay(step, begin, expected):
+    found = constant_then_decay(step, **RUN, decay_begin=begin)
+    assert found == pytest.approx(expected, rel=1e-12)

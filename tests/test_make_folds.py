@@ -101,7 +101,11 @@ class TestPixels:
             away = tested[fold]
             if folds.early_stopping:
                 validated = folds.validating(fold, *everything(folds, scale), scale=scale)
-                np.testing.assert_array_equal(validated, tested[(fold + 1) % folds.count])
+                of_next = tested[(fold + 1) % folds.count]
+                numbers = folds.blocks_of(*everything(folds, scale), scale=scale)
+                blocks, others = (set(np.unique(numbers[part])) for part in (validated, of_next & ~validated))
+                assert not (validated & ~of_next).any() and not blocks & others  # whole blocks of the next fold, half
+                assert len(blocks) - len(others) in (0, 1)
                 away = away | validated
             training = folds.training(fold, *everything(folds, scale), scale=scale)
             reach = 0 if folds.split == "random" else folds.buffer * scale
@@ -460,3 +464,53 @@ def test_kept_labels_have_a_seed_of_their_own():
     assert np.array_equal(one.fold_numbers, other.fold_numbers)
     assert not np.array_equal(one.label_ranks, other.label_ranks)
     assert np.array_equal(make(label_fraction=0.3).label_ranks, make(label_fraction=0.3, label_seed=0).label_ranks)
+
+
+class TestLabelBlocks:
+    @pytest.mark.parametrize("early_stopping", [False, True])
+    @pytest.mark.parametrize("seed", range(4))
+    def test_blocks_keep_all_labels_that_may_be_trained_on_and_others_none(self, seed, early_stopping):
+        options = {"seed": seed, "early_stopping": early_stopping, "block": 2, "label_seed": 7 + seed}
+        every, small, large = (make(**options, label_blocks=count) for count in (None, 1, 2))
+        window = everything(every)
+        for fold in range(3):
+            np.testing.assert_array_equal(small.testing(fold, *window), every.testing(fold, *window))
+            usable = every.training(fold, *window)
+            np.testing.assert_array_equal(small.training(fold, *window, all_labels=True), usable)
+            kept, more = small.training(fold, *window), large.training(fold, *window)
+            assert kept.any() and not (kept & ~more).any()
+            inside = np.isin(small.blocks_of(*window), small.summary()["kept_blocks"][fold])
+            np.testing.assert_array_equal(kept, inside & usable)
+            assert usable[inside].mean() >= 0.5
+            assert small.kept_blocks[fold].sum() == 1 and large.kept_blocks[fold].sum() == 2
+
+    def test_written_out(self):
+        """64 blocks of 8 x 8 with a label at every pixel; without a buffer all of them can be used."""
+        folds = make(label_blocks=2, label_seed=5, buffer=0)
+        window = everything(folds)
+        for fold in range(3):
+            assert folds.training(fold, *window).sum() == 2 * 64 == folds.label_counts["trained"][fold]
+            usable = folds.training(fold, *window, all_labels=True).sum()
+            cells = folds.label_counts["left"][fold] * 64 * 64
+            assert folds.kept_shares[fold] == pytest.approx(2 * 64 / cells) and cells <= usable
+        summary = folds.summary()
+        assert summary["label_blocks"] == 2 and [len(of) for of in summary["kept_blocks"]] == [2, 2, 2]
+        assert "of which those in 2 blocks are used, 5 to 5 %" in folds.describe()
+        assert "label_blocks" not in make().summary()  # summaries of earlier versions stay equal
+        assert not np.array_equal(folds.kept_blocks, make(label_blocks=2, label_seed=6, buffer=0).kept_blocks)
+        assert np.array_equal(folds.kept_blocks, make(label_blocks=2, label_seed=5, buffer=0).kept_blocks)
+
+    def test_points_as_pixels(self):
+        row, col = np.random.default_rng(0).uniform(0, 64, (2, 300))
+        counts = count_points(row, col, np.zeros(300, dtype=int), shape=(64, 64), cell=4, kinds=1)
+        folds = make(counts, buffer=0, label_blocks=3)
+        for fold in range(3):
+            pixels = folds.training(fold, *everything(folds))
+            np.testing.assert_array_equal(folds.training_at(fold, row, col), pixels[row.astype(int), col.astype(int)])
+            assert folds.training_at(fold, row, col).sum() == folds.label_counts["trained"][fold]
+
+    def test_more_than_there_are(self):
+        with pytest.raises(ValueError, match=r"--label_blocks 60: fold 0 has [0-9]+ labelled blocks at least half"):
+            make(label_blocks=60)
+        with pytest.raises(ValueError, match="test and validation ground and the buffer of 4 base pixels, expected at"):
+            make(label_blocks=60, early_stopping=True)

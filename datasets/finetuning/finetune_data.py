@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,14 @@ from datasets.finetuning.scene_targets import SceneGround, SceneSplit, SceneTarg
 from datasets.finetuning.window_targets import WindowExamples, WindowTargets, point_examples, tile_examples
 from datasets.folds.blocks import count_points
 from datasets.folds.folds import Folds
-from datasets.folds.make_folds import LABEL_CELL, LabelCells, folds_from_rectangles, make_folds, one_fold
+from datasets.folds.make_folds import (
+    LABEL_CELL,
+    LabelCells,
+    TooFewLabels,
+    folds_from_rectangles,
+    make_folds,
+    one_fold,
+)
 from datasets.labels.label_map import LabelMap, seen_ground
 from datasets.labels.open_labels import TargetGrid, are_points, open_labels
 from datasets.labels.points import open_points
@@ -64,6 +71,11 @@ class FinetuneData:
     def has_ground(self) -> bool:
         """True if labels lie on ground; False for images."""
         return not isinstance(self.targets, SceneTargets)
+
+    @property
+    def validates(self) -> bool:
+        """True if each fold has ground for validation."""
+        return isinstance(self.folds, Folds) and self.folds.early_stopping
 
     @property
     def window_centres(self) -> np.ndarray | None:
@@ -141,7 +153,10 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class SplitOptions:
-    """How labels are divided into folds; see `make_folds`. With `split` = `all` every label is tested."""
+    """How labels are divided into folds; see `make_folds`. With `split` = `all` every label is tested.
+
+    With `validation_optional` no ground is set aside for early stopping where that would leave too few labels.
+    """
 
     split: str
     folds: int
@@ -152,6 +167,8 @@ class SplitOptions:
     seed: int
     label_seed: int
     rectangles: Sequence[Sequence[float]] | None = None
+    label_blocks: int | None = None
+    validation_optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -334,6 +351,33 @@ def _divide(
             seed=split.label_seed,
             label_fraction=split.label_fraction,
         )
+    if not (split.early_stopping and split.validation_optional):
+        return _cut_folds(labels, survey, split, early_stopping=split.early_stopping)
+    folds: Folds | None = None
+    try:
+        folds = _cut_folds(labels, survey, split, early_stopping=True)
+        why = _single_class(folds)
+        if not why:
+            return folds
+    except TooFewLabels as error:
+        why = str(error).split(";")[0]
+    without = _cut_folds(labels, survey, split, early_stopping=False)
+    if folds is not None and _single_class(without):
+        return folds
+    note = f"too few labels to set ground aside for validation ({why}): every fit trains all --epochs"
+    return replace(without, warnings=(note, *without.warnings))
+
+
+def _single_class(folds: Folds) -> str:
+    """Which fold has labels of a single class to train on, where there are several classes; empty if none has."""
+    for fold, counts in enumerate(folds.label_counts["trained_classes"]):
+        if np.count_nonzero(counts) < 2 <= len(counts):
+            return f"fold {fold} would have one class alone to train on"
+    return ""
+
+
+def _cut_folds(labels: LabelCells, survey: InferenceSurvey, split: SplitOptions, *, early_stopping: bool) -> Folds:
+    """Folds of this ground by blocks or cells, with validation ground or without."""
     return make_folds(
         labels,
         tile=survey.input_size,
@@ -341,9 +385,10 @@ def _divide(
         buffer=split.buffer,
         split=split.split,
         block=split.block,
-        early_stopping=split.early_stopping,
+        early_stopping=early_stopping,
         seed=split.seed,
         label_fraction=split.label_fraction,
+        label_blocks=split.label_blocks,
         label_seed=split.label_seed,
     )
 

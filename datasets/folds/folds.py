@@ -27,13 +27,18 @@ class Folds:
         cell: edge of the cells in which labels were counted, base pixels.
         seed: seed of the assignment of blocks to folds.
         label_fraction: fraction of the training labels that is used, 0..1.
-        early_stopping: whether the ground of the next fold is for validation (`validating`), and kept out of training.
+        early_stopping: whether some of the next fold's ground is for validation (`validating`), and kept out of
+            training.
         block_grid: cuts the ground; its rectangles are blocks or parts of them. Its buffer is the distance from edge
             to edge between training pixels and tested (and validated) blocks.
         fold_numbers: (m, n) int16 fold of each rectangle, -1 = never tested.
+        validation_numbers: (m, n) int16, those of them that are ground for validation while the fold before is tested,
+            -1 = the others.
         block_numbers: (m, n) int32 number of the block of each rectangle, -1 = never tested.
         label_ranks: (cell rows, cell cols) int32 order in which cells keep their labels; None: all keep them.
         ranks_used: for each fold, the number of first ranks that are trained on.
+        kept_blocks: (folds, m, n) bool, rectangles whose labels are trained on in each fold; None: all.
+        kept_shares: for each fold, the fraction of its training labels that those hold.
         label_counts: blocks and labels of each fold, see `summary`.
         warnings: for the log.
     """
@@ -48,8 +53,11 @@ class Folds:
     block_grid: BlockGrid
     fold_numbers: np.ndarray
     block_numbers: np.ndarray
+    validation_numbers: np.ndarray | None = None
     label_ranks: np.ndarray | None = None
     ranks_used: tuple[int, ...] = ()
+    kept_blocks: np.ndarray | None = None
+    kept_shares: tuple[float, ...] = ()
     label_counts: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -76,12 +84,14 @@ class Folds:
         return self.block_grid.in_window(self.fold_numbers, window, outside=-1, scale=scale) == self._checked(fold)
 
     def validating(self, fold: int, row: int, col: int, rows: int, cols: int, *, scale: int = 1) -> np.ndarray:
-        """True for pixels that early stopping scores: the test ground of the next fold; arguments as `testing`.
+        """True for pixels that early stopping scores: half the blocks that the next fold tests; arguments as `testing`.
 
         Raises:
             ValueError: the folds were made without early stopping, so that ground is trained on.
         """
-        return self.testing(self._validation_fold(fold), row, col, rows, cols, scale=scale)
+        return self.block_grid.in_window(
+            self._validation_rectangles(fold), (row, col, rows, cols), outside=False, scale=scale
+        )
 
     def training(
         self, fold: int, row: int, col: int, rows: int, cols: int, *, scale: int = 1, all_labels: bool = False
@@ -95,12 +105,12 @@ class Folds:
             rows: height.
             cols: width.
             scale: target pixels along the edge of a base pixel.
-            all_labels: also those that `label_fraction` leaves out (for pixels without a label, such as sampled
-                background).
+            all_labels: also those that `label_fraction` or `kept_blocks` leave out (for pixels without a label, such
+                as sampled background).
 
         Returns:
             (rows, cols) bool: outside the buffer, from edge to edge and exactly so at any scale, of ground that is
-            tested (or validated) in this fold, and within the label fraction.
+            tested (or validated) in this fold, and within the label fraction and the blocks that keep their labels.
         """
         down, across = row + np.arange(rows), col + np.arange(cols)
         usable = ~self.near_excluded(fold, (down, down + 1), (across, across + 1), scale=scale)
@@ -110,6 +120,10 @@ class Folds:
             i = np.clip(down // (self.cell * scale), 0, self.label_ranks.shape[0] - 1)
             j = np.clip(across // (self.cell * scale), 0, self.label_ranks.shape[1] - 1)
             usable &= self.label_ranks[np.ix_(i, j)] < self.ranks_used[fold]
+        if self.kept_blocks is not None and not all_labels:
+            usable &= self.block_grid.in_window(
+                self.kept_blocks[fold], (row, col, rows, cols), outside=False, scale=scale
+            )
         return usable
 
     def fold_at(self, row: np.ndarray, col: np.ndarray) -> np.ndarray:
@@ -122,7 +136,7 @@ class Folds:
         Raises:
             ValueError: the folds were made without early stopping.
         """
-        return self.fold_at(row, col) == self._validation_fold(fold)
+        return self.block_grid.at_points(self._validation_rectangles(fold), row, col, outside=False)
 
     def training_at(self, fold: int, row: np.ndarray, col: np.ndarray, *, all_labels: bool = False) -> np.ndarray:
         """Like `training`, for points, (k,) bool; the buffer is measured to the point."""
@@ -133,6 +147,8 @@ class Folds:
             i = np.clip(row // self.cell, 0, self.label_ranks.shape[0] - 1).astype(np.int64)
             j = np.clip(col // self.cell, 0, self.label_ranks.shape[1] - 1).astype(np.int64)
             usable &= self.label_ranks[i, j] < self.ranks_used[fold]
+        if self.kept_blocks is not None and not all_labels:
+            usable &= self.block_grid.at_points(self.kept_blocks[fold], row, col, outside=False)
         return usable
 
     def blocks_of(self, row: int, col: int, rows: int, cols: int, *, scale: int = 1) -> np.ndarray:
@@ -155,11 +171,17 @@ class Folds:
             The options; `blocks` and `tested` labels of each fold, `tested_classes` by class; `trained` labels of each
             fold after buffer and label fraction, `trained_classes`, and `left`, the fraction of all labels outside
             test ground and buffer, before the label fraction; `warning` for a leaking split, else None. Training
-            labels are those of cells wholly outside the buffer.
+            labels are those of cells wholly outside the buffer. If only some blocks keep their labels, also
+            `label_blocks`, how many in each fold, their numbers `kept_blocks`, and `kept_shares`.
         """
         options = {key: getattr(self, key) for key in ("split", "count", "buffer", "cell", "seed", "label_fraction")}
         leak = self.leak_warning or None
-        return {**options, "early_stopping": self.early_stopping, **self.label_counts, "warning": leak}
+        found = {**options, "early_stopping": self.early_stopping, **self.label_counts, "warning": leak}
+        if self.kept_blocks is not None:
+            found["label_blocks"] = int(self.kept_blocks[0].sum())
+            found["kept_blocks"] = [self.block_numbers[kept].tolist() for kept in self.kept_blocks]
+            found["kept_shares"] = list(self.kept_shares)
+        return found
 
     def describe(self) -> str:
         """One line for the log."""
@@ -174,6 +196,11 @@ class Folds:
         ]
         if self.label_fraction < 1:
             parts.append(f"of which {100 * self.label_fraction:g} % are used")
+        if self.kept_blocks is not None:
+            low, high = (100 * bound(self.kept_shares) for bound in (min, max))
+            parts.append(
+                f"of which those in {int(self.kept_blocks[0].sum())} blocks are used, {low:.0f} to {high:.0f} %"
+            )
         return "; ".join([*parts, *([f"WARNING {self.leak_warning}"] if self.leak_warning else [])])
 
     def excluded_rectangles(self, fold: int) -> np.ndarray:
@@ -181,7 +208,7 @@ class Folds:
         chosen = self.fold_numbers == self._checked(fold)
         if self.split == "leaking":
             return np.zeros_like(chosen)
-        return chosen | (self.fold_numbers == self._validation_fold(fold)) if self.early_stopping else chosen
+        return chosen | self._validation_rectangles(fold) if self.early_stopping else chosen
 
     def near_excluded(self, fold: int, rows: Spans, cols: Spans, *, scale: int = 1) -> np.ndarray:
         """Whether windows come nearer than the buffer to ground excluded from training; see `BlockGrid.is_near`."""
@@ -198,7 +225,8 @@ class Folds:
             raise ValueError(f"fold {fold}: expected 0 to {self.count - 1}")
         return fold
 
-    def _validation_fold(self, fold: int) -> int:
-        if not self.early_stopping:
+    def _validation_rectangles(self, fold: int) -> np.ndarray:
+        """(m, n) bool, the rectangles of the block grid that are validated in a fold."""
+        if self.validation_numbers is None:
             raise ValueError("these folds were made without early stopping: no ground is set aside for validation")
-        return (self._checked(fold) + 1) % self.count
+        return np.asarray(self.validation_numbers == (self._checked(fold) + 1) % self.count)

@@ -36,8 +36,15 @@ and tiles in base pixels. 1 % of the cells of 500 x 500 pixels are 156."""
 LITTLE_LEFT = 0.25
 """A smaller fraction of the labels outside tested ground and buffer is worth a warning."""
 
-_ASSIGNMENT_STREAM, _LABEL_STREAM = 11, 12
+_ASSIGNMENT_STREAM, _LABEL_STREAM, _BLOCK_STREAM, _VALIDATION_STREAM = 11, 12, 13, 14
+
+LEAST_OF_BLOCK = 0.5
+"""Share of a block's labels that must lie outside tested ground and its buffer for it to be one of `label_blocks`."""
 _ALMOST = 1e-6
+
+
+class TooFewLabels(ValueError):
+    """No label of a fold is left to train on."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ def make_folds(
     split: str = "blocks",
     block: int = 0,
     label_fraction: float = 1.0,
+    label_blocks: int | None = None,
     early_stopping: bool = False,
     label_seed: int | None = None,
 ) -> Folds:
@@ -105,11 +113,15 @@ def make_folds(
         block: edge of a block in tiles; 0 chooses it (`auto_block`).
         label_fraction: fraction of each fold's training labels to use, above 0 and at most 1. The labels of a smaller
             fraction are always among those of a larger one.
-        early_stopping: sets the test ground of the next fold aside for validation.
+        label_blocks: number of blocks that keep their training labels in each fold; None: all. At least half of a
+            block's labels lie outside tested ground and its buffer. The blocks of a smaller number are always among
+            those of a larger one.
+        early_stopping: sets half the blocks that the next fold tests aside for validation.
         label_seed: decides which labels are used; None: `seed`.
 
     Raises:
-        ValueError: fewer labelled blocks than folds, no label left to train on, or numbers out of range.
+        TooFewLabels: no label is left to train on.
+        ValueError: fewer labelled blocks than folds, fewer blocks left than asked for, or numbers out of range.
     """
     _check_request(split, folds=folds, early_stopping=early_stopping)
     is_random = split == "random"
@@ -136,7 +148,7 @@ def make_folds(
     best = _best_assignment(draft, labels)
     if split == "leaking":
         best = replace(best, split=split, block_grid=replace(grid, buffer=0))
-    return _finish(best, labels, label_seed=seed if label_seed is None else label_seed)
+    return _finish(best, labels, label_seed=seed if label_seed is None else label_seed, label_blocks=label_blocks)
 
 
 def folds_from_rectangles(
@@ -288,6 +300,8 @@ def _best_assignment(draft: Folds, labels: LabelCells) -> Folds:
             else assign_blocks(on_blocks[labelled], draft.count, rng)
         )
         folds = replace(draft, fold_numbers=fold_numbers)
+        if draft.early_stopping:
+            folds = _with_validation(folds, np.random.default_rng((draft.seed, _VALIDATION_STREAM, number)))
         tested = np.array([on_blocks[folds.fold_numbers == fold].sum(axis=0) for fold in range(folds.count)])
         cells = [folds.trainable_cells(fold).ravel() for fold in range(folds.count)]
         trained = np.array([labels.by_cell[usable].sum(axis=0) for usable in cells])
@@ -299,7 +313,16 @@ def _best_assignment(draft: Folds, labels: LabelCells) -> Folds:
     return best
 
 
-def _finish(folds: Folds, labels: LabelCells, *, label_seed: int) -> Folds:
+def _with_validation(folds: Folds, rng: np.random.Generator) -> Folds:
+    """The folds with half the blocks of each, rounded up, chosen for validation: more would cost too much training."""
+    numbers = np.full_like(folds.fold_numbers, -1)
+    for fold in range(folds.count):
+        members = np.flatnonzero(folds.fold_numbers == fold)
+        numbers.flat[rng.permutation(members)[: (len(members) + 1) // 2]] = fold
+    return replace(folds, validation_numbers=numbers)
+
+
+def _finish(folds: Folds, labels: LabelCells, *, label_seed: int, label_blocks: int | None = None) -> Folds:
     """Chooses which labels are used, counts what each fold tests and trains on, and refuses folds without training."""
     if not 0 < folds.label_fraction <= 1:
         raise ValueError(f"--label_fraction {folds.label_fraction:g}: expected a fraction above 0 and at most 1")
@@ -311,11 +334,13 @@ def _finish(folds: Folds, labels: LabelCells, *, label_seed: int) -> Folds:
     per_cell = labels.by_cell.sum(axis=1)
     ranks_used: list[int] = []
     trained, left = [], []
-    for fold in range(folds.count):
-        usable = folds.trainable_cells(fold).ravel()
+    trainable = [folds.trainable_cells(fold).ravel() for fold in range(folds.count)]
+    if label_blocks is not None:
+        folds = _keep_blocks(folds, labels, trainable, label_blocks, np.random.default_rng((label_seed, _BLOCK_STREAM)))
+    for fold, usable in enumerate(trainable):
         available = int(per_cell[usable].sum())
         if not available:
-            raise ValueError(
+            raise TooFewLabels(
                 f"fold {fold} of {folds.count}: no label is left to train on: all lie in tested blocks or nearer to "
                 f"them than the buffer of {folds.buffer} base pixels; choose a smaller --val_buffer or --input_size, "
                 "another --fold_block, or more --folds"
@@ -328,6 +353,8 @@ def _finish(folds: Folds, labels: LabelCells, *, label_seed: int) -> Folds:
                     f"--label_fraction {folds.label_fraction:g} keeps none of the {available} training labels of fold "
                     f"{fold}; choose a larger fraction"
                 )
+        if folds.kept_blocks is not None:
+            usable &= _cells_in(folds.block_grid, folds.kept_blocks[fold], labels)
         left.append(available / float(per_cell.sum()))
         trained.append(labels.by_cell[usable].sum(axis=0))
     on_blocks = labels.in_blocks(folds.block_grid)
@@ -336,6 +363,9 @@ def _finish(folds: Folds, labels: LabelCells, *, label_seed: int) -> Folds:
         folds,
         label_ranks=ranks,
         ranks_used=tuple(ranks_used),
+        kept_shares=()
+        if label_blocks is None
+        else tuple(float(kept.sum() / (part * per_cell.sum())) for kept, part in zip(trained, left, strict=True)),
         label_counts={
             "blocks": [len(np.unique(folds.block_numbers[folds.fold_numbers == k])) for k in range(folds.count)],
             "tested": [int(numbers.sum()) for numbers in tested],
@@ -346,6 +376,51 @@ def _finish(folds: Folds, labels: LabelCells, *, label_seed: int) -> Folds:
         },
         warnings=(*_warn_few_left(left), *_warn_missing_classes(np.array(tested), np.array(trained), labels.names)),
     )
+
+
+def _keep_blocks(
+    folds: Folds, labels: LabelCells, trainable: Sequence[np.ndarray], count: int, rng: np.random.Generator
+) -> Folds:
+    """Chooses the blocks that keep their labels: in each fold the first of one random order that have labels left.
+
+    Args:
+        folds: without such a choice.
+        labels: the labels.
+        trainable: for each fold (cells,) bool, cells whose labels may be trained on.
+        count: blocks to keep.
+        rng: source of randomness.
+
+    Raises:
+        ValueError: a fold has fewer blocks of whose labels at least `LEAST_OF_BLOCK` may be trained on.
+    """
+    grid, shape = folds.block_grid, labels.counts.shape[:2]
+    totals = labels.counts.sum(axis=2, keepdims=True)
+    on_blocks = counts_in_blocks(grid, totals, labels.cell)[..., 0]
+    order = rng.permutation(on_blocks.size)
+    kept = np.zeros((folds.count, *grid.shape), dtype=bool)
+    for fold, usable in enumerate(trainable):
+        usable_counts = counts_in_blocks(grid, totals * usable.reshape(*shape, 1), labels.cell)[..., 0]
+        has_left = ((on_blocks > 0) & (usable_counts >= LEAST_OF_BLOCK * on_blocks)).ravel()
+        chosen = order[has_left[order]][:count]
+        if len(chosen) < count:
+            raise ValueError(
+                f"--label_blocks {count}: fold {fold} has {len(chosen)} labelled blocks at least half outside its "
+                f"test{' and validation' * folds.early_stopping} ground and the buffer of {folds.buffer} base pixels, "
+                f"expected at least {count}; ask for fewer, or choose a smaller --val_buffer, another --fold_block or "
+                "more --folds"
+            )
+        kept[fold].flat[chosen] = True
+    return replace(folds, kept_blocks=kept)
+
+
+def _cells_in(grid: BlockGrid, chosen: np.ndarray, labels: LabelCells) -> np.ndarray:
+    """(cells,) bool, cells whose centre lies in a chosen rectangle, (m, n) bool, of a block grid."""
+    first = [np.arange(0, size, labels.cell) for size in labels.shape]
+    centres = [
+        (start + np.minimum(start + labels.cell, size)) / 2 for start, size in zip(first, labels.shape, strict=True)
+    ]
+    row, col = np.meshgrid(*centres, indexing="ij")
+    return grid.at_points(chosen, row.ravel(), col.ravel(), outside=False)
 
 
 def _ranks_to_use(ranks: np.ndarray, labels: np.ndarray, fraction: float) -> int:

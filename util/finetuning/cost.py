@@ -32,16 +32,19 @@ def window_flops(network: Any) -> int:
 def fit_costs(fit: Fit, *, device: torch.device) -> dict[str, Any]:
     """Costs of a finished fit: weights, updates, epochs, windows, seconds and FLOPs without scoring, and peak memory.
 
-    The peak is that of the process up to now.
+    All epochs count, also those after the weights that early stopping keeps (`kept_epochs`). Validation has seconds of
+    its own. The peak is that of the process up to now.
     """
     windows = fit.progress.epoch * fit.schedule.tiles
     return {
         "trained_weights": trained_weights(fit.network),
         "updates": fit.progress.step,
         "epochs": fit.progress.epoch,
+        "kept_epochs": fit.progress.kept_epochs,
         "train_windows": windows,
         "train_seconds": fit.timer.trained_s,
         "train_cpu_seconds": fit.timer.trained_cpu_s,
+        "validation_seconds": fit.progress.validation_s,
         "train_flops": windows * window_flops(fit.network),
         "peak_memory_mb": peak_memory_bytes(device) / 2**20,
     }

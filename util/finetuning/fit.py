@@ -32,6 +32,10 @@ from util.training.training_step import TrainingStep, native_zeros
 logger = logging.getLogger(__name__)
 
 
+LENGTH = ("last_epoch", "decay_epoch", "trained", "best_trained", "validation_s")
+"""Fields of `FitProgress` that early stopping decides by."""
+
+
 @dataclass
 class FitProgress:
     """Progress of a fit.
@@ -44,6 +48,11 @@ class FitProgress:
         best_epoch: the epoch of the best validation score; -1 before there is one.
         best_score: that score.
         best_model: the weights then; empty without validation.
+        last_epoch: epochs after which the fit ends; with early stopping the most, until the end is decided.
+        decay_epoch: with early stopping the first epoch of falling rate; None before that is decided.
+        trained: epochs behind the current weights: fewer than `epoch` once a fit has returned to its best weights.
+        best_trained: epochs behind the best weights.
+        validation_s: seconds of validation.
     """
 
     epoch: int = 0
@@ -53,17 +62,27 @@ class FitProgress:
     best_epoch: int = -1
     best_score: float = float("-inf")
     best_model: dict[str, torch.Tensor] = field(default_factory=dict)
+    last_epoch: int = 0
+    decay_epoch: int | None = None
+    trained: int = 0
+    best_trained: int = 0
+    validation_s: float = 0.0
+
+    @property
+    def kept_epochs(self) -> int:
+        """Epochs behind the weights that are kept: the best ones, or without validation the last."""
+        return self.best_trained if self.best_model else self.trained
 
     def end_epoch(self) -> dict[str, float]:
         """Goes to the next epoch; returns the mean loss and gradient norm of the one that ends."""
         updates = sum(part[0] for part in self.readings)
         means = [sum(part[0] * part[k] for part in self.readings) / updates for k in (1, 2)]
-        self.epoch, self.update, self.readings = self.epoch + 1, 0, []
+        self.epoch, self.trained, self.update, self.readings = self.epoch + 1, self.trained + 1, 0, []
         return {"loss": means[0], "grad_norm": means[1]}
 
     def waits_too_long(self, patience: int) -> bool:
-        """Whether `patience` epochs (0 = no limit) have passed without a better validation score."""
-        return patience > 0 and self.epoch - 1 - self.best_epoch >= patience
+        """Whether `patience` epochs (0 = no limit) have passed without a better validation score, if there is one."""
+        return patience > 0 and bool(self.best_model) and self.epoch - 1 - self.best_epoch >= patience
 
 
 @dataclass(frozen=True)
@@ -79,7 +98,8 @@ class Fit:
         network: the network itself.
         model: the network, wrapped if there are several processes.
         updater: the optimiser's steps.
-        schedule: rate of each step.
+        schedule: rate of each step of a fit of fixed length.
+        patience: epochs without a better validation score after which a fit ends; 0: its length is fixed.
         progress: next epoch and update, and the best weights so far.
         timer: time spent training.
     """
@@ -93,6 +113,7 @@ class Fit:
     model: torch.nn.Module
     updater: Updater
     schedule: Schedule
+    patience: int = 0
     progress: FitProgress = field(default_factory=FitProgress)
     timer: TrainingTimer = field(default_factory=TrainingTimer)
 
@@ -108,8 +129,8 @@ class Fit:
 
     @property
     def is_validated(self) -> bool:
-        """Whether there is validation ground: not when all labels are trained on."""
-        return self.fold is not None
+        """Whether it is scored on validation ground after each epoch: not when all labels are trained on."""
+        return self.patience > 0 and self.fold is not None
 
 
 def make_updater(
@@ -331,7 +352,7 @@ def note_best(fit: Fit, score: float) -> None:
     """Stores the weights of the epoch that has just ended if its validation score is the best so far."""
     progress = fit.progress
     if score > progress.best_score:
-        progress.best_score, progress.best_epoch = score, progress.epoch - 1
+        progress.best_score, progress.best_epoch, progress.best_trained = score, progress.epoch - 1, progress.trained
         progress.best_model = {key: tensor.detach().cpu().clone() for key, tensor in fit.network.state_dict().items()}
 
 
@@ -374,6 +395,7 @@ def fit_state(fit: Fit, device: torch.device) -> dict[str, Any]:
         "model_config": fit.network.config,
         "seen": progress.readings,
         "best": {"epoch": progress.best_epoch, "score": progress.best_score, "model": progress.best_model},
+        "length": {name: getattr(progress, name) for name in LENGTH},
         **fit.timer.state(),
     }
 
@@ -403,4 +425,7 @@ def restore(fit: Fit, state: Mapping[str, Any]) -> None:
     progress.epoch, progress.update, progress.step = state["epoch"], state["update"], state["step"]
     progress.readings = state["seen"]
     progress.best_epoch, progress.best_score, progress.best_model = best["epoch"], best["score"], best["model"]
+    progress.trained = progress.epoch
+    for name, value in state.get("length", {}).items():  # older checkpoints are of fits of fixed length
+        setattr(progress, name, value)
     fit.timer.resume(state)

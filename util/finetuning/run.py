@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ import torch
 
 from util.checkpoints.encoder_weights import EncoderWeights
 from util.finetuning.compared_methods import PROBE, Method
+from util.finetuning.early_stopping import begin_decay_if_due, decay_epochs, describe_length, median_epochs
 from util.finetuning.embedding_features import PixelEmbeddings, principal_features
 from util.finetuning.fit import Fit, as_seen_by, make_updater, note_best, resume_fit, share_batch_statistics
 from util.finetuning.objectives import Objective
@@ -153,6 +155,7 @@ def open_records(run: FinetuneRun, deciding_options: dict[str, Any]) -> None:
         "weights of --finetune": None if inputs.encoder is None else inputs.encoder.digest(),
         "folds": inputs.data.folds.summary(),
     }
+    logger.info("%s", describe_length(run.training.epochs, run.training.patience))
     aside = dist.on_main_rank(lambda: run.files.begin(plain(settings), resume=run.settings.resume))
     restarts.mark_started(run.files.output_dir)
     if aside is not None and run.ranks.is_main:
@@ -166,13 +169,14 @@ def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
         ValueError: none of its checkpoints can be used.
     """
     training, device, examples, layers = run.training, run.device, run.examples[fold], run.layers[fold]
+    epochs = epochs_of_fit(run, method, fold)
     assert run.build is not None
     network = run.build(method, layers)[0]
     model = dist.wrap(network.to(device), device)
     schedule = make_schedule(
         tiles=training.tiles_per_epoch,
         updates=run.updates,
-        epochs=training.epochs,
+        epochs=epochs,
         warmup_epochs=training.warmup_epochs,
         effective_batch=run.effective_batch,
         lr=training.lr,
@@ -189,26 +193,54 @@ def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
         amp_dtype=run.amp_dtype,
     )
     objective = run.inputs.task.objective(asdict(examples.statistics), run.loss)
-    fit = Fit(method, fold, examples, layers, objective, network, model, updater, schedule)
+    fit = Fit(method, fold, examples, layers, objective, network, model, updater, schedule, training.patience)
+    fit.progress.last_epoch = epochs
+    if fit.patience and not fit.is_validated:
+        fit.progress.decay_epoch = epochs - decay_epochs(epochs)
     if run.settings.resume:
         resume_fit(fit, run.files.folder(method.name, fold))
     dist.on_main_rank(lambda: run.files.forget(method.name, fold, from_epoch=fit.progress.epoch))
     return fit
 
 
+def epochs_of_fit(run: FinetuneRun, method: Method, fold: int | None) -> int:
+    """Epochs of a fit, or the most of them; on all labels as many as the folds kept, if early stopping chose those."""
+    if fold is not None or not run.training.patience:
+        return run.training.epochs
+
+    def kept() -> list[int]:
+        found = [run.files.fold_scores(method.name, fold) for fold in run.folds]
+        return [scores[0]["kept_epochs"] for scores in found if scores is not None]
+
+    epochs = median_epochs(dist.on_main_rank(kept))
+    logger.info("%s/all: %d epochs, the median of the folds", method.name, epochs)
+    return epochs
+
+
 def validate(run: FinetuneRun, fit: Fit) -> float:
-    """Scores the fold's validation ground, and stores the weights if they are the best so far."""
+    """Scores a fit on its fold's validation ground, stores its weights if they are the best so far, decides its end.
+
+    Every process gets the main one's score, so that all end together.
+    """
     assert fit.fold is not None
+    begin = time.monotonic()
     predictor = network_predictor(run, fit.network, fit.objective, fit.layers.survey)
-    value = stopping_score(run.inputs.task, score(run, predictor, fit.fold, validation=True).scores)
+    scores = score(run, predictor, fit.fold, validation=True).scores
+    value = dist.on_main_rank(lambda: stopping_score(run.inputs.task, scores))
     note_best(fit, value)
+    begin_decay_if_due(fit)
+    fit.progress.validation_s += time.monotonic() - begin
     return value
 
 
 def score(run: FinetuneRun, predictor: Predictor, fold: int, *, validation: bool = False) -> FoldScores:
-    """Scores a fold's test ground, or its validation ground, over all processes."""
-    inputs, where = run.inputs, {"validation": validation, "ranks": run.ranks, "device": run.device}
-    return score_fold(predictor, inputs.task, inputs.data, inputs.opened.survey, fold, **where)
+    """Scores a fold's test ground, or its validation ground, over all processes.
+
+    Validation of large ground is limited to a part, the same in every epoch, that takes no longer than the epoch did.
+    """
+    inputs, where = run.inputs, {"ranks": run.ranks, "device": run.device}
+    most = run.training.tiles_per_epoch if validation else None
+    return score_fold(predictor, inputs.task, inputs.data, inputs.opened.survey, fold, validated=most, **where)
 
 
 def network_predictor(run: FinetuneRun, network: Any, objective: Objective, survey: Any) -> NetworkPredictor:

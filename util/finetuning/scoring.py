@@ -19,7 +19,12 @@ from util.processes import distributed as dist
 MAP_PIXELS = 1200
 """Most pixels along the longer edge of the maps that are stored for figures."""
 SCORED_TILES = 4
-"""Windows along the edge of the squares of ground that are predicted at a time."""
+"""Windows along the edge of the squares of ground that are predicted at a time; at the default overlap of a half
+such a square takes (2 x 4 + 1) x (2 x 4 + 1) forward passes of a window."""
+FORWARD_SPEED = 3
+"""Windows that are predicted in the time in which one is trained on, forward and backward."""
+LEAST_UNITS = 4
+"""Squares that validation predicts, however few windows an epoch has."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def score_fold(
     survey: Any,
     fold: int,
     *,
-    validation: bool,
+    validated: int | None,
     ranks: dist.Ranks,
     device: torch.device,
 ) -> FoldScores:
@@ -91,31 +96,55 @@ def score_fold(
         data: targets as `windows` or as `ground`, with the `names` of classes, `scale` and number of `outputs`.
         survey: the layers, with `shape` and `input_size`; not used for windows.
         fold: number of the fold.
-        validation: its validation ground instead of its test ground.
+        validated: its validation ground instead of its test ground, or, where that is large, as many windows of it
+            as take no longer than training on so many windows; None: test ground.
         ranks: which process this is.
         device: where scores are collected.
     """
-    scores = task.new_scores(data.names, device)
+    scores, is_validation = task.new_scores(data.names, device), validated is not None
     if data.windows is not None:
+        numbers = data.windows.numbers(fold, validation=is_validation)
+        if validated is not None:
+            numbers = some_numbers(numbers, most=FORWARD_SPEED * validated, seed=fold)
         return score_windows(
             predictor,
             scores,
-            numbers=data.windows.numbers(fold, validation=validation)[ranks.rank :: ranks.world_size],
+            numbers=numbers[ranks.rank :: ranks.world_size],
             classes=data.windows.examples.classes,
             task=task,
             blocks=data.window_blocks(),
         )
-    folds = data.ground.folds
+    folds, units = data.ground.folds, ground_blocks(survey.shape, survey.input_size)
+    truth_of = partial(data.ground.truth, fold=fold, validation=is_validation)
+    if validated is not None:
+        most = max(LEAST_UNITS, FORWARD_SPEED * validated // (2 * SCORED_TILES + 1) ** 2)
+        units = some_units(units, lambda unit: truth_of(target_window(unit, data.scale))[1].any(), most=most, seed=fold)
     return score_ground(
         predictor,
         scores,
-        units=ground_blocks(survey.shape, survey.input_size)[ranks.rank :: ranks.world_size],
+        units=units[ranks.rank :: ranks.world_size],
         scale=data.scale,
-        truth_of=partial(data.ground.truth, fold=fold, validation=validation),
+        truth_of=truth_of,
         shape=data.ground.labels.values.shape,
         blocks_of=folds.blocks_of,
         sums=BlockSums(int(folds.block_numbers.max()) + 1, data.outputs),
     )
+
+
+def some_numbers(numbers: np.ndarray, *, most: int, seed: int) -> np.ndarray:
+    """At most so many of the numbers, the same whenever they are drawn, in their order."""
+    return np.sort(np.random.default_rng((seed, 15)).permutation(numbers)[:most])
+
+
+def some_units(units: Sequence[Block], is_scored: Callable[[Block], bool], *, most: int, seed: int) -> list[Block]:
+    """At most so many of the squares that hold something to score, the same whenever they are drawn, in their order."""
+    chosen: list[int] = []
+    for number in np.random.default_rng((seed, 15)).permutation(len(units)):
+        if is_scored(units[number]):
+            chosen.append(int(number))
+        if len(chosen) == most:
+            break
+    return [units[number] for number in sorted(chosen)]
 
 
 def score_ground(

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from util.options import common as options
 
+EPOCHS, SCENE_EPOCHS, PATIENCE = 150, 15, 20
+"""Defaults of --epochs, on ground and for images, and of --patience."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -175,6 +178,12 @@ def add_split_options(parser: argparse.ArgumentParser, *, splits: Sequence[str])
         "--label_fraction", type=_label_fraction, default=1.0, help="fraction of the training labels that is used (1)"
     )
     split.add_argument(
+        "--label_blocks",
+        type=options.positive_int,
+        metavar="N",
+        help="whole blocks that keep their labels in the training ground of each fold (all)",
+    )
+    split.add_argument(
         "--seed", type=options.count, default=0, help="seed of folds, label subsets, windows and weights (0)"
     )
     split.add_argument("--fold_seed", type=options.count, help="seed of the folds (--seed)")
@@ -227,7 +236,11 @@ def add_training_options(parser: argparse.ArgumentParser, *, class_weights: Sequ
     train = parser.add_argument_group("training")
     options.add_batch_options(train, what="windows")
     train.add_argument("--accum_iter", type=options.positive_int, default=1, help="micro-batches per update (1)")
-    train.add_argument("--epochs", type=options.positive_int, default=15, help="epochs of each fit (15)")
+    train.add_argument(
+        "--epochs",
+        type=options.positive_int,
+        help=f"epochs of each fit; with --patience the most of them ({EPOCHS}; for scenes {SCENE_EPOCHS})",
+    )
     train.add_argument(
         "--tiles_per_epoch", type=options.positive_int, help="windows in an epoch (512; for scenes, all images)"
     )
@@ -259,8 +272,10 @@ def add_training_options(parser: argparse.ArgumentParser, *, class_weights: Sequ
     train.add_argument(
         "--patience",
         type=options.count,
-        default=0,
-        help="epochs without a better validation score before a fit stops; 0: never stop early (0)",
+        metavar="N",
+        help="epochs without a better score on validation ground, half the test blocks of the next fold, after which a "
+        f"fit lets its rate fall and ends; 0: train all --epochs ({PATIENCE}; 0 with --epochs up to {PATIENCE}, or "
+        "where no ground can be set aside)",
     )
 
 

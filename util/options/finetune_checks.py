@@ -9,6 +9,9 @@ from typing import Any
 
 from util.options import common as options
 from util.options.finetune import (
+    EPOCHS,
+    PATIENCE,
+    SCENE_EPOCHS,
     Choices,
     add_data_options,
     add_network_options,
@@ -34,12 +37,20 @@ PIXELS_ONLY = {"label_scale": 1, "head": None}
 GROUND_ONLY = tuple(
     "labels label_column label_band label_nodata label_classes label_crs x_column y_column data_dir base_resolution "
     "extent reproject aoi tile_overlap missing_layers min_labelled background_ratio background_distance split folds "
-    "only_folds fold_block val_buffer patience".split()
+    "only_folds fold_block val_buffer label_blocks".split()
 )
 """Options that do nothing for images, which carry their classes and lie on no common ground."""
 
 
+BLOCK_SPLITS = ("blocks", "leaking")
+"""Values of --split that cut all ground into blocks of some windows."""
+
+
 SCENES_ONLY = ("test_path", "val_fraction")
+
+
+LEAST_VALIDATED_FOLDS = 3
+"""Folds without which none is left to train on beside those that are tested and validated."""
 
 
 SCRATCH_ONLY = ("model", "model_type", "patch_size", "dropped_bands", "grouped_bands", "scales")
@@ -93,6 +104,16 @@ def check(args: argparse.Namespace, choices: Choices) -> None:
         raise ValueError(
             f"--patience {args.patience} with --split from_checkpoint: that split sets no ground aside to validate on; "
             "leave --patience out, or use --split blocks"
+        )
+    if args.label_blocks is not None and args.label_fraction < 1:
+        raise ValueError(
+            f"--label_blocks {args.label_blocks} with --label_fraction {args.label_fraction:g}: give one, whole blocks "
+            "or labels scattered over all training ground"
+        )
+    if args.label_blocks is not None and args.split not in BLOCK_SPLITS:
+        raise ValueError(
+            f"--label_blocks {args.label_blocks} with --split {args.split}: expected --split "
+            f"{' or '.join(BLOCK_SPLITS)}, which cut the ground into blocks"
         )
     if args.finetune and Path(args.finetune).resolve().parent == Path(args.output_dir).resolve() and not args.eval:
         raise ValueError(
@@ -265,9 +286,37 @@ def _check_scenes(args: argparse.Namespace, choices: Choices) -> None:
         )
 
 
+def with_length(args: argparse.Namespace) -> argparse.Namespace:
+    """The options with --epochs, and with --patience 0 where validation could not end a fit.
+
+    That is where no ground can be set aside for it, or no fit could last longer than the default patience. Elsewhere a
+    --patience that is not given stays None until the labels say whether there are enough (`with_patience`).
+
+    Raises:
+        ValueError: a --patience for images.
+    """
+    is_grid = args.dataset_type == "grid"
+    if args.patience and not is_grid:
+        raise ValueError(
+            f"--patience does not go with --dataset_type {args.dataset_type}: its images lie on no common ground, of "
+            "which some could be set aside for validation; leave it out, and choose --epochs"
+        )
+    epochs = args.epochs or (EPOCHS if is_grid else SCENE_EPOCHS)
+    validates = is_grid and args.split != "from_checkpoint" and args.folds >= LEAST_VALIDATED_FOLDS
+    is_off = args.patience is None and (not validates or epochs <= PATIENCE)
+    return with_values(args, epochs=epochs, patience=0 if is_off else args.patience)
+
+
+def with_patience(args: argparse.Namespace, *, validates: bool) -> argparse.Namespace:
+    """The options with a number for --patience: 0 unless ground was set aside for validation."""
+    patience = PATIENCE if args.patience is None else args.patience
+    return with_values(args, patience=patience if validates else 0)
+
+
 def wants_final(args: argparse.Namespace) -> bool:
     """Whether the main method is fitted once more on all labels: not on a part of them, nor after a leaking split."""
-    return args.dataset_type == "grid" and not args.no_final and args.label_fraction == 1 and args.split == "blocks"
+    is_partial = args.label_fraction < 1 or args.label_blocks is not None
+    return args.dataset_type == "grid" and not args.no_final and not is_partial and args.split == "blocks"
 
 
 def deciding_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class TrainingSettings:
 
     Attributes:
         seed: seed of windows and augmentation.
-        epochs: epochs of each fit.
+        epochs: epochs of each fit; with `patience` the most of them.
         tiles_per_epoch: windows in an epoch.
         batch_size: windows per step and process.
         accum_iter: steps per update.
@@ -76,7 +76,7 @@ class TrainingSettings:
         head_lr_scale: learning rate of the head, times that of the encoder.
         clip_grad: largest gradient norm.
         augment: flip and rotate windows.
-        patience: epochs without a better validation score before a fit stops; 0 = never.
+        patience: epochs without a better validation score after which a fit ends; 0 = all epochs are trained.
     """
 
     seed: int
@@ -270,7 +270,9 @@ def split_options(
         "block": args.fold_block,
         "buffer": input_size if args.val_buffer is None else args.val_buffer,
         "label_fraction": args.label_fraction,
-        "early_stopping": args.patience > 0,
+        "early_stopping": args.patience != 0,
+        "validation_optional": args.patience is None,
+        "label_blocks": args.label_blocks,
         "seed": args.seed if args.fold_seed is None else args.fold_seed,
         "label_seed": args.seed if args.label_seed is None else args.label_seed,
         "rectangles": held_out,

@@ -26,6 +26,32 @@ def learning_rate(step: int, *, peak: float, floor: float, warmup_steps: int, to
     return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def constant_then_decay(
+    step: int, *, peak: float, floor: float, warmup_steps: int, decay_begin: int | None, total_steps: int
+) -> float:
+    """Linear warm-up, a constant rate, and at the end half a cosine down to the floor.
+
+    Unlike one cosine over the whole run it needs no length beforehand: the decay begins when it is decided that the
+    run shall end (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations").
+
+    Args:
+        step: optimiser steps done before this one, from 0.
+        peak: the constant rate.
+        floor: rate at the end.
+        warmup_steps: length of the warm-up.
+        decay_begin: first step of the decay; None: not decided yet.
+        total_steps: length of the whole run; not used before the decay is decided.
+
+    Returns:
+        The rate for this step.
+    """
+    rate = peak * min(1.0, (step + 1) / max(1, warmup_steps))
+    if decay_begin is None or step < decay_begin:
+        return rate
+    decay = total_steps - decay_begin
+    return min(rate, learning_rate(step - decay_begin, peak=peak, floor=floor, warmup_steps=0, total_steps=decay))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Length of a run and its learning rate.
