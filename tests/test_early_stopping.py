@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import main_finetune
 from tests import labelled, surveys
 from tests.rasters import write_grid
 from tests.test_finetune_resume import assert_same_fit, stop_at
@@ -15,6 +16,7 @@ from util.finetuning.early_stopping import begin_decay_if_due, decay_epochs, lea
 from util.finetuning.fit import FitProgress, note_best
 from util.finetuning.scoring import some_numbers, some_units
 from util.mosaics.mosaic import Block
+from util.options import finetune_checks as checks
 from util.options.finetune import EPOCHS, PATIENCE
 from util.training.lr_sched import Schedule
 
@@ -172,14 +174,30 @@ def test_patience_0_is_a_cosine_over_all_epochs(survey, labels, tmp_path):
     assert not state["folds"]["early_stopping"] and not state["best"]["model"]
 
 
-def test_early_stopping_is_on_where_it_can_end_a_fit(survey, labels, tmp_path):
-    flags = "--tiles_per_epoch 4 --no_final --only_folds 0".split()
-    for folds, epochs, patience in ((3, PATIENCE + 1, PATIENCE), (3, PATIENCE, 0), (2, PATIENCE + 1, 0)):
-        output = tmp_path / f"{folds}-{epochs}"
-        more = [*THREE_FOLDS, *flags, "--epochs", str(epochs), "--folds", str(folds)]
-        assert labelled.finetune(survey, output, *more, labels=labels) == 0
-        assert options_of(output)["patience"] == patience
-        assert all(("validation" in line) == (patience > 0) for line in surveys.log(output, "epoch"))
+def chosen(argv, *, validates=True):
+    """Epochs and patience of a command line, where labels allow validation or not."""
+    args = checks.with_length(main_finetune.get_args_parser().parse_args(argv.split()))
+    args = checks.with_patience(args, validates=validates)
+    return args.epochs, args.patience
+
+
+def test_early_stopping_is_on_where_it_can_end_a_fit():
+    assert chosen("") == chosen("--folds 3") == (EPOCHS, PATIENCE) == (150, 20)
+    assert chosen("--epochs 21") == (21, 20) and chosen("--epochs 20") == (20, 0)
+    assert chosen("--epochs 4 --patience 2") == (4, 2) and chosen("--patience 0") == (150, 0)
+    for without in ("--folds 2", "--split from_checkpoint --finetune a.pth"):
+        assert chosen(without) == (150, 0)
+    assert chosen("", validates=False) == (150, 0)  # too few labels
+    assert chosen("--dataset_type rgb", validates=False) == (15, 0)
+    with pytest.raises(ValueError, match="--patience does not go with --dataset_type rgb.*choose --epochs"):
+        chosen("--dataset_type rgb --patience 3")
+
+
+def test_the_default_patience_validates(survey, labels, tmp_path):
+    flags = "--tiles_per_epoch 4 --no_final --only_folds 0 --epochs 21".split()
+    assert labelled.finetune(survey, tmp_path, *THREE_FOLDS, *flags, labels=labels) == 0
+    assert options_of(tmp_path)["patience"] == PATIENCE
+    assert all(np.isfinite(line["validation"]) for line in surveys.log(tmp_path, "epoch"))
 
 
 def test_two_folds_leave_no_ground_for_validation(survey, labels, tmp_path, caplog):
@@ -203,10 +221,6 @@ def test_few_labels_are_all_trained_on(survey, tmp_path, caplog):
     assert options_of(tmp_path / "output")["patience"] == 0
     first = tmp_path / "output/fits/scratch-fold0/checkpoint-last.pth"
     assert labelled.score(first, tmp_path / "eval") == 0  # the same folds again
-
-
-def test_default_length():
-    assert (EPOCHS, PATIENCE) == (150, 20)
 
 
 # Whole blocks of labels
