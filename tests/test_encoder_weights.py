@@ -188,7 +188,8 @@ def test_published_names_and_shapes_load(trained, size, kind):
     weights = EncoderWeights(Path(name), state, _config_from_shapes(Path(name), state, None), {}, published=True)
     with torch.device("meta"):
         model = models.build_finetune_model({"kind": kind, "size": size})  # the defaults are those of SatMAE++
-    assert {k: weights.config[k] for k in weights.config} == models.encoder_arguments(model.config)
+    of_stems = {"stem": "base", "native_scales": None, "detail_scales": None}
+    assert weights.config | of_stems == models.encoder_arguments(model.config)
     report = load_encoder(model, weights)
     encoder = {key for key in state if not key.startswith(("decoder_", "proj_up", "up_block", "mask_token", "head."))}
     pooled, norm = trained == "finetune", {"norm.weight", "norm.bias"}

@@ -125,8 +125,8 @@ def die_at_step_9() -> None:
 
 
 def fetch_with(change: Callable, *, fetch: int) -> None:
-    """Puts `change` to work on what this process reads at its n-th fetch, counted from 0."""
-    read, lock, count = TileReader.read, threading.Lock(), [0]
+    """Puts `change` to work on what this process reads at its n-th fetch while it trains, counted from 0."""
+    train, read, lock, count = main_pretrain.train, TileReader.read, threading.Lock(), [0]
 
     def read_and_change(reader, origins):
         with lock:
@@ -135,7 +135,11 @@ def fetch_with(change: Callable, *, fetch: int) -> None:
         tiles = read(reader, origins)
         return change(tiles, origins) if number == fetch else tiles
 
-    TileReader.read = read_and_change  # type: ignore[method-assign]
+    def train_and_change(*args):
+        TileReader.read = read_and_change  # type: ignore[method-assign]
+        return train(*args)
+
+    main_pretrain.train = train_and_change
 
 
 def read_huge_values() -> None:

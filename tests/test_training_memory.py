@@ -93,7 +93,8 @@ class TestCount:
             peak(batch_size=64, **k) for k in ({}, {"amp_dtype": torch.float16}, {"grad_checkpointing": True})
         )
         assert half < 0.9 * whole and again < 0.9 * whole
-        assert half - peak(batch_size=64, amp_dtype=torch.bfloat16) == 4  # the scale of gradients
+        # the scale of gradients, and two counts of skipped updates
+        assert half - peak(batch_size=64, amp_dtype=torch.bfloat16) == 12
         both = peak(batch_size=64, amp_dtype=torch.float16, grad_checkpointing=True)
         assert both < half  # but not below `again`: the rest is in the heads, which compute in full precision
 

@@ -108,6 +108,7 @@ def describe_run(
         "tiles an epoch": batches.tiles,
         "statistics": [
             {"name": item.name, "location": f"{item.centre:.6g}", "spread": f"{item.scale:.6g}"}
+            | ({"detail": f"{item.detail:.6g}"} if item.detail else {})
             for item in data.statistics
         ],
     }
@@ -126,9 +127,13 @@ def describe_run(
 def _decisive_config(model_config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a network that a resumed run must share.
 
-    The `form` of a layer is left out: it follows from its kind, and older checkpoints lack it.
+    The `form` of a layer is left out: it follows from its kind, and older checkpoints lack it, as they lack stems. The
+    detail of layers is compared among the statistics, which are rounded.
     """
-    config = {key: value for key, value in model_config.items() if key != "grad_checkpointing"}
+    aside = {"grad_checkpointing", "detail_scales"}
+    if model_config.get("stem", "base") == "base":
+        aside |= {"stem", "native_scales"}
+    config = {key: value for key, value in model_config.items() if key not in aside}
     if config.get("layers") is not None:
         config["layers"] = [{key: value for key, value in row.items() if key != "form"} for row in config["layers"]]
     return config

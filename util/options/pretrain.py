@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from util.options.common import BASE_STEM
+
 MAY_CHANGE = frozenset(
     "accum_iter batch_size cache compile crs data_dir data_path device dist_url dry_run effective_batch epochs "
     "figure_every fsdp grad_checkpointing keep_every local_rank log_dir log_every no_progress num_workers output_dir "
@@ -28,7 +30,10 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
 
 def decisive(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options that must stay the same when a run is resumed."""
-    return {name: value for name, value in options.items() if name not in MAY_CHANGE and value is not None}
+    options = {name: value for name, value in options.items() if name not in MAY_CHANGE and value is not None}
+    if options.get("stem") == BASE_STEM:  # as in checkpoints of versions without stems
+        del options["stem"]
+    return options
 
 
 def check(args: argparse.Namespace) -> None:
