@@ -25,7 +25,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from util.model.native_stem import STEM_MAPS, STEMS, NativeStem, StemFeatures, StemPixels, maps_to_images, patches_of
+from util.model.native_stem import STEM_MAPS, STEMS, NativeStem, StemFeatures, StemPixels, maps_by_patch, patches_of
 from util.model.patches import SENTINEL_GROUPS, token_validity
 from util.model.pos_embed import sincos_1d, sincos_2d
 from util.model.scale_heads import at_least_float32, full_precision
@@ -279,7 +279,7 @@ class GroupChannelEncoder(nn.Module):
         return list(native or ())
 
     def _patches_by_group(
-        self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]
+        self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor], *, patch_size: int
     ) -> Iterator[tuple[NativeStem, StemPixels]]:
         """Yield each group's stem and views of its patches, (N, side, side, ...)."""
         bases = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
@@ -288,21 +288,22 @@ class GroupChannelEncoder(nn.Module):
         for module, scale, base, ok in zip(self.stems, self.native_scales, bases, usable, strict=True):
             assert isinstance(module, NativeStem)
             own = next(images) if scale > 1 else None
-            yield module, patches_of(own, base, ok, patch_size=self.patch_size, scale=scale)
+            yield module, patches_of(own, base, ok, patch_size=patch_size, scale=scale)
 
     def stem_maps(self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor]) -> list[Tensor]:
-        """Feature maps of all patches, (N*L, p, p, M) for each group if there are stems; arguments as of `embed`."""
+        """Feature maps of whole images, (N, H, W, M) for each group if there are stems; arguments as of `embed`."""
         if not self.stems:
             return []
+        # One patch as large as the image: no pixel is moved before it is sorted by base pixel.
         return [
             module(StemPixels(*(x.flatten(0, 2) for x in patches)))
-            for module, patches in self._patches_by_group(imgs, valid, native)
+            for module, patches in self._patches_by_group(imgs, valid, native, patch_size=self.img_size)
         ]
 
     def add_stems(self, tokens: Tensor, token_valid: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Add to valid tokens (N, G, L, D) what their feature maps, as of `stem_maps`, say."""
         parts = [
-            module.tokens(part).view(len(tokens), self.num_patches, -1)
+            module.tokens(maps_by_patch(part, self.patch_size)).view(len(tokens), self.num_patches, -1)
             for module, part in zip(self.stems, maps, strict=True)
         ]
         return tokens + torch.where(token_valid.unsqueeze(-1), torch.stack(parts, dim=1), 0.0)
@@ -315,7 +316,8 @@ class GroupChannelEncoder(nn.Module):
         The number of these tokens decides shapes, for which a GPU would have to wait.
         """
         side = self.img_size // self.patch_size
-        for g, (module, patches) in enumerate(self._patches_by_group(imgs, valid, native)):
+        by_group = self._patches_by_group(imgs, valid, native, patch_size=self.patch_size)
+        for g, (module, patches) in enumerate(by_group):
             n, place = seen[:, g].nonzero(as_tuple=True)
             chosen = StemPixels(*(x[n, place // side, place % side] for x in patches))
             group = torch.full_like(n, g)
@@ -628,8 +630,7 @@ class GroupChannelsDensePredictor(EncoderWithHead):
         x, token_valid, maps = self._encode(imgs, valid, own)
         if not self._head_sees_native:
             return self.head(self._tokens(x), token_valid, imgs, valid)
-        side = self.img_size // self.patch_size
-        features = StemFeatures(torch.cat([maps_to_images(part, side) for part in maps], dim=1), own)
+        features = StemFeatures(torch.cat(maps, dim=3).permute(0, 3, 1, 2), own)
         return self.head(self._tokens(x), token_valid, imgs, valid, features)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from models_mae_group_channels import MaskedAutoencoderGroupChannelViT, build_model
 from models_vit_group_channels import build_finetune_model, encoder_arguments
-from util.model.native_stem import STEM_MAPS, NativeStem, StemPixels, compressed, maps_to_images, patches_of
+from util.model.native_stem import STEM_MAPS, NativeStem, StemPixels, compressed, maps_by_patch, patches_of
 from util.model.patches import patchify, random_masking, visible_valid_counts
 
 SIZE, PATCH = 16, 4
@@ -61,7 +61,7 @@ class TestStem:
         own = torch.tensor([[1.0, 5.0], [3.0, torch.nan]]).view(1, 1, 1, 2, 1, 2)
         base = torch.full((1, 1, 1, 1), 3.0)
         inputs = stem._describe(StemPixels(own, base, base > 0))
-        value, valid, detail = inputs.flatten(2)[0]
+        value, valid, detail = inputs.view(3, 4)
         assert torch.equal(value, compressed(torch.tensor([1.0, 5.0, 3.0, 0.0])))
         assert valid.tolist() == [1, 1, 1, 0]
         assert torch.equal(detail, compressed(torch.tensor([-1.0, 1.0, 0.0, 0.0])))
@@ -76,9 +76,9 @@ class TestStem:
         found = patches_of(image, base, base > -9, patch_size=PATCH, scale=2)
         own = found.own.flatten(0, 2).flatten(1, 2)  # (L, p, s, p, s)
         assert torch.equal(own.reshape(1, 1, -1, (2 * PATCH) ** 2), patchify(image, 2 * PATCH))
-        side = SIZE // PATCH
-        maps = found.base.flatten(0, 2).permute(0, 2, 3, 1)  # (L, p, p, 1), as if the only map were the value
-        assert torch.equal(maps_to_images(maps, side), base)
+        assert torch.equal(found.base.flatten(0, 2).flatten(1), patchify(base, PATCH)[0, 0])
+        maps = maps_by_patch(base.permute(0, 2, 3, 1), PATCH)  # as if the only map were the value
+        assert torch.equal(maps.flatten(1), patchify(base, PATCH)[0, 0])
 
     def test_names_of_published_parameters_stay(self):
         with_stem, without = make_mae().state_dict(), make_mae("base").state_dict()

@@ -35,7 +35,7 @@ def soft_limit(x: Tensor) -> Tensor:
 
 def compressed(x: Tensor) -> Tensor:
     """Compress values logarithmically as `soft_limit` does, at half its cost: 1 becomes 0.9, and 1e5 becomes 41."""
-    return torch.log1p(x.abs() / SOFT_LIMIT).mul(SOFT_LIMIT).copysign(x)
+    return x.abs().div_(SOFT_LIMIT).log1p_().mul_(SOFT_LIMIT).copysign_(x)
 
 
 class StemPixels(NamedTuple):
@@ -89,20 +89,23 @@ class NativeStem(nn.Module):
 
     def forward(self, pixels: StemPixels) -> Tensor:
         """Feature maps (T, p, p, M) of base pixels."""
-        inputs = self._describe(pixels)  # (T, k, p, s, p, s)
-        x = F.gelu(self.pixels(inputs.permute(0, 2, 4, 1, 3, 5).flatten(3)))
+        x = F.gelu(self.pixels(self._describe(pixels)))
         return x + self.mix(x)
 
+    @torch.no_grad()  # inputs are data
     def _describe(self, pixels: StemPixels) -> Tensor:
-        """Value, validity and detail of each own pixel: (T, k, p, s, p, s), 0 where invalid."""
+        """Value, validity and detail of the native pixels of each base pixel: (T, p, p, k*s*s), 0 where invalid."""
         own = at_least_float32(pixels.own)
         valid = torch.isfinite(own) & pixels.valid[:, :, :, None, :, None]
-        parts = [compressed(torch.where(valid, own, 0.0)), valid.to(own.dtype)]
+        value, known = torch.where(valid, own, 0.0), valid.to(own.dtype)
+        parts = [compressed(value), known]
         if len(self.with_detail):
-            detail = (own - pixels.base[:, :, :, None, :, None]).index_select(1, self.with_detail)
-            usable = valid.index_select(1, self.with_detail)
-            parts.append(compressed(torch.where(usable, detail * self.gains, 0.0)))
-        return torch.cat(parts, dim=1)
+            detail = value - pixels.base[:, :, :, None, :, None]
+            if len(self.with_detail) < own.shape[1]:
+                detail, known = (x.index_select(1, self.with_detail) for x in (detail, known))
+            parts.append(compressed(detail.mul_(known).mul_(self.gains)))
+        sorted_by_base_pixel = [part.permute(0, 2, 4, 1, 3, 5) for part in parts]  # (T, p, p, c, s, s)
+        return torch.cat(sorted_by_base_pixel, dim=3).flatten(3)
 
     def tokens(self, maps: Tensor) -> Tensor:
         """Embed the feature maps (T, p, p, M) of patches as tokens (T, D)."""
@@ -134,10 +137,11 @@ def patches_of(own: Tensor | None, base: Tensor, valid: Tensor, *, patch_size: i
     )
 
 
-def maps_to_images(maps: Tensor, side: int) -> Tensor:
-    """Join the feature maps of patches: (N*L, p, p, M) -> (N, M, H, W), with L = side * side."""
-    x = maps.unflatten(0, (-1, side, side)).permute(0, 5, 1, 3, 2, 4)  # (N, M, side, p, side, p)
-    return x.flatten(4, 5).flatten(2, 3)
+def maps_by_patch(maps: Tensor, patch_size: int) -> Tensor:
+    """Cut the feature maps of images into patches: (N, H, W, M) -> (N*L, p, p, M)."""
+    side = maps.shape[1] // patch_size
+    patches = maps.unflatten(2, (side, patch_size)).unflatten(1, (side, patch_size))  # (N, side, p, side, p, M)
+    return patches.transpose(2, 3).flatten(0, 2)
 
 
 class StemFeatures(NamedTuple):
