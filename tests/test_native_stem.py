@@ -61,7 +61,7 @@ class TestStem:
         own = torch.tensor([[1.0, 5.0], [3.0, torch.nan]]).view(1, 1, 1, 2, 1, 2)
         base = torch.full((1, 1, 1, 1), 3.0)
         inputs = stem._describe(StemPixels(own, base, base > 0))
-        value, valid, detail = inputs.view(3, 4)
+        value, valid, detail = (part.flatten() for part in inputs)
         assert torch.equal(value, compressed(torch.tensor([1.0, 5.0, 3.0, 0.0])))
         assert valid.tolist() == [1, 1, 1, 0]
         assert torch.equal(detail, compressed(torch.tensor([-1.0, 1.0, 0.0, 0.0])))

@@ -81,7 +81,7 @@ class NativeStem(nn.Module):
         chosen = [k for k, detail in enumerate(detail_scales) if detail > 0 and scale > 1]
         gains = [1 / max(detail_scales[k], LEAST_DETAIL) for k in chosen]
         self.register_buffer("with_detail", torch.tensor(chosen, dtype=torch.int64), persistent=False)
-        self.register_buffer("gains", torch.tensor(gains).view(1, -1, 1, 1, 1, 1), persistent=False)
+        self.register_buffer("gains", torch.tensor(gains).view(-1, 1, 1), persistent=False)
         inputs = 2 * len(detail_scales) + len(chosen)
         self.pixels = nn.Linear(inputs * scale**2, maps)
         self.mix = nn.Sequential(nn.Linear(maps, maps), nn.GELU(), nn.Linear(maps, maps))
@@ -89,23 +89,28 @@ class NativeStem(nn.Module):
 
     def forward(self, pixels: StemPixels) -> Tensor:
         """Feature maps (T, p, p, M) of base pixels."""
-        x = F.gelu(self.pixels(self._describe(pixels)))
+        parts = self._describe(pixels)
+        weights = self.pixels.weight.split([part.shape[-1] for part in parts], dim=1)
+        x = F.linear(parts[0], weights[0], self.pixels.bias)
+        for part, weight in zip(parts[1:], weights[1:], strict=True):  # not put together, which takes longer
+            x = x + F.linear(part, weight)
+        x = F.gelu(x)
         return x + self.mix(x)
 
     @torch.no_grad()  # inputs are data
-    def _describe(self, pixels: StemPixels) -> Tensor:
-        """Value, validity and detail of the native pixels of each base pixel: (T, p, p, k*s*s), 0 where invalid."""
-        own = at_least_float32(pixels.own)
-        valid = torch.isfinite(own) & pixels.valid[:, :, :, None, :, None]
+    def _describe(self, pixels: StemPixels) -> list[Tensor]:
+        """Value, validity and detail of native pixels by base pixel: (T, p, p, c*s*s) each, 0 where invalid."""
+        own = at_least_float32(pixels.own).permute(0, 2, 4, 1, 3, 5).contiguous()  # (T, p, p, c, s, s)
+        base, usable = (x.permute(0, 2, 3, 1)[..., None, None] for x in (pixels.base, pixels.valid))
+        valid = torch.isfinite(own) & usable
         value, known = torch.where(valid, own, 0.0), valid.to(own.dtype)
         parts = [compressed(value), known]
         if len(self.with_detail):
-            detail = value - pixels.base[:, :, :, None, :, None]
-            if len(self.with_detail) < own.shape[1]:
-                detail, known = (x.index_select(1, self.with_detail) for x in (detail, known))
-            parts.append(compressed(detail.mul_(known).mul_(self.gains)))
-        sorted_by_base_pixel = [part.permute(0, 2, 4, 1, 3, 5) for part in parts]  # (T, p, p, c, s, s)
-        return torch.cat(sorted_by_base_pixel, dim=3).flatten(3)
+            detail = (value - base).mul_(known)
+            if len(self.with_detail) < own.shape[3]:
+                detail = detail.index_select(3, self.with_detail)
+            parts.append(compressed(detail.mul_(self.gains)))
+        return [part.flatten(3) for part in parts]
 
     def tokens(self, maps: Tensor) -> Tensor:
         """Embed the feature maps (T, p, p, M) of patches as tokens (T, D)."""
