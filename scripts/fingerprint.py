@@ -89,7 +89,7 @@ def fingerprint(folder: Path) -> dict[str, Any]:
     for name, task, labels, options in fits:
         data = ("--train_path", table, "--task", task, "--labels", rasters[labels])
         run("main_finetune", *data, "--output_dir", folder / name, *FINETUNING, *options)
-    maps = [(product, checkpoint) for product in ("embeddings", "reconstruction", "gapfill", "superresolution")]
+    maps = [(product, checkpoint) for product in ("embeddings", "reconstruction", "gapfill")]
     for product, weights in [*maps, ("prediction", finetuned)] if finetuned.exists() else maps:
         options = ["--clusters", "3"] if product == "embeddings" else []
         where = ("--output", product, "--output_dir", folder / product)

@@ -21,7 +21,7 @@ from scripts.environment import ROOT, NoEnvironment, call, environment_python, h
 
 SURVEY = ["--train_path", "sample_survey/layers.csv"]
 TRAINING = ["--epochs", "25", "--warmup_epochs", "2"]
-MAPS = (["embeddings", "--clusters", "6"], ["reconstruction"], ["gapfill"], ["superresolution"])
+MAPS = (["embeddings", "--clusters", "6"], ["reconstruction"], ["gapfill"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

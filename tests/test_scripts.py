@@ -167,7 +167,7 @@ def test_quick_start_trains_in_a_new_folder_each_time(project, tmp_path):
         training = next(call for call in called if "-m main_pretrain" in call)
         assert f"--output_dir {output} " in training and training.endswith("--epochs 1")
         maps = [call for call in called if "-m main_inference" in call]
-        for kind, call in zip(("embeddings", "reconstruction", "gapfill", "superresolution"), maps, strict=True):
+        for kind, call in zip(("embeddings", "reconstruction", "gapfill"), maps, strict=True):
             assert f"--checkpoint {output}/checkpoint-last.pth --output_dir {output}/maps --output {kind}" in call
             assert ("--clusters" in call) == (kind == "embeddings")
         assert f"{output}/checkpoint-last.pth" in result.stdout
