@@ -6,8 +6,9 @@ FROM python:3.11-slim-bookworm
 # The wheels bring GDAL, PROJ and OpenMP along: nothing of the distribution is needed.
 WORKDIR /opt/gridmae
 COPY requirements.txt requirements-xarray.txt constraints.txt ./
+# Give torch's index of CPU wheels with --build-arg PIP_EXTRA_INDEX_URL=..., or CUDA comes along.
+ARG PIP_EXTRA_INDEX_URL
 RUN python -m pip install --no-cache-dir --disable-pip-version-check \
-    --extra-index-url https://download.pytorch.org/whl/cpu \
     -r requirements.txt -r requirements-xarray.txt -c constraints.txt
 COPY . .
 

@@ -1,7 +1,7 @@
 """Makes the project's Python environment, once, and prints its interpreter: `python scripts/environment.py`.
 
   (nothing set)         .venv in the project, with exactly the versions of constraints.txt
-  GRIDMAE_LANE=cpu      .venv-cpu, the same versions without CUDA (Linux; elsewhere they have none anyway)
+  GRIDMAE_LANE=cpu      .venv-cpu, the same versions without CUDA (Linux; needs PIP_EXTRA_INDEX_URL, docs/install.md)
   GRIDMAE_LANE=v100     .venv-v100, with those of constraints-v100.txt (torch 2.7.1, for Tesla V100)
   GRIDMAE_PYTHON=FILE   that interpreter, with what is installed beside it; nothing is installed
 
@@ -24,7 +24,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST = (3, 11)
 INTERPRETERS = ("python3", "python3.13", "python3.12", "python3.11", "python")
-CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+CPU_INDEX = "PIP_EXTRA_INDEX_URL"
+"""Variable of pip that names the index of torch without CUDA, for the lane `cpu`."""
 
 
 class Lane(NamedTuple):
@@ -38,7 +39,7 @@ class Lane(NamedTuple):
 LANES = {
     "": Lane(".venv", "constraints.txt"),
     # 2.15.0+cpu fits 2.15.0 of the constraints, and pip takes it for the newer one.
-    "cpu": Lane(".venv-cpu", "constraints.txt", ("--extra-index-url", CPU_WHEELS)),
+    "cpu": Lane(".venv-cpu", "constraints.txt"),
     "v100": Lane(".venv-v100", "constraints-v100.txt"),
 }
 
@@ -80,6 +81,10 @@ def environment_python(variables: Mapping[str, str]) -> str:
     if lane is None:
         expected = ", ".join(filter(None, LANES))
         raise NoEnvironment(f"GRIDMAE_LANE={name}: unknown, expected {expected} or nothing")
+    if name == "cpu" and not variables.get(CPU_INDEX):
+        raise NoEnvironment(
+            f"GRIDMAE_LANE=cpu: set {CPU_INDEX} to torch's index of CPU wheels (pytorch.org, Get Started)"
+        )
     with one_at_a_time(ROOT / f"{lane.folder}.lock"):
         return make_environment(lane)
 

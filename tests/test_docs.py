@@ -17,7 +17,7 @@ PAGES = sorted(
 )
 OTHER_FLAGS = set(
     "--help --version --nproc_per_node --nnodes --node_rank --master_addr --master_port --max-restarts --rdzv_backend "
-    "--rdzv_endpoint --rdzv_id --rdzv-id --standalone --logdir --extra-index-url --rm --user".split()
+    "--rdzv_endpoint --rdzv_id --rdzv-id --standalone --logdir --rm --user".split()
 )
 """Flags of torchrun, TensorBoard, argparse, pip and Docker."""
 FLAG = re.compile(r"(?<![\w-])--[a-zA-Z][\w-]*")

@@ -315,11 +315,15 @@ def test_the_quick_start_ends_with_how_to_go_on(project, tmp_path):
 
 def test_the_lane_without_cuda_takes_torch_from_its_own_index(project, tmp_path, monkeypatch):
     monkeypatch.setenv("GRIDMAE_LANE", "cpu")
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    refused = run(tmp_path / "bin" / "python3", project / "scripts/environment.py")
+    assert refused.returncode == 2 and "set PIP_EXTRA_INDEX_URL" in refused.stderr + refused.stdout
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://wheels.example/cpu")
     result = run(tmp_path / "bin" / "python3", project / "scripts/environment.py")
     assert result.stdout == f"{project}/.venv-cpu/bin/python\n"
     made, install = calls(tmp_path)
     assert made == ".venv-cpu made"
-    assert install.endswith("/constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu")
+    assert install.endswith("/constraints.txt")
 
 
 def test_two_scripts_make_the_environment_one_after_the_other(project, tmp_path):
