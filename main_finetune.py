@@ -41,7 +41,7 @@ from util.finetuning.cost import fit_costs
 from util.finetuning.early_stopping import keep_best, learning_rate_of
 from util.finetuning.fit import Fit, choose_batches, log_epoch, new_meter, read_meter, save_fit
 from util.finetuning.predictors import Predictor
-from util.finetuning.report import report_run
+from util.finetuning.report import log_checkpoint, report_run
 from util.finetuning.run import (
     FinetuneInputs,
     FinetuneRun,
@@ -229,8 +229,7 @@ def compare(run: FinetuneRun, stop: Stop) -> int:
             metrics = dist.on_main_rank(partial(report_run, run))
             if None in run.examples:
                 fit_network(run, run.methods[0], None, stop, scores=metrics)
-                path = run.files.output_dir / ckpt.LAST
-                logger.info("checkpoint   %s (fitted on all labels, for main_inference)", path)
+                log_checkpoint(run.files.output_dir / ckpt.LAST)
         except Stopped:
             logger.warning("stopped by a signal; everything is saved: continue with --resume auto")
     return 0
@@ -245,6 +244,7 @@ def compare_fold(run: FinetuneRun, method: Method, fold: int, stop: Stop) -> Non
     files, task = run.files, run.inputs.task
     if dist.on_main_rank(partial(files.fold_scores, method.name, fold)) is not None:
         logger.info("%s fold %d was done before", method.name, fold)
+        run.time_left.skip(method.is_network)
         return
     begin = time.monotonic()
     if method.fit is None:
@@ -252,7 +252,7 @@ def compare_fold(run: FinetuneRun, method: Method, fold: int, stop: Stop) -> Non
         predictor: Predictor = network_predictor(run, fit.network, fit.objective, fit.layers.survey)
         costs = fit_costs(fit, device=run.device)
     else:
-        files.forget(method.name, fold, from_epoch=0)
+        files.forget(method.name, fold, epochs_done=0)
         predictor, costs = method.fit(baseline_inputs(run, fold))
     fold_scores = score(run, predictor, fold)
     labels, seconds = run.examples[fold].statistics.labels, time.monotonic() - begin
@@ -290,9 +290,8 @@ def fit_network(
         with fit.timer.paused():
             if fit.is_validated:
                 record["validation"] = validate(run, fit)
-            tags = {f"{fit.name}/{key}": value for key, value in record.items()}
-            place = {"arm": method.name, "fold": fold, "epoch": progress.epoch - 1, "step": progress.step}
-            run.files.log({"kind": "epoch"} | place | record, tags=tags, step=progress.step)
+            place = {"arm": method.name, "fold": fold, "epoch": progress.epoch, "step": progress.step}
+            run.files.log_epoch({"kind": "epoch"} | place | record)
             save()
         if dist.any_rank(stop.signal is not None) and progress.epoch < progress.last_epoch:
             raise Stopped
@@ -317,7 +316,7 @@ def fit_epoch(run: FinetuneRun, fit: Fit, stop: Stop, save: Callable[[], None]) 
     bar = progress_bar(
         total=updates,
         initial=progress.update,
-        desc=f"{fit.name} epoch {progress.epoch}",
+        desc=f"{fit.name} epoch {progress.epoch + 1} of {progress.last_epoch}",
         unit="update",
         enabled=run.ranks.is_main and run.settings.show_progress,
     )
@@ -351,7 +350,7 @@ def fit_epoch(run: FinetuneRun, fit: Fit, stop: Stop, save: Callable[[], None]) 
     bar.close()
     read_meter(fit, meter, folder)
     record = progress.end_epoch() | {"lr": lr, **fit.timer.read(run.ranks.world_size)}
-    log_epoch(fit, record)
+    log_epoch(fit, record, run.time_left)
     return record | {"peak_memory_mb": peak_memory_bytes(run.device) / 2**20}
 
 

@@ -52,6 +52,7 @@ from util.inference.inputs import (
 )
 from util.inference.product import Product
 from util.inference.products import PRODUCTS, check_checkpoint
+from util.inference.tile_progress import TileProgress
 from util.mosaics.mosaic import Block, blocks_of, blocks_of_rank
 from util.options import common as options
 from util.options import inference as inference_options
@@ -338,15 +339,17 @@ def compute(run: InferenceRun, stop: Stop) -> bool:
     def read(block: Block) -> Any:
         return read_block(survey, block.grown(product.reach))
 
-    bar = progress_bar(total=len(todo), desc=run.output, unit="block", enabled=run.show_progress)
-    meter.restart()
+    tiles = [len(run.engine.tiles_of(block, product.ground)) for block in todo]
+    bar = progress_bar(total=sum(tiles), desc=run.output, unit="tile", enabled=run.show_progress)
+    progress = TileProgress(bar, tiles)
+    meter.restart(watch=progress.within)
     for block, window in prefetch(todo, read, workers=run.num_workers, ahead=1):
         arrays = {
             name: (spec, masked(pixels, spec, row, col, survey), row, col)
             for name, (spec, pixels, row, col) in product.make(block, window).items()
         }
         run.parts.write(block.row, block.col, arrays)
-        bar.update(1)
+        progress.end_block()
         if stop.signal is not None:
             break
     bar.close()

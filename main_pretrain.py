@@ -34,6 +34,7 @@ from datasets.loading.token_masks import MASK_SHAPES
 from datasets.pretraining.pretrain_data import Batch, PretrainData, TrainingBatches, open_pretrain_data
 from datasets.survey.memory import free_in_job
 from datasets.survey.pyramid import Pyramid
+from datasets.survey.suggestion import suggested_options
 from datasets.synthetic.sample_survey import default_survey
 from util.checkpoints import resume_state
 from util.checkpoints import run_checkpoints as ckpt
@@ -94,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0 when done, or stopped by a signal after a checkpoint; 1 when the run failed, or was stopped at
         once by Ctrl-C; 2 for bad input.
     """
-    args = get_args_parser().parse_args(argv)
+    args, given = options.parsed(get_args_parser(), argv)
     return run_program(
         "main_pretrain",
-        prepare=partial(prepare, args),
+        prepare=partial(prepare, args, given=given),
         work=dry_run if args.dry_run else train,
         close=lambda run: run.files.close(),
         work_errors=(OSError,),
@@ -108,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 # ---------------------------------------------------------------------------------------------------- before the loop
 
 
-def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -> Run:
+def prepare(
+    args: argparse.Namespace, device: torch.device, ranks: dist.Ranks, *, given: frozenset[str] = frozenset()
+) -> Run:
     """Opens the data, builds model and optimiser, and resumes an earlier run if asked to.
 
     Raises:
@@ -120,7 +123,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     claim_output_folders(args.output_dir, args.log_dir, alone=not args.dry_run)
     amp_dtype, _ = amp_policy(device, args.amp)
     environment = log_environment(device, ranks, precision=str(amp_dtype or "fp32"))
-    args = with_defaults(args, ranks)
+    args = with_suggestion(with_defaults(args, ranks), given, ranks)
 
     # data
     chosen, held_out = options.data_options(args), {"test_path": args.test_path, "val_tiles": args.val_tiles}
@@ -149,6 +152,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     schedule = setup.pretraining_schedule(training, batches)
     updater = setup.pretraining_updater(network, model, training, lr=schedule.peak_lr, amp_dtype=amp_dtype)
     setup.log_size(args.model, network, schedule)
+    data.warn_if_short(schedule.updates * schedule.epochs, scores=args.val_fraction > 0, warn=ranks.is_main)
     used = {"options": vars(args), "decisive": pretrain_options.decisive(vars(args))}
     description = resume_state.describe_run(data.training, batches, network.config, **used)
     run = Run(
@@ -163,7 +167,9 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         predicted_memory=memory,
         description=description,
         state=TrainingState(network, updater, TrainingTimer(), Progress(args.start_epoch), device),
-        files=RunFiles(args.output_dir, args.log_dir, data.training, network.layers, enabled=ranks.is_main),
+        files=RunFiles(
+            args.output_dir, args.log_dir, data.training, network.layers, epochs=args.epochs, enabled=ranks.is_main
+        ),
     )
     if not args.dry_run:
         begin_or_resume(run, args.resume, environment)
@@ -185,6 +191,19 @@ def with_defaults(args: argparse.Namespace, ranks: dist.Ranks) -> argparse.Names
     return options.replaced(args, resume=resume, train_path=train_path)
 
 
+def with_suggestion(args: argparse.Namespace, given: frozenset[str], ranks: dist.Ranks) -> argparse.Namespace:
+    """Returns the options, with --auto those that suit the survey in place of the ones that are not `given`.
+
+    Raises:
+        ValueError, OSError: the data cannot be used.
+    """
+    if not args.auto:
+        return args
+    survey, kept = options.survey_options(args), options.chosen(args, given)
+    per_update = options.tiles_per_update(args, world_size=ranks.world_size)
+    return options.replaced(args, **dist.on_all(lambda: suggested_options(survey, kept, tiles_per_update=per_update)))
+
+
 def begin_or_resume(run: Run, resume: str, environment: dict[str, Any]) -> None:
     """Resumes an earlier run where it stopped, or opens the records of a new one.
 
@@ -198,9 +217,9 @@ def begin_or_resume(run: Run, resume: str, environment: dict[str, Any]) -> None:
     if found is not None:
         resume_state.check_same_run(found, run.description)
         run.state.restore(found)
-        logger.info("resumed at epoch %d, update %d (step %d)", progress.epoch, progress.update, progress.step)
-    in_place = resume in ("", "auto") or Path(resume).resolve().parent == files.output_dir.resolve()
-    files.open(resume_step=progress.step if found is not None and in_place else None)
+        logger.info("resumed at epoch %d, update %d (step %d)", progress.epoch + 1, progress.update, progress.step)
+    in_place = found is not None and ckpt.continues_in(resume, files.output_dir)
+    files.open(resume_step=progress.step if in_place else None)
     restarts.mark_started(files.output_dir)
     if run.ranks.is_main:
         training.write_tables(files.output_dir)
@@ -228,8 +247,8 @@ def train(run: Run, stop: Stop) -> None:
     while progress.epoch < epochs:
         if not train_epoch(run, stop):
             return
-        epoch = progress.epoch
-        progress.epoch, progress.update = epoch + 1, 0
+        epoch = progress.epoch + 1
+        progress.epoch, progress.update = epoch, 0
         is_end = progress.epoch == epochs
         with timer.paused():
             scores, tiles = scorer.score(), run.data.held_out.tiles
@@ -260,7 +279,7 @@ def train_epoch(run: Run, stop: Stop) -> bool:
         check_gradients=not updater.scaler.is_enabled(),
     )
     done, shown = progress.update, settings.shows_progress(run.ranks)
-    name = f"epoch {progress.epoch}"
+    name = f"epoch {progress.epoch + 1} of {run.training.epochs}"
     bar = progress_bar(total=schedule.updates, initial=done, desc=name, unit="update", enabled=shown)
     tiles_of_steps: deque[list[np.ndarray]] = deque([[]], maxlen=settings.log_every)
     saved_at = time.monotonic()
@@ -297,7 +316,7 @@ def train_epoch(run: Run, stop: Stop) -> bool:
             saved_at = time.monotonic()
         if stopping and not is_end:
             bar.close()
-            where = f"in epoch {progress.epoch} after update {progress.update}"
+            where = f"in epoch {progress.epoch + 1} after update {progress.update}"
             logger.warning("stopped by signal %s %s; continue with --resume auto", stop.signal, where)
             return False
     bar.close()

@@ -23,18 +23,22 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import models_mae_group_channels as models
+from datasets.ground.grid import length_unit
 from datasets.layers.encoding import Encoding
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import NO_TRANSFORM
 from datasets.layers.paths import sheet_paths, shown_path
 from datasets.loading.token_masks import MASK_SHAPES
 from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
+from datasets.survey.suggestion import Suggestion, suggest
 from datasets.survey.survey import Survey
 from datasets.synthetic.sample_survey import default_survey
 from util.options import common as options
+from util.options.commands import command, without_flags
 from util.processes.terminal import setup_logging
 from util.training.flops import StepCost, step_cost
 from util.training.memory import count_tensors
@@ -49,12 +53,19 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; exit status 2 for bad input."""
-    args = get_args_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args, given = options.parsed(get_args_parser(), argv)
     setup_logging()
     logging.getLogger("datasets").setLevel(logging.WARNING)
+    suggestion = None
     try:
         if args.dataset_type == "grid" and not (args.data_dir or args.train_path or args.data_path):
             args.train_path = str(default_survey() / "layers.csv")
+        if args.suggest:
+            updates = {"tiles_per_update": options.tiles_per_update(args)}
+            settings = SurveySettings(**options.survey_options(args))
+            suggestion = suggest(settings, options.chosen(args, given), **updates)
+            args = options.replaced(args, **suggestion.options)
         settings = SurveySettings(**options.survey_options(args))
         survey = open_survey(settings)
         scored = open_test_survey(survey, args.test_path, settings=settings) if args.test_path else survey
@@ -69,8 +80,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     facts = describe(survey, cost, memory, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size)
     facts["tiles"]["val"] = len(scored.held_out_tiles)
+    if suggestion is not None:
+        words = [*without_flags(argv, "--suggest", "--json"), *suggestion.flags()]
+        facts["suggestion"] = suggestion_entry(suggestion, command("main_pretrain", *words))
     print(json.dumps(facts, indent=2, allow_nan=False) if args.json else as_text(facts))
     return 0
+
+
+def suggestion_entry(suggestion: Suggestion, line: str) -> dict[str, Any]:
+    """A suggestion as an object for JSON, with the command that takes it."""
+    return {**asdict(suggestion), "lines": suggestion.lines(), "command": line}
 
 
 def describe(
@@ -86,6 +105,7 @@ def describe(
         "reference": {
             "crs": reference.crs.to_string(),
             "resolution": [reference.resolution_x, reference.resolution_y],
+            "unit": length_unit(reference.crs),
             "shape": [reference.rows, reference.cols],
             "bounds": list(reference.bounds),
         },
@@ -128,6 +148,7 @@ def _layer_entry(survey: Survey, channel: int) -> dict[str, Any]:
         "classes": _classes(survey.encodings[channel]),
         "units": layer.units,
         "crs": band.grid.crs.to_string(),
+        "length_unit": length_unit(band.grid.crs),
         "resolution": [band.grid.resolution_x, band.grid.resolution_y],
         "shape": [band.grid.rows, band.grid.cols],
         "dtype": band.dtype,
@@ -153,15 +174,17 @@ def _classes(encoding: Encoding) -> list[dict[str, Any]]:
 
 def as_text(facts: dict[str, Any]) -> str:
     """The same as a page to read."""
-    lines = []
+    lines, unit = [], facts["reference"]["unit"]
     for number, layer in enumerate(facts["layers"]):
         resolution = " x ".join(f"{r:g}" for r in layer["resolution"])
+        layer_unit = f" {layer['length_unit']}".rstrip()
         scored = " ".join(f"{scale}x" for scale in facts["scored"][layer["name"]]) or "no scale"
-        length = "unknown" if layer["correlation_length"] is None else format(layer["correlation_length"], ".4g")
+        length = layer["correlation_length"]
+        length = "over a third of the survey, or unknown" if length is None else f"{length:.4g} {unit}".rstrip()
         lines += [
             f"layer {number}  {layer['name']}  "
             f"({shown_path(layer['path'])}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
-            f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}, {layer['crs'][:70]}",
+            f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}{layer_unit}, {layer['crs'][:70]}",
             f"    {100 * layer['valid_fraction']:.1f} % valid; {layer['nodata_rule']}",
             f"    {_values(layer)}; autocorrelation length {length}",
             f"    group {layer['group']}, scored at {scored}",
@@ -170,17 +193,21 @@ def as_text(facts: dict[str, Any]) -> str:
     memory = "held in memory" if estimate["layers_in_memory"] else "read by window"
     lines += [
         f"reference grid  {reference['shape'][1]} x {reference['shape'][0]} pixels of "
-        f"{' x '.join(f'{r:g}' for r in reference['resolution'])}, {reference['crs'][:70]}",
-        f"base pixel      {facts['base_resolution']:g}; scales "
-        + ", ".join(f"{s}x = {facts['base_resolution'] / s:g}" for s in facts["scales"]),
-        f"tile            {tile['pixels']} base pixels = {tile['ground']:g}; a patch covers {tile['patch_ground']:g}",
+        f"{' x '.join(f'{r:g}' for r in reference['resolution'])} {unit}, {reference['crs'][:70]}",
+        f"base pixel      {facts['base_resolution']:g} {unit}; scales "
+        + ", ".join(f"{s}x = {facts['base_resolution'] / s:g} {unit}" for s in facts["scales"]),
+        f"tile            {tile['pixels']} base pixels = {tile['ground']:g} {unit}; a patch covers "
+        f"{tile['patch_ground']:g} {unit}",
         f"tiles           {facts['tiles']['train']} for training, {facts['tiles']['val']} held out",
         f"layers          {estimate['layers_bytes'] / 2**20:.1f} MiB as float32, {memory}",
         f"model           {estimate['model']}, {estimate['parameters'] / 1e6:.2f} M parameters; a step of "
         f"{estimate['batch_size']} tiles takes {estimate['flops_per_step'] / 1e9:.1f} GFLOP and about "
         f"{estimate['memory_bytes'] / 2**30:.2f} GiB; finer scales are {100 * estimate['head_share']:.1f} % of forward",
     ]
-    return "\n".join(lines + [f"warning: {text}" for text in facts["warnings"]])
+    lines += [f"warning: {text}" for text in facts["warnings"]]
+    if "suggestion" in facts:
+        lines += ["", *facts["suggestion"]["lines"], "", facts["suggestion"]["command"]]
+    return "\n".join(lines)
 
 
 def _values(layer: dict[str, Any]) -> str:

@@ -28,6 +28,12 @@ def describe_grids_parser(
     parser = Parser("describe_grids", usage="describe_grids [options]", description=doc.split("\n\n")[0])
     options.add_data_options(parser)
     options.add_model_options(parser, mask_shapes=mask_shapes, scale_heads=scale_heads, stems=stems)
+    parser.add_argument(
+        "--suggest",
+        action="store_true",
+        help="propose sizes of pixel, tile and patch, held-out ground and epochs that suit the survey, with the "
+        "reasons and the command",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a page to read")
     return parser
 

@@ -74,6 +74,7 @@ class TestJson:
             "crs": "EPSG:28354",
             "resolution": [100, 100],
             "shape": [40, 48],
+            "unit": "m",
             "bounds": [500_000, 5_996_000, 504_800, 6_000_000],
         }
         assert found["base_resolution"] == 400
@@ -175,7 +176,7 @@ def test_page(tmp_path, capsys):
     assert describe_grids.main(["--data_dir", str(tmp_path), *SMALL]) == 0
     page = capsys.readouterr().out
     assert re.search(r"layer 0  a  \(.*a\.tif, band 1, continuous, float32\)", page)
-    assert re.search(r"48 x 40 pixels of 100 x 100, EPSG:28354", page)
+    assert re.search(r"48 x 40 pixels of 100 x 100 m, EPSG:28354", page)
     assert re.search(r"95\.8 % valid; declared -99999", page)
     assert re.search(r"63 to 239\.5, mean ", page)
     assert re.search(r"group 1, scored at 1x 2x\n", page)

@@ -92,6 +92,7 @@ def test_everything_is_there(compared):
         "checkpoint-previous.pth",
         "confusion.csv",
         "confusion.png",
+        "curves",
         "fits",
         "log.txt",
         "map.png",
@@ -106,8 +107,8 @@ def test_everything_is_there(compared):
 
 def test_each_epoch_stands_once_in_the_log(compared):
     lines = [(line["arm"], line["fold"], line["epoch"], line["step"]) for line in surveys.log(compared, "epoch")]
-    folds = [(arm, fold, epoch, 3 * (epoch + 1)) for arm in ARMS[:3] for fold in (0, 1) for epoch in (0, 1)]
-    assert lines == folds + [("pretrained", None, 0, 3), ("pretrained", None, 1, 6)]
+    folds = [(arm, fold, epoch, 3 * epoch) for arm in ARMS[:3] for fold in (0, 1) for epoch in (1, 2)]
+    assert lines == folds + [("pretrained", None, 1, 3), ("pretrained", None, 2, 6)]
     assert [(line["arm"], line["fold"]) for line in surveys.log(compared, "score")] == [
         (arm, fold) for arm in ARMS for fold in (0, 1)
     ]
@@ -116,18 +117,29 @@ def test_each_epoch_stands_once_in_the_log(compared):
 
 
 def test_tensorboard_has_curves_scores_and_pictures(compared):
+    """Each fit is a run of its own, and all runs have the same tags, so that their curves lie over each other."""
+    runs = {path.name: EventAccumulator(str(path)).Reload() for path in (compared / "curves").iterdir()}
+    assert set(runs) == {f"{arm}-fold{fold}" for arm in ARMS for fold in (0, 1)} | {"pretrained-all"}
+    curves = {"2_loss/training", "5_optimiser/lr", "5_optimiser/grad_norm", "6_speed/tiles_per_s", "7_memory/peak_mb"}
+    for name, run in runs.items():
+        tags = set(run.Tags()["scalars"])
+        is_network = name.split("-")[0] not in ("trees", "forest", "constant")
+        assert is_network == (curves <= tags) and ("1_score/mean_iou" in tags) == (name != "pretrained-all")
+        assert all(name.partition("/")[0][:2] in ("1_", "2_", "5_", "6_", "7_", "fi") for name in tags)
+    point = runs["pretrained-fold0"].SummaryMetadata("2_loss/training")
+    assert "model units" in point.summary_description
+    assert "_hparams_/session_start_info" in runs["trees-fold1"].PluginTagToContent("hparams")
     events = EventAccumulator(str(compared)).Reload()
     tags = events.Tags()
-    assert {"pretrained/fold0/loss", "probe/fold1/lr", "pretrained/all/loss", "score/trees/mean_iou"} <= set(
-        tags["scalars"]
-    )
+    assert tags["scalars"] == []
     assert set(tags["images"]) == {"scores", "confusion", "map"}
     assert {"options/text_summary", "environment/text_summary", "folds/text_summary"} <= set(tags["tensors"])
     metrics = labelled.read_strict(compared / "metrics.json")
-    points = [(point.step, point.value) for point in events.Scalars("score/pretrained/mean_iou")]
-    assert points == [
-        (fold, pytest.approx(metrics["arms"]["pretrained"]["folds"][str(fold)]["test"]["mean_iou"])) for fold in (0, 1)
-    ]
+    for fold in (0, 1):
+        (point,) = runs[f"pretrained-fold{fold}"].Scalars("1_score/mean_iou")
+        (final,) = runs[f"pretrained-fold{fold}"].Scalars("final/mean_iou")
+        expected = metrics["arms"]["pretrained"]["folds"][str(fold)]["test"]["mean_iou"]
+        assert point.value == final.value == pytest.approx(expected)
 
 
 def test_metrics_hold_every_arm_and_fold(compared):

@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_on_one_stops_both(pair, survey, tmp_path):
     assert [status for status, _ in results] == [1, 1], results
     (message,) = messages(results)
     where = json.loads((tmp_path / "where.json").read_text())
-    assert "main_pretrain: error: loss not finite at step 9 (epoch 1); that step did not touch the weights" in message
+    assert "main_pretrain: error: loss not finite at step 9 (epoch 2); that step did not touch the weights" in message
     assert f"as (row, col) of 64 x 64 reference pixels: {where}. Mend the layers there" in message
     state = surveys.checkpoint(tmp_path / "output")
     assert state["step"] == 9
@@ -217,7 +217,7 @@ def test_a_loss_that_is_not_finite_between_readings(survey, tmp_path):
     )
     assert [status for status, _ in results] == [1, 1], results
     (message,) = messages(results)
-    assert "loss not finite at step 9 (epoch 1)" in message
+    assert "loss not finite at step 9 (epoch 2)" in message
     assert f"reference pixels: {json.loads((tmp_path / 'where.json').read_text())}. Mend" in message
     assert surveys.checkpoint(tmp_path / "output")["step"] == 7
 

@@ -74,8 +74,8 @@ def test_the_log(finished):
     training, epochs = surveys.log(finished), surveys.log(finished, "epoch")
     updates = training[-1]["step"] // 2
     assert [line["step"] for line in training] == list(range(1, 2 * updates + 1))
-    assert [line["epoch"] for line in training] == [0] * updates + [1] * updates
-    assert [(line["step"], line["epoch"]) for line in epochs] == [(updates, 0), (2 * updates, 1)]
+    assert [line["epoch"] for line in training] == [1] * updates + [2] * updates
+    assert [(line["step"], line["epoch"]) for line in epochs] == [(updates, 1), (2 * updates, 2)]
     # The rate: a linear warm-up over the first epoch, then half a cosine from 0.001 to 0.
     down = [0.0005 * (1 + math.cos(math.pi * k / updates)) for k in range(updates)]
     expected = [*(0.001 * (k + 1) / updates for k in range(updates)), *down]
@@ -112,19 +112,34 @@ def test_tensorboard(finished):
     events = EventAccumulator(str(finished / "events"), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
     tags = events.Tags()
-    training = {f"train/{name}" for name in ("loss", "base_loss", "scale_loss")}
+    losses = {f"2_loss/{name}{part}" for name in ("training", "held_out") for part in ("", "_base", "_finer")}
     layers = {f"{name}_{scale}" for name, by_scale in SCORED.items() for scale in by_scale}
-    held_out = {f"val/{name}" for name in ("loss", "base_loss", "scale_loss")}
-    health = {"optim/lr", "optim/grad_norm", "speed/tiles_per_s", "speed/wait_share", "memory/peak_mb"}
-    by_layer = {f"{kind}/{name}" for kind in ("train_layers", "val_rmse", "val_skill") for name in layers}
-    assert set(tags["scalars"]) >= training | held_out | health | by_layer
+    health = {
+        "5_optimiser/lr",
+        "5_optimiser/grad_norm",
+        "6_speed/tiles_per_s",
+        "6_speed/wait_share",
+        "7_memory/peak_mb",
+    }
+    by_layer = {f"{kind}/{name}" for kind in ("1_skill", "3_error", "4_layer_loss") for name in layers}
+    assert set(tags["scalars"]) >= losses | health | by_layer
     steps = [line["step"] for line in surveys.log(finished)]
-    assert [event.step for event in events.Scalars("train/loss")] == steps
-    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(
+    assert [event.step for event in events.Scalars("2_loss/training")] == steps
+    assert [event.value for event in events.Scalars("2_loss/training")] == pytest.approx(
         [line["train_loss"] for line in surveys.log(finished)]
     )
-    assert [event.step for event in events.Scalars("val/loss")] == [steps[-1] // 2, steps[-1]]
-    assert "reconstruction" in tags["images"] and len(events.Images("reconstruction")) == 1
+    assert [event.step for event in events.Scalars("2_loss/held_out")] == [steps[-1] // 2, steps[-1]]
+    about = {name: events.SummaryMetadata(name).summary_description for name in by_layer | losses}
+    assert (
+        all(about.values())
+        and "units of the layer" in about["3_error/gravity_1x"]
+        and "below 0" in about["1_skill/gravity_1x"]
+    )
+    assert set(tags["images"]) == {f"reconstruction/{name}" for name in SCORED}
+    assert [len(events.Images(name)) for name in tags["images"]] == [1] * len(SCORED)
+    (row,) = {name for name in tags["scalars"] if name.startswith("final/1_skill") and "gravity_1x" in name}
+    assert events.Scalars(row)[-1].value == events.Scalars("1_skill/gravity_1x")[-1].value
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= set(events.PluginTagToContent("hparams"))
     texts = {tag: events.Tensors(tag)[0].tensor_proto.string_val[0].decode() for tag in tags["tensors"]}
     options = next(text for tag, text in texts.items() if tag.startswith("options"))
     assert "| batch_size | 8 |" in options and "| input_size | 16 |" in options
@@ -424,7 +439,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     assert message.count("main_pretrain: error: ") == 1
     state = surveys.checkpoint(output)
     step = state["step"]  # saved after every update, so the failed one is the next
-    assert f"loss not finite at step {step} (epoch {step // 9}); that step did not touch the weights" in message
+    assert f"loss not finite at step {step} (epoch {step // 9 + 1}); that step did not touch the weights" in message
     (row, col) = json.loads(message.split("reference pixels: ")[1].split(". Mend")[0])[0]
     assert row < 88 and row + 64 > 72 and col < 88 and col + 64 > 72
     assert all(torch.isfinite(weight).all() for weight in state["model"].values())
@@ -463,7 +478,7 @@ def test_the_commands_of_the_notes(tmp_path):
     assert "held an earlier run: now in output_dir/earlier-1" in second.stderr
     assert surveys.checkpoint(output)["epoch"] == 3
     assert surveys.checkpoint(output / "earlier-1")["epoch"] == 1
-    assert [line["epoch"] for line in surveys.log(output, "epoch")] == [0, 1, 2]
+    assert [line["epoch"] for line in surveys.log(output, "epoch")] == [1, 2, 3]
 
 
 def test_torchrun(survey, tmp_path):

@@ -84,7 +84,7 @@ def test_a_signal_stops_cleanly_and_resuming_changes_nothing(survey, straight, t
     assert "stopped by signal 15" in caplog.text and "continue with --resume auto" in caplog.text
     assert surveys.train(survey, tmp_path, *flags.format(output=tmp_path).split()) == 0
     epoch, update = divmod(stopped, 7)
-    assert f"resumed at epoch {epoch}, update {update} (step {stopped})" in caplog.text
+    assert f"resumed at epoch {epoch + 1}, update {update} (step {stopped})" in caplog.text
     if "--batch_size" in flags:  # the same tiles in other micro-batches: see test_micro_batches_add_up
         assert surveys.largest_loss_difference(straight, tmp_path) < 1e-6
     else:
@@ -356,7 +356,7 @@ def tensorboard_steps(output: Path) -> list[int]:
     """The steps for which TensorBoard has a training loss, as it shows them."""
     events = EventAccumulator(str(output), size_guidance={"scalars": 0})
     events.Reload()
-    return [event.step for event in events.Scalars("train/loss")]
+    return [event.step for event in events.Scalars("2_loss/training")]
 
 
 def test_killed_and_resumed(survey, tmp_path):

@@ -73,16 +73,35 @@ class Terminal(io.StringIO):
 def test_the_bar_is_drawn_on_a_terminal_only(monkeypatch):
     for stream, enabled, drawn in ((Terminal(), True, True), (Terminal(), False, False), (io.StringIO(), True, False)):
         monkeypatch.setattr(terminal.sys, "stderr", stream)
-        assert list(terminal.progress_bar([1, 2, 3], desc="epoch 0", enabled=enabled)) == [1, 2, 3]
-        assert ("epoch 0" in stream.getvalue()) == drawn
+        assert list(terminal.progress_bar([1, 2, 3], desc="epoch 1", enabled=enabled)) == [1, 2, 3]
+        assert ("epoch 1" in stream.getvalue()) == drawn
 
 
 def test_a_message_stands_on_a_line_of_its_own_above_the_bar(monkeypatch, logging_restored):
     monkeypatch.setattr(terminal.sys, "stderr", Terminal())
     terminal.setup_logging(0)
-    with terminal.progress_bar(total=10, initial=4, desc="epoch 0", unit="tile") as bar:
+    with terminal.progress_bar(total=10, initial=4, desc="epoch 1", unit="tile") as bar:
         bar.update(1)
         logging.getLogger("util").info("checkpoint written")
         assert bar.n == 5
     message = next(line for line in terminal.sys.stderr.getvalue().split("\n") if "checkpoint written" in line)
     assert message.split("\r")[-1].endswith("I checkpoint written")
+
+
+def test_a_file_gets_a_line_a_minute_instead_of_a_bar(monkeypatch, logging_restored):
+    monkeypatch.setattr(terminal.sys, "stderr", io.StringIO())
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)  # a minute has passed at every update
+    terminal.setup_logging(0)
+    with terminal.progress_bar(total=4, desc="epoch 2 of 9", unit="update") as bar:
+        for _ in range(4):
+            bar.update(1)
+    lines = terminal.sys.stderr.getvalue().splitlines()
+    assert any("I epoch 2 of 9: 3 of 4 update, 75 %" in line and line.endswith("left") for line in lines)
+    assert "\r" not in terminal.sys.stderr.getvalue()
+
+
+def test_a_short_job_writes_no_line_to_a_file(monkeypatch, logging_restored):
+    monkeypatch.setattr(terminal.sys, "stderr", io.StringIO())
+    terminal.setup_logging(0)
+    assert list(terminal.progress_bar(range(5), desc="epoch 1")) == list(range(5))
+    assert terminal.sys.stderr.getvalue() == ""

@@ -92,7 +92,7 @@ def test_a_killed_process_is_started_again_and_nothing_is_lost(survey, straight,
         message = agent.wait()
     assert f"{output} held an earlier run: now in {output / 'earlier-1'}" in message
     assert f"restarted by torchrun: resuming the run in {output}" in message
-    assert "resumed at epoch 1, update 0 (step 7)" in message
+    assert "resumed at epoch 2, update 0 (step 7)" in message
     assert_same_end(output, straight)
     assert [path.name for path in (output / "earlier-1").iterdir()] == ["checkpoint-last.pth"]
     assert not (output / "earlier-2").exists()

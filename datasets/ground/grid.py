@@ -69,6 +69,25 @@ def metres_per_unit(crs: CRS) -> float:
         return 1.0
 
 
+def length_unit(crs: CRS) -> str:
+    """Name of the unit of lengths in a CRS, for messages and pages: `m`, `degrees`, `foot`; empty if unknown."""
+    if crs.is_geographic:
+        return "degrees"
+    try:
+        unit = str(crs.linear_units)
+    except CRSError:
+        return ""
+    return "m" if unit.lower() in ("metre", "meter") else unit if unit != "unknown" else ""
+
+
+def length_text(length: float, crs: CRS) -> str:
+    """A length in CRS units with its unit, in kilometres from 1000 m on."""
+    unit = length_unit(crs)
+    if unit == "m" and length >= 1000:
+        return f"{length / 1000:.6g} km"
+    return f"{length:.6g} {unit}".rstrip()
+
+
 def crs_agree(grid: Grid, crs: CRS) -> bool:
     """Return whether a grid lies at the same place when its coordinates are taken to be in ``crs``.
 

@@ -36,7 +36,10 @@ def choose_column(frame: geopandas.GeoDataFrame, column: str | None, where: str)
         return there[0]
     if column is None or column not in there:
         asked = "no --label_column is given" if column is None else f"there is no column '{column}'"
-        raise ValueError(f"{where}: {asked}; expected one of: {', '.join(there) or 'none, it has no attributes'}")
+        expected = f"expected one of: {', '.join(there) or 'none, it has no attributes'}"
+        if set(frame.geom_type) <= {"Point", "MultiPoint"}:
+            expected += "; points that only say where something is, such as deposits, are for --task classification"
+        raise ValueError(f"{where}: {asked}; {expected}")
     return column
 
 

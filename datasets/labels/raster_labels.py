@@ -20,6 +20,7 @@ from rasterio.warp import transform as transform_points
 from datasets.ground.grid import ALIKE, GDAL_ERRORS, Grid, crs_agree
 from datasets.ground.planet import longitude_periods
 from datasets.ground.warp import WARP_BLOCK, footprint, warp_window
+from datasets.labels.overlap import overlap_advice
 from datasets.layers.class_table import MAX_CLASSES, Code, check_class_count, sorted_codes
 from datasets.layers.layer import Layer
 from datasets.layers.paths import parse_array_path
@@ -163,10 +164,11 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
         periods=periods,
     )
     if not periods:
+        remedy = f"correct its CRS (rio edit-info --crs {{crs}} {Path(layer.path).name}): --label_crs is not used"
         raise ValueError(
-            f"{layer.where}: does not overlap the survey: it covers {_extent(source)} in "
+            f"{layer.where}: does not overlap the survey: it covers {_numbers(_bounds(source))} in "
             f"{source.crs.to_string()[:60]}, expected ground in {_numbers(grid.bounds)} in "
-            f"{grid.crs.to_string()[:60]}; check its CRS and coordinates"
+            f"{grid.crs.to_string()[:60]}; {overlap_advice(_bounds(source), source.crs, grid, remedy=remedy)}"
         )
     return labels
 
@@ -268,11 +270,12 @@ def _finer(source: BandSource, grid: Grid) -> float:
     return math.sqrt(area) if math.isfinite(area) and area > 0 else 1.0
 
 
-def _extent(source: BandSource) -> str:
+def _bounds(source: BandSource) -> tuple[float, float, float, float]:
+    """(left, bottom, right, top) of a raster, which may be rotated."""
     cols, rows = np.array([0, source.cols, 0, source.cols]), np.array([0, 0, source.rows, source.rows])
     a, b, c, d, e, f = tuple(source.transform)[:6]
     x, y = a * cols + b * rows + c, d * cols + e * rows + f
-    return _numbers((x.min(), y.min(), x.max(), y.max()))
+    return x.min(), y.min(), x.max(), y.max()
 
 
 def _numbers(bounds: tuple[float, float, float, float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import geopandas
@@ -17,6 +16,7 @@ from rasterio.warp import transform_bounds
 
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
 from datasets.ground.planet import longitude_periods
+from datasets.labels.overlap import overlap_advice
 from datasets.labels.tables import TABLES, has_wkt_areas, read_table
 
 logger = logging.getLogger(__name__)
@@ -214,30 +214,13 @@ def _check_overlap(
         return
     extent = frame.total_bounds
     crs = CRS.from_wkt(frame.crs.to_wkt())
+    remedy = "name its CRS by --label_crs {crs}"
+    if not correctable:
+        name = Path(path).name
+        remedy = f"correct its CRS (ogr2ogr -a_srs {{crs}} corrected.gpkg {name}): --label_crs is not used"
     raise ValueError(
         f"labels {path}: does not overlap the survey: it covers x {extent[0]:.10g}..{extent[2]:.10g}, y "
         f"{extent[1]:.10g}..{extent[3]:.10g} in {crs.to_string()[:60]}, expected ground in x {left:.10g}.."
         f"{right:.10g}, y {bottom:.10g}..{top:.10g} in {grid.crs.to_string()[:60]}; "
-        f"{_overlap_advice(extent, crs, grid, path, correctable=correctable)}"
+        f"{overlap_advice(extent, crs, grid, remedy=remedy)}"
     )
-
-
-def _overlap_advice(extent: Sequence[float], crs: CRS, grid: Grid, path: str, *, correctable: bool) -> str:
-    """What to do about features that do not overlap the grid, from the size of their coordinates."""
-    left, bottom, right, top = grid.bounds
-    low_x, low_y, high_x, high_y = (float(value) for value in extent)
-
-    def reach(low_x: float, low_y: float, high_x: float, high_y: float) -> bool:
-        return low_x <= right and high_x >= left and low_y <= top and high_y >= bottom
-
-    degrees = low_x >= -360 and high_x <= 360 and low_y >= -90 and high_y <= 90
-    wanted, why = "EPSG:...", "check its CRS and coordinates"
-    if not crs_agree(grid, crs) and reach(low_x, low_y, high_x, high_y):
-        wanted, why = grid.crs.to_string()[:60], "its coordinates fit the survey's own CRS"
-    elif not crs.is_geographic and degrees:
-        wanted, why = "EPSG:4326", "its coordinates look like degrees"
-    elif crs_agree(grid, crs) and reach(low_y, low_x, high_y, high_x):
-        return "x and y seem to be swapped: correct them (for a table by --x_column and --y_column)"
-    if correctable:
-        return f"{why}; name its CRS by --label_crs {wanted}"
-    return f"{why}; correct its CRS (ogr2ogr -a_srs {wanted} corrected.gpkg {Path(path).name}): --label_crs is not used"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from datasets.ground.grid import GDAL_ERRORS
 from datasets.layers.continuous import NORMALIZE
-from datasets.layers.discovery import RasterContents, inspect_raster, may_be_raster, rasters_among
+from datasets.layers.discovery import RASTER_ENDINGS, RasterContents, inspect_raster, may_be_raster, rasters_among
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import Layer
 from datasets.layers.paths import (
@@ -52,6 +52,11 @@ def layers_from_directory(directory: str | Path) -> list[Layer]:
         ValueError: a file whose ending says raster cannot be opened; files may be sheets of one layer, or layers.
     """
     root = Path(os.path.abspath(Path(directory).expanduser()))
+    if root.is_file():
+        flag = "give the folder that holds it, or a table of layers by --train_path"
+        if root.suffix.lower() == ".csv":
+            flag = f"give a table of layers by --train_path {directory}"
+        raise ValueError(f"--data_dir {directory}: a file, expected a folder of rasters; {flag}")
     if not root.is_dir():
         raise FileNotFoundError(f"data directory {directory}: no such directory; --data_dir takes a folder of rasters")
     here = sorted(path for path in root.iterdir() if not path.is_dir())
@@ -82,6 +87,11 @@ def read_layers_table(path: str | Path) -> list[Layer]:
             cannot be opened, or two layers have one name; the message names row and column.
     """
     table = Path(path).expanduser()
+    if table.is_dir():
+        raise ValueError(
+            f"--train_path {path}: a folder, expected a CSV with a column 'path'; give a folder of rasters by "
+            f"--data_dir {path}"
+        )
     if not table.is_file():
         raise FileNotFoundError(f"layers table {path}: no such file; --train_path takes a CSV with a column 'path'")
     with open(table, newline="", encoding="utf-8-sig") as stream:
@@ -90,7 +100,10 @@ def read_layers_table(path: str | Path) -> list[Layer]:
             reader = csv.reader(stream, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"layers table {path}: not a CSV text file ({error}); save it as CSV, UTF-8") from error
+            remedy = "save it as CSV, UTF-8"
+            if table.suffix.lower() in RASTER_ENDINGS:
+                remedy = f"it is a raster: give its folder by --data_dir {table.parent}, or a table that names it"
+            raise ValueError(f"layers table {path}: not a CSV text file ({error}); {remedy}") from error
     lines = [(number, row) for number, row in lines if any(row)]
     columns = _check_columns(table, [cell.lower() for cell in lines[0][1]] if lines else [])
     layers: list[Layer] = []

@@ -17,6 +17,7 @@ from datasets.scenes.scenes import Scenes, open_scenes, open_test_scenes
 from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
 from datasets.survey.pyramid import Pyramid, Sample
 from datasets.survey.pyramid_cache import choose_reader, to_sample
+from datasets.survey.suggestion import short_run
 from datasets.survey.survey import Survey
 from datasets.survey.tile_reader import Tiles
 from datasets.survey.tile_source import Reader, TileSource
@@ -229,6 +230,19 @@ class PretrainData:
             text for source in (self.training, self.held_out.source) for text in source.training_warnings(patch_size)
         ):
             logger.log(logging.WARNING if warn else logging.DEBUG, "%s", text)
+
+    def warn_if_short(self, updates: int, *, scores: bool, warn: bool) -> None:
+        """Warns if the whole run has too few updates, or is scored on too few tiles, to say anything.
+
+        Args:
+            updates: of the whole run.
+            scores: whether ground is to be held out.
+            warn: log warnings; else debug messages.
+        """
+        texts = short_run(updates=updates, held_out=self.held_out.tiles, scores=scores)
+        remedy = "; --auto takes settings that suit the survey" if isinstance(self.training, Survey) else ""
+        if texts:
+            logger.log(logging.WARNING if warn else logging.DEBUG, "%s%s", "; ".join(texts), remedy)
 
     def batches(
         self,

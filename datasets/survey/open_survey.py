@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -168,6 +169,59 @@ def open_survey(settings: SurveySettings) -> Survey:
         native_scales=native_scales(bands, base_resolution=plan.base) if settings.native else (),
     )
     return with_detail(survey) if settings.native and trained is None else survey
+
+
+@dataclass(frozen=True)
+class TileTrials:
+    """Layers that were read once, on which tiles of other sizes are tried before a survey is opened.
+
+    Attributes:
+        settings: which layers they are; sizes may differ from trial to trial.
+        bands: the layers.
+        stack: the layers on their reference grid.
+        maps: every layer on coverage cells.
+        cell: edge of a cell, reference pixels.
+    """
+
+    settings: SurveySettings
+    bands: list[RasterBand]
+    stack: Stack
+    maps: list[CellMap]
+    cell: int
+
+    def tiles(self, **sizes: Any) -> TileIndex:
+        """The tiles of the survey with other values for some of the settings.
+
+        Raises:
+            ValueError: the sizes do not fit together, or leave no tile to train on.
+        """
+        settings = replace(self.settings, **sizes)
+        return _index_tiles(settings, _plan(settings, self.bands), self.stack, self.maps, self.cell)
+
+    def correlation_lengths(self) -> list[float]:
+        """Autocorrelation length of each continuous layer in CRS units; NaN of others, infinite if over a third."""
+        edge = self.cell * max(self.stack.reference.resolution_x, self.stack.reference.resolution_y)
+        return [
+            _correlation_cells(band.layer, cell_map.mean, edge)
+            for band, cell_map in zip(self.bands, self.maps, strict=True)
+        ]
+
+
+def open_trials(settings: SurveySettings) -> TileTrials:
+    """Read the layers once, to try tiles of any size on them.
+
+    Raises:
+        ValueError: the layers cannot be used.
+        FileNotFoundError: a file does not exist.
+    """
+    layers = _choose_layers(settings)
+    target = layer_crs(layers[0]) if settings.reproject else None
+    bands = [open_band(layer, reproject_to=target) for layer in layers]
+    aoi = None if settings.aoi is None else load_area_of_interest(settings.aoi, bands[0].grid.crs)
+    bands, _, _ = scan_bands(bands, aoi=aoi)
+    stack = Stack(bands, reference_grid(bands, extent=settings.extent), hidden=settings.masked_bands)
+    maps, cell = _map_all(stack, step=1)
+    return TileTrials(settings, bands, stack, maps, cell)
 
 
 def open_test_survey(survey: Survey, table: str, *, settings: SurveySettings) -> Survey:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.ground.grid import length_text
 from datasets.ground.wraparound import pixel_size_lines, pixel_size_m
 from datasets.layers.encoding import Encoding, channel_ranges, per_channel
 from datasets.layers.kinds import kind_of
@@ -92,12 +93,14 @@ class Survey:
             scored = " ".join(f"{scale}x" for scale in self.scales if channel in self.scored[scale]) or "no scale"
             lines.append(
                 f"layer {channel} {band.layer.name}: {band.grid.cols} x {band.grid.rows} pixels of "
-                f"{band.grid.resolution_x:g}, {100 * summary.valid_fraction:.0f} % valid, "
+                f"{length_text(band.grid.resolution_x, band.grid.crs)}, {100 * summary.valid_fraction:.0f} % valid, "
                 f"{values}, scored at {scored}"
             )
-        ground = self.base_resolution * self.input_size
+        base, ground = (
+            length_text(self.base_resolution * pixels, self.stack.reference.crs) for pixels in (1, self.input_size)
+        )
         lines.append(
-            f"base pixel {self.base_resolution:g}, tile {self.input_size} pixels = {ground:g}; "
+            f"base pixel {base}, tile {self.input_size} pixels = {ground}; "
             f"{len(self.tiles.train)} training and {len(self.tiles.val)} held-out tiles; groups "
             f"{[list(group) for group in self.groups]}; layers "
             f"{'in memory' if self.stack.in_memory else 'read by window'}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import pickle
 import re
@@ -27,6 +28,11 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from util.hardware.system import replace_file
+
+logger = logging.getLogger(__name__)
+
+LAST = "checkpoint-last.pth"
+"""The newest checkpoint of a run, in its folder."""
 
 CHECKPOINT_KEYS = (
     "model",
@@ -150,6 +156,21 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
     _remember(path)
 
 
+def checkpoint_in(path: str | os.PathLike[str]) -> Path:
+    """The file that a path names; of the folder of a run its last checkpoint, which is logged.
+
+    Raises:
+        FileNotFoundError: a folder without a last checkpoint.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    if not (path / LAST).is_file():
+        raise FileNotFoundError(f"checkpoint {path}: a folder without {LAST}; give the path of a checkpoint")
+    logger.info("checkpoint %s: a folder, of which %s is taken", path, LAST)
+    return path / LAST
+
+
 def load_checkpoint(
     path: str | os.PathLike[str],
     map_location: str | torch.device = "cpu",
@@ -168,7 +189,7 @@ def load_checkpoint(
         CheckpointError: cut short, damaged, not written by this program, without a required key, or holding anything
             but plain data (a pickle that would run code is refused, not run).
     """
-    path = Path(path)
+    path = checkpoint_in(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path}: no such file; give the path of a checkpoint-<epoch>.pth")
     check_digest(path)

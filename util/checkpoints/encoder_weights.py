@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from util.checkpoints.checkpoint_file import CheckpointError, load_checkpoint
+from util.checkpoints.checkpoint_file import CheckpointError, checkpoint_in, load_checkpoint
 from util.model.patches import SENTINEL_GROUPS
 from util.model.pos_embed import resize_positions
 
@@ -109,7 +109,7 @@ def read_encoder_weights(path: str | os.PathLike[str]) -> EncoderWeights:
         CheckpointError: damaged, incomplete, without an encoder, or holding anything but plain data, tensors and that
             Namespace (a pickle that would run code is refused, not run).
     """
-    path = Path(path)
+    path = checkpoint_in(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"weights {path}: no such file; give the path of a checkpoint, such as checkpoint-last.pth in an output_dir"

@@ -16,8 +16,10 @@ import torch
 from util.checkpoints.checkpoint_file import (
     CHECKPOINT_KEYS,
     CHUNK_BYTES,
+    LAST,
     CheckpointError,
     check_digest,
+    checkpoint_in,
     is_verified,
     load_checkpoint,
     read_comment,
@@ -30,7 +32,6 @@ from util.hardware.system import replace_file
 
 logger = logging.getLogger(__name__)
 
-LAST = "checkpoint-last.pth"
 PREVIOUS = "checkpoint-previous.pth"
 RUN_FILES = ("checkpoint-*.pth", "log.txt", "layers.csv", "categories.csv", "statistics.json", "reconstruction-*.png")
 
@@ -139,15 +140,36 @@ def find_checkpoint(resume: str, output_dir: str | os.PathLike[str]) -> dict[str
     if not resume:
         return None
     if resume != "auto":
-        return load_checkpoint(resume)
+        state = load_checkpoint(resume)
+        _refuse_finetuned(state, f"--resume {resume}")
+        return state
     found = find_resumable(output_dir)
     if found is None:
         logger.info("--resume auto: %s holds no checkpoint, starting afresh", output_dir)
         return None
     for path, reason in found.skipped:
         logger.warning("skipped %s: %s", path, reason)
+    _refuse_finetuned(found.state, f"--resume auto, {found.path}")
     logger.info("resuming from %s", found.path)
     return found.state
+
+
+def continues_in(resume: str, output_dir: Path) -> bool:
+    """Whether a run that resumes from the value of --resume goes on in the folder of that checkpoint."""
+    return resume in ("", "auto") or checkpoint_in(resume).resolve().parent == output_dir.resolve()
+
+
+def _refuse_finetuned(state: Mapping[str, Any], where: str) -> None:
+    """Refuses a checkpoint of fine-tuning.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if "task" in state:
+        raise CheckpointError(
+            f"{where}: a checkpoint of main_finetune ({state['task'].get('kind', 'labels')}), which pre-training "
+            "cannot continue; give one of main_pretrain, or use main_finetune --resume auto in its own --output_dir"
+        )
 
 
 def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str] | None = None) -> Path | None:

@@ -54,7 +54,7 @@ def begin_decay_if_due(fit: Fit) -> None:
             fit.name,
             fit.patience,
             progress.last_epoch - progress.epoch,
-            progress.best_epoch,
+            progress.best_epoch + 1,
         )
     elif progress.epoch < bound - decay_epochs(bound):
         return
@@ -80,7 +80,7 @@ def keep_best(fit: Fit) -> bool:
     """Puts the weights with the best validation score into a fit that has ended; False without validation."""
     progress = fit.progress
     if progress.best_model:
-        logger.info("%s: the weights of epoch %d were best in validation", fit.name, progress.best_epoch)
+        logger.info("%s: the weights of epoch %d were best in validation", fit.name, progress.best_epoch + 1)
         fit.network.load_state_dict(progress.best_model)
     elif fit.is_validated:
         logger.warning(

@@ -26,7 +26,7 @@ from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
 from util.training.memory import memory_trials
 from util.training.step_meter import StepMeter
-from util.training.timer import TrainingTimer
+from util.training.timer import TimeLeft, TrainingTimer
 from util.training.training_step import TrainingStep, native_zeros
 
 logger = logging.getLogger(__name__)
@@ -312,15 +312,21 @@ def new_meter(fit: Fit, device: torch.device) -> StepMeter:
     )
 
 
-def log_epoch(fit: Fit, record: Mapping[str, float]) -> None:
-    """Logs the epoch that has just ended."""
+def log_epoch(fit: Fit, record: Mapping[str, float], time_left: TimeLeft) -> None:
+    """Logs the epoch that has just ended, and when the whole run is likely to end."""
+    progress = fit.progress
+    left = time_left.after_epoch(progress.epoch, progress.last_epoch, fit=fit.name)
+    at_most = "at most " * bool(fit.patience)
     logger.info(
-        "%s epoch %d: loss %.4f, %.0f windows/s, waited %.1f %%",
+        "%s epoch %d of %s%d: loss %.4f, %.0f windows/s, waited %.1f %%%s",
         fit.name,
-        fit.progress.epoch - 1,
+        progress.epoch,
+        at_most if fit.is_validated else "",
+        progress.last_epoch,
         record["loss"],
         record["tiles_per_s"],
         100 * record["wait_share"],
+        f"; {at_most}{left} left" if left else "",
     )
 
 
@@ -338,7 +344,7 @@ def read_meter(fit: Fit, meter: StepMeter, folder: Path) -> None:
     progress = fit.progress
     reading = meter.read(dist.mean_over_ranks, dist.sum_over_ranks)
     if reading.first_bad is not None:
-        where = f"epoch {progress.epoch}, update {progress.update - reading.updates + reading.first_bad}"
+        where = f"epoch {progress.epoch + 1}, update {progress.update - reading.updates + reading.first_bad}"
         error = RunFailed(
             f"{fit.name}: loss not finite in {where}; the last checkpoint in {folder} is good. Lower --lr, or look at "
             "the layers and labels"
@@ -413,7 +419,7 @@ def resume_fit(fit: Fit, folder: Path) -> None:
     for path, reason in found.skipped:
         logger.warning("skipped %s: %s", path, reason)
     restore(fit, found.state)
-    logger.info("%s: resumed at epoch %d, update %d", fit.name, fit.progress.epoch, fit.progress.update)
+    logger.info("%s: resumed at epoch %d, update %d", fit.name, fit.progress.epoch + 1, fit.progress.update)
 
 
 def restore(fit: Fit, state: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ import torch
 from util.finetuning.scoring import SampledMap, ground_blocks, merged, target_window
 from util.finetuning.tasks import Task
 from util.metrics.scores import confusion_scores, confusion_table, summarise
+from util.options.commands import after_finetuning
 from util.plots.score_maps import class_maps, point_maps, value_maps
 from util.plots.scores import confusion_figure, methods_figure
 from util.records.finetune_records import METRICS, FinetuneFiles
@@ -58,6 +59,13 @@ def report_run(run: Any) -> dict[str, Any]:
         units=data.units,
     )
     return report(comparison, run.files, data, run.inputs.opened.survey if data.has_ground else None)
+
+
+def log_checkpoint(path: Path) -> None:
+    """Logs where the checkpoint of the last fit is, and the command that makes maps with it."""
+    logger.info("checkpoint   %s (fitted on all labels, for main_inference)", path)
+    for line in after_finetuning(path):
+        logger.info("next: %s", line)
 
 
 def report(comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any) -> dict[str, Any]:

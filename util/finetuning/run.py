@@ -29,7 +29,8 @@ from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.records.finetune_records import FinetuneFiles
 from util.records.log import plain
-from util.training.setup import make_schedule
+from util.training.setup import make_schedule, warn_of_long_warmup
+from util.training.timer import TimeLeft
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,12 @@ class FinetuneRun:
         """The output files."""
         return FinetuneFiles(self.output_dir, self.log_dir, enabled=self.ranks.is_main)
 
+    @cached_property
+    def time_left(self) -> TimeLeft:
+        """Estimates when all fits of networks end."""
+        folds = len(self.folds) * sum(method.is_network for method in self.methods)
+        return TimeLeft(folds + (None in self.examples))
+
     @property
     def amp_dtype(self) -> torch.dtype | None:
         """Number format of autocast; None for full precision."""
@@ -155,6 +162,7 @@ def open_records(run: FinetuneRun, deciding_options: dict[str, Any]) -> None:
         "weights of --finetune": None if inputs.encoder is None else inputs.encoder.digest(),
         "folds": inputs.data.folds.summary(),
     }
+    warn_of_long_warmup(run.training.warmup_epochs, run.training.epochs)
     logger.info("%s", describe_length(run.training.epochs, run.training.patience))
     aside = dist.on_main_rank(lambda: run.files.begin(plain(settings), resume=run.settings.resume))
     restarts.mark_started(run.files.output_dir)
@@ -199,7 +207,8 @@ def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
         fit.progress.decay_epoch = epochs - decay_epochs(epochs)
     if run.settings.resume:
         resume_fit(fit, run.files.folder(method.name, fold))
-    dist.on_main_rank(lambda: run.files.forget(method.name, fold, from_epoch=fit.progress.epoch))
+    done = {"epochs_done": fit.progress.epoch, "step": fit.progress.step}
+    dist.on_main_rank(lambda: run.files.forget(method.name, fold, **done))
     return fit
 
 

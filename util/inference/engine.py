@@ -69,16 +69,31 @@ class Ground:
 
 @dataclass
 class Meter:
-    """Counts tiles, and the time spent in the network out of all time."""
+    """Counts tiles, and the time spent in the network out of all time.
+
+    Attributes:
+        device: where the network is.
+        tiles: views of tiles that the network saw.
+        network_s: seconds in the network.
+        watch: is told after each batch which fraction of the tiles of a block is done.
+        start: when counting began.
+    """
 
     device: torch.device
     tiles: int = 0
     network_s: float = 0.0
+    watch: Callable[[float], None] | None = None
     start: float = field(default_factory=time.perf_counter)
 
-    def restart(self) -> None:
-        """Sets the counts to zero."""
+    def restart(self, *, watch: Callable[[float], None] | None = None) -> None:
+        """Sets the counts to zero; `watch` replaces the attribute."""
+        self.watch = watch
         self.tiles, self.network_s, self.start = 0, 0.0, time.perf_counter()
+
+    def passed(self, fraction: float) -> None:
+        """Notes that a fraction of the tiles of a block is done."""
+        if self.watch is not None:
+            self.watch(fraction)
 
     def elapsed(self) -> float:
         """Seconds since the start."""
@@ -139,6 +154,7 @@ class Engine:
             useful = tiles.valid.flatten(1).any(dim=1)
             if useful.any():
                 yield part[useful.cpu().numpy()], tiles.select(useful)
+            self.meter.passed(min(k + self.batch_size, len(origins)) / len(origins))
 
     def lattice(self, ground: Ground, *, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns of tile origins that cover the ground from `first` on; around a planet, each column once."""

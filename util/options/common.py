@@ -357,6 +357,18 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--dist_url", default="env://", help="address where the processes meet (env://)")
 
 
+def tiles_per_update(args: argparse.Namespace, *, world_size: int = 1) -> int:
+    """Tiles in an update over all processes, as far as the options say."""
+    size = DEFAULT_BATCH_SIZE if args.batch_size == "auto" else args.batch_size
+    steps = getattr(args, "accum_iter", 1)
+    return int(args.effective_batch or size * steps * world_size)
+
+
+def chosen(args: argparse.Namespace, given: Iterable[str]) -> dict[str, Any]:
+    """The options that the command line gives, by name."""
+    return {name: getattr(args, name) for name in given}
+
+
 def replaced(args: argparse.Namespace, **values: Any) -> argparse.Namespace:
     """Returns a copy of parsed options with other values for some of them."""
     return argparse.Namespace(**{**vars(args), **values})

@@ -80,7 +80,10 @@ class _Names(tuple[str, ...]):
 
     def __contains__(self, name: object) -> bool:
         return super().__contains__(name) or any(
-            f'"{name}"' in path.read_text(encoding="utf-8") for pattern in SOURCES for path in ROOT.glob(pattern)
+            f'"{name}"' in path.read_text(encoding="utf-8")
+            for pattern in SOURCES
+            for path in ROOT.glob(pattern)
+            if path.parent.name != "options"  # which names flags and files, but declares no table
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from util.options.common import BASE_STEM
 
 MAY_CHANGE = frozenset(
-    "accum_iter batch_size cache compile crs data_dir data_path device dist_url dry_run effective_batch epochs "
+    "accum_iter auto batch_size cache compile crs data_dir data_path device dist_url dry_run effective_batch epochs "
     "figure_every fsdp grad_checkpointing keep_every local_rank log_dir log_every no_progress num_workers output_dir "
     "pin_mem resume save_minutes start_epoch test_path train_path val_tiles world_size".split()
 )
@@ -20,6 +20,12 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that only main_pretrain has."""
     parser.add_argument(
         "--fsdp", action="store_true", help="shard weights and optimiser state across processes, for large models"
+    )
+    parser.add_argument(
+        "--auto",
+        action="store_true",
+        help="take sizes of pixel, tile and patch, held-out ground and epochs that suit the survey, as describe_grids "
+        "--suggest proposes them; flags that are given stay",
     )
     parser.add_argument(
         "--dry_run",

@@ -6,11 +6,18 @@ import io
 import logging
 import sys
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+LINE_SECONDS = 60.0
+"""Time between the lines that stand for a progress bar in a file."""
+
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {percentage:.0f} %, {elapsed} since its start, {remaining} left"
 
 _OUR_LOGGERS = (
     "__main__",
@@ -59,6 +66,18 @@ def setup_logging(rank: int = 0) -> None:
     logging.captureWarnings(True)
 
 
+class _LogStream:
+    """What a bar is drawn on where standard error is a file: each state becomes a log message."""
+
+    def write(self, text: str) -> None:
+        """Logs a state; a bar that is erased is none."""
+        if shown := text.strip():
+            logger.info("%s", shown)
+
+    def flush(self) -> None:
+        """Does nothing: messages are written at once."""
+
+
 def progress_bar(
     iterable: Iterable[T] | None = None,
     *,
@@ -68,7 +87,7 @@ def progress_bar(
     unit: str = "it",
     enabled: bool = True,
 ) -> tqdm:
-    """Returns a tqdm progress bar on standard error, erased when done; hidden if standard error is no terminal.
+    """Returns a tqdm progress bar on standard error, erased when done; a line a minute where that is no terminal.
 
     Args:
         iterable: items to iterate over; or None, then call `.update(n)`.
@@ -78,14 +97,16 @@ def progress_bar(
         unit: name of one unit, such as "tile".
         enabled: False hides the bar (ranks other than 0, or --no_progress).
     """
+    common: dict[str, Any] = {"total": total, "initial": initial, "desc": desc, "unit": unit, "leave": False}
+    if not enabled or sys.stderr.isatty():
+        return tqdm(iterable, **common, dynamic_ncols=True, file=sys.stderr, disable=not enabled)
     return tqdm(
         iterable,
-        total=total,
-        initial=initial,
-        desc=desc,
-        unit=unit,
-        leave=False,
-        dynamic_ncols=True,
-        file=sys.stderr,
-        disable=None if enabled else True,  # None: off unless a terminal
+        **common,
+        file=_LogStream(),
+        ascii=True,
+        bar_format=_LINE if total or hasattr(iterable, "__len__") else None,
+        delay=LINE_SECONDS,
+        mininterval=LINE_SECONDS,
+        maxinterval=LINE_SECONDS,
     )

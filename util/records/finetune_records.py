@@ -18,6 +18,7 @@ from util.checkpoints import resume_state
 from util.checkpoints.run_checkpoints import move_to_earlier
 from util.hardware.system import replace_file
 from util.plots.reconstruction import save_figure
+from util.records import tags as tag
 from util.records.log import JsonLines, Writer, make_writer, plain
 
 SETTINGS, METRICS, FITS = "run.json", "metrics.json", "fits"
@@ -27,7 +28,19 @@ RUN_FILES = (SETTINGS, METRICS, FITS, "confusion.csv", "checkpoint-*.pth", "log.
     f"{name}.png" for name in FIGURES
 )
 """Files that are moved aside when another run begins in the same folder; records of pre-training, too."""
-EVENTS = "events.out.tfevents.*"
+EVENTS, CURVES = "events.out.tfevents.*", "curves"
+"""TensorBoard: pictures and tables of the whole run, and a folder with a run for each fit."""
+_TAGS = {
+    "validation": f"{tag.SCORE}/validation",
+    "loss": f"{tag.LOSS}/training",
+    "lr": f"{tag.OPTIMISER}/lr",
+    "grad_norm": f"{tag.OPTIMISER}/grad_norm",
+    "tiles_per_s": f"{tag.SPEED}/tiles_per_s",
+    "wait_share": f"{tag.SPEED}/wait_share",
+    "cpu_seconds": f"{tag.SPEED}/cpu_seconds",
+    "peak_memory_mb": f"{tag.MEMORY}/peak_mb",
+}
+"""Key of an epoch's record -> the tag of its curve, the same in all fits."""
 
 
 class FinetuneFiles:
@@ -42,6 +55,8 @@ class FinetuneFiles:
     def __init__(self, output_dir: Path, log_dir: Path, *, enabled: bool) -> None:
         self.output_dir, self.log_dir, self._enabled = output_dir, log_dir, enabled
         self._writer: Writer = make_writer(None)
+        self._fits: dict[str, Writer] = {}
+        self._options: Mapping[str, Any] = {}
         self._lines: JsonLines | None = None
 
     def begin(self, settings: Mapping[str, Any], *, resume: bool) -> Path | None:
@@ -71,37 +86,63 @@ class FinetuneFiles:
     def _set_aside(self) -> Path | None:
         """Moves all files of an earlier run into a new folder earlier-<n>."""
         found = [path for name in RUN_FILES for path in sorted(self.output_dir.glob(name))]
-        return move_to_earlier([*found, *sorted(self.log_dir.glob(EVENTS))], self.output_dir)
+        events = [path for name in (EVENTS, CURVES) for path in sorted(self.log_dir.glob(name))]
+        return move_to_earlier([*found, *events], self.output_dir)
 
     def folder(self, method: str, fold: int | None) -> Path:
         """The folder of a fit's checkpoints; for the fit on all labels it is the run's own."""
         return self.output_dir if fold is None else self.output_dir / FITS / f"{method}-fold{fold}"
 
-    def forget(self, method: str, fold: int | None, *, from_epoch: int) -> None:
-        """Removes the lines of a fit from log.txt, from an epoch on that will be trained again."""
+    def forget(self, method: str, fold: int | None, *, epochs_done: int, step: int = 0) -> None:
+        """Removes the records of a fit about epochs after those that are done, which are trained again.
+
+        Args:
+            method: name of the method.
+            fold: number of the fold; None for all labels.
+            epochs_done: epochs that are not trained again.
+            step: updates that are not.
+        """
+        if self._enabled:
+            self._fit_writer(method, fold, purge_step=step + 1 if step else None)
         if self._lines is None:
             return
         self._lines.close()
         path = self.output_dir / "log.txt"
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if not _is_later(json.loads(line), method, fold, from_epoch)]
+        kept = [line for line in lines if not _is_later(json.loads(line), method, fold, epochs_done)]
         if kept != lines:
             _replace(path, "".join(kept))
         self._lines = JsonLines(path)
 
-    def log(self, record: Mapping[str, Any], *, tags: Mapping[str, float], step: int) -> None:
-        """Writes one line of the log, and numbers to TensorBoard."""
-        for tag, value in tags.items():
+    def log_epoch(self, record: Mapping[str, Any]) -> None:
+        """Writes the record of an epoch of the fit of its `arm` and `fold` to the log, and numbers to TensorBoard."""
+        self._log(record, {name: record.get(key) for key, name in _TAGS.items()}, step=record["step"])
+
+    def _log(self, record: Mapping[str, Any], tags: Mapping[str, float | None], *, step: int) -> None:
+        if not self._enabled:
+            return
+        writer = self._fit_writer(record["arm"], record["fold"])
+        for name, value in tags.items():
             if value is not None and math.isfinite(value):
-                self._writer.scalar(tag, value, step)
-        self._writer.flush()
+                writer.scalar(name, value, step, about=tag.about(name))
+        writer.flush()
         if self._lines is not None:
             self._lines.write(record)
 
+    def _fit_writer(self, method: str, fold: int | None, *, purge_step: int | None = None) -> Writer:
+        """TensorBoard events of a fit, a run of its own."""
+        name = f"{method}-{'all' if fold is None else f'fold{fold}'}"
+        if name not in self._fits:
+            self._fits[name] = make_writer(self.log_dir / CURVES / name, purge_step=purge_step)
+        return self._fits[name]
+
     def log_scores(self, method: str, fold: int, record: Mapping[str, Any]) -> None:
         """Writes the scores and costs of a finished fit to the log, and its test scores to TensorBoard."""
-        tags = {f"score/{method}/{name}": value for name, value in flat_numbers(record["test"])}
-        self.log({"kind": "score", "arm": method, "fold": fold, **record}, tags=tags, step=fold)
+        tags = {f"{tag.SCORE}/{name}": value for name, value in flat_numbers(record["test"]) if "/" not in name}
+        self._log({"kind": "score", "arm": method, "fold": fold, **record}, tags, step=0)
+        if self._enabled:
+            final = {f"final/{name.partition('/')[2]}": value for name, value in tags.items()}
+            self._fit_writer(method, fold).hparams({"method": method, "fold": fold, **self._options}, final)
 
     def fold_scores(self, method: str, fold: int) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
         """The scores of a finished fit, and its arrays; None if it is not finished.
@@ -150,22 +191,24 @@ class FinetuneFiles:
 
     def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Writes tables of settings into TensorBoard."""
+        self._options = tables.get("options", {})
         for name, table in tables.items():
             rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
             self._writer.text(name, f"| | |\n|---|---|\n{rows}")
 
     def close(self) -> None:
         """Closes the records; on a full disk their last lines are lost."""
-        with suppress(OSError):
-            self._writer.close()
+        for writer in (self._writer, *self._fits.values()):
+            with suppress(OSError):
+                writer.close()
         if self._lines is not None:
             with suppress(OSError):
                 self._lines.close()
 
 
-def _is_later(line: Mapping[str, Any], method: str, fold: int | None, epoch: int) -> bool:
-    """Whether a line is about a fit's scores, or about an epoch from a given one on."""
-    return line.get("arm") == method and line.get("fold") == fold and line.get("epoch", math.inf) >= epoch
+def _is_later(line: Mapping[str, Any], method: str, fold: int | None, epochs_done: int) -> bool:
+    """Whether a line is about a fit's scores, or about an epoch, counted from 1, after those that are done."""
+    return line.get("arm") == method and line.get("fold") == fold and line.get("epoch", math.inf) > epochs_done
 
 
 def _read_json(path: Path) -> Any:

@@ -98,8 +98,11 @@ def plain(value: Any) -> Any:
 class Writer(Protocol):
     """What TensorBoardLog and NullLog both offer."""
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """Adds a point to the curve `tag`."""
+    def scalar(self, tag: str, value: float, step: int, *, about: str = "") -> None:
+        """Adds a point to the curve `tag`; `about` says what the curve is, with its unit."""
+
+    def hparams(self, options: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """Makes the run a line of the table of runs: its options, and its final scores."""
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Adds a picture."""
@@ -123,9 +126,29 @@ class TensorBoardLog:
 
         self._writer = SummaryWriter(str(log_dir), purge_step=purge_step)
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
-        """Adds a point to the curve `tag`."""
-        self._writer.add_scalar(tag, float(value), step)
+    def scalar(self, tag: str, value: float, step: int, *, about: str = "") -> None:
+        """Adds a point to the curve `tag`; `about` says what the curve is, with its unit."""
+        from torch.utils.tensorboard.summary import scalar
+
+        # As SummaryWriter.add_scalar does, which has no place for a description.
+        point = scalar(tag, float(value))
+        if about:
+            point.value[0].metadata.summary_description = about
+        self._writer.file_writer.add_summary(point, step)
+
+    def hparams(self, options: Mapping[str, Any], scores: Mapping[str, float]) -> None:
+        """Makes the run a line of the table of runs: its options, and its final scores."""
+        from torch.utils.tensorboard.summary import hparams
+
+        plain_options = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in options.items()
+        }
+        known = {name: float(value) for name, value in scores.items() if value is not None and math.isfinite(value)}
+        for summary in hparams(plain_options, known):
+            self._writer.file_writer.add_summary(summary)
+        for name, value in known.items():
+            self.scalar(name, value, 0)
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Adds a picture."""
@@ -147,7 +170,10 @@ class TensorBoardLog:
 class NullLog:
     """The same methods, doing nothing: for ranks other than 0 and for runs without a log folder."""
 
-    def scalar(self, tag: str, value: float, step: int) -> None:
+    def scalar(self, tag: str, value: float, step: int, *, about: str = "") -> None:
+        """Does nothing."""
+
+    def hparams(self, options: Mapping[str, Any], scores: Mapping[str, float]) -> None:
         """Does nothing."""
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:

@@ -17,10 +17,14 @@ from util.hardware.system import replace_file
 from util.metrics.held_out import TrainingData
 from util.metrics.skill import REGIONS, ScoredBatch, Scores
 from util.model.layer_losses import LayerChannels
+from util.options.commands import after_pretraining
 from util.plots.reconstruction import RowImages, reconstruction_figure, save_figure
+from util.records import tags as tag
 from util.records.log import JsonLines, Writer, make_writer
+from util.records.verdict import skill_verdict
 from util.training.state import Progress
 from util.training.step_meter import WindowOfSteps
+from util.training.timer import TimeLeft
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class RunFiles:
         log_dir: folder for TensorBoard events, None for `output_dir`.
         data: the training data.
         channels: the channels of each layer in the model.
+        epochs: total number of epochs.
         enabled: False in ranks other than the main one.
     """
 
@@ -67,8 +72,10 @@ class RunFiles:
         data: TrainingData,
         channels: Sequence[LayerChannels],
         *,
+        epochs: int,
         enabled: bool,
     ) -> None:
+        self._epochs, self._time_left = epochs, TimeLeft()
         self.output_dir = Path(output_dir)
         self.log_dir = Path(log_dir or output_dir)
         self._layers = tuple(
@@ -80,6 +87,9 @@ class RunFiles:
         self._enabled = enabled
         self._writer: Writer = make_writer(None)
         self._lines: JsonLines | None = None
+        self._scores: Mapping[str, Any] = {}
+        self._options: Mapping[str, Any] = {}
+        self._final: Mapping[str, float] = {}
         self._windows: list[tuple[WindowOfSteps, dict[str, Any]]] = []
 
     def open(self, *, resume_step: int | None) -> None:
@@ -94,6 +104,7 @@ class RunFiles:
             aside, purge = ckpt.set_aside(self.output_dir, self.log_dir), None
         else:
             aside, purge = ckpt.set_newer_aside(self.output_dir, resume_step), resume_step + 1
+        self._time_left = TimeLeft()
         self._lines = JsonLines(self.output_dir / "log.txt", purge_step=purge)
         self._writer = make_writer(self.log_dir, purge_step=purge)
         if aside is not None:
@@ -102,6 +113,7 @@ class RunFiles:
 
     def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Shows tables of values, such as the options, in TensorBoard."""
+        self._options = tables.get("options", {})
         for name, table in tables.items():
             rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
             self._writer.text(name, f"| | |\n|---|---|\n{rows}")
@@ -120,23 +132,23 @@ class RunFiles:
         record = {"lr": lr, "grad_norm": window.grad_norm, **speed, "peak_memory_mb": memory_bytes / 2**20}
         self._windows.append((window, record))
         tags = {
-            "train/loss": window.loss,
-            "train/base_loss": window.base_loss,
-            "train/scale_loss": window.scale_loss,
-            "optim/lr": lr,
-            "optim/grad_norm": window.grad_norm,
-            "speed/tiles_per_s": speed["tiles_per_s"],
-            "speed/wait_share": speed["wait_share"],
-            "memory/peak_mb": memory_bytes / 2**20,
+            f"{tag.LOSS}/training": window.loss,
+            f"{tag.LOSS}/training_base": window.base_loss,
+            f"{tag.LOSS}/training_finer": window.scale_loss,
+            f"{tag.OPTIMISER}/lr": lr,
+            f"{tag.OPTIMISER}/grad_norm": window.grad_norm,
+            f"{tag.SPEED}/tiles_per_s": speed["tiles_per_s"],
+            f"{tag.SPEED}/wait_share": speed["wait_share"],
+            f"{tag.MEMORY}/peak_mb": memory_bytes / 2**20,
         }
-        tags |= {f"optim/{name}": value for name, value in (scaling or {}).items()}
+        tags |= {f"{tag.OPTIMISER}/{name}": value for name, value in (scaling or {}).items()}
         for level, channel, scale, layer in self._entries():
-            tags[f"train_layers/{layer.name}_{scale}x"] = float(window.layer_losses[level, channel])
+            tags[f"{tag.LAYER_LOSS}/{layer.name}_{scale}x"] = float(window.layer_losses[level, channel])
         self._write(
             {
                 "kind": "train",
                 "step": progress.step,
-                "epoch": progress.epoch,
+                "epoch": progress.epoch + 1,
                 **self._losses([window]),
                 **record,
                 **(scaling or {}),
@@ -173,7 +185,7 @@ class RunFiles:
         Args:
             scores: held-out scores, None if nothing is held out.
             step: optimiser steps done.
-            epoch: number of the epoch.
+            epoch: number of the epoch, from 1.
             seconds: seconds trained so far.
             tiles: number of held-out tiles.
 
@@ -195,30 +207,46 @@ class RunFiles:
                 "val_views": scores.views,
                 "val": self._layer_scores(scores),
             }
-            for name in ("val_loss", "val_base_loss", "val_scale_loss"):
-                tags[f"val/{name.removeprefix('val_')}"] = line[name]
+            for name, part in (("val_loss", ""), ("val_base_loss", "_base"), ("val_scale_loss", "_finer")):
+                tags[f"{tag.LOSS}/held_out{part}"] = line[name]
             for layer, by_scale in line["val"].items():
                 for scale, values in by_scale.items():
-                    kept = ("skill", "rmse", "accuracy")
-                    tags |= {f"val_{key}/{layer}_{scale}": values[key] for key in kept if key in values}
+                    kept = {"skill": tag.SKILL, "rmse": tag.ERROR, "accuracy": tag.ERROR}
+                    ends = {"accuracy": "_accuracy"}
+                    tags |= {
+                        f"{group}/{layer}_{scale}{ends.get(key, '')}": values[key]
+                        for key, group in kept.items()
+                        if key in values
+                    }
         self._write(line, tags)
-        for text in epoch_summary(line, {layer.name: layer.unit for layer in self._layers}):
+        units = {layer.name: layer.unit for layer in self._layers}
+        left = self._time_left.after_epoch(epoch, self._epochs)
+        for text in epoch_summary(line, units, epochs=self._epochs, left=left):
             logger.info("%s", text)
+        self._scores = line.get("val", {})
+        self._final = {f"final/{name}": v for name, v in tags.items() if name.startswith((tag.SKILL, tag.LOSS))}
         return line
 
     def log_paths(self) -> None:
-        """Logs where checkpoint, picture and TensorBoard events are."""
+        """Logs what the last skill says, where the results are, and the commands that use them."""
+        if verdict := skill_verdict(self._scores):
+            logger.info("%s", verdict)
+            self._writer.hparams(self._options, self._final)
         logger.info("checkpoint   %s", self.output_dir / ckpt.LAST)
         if (self.output_dir / LAST_PICTURE).exists():
             logger.info("picture      %s", self.output_dir / LAST_PICTURE)
         logger.info("tensorboard  tensorboard --logdir %s", self.log_dir)
+        for line in after_pretraining(self.output_dir / ckpt.LAST):
+            logger.info("next: %s", line)
 
     def _write(self, line: Mapping[str, Any], tags: Mapping[str, float]) -> None:
         """Writes one line of the log, and its finite numbers to TensorBoard."""
         with self._explained_when_full():
-            for tag, value in tags.items():
+            units = {f"{layer.name}_{scale}x": layer.unit for _, _, scale, layer in self._entries()}
+            for name, value in tags.items():
                 if math.isfinite(value):
-                    self._writer.scalar(tag, value, line["step"])
+                    text = tag.about(name, units.get(name.partition("/")[2], ""))
+                    self._writer.scalar(name, value, line["step"], about=text)
             if line["kind"] == "epoch":
                 self._writer.flush()
             if self._lines is not None:
@@ -260,7 +288,11 @@ class RunFiles:
         title = f"held-out tile after epoch {progress.epoch}"
         figure = reconstruction_figure(rows, title=title, length_unit=length_unit)
         with self._explained_when_full():
-            self._writer.figure("reconstruction", figure, progress.step)
+            for layer in dict.fromkeys(row.layer for row in rows):  # of all at once nothing can be read in its frame
+                part = reconstruction_figure(
+                    [r for r in rows if r.layer == layer], title=title, length_unit=length_unit
+                )
+                self._writer.figure(f"reconstruction/{layer}", part, progress.step)
             self._writer.flush()
             picture = self.output_dir / f"reconstruction-{progress.epoch}.png"
             save_figure(picture, figure)
@@ -336,24 +368,28 @@ class RunFiles:
         return table
 
 
-def epoch_summary(line: Mapping[str, Any], units: Mapping[str, str]) -> list[str]:
+def epoch_summary(line: Mapping[str, Any], units: Mapping[str, str], *, epochs: int, left: str = "") -> list[str]:
     """Returns an epoch's record as text: losses and speed, then a table of held-out scores.
 
     Args:
         line: the record, from `RunFiles.log_epoch`.
         units: unit of each layer by name.
+        epochs: total number of epochs.
+        left: time until the run ends.
     """
     held_out = f"{line['val_loss']:.4f}" if "val_loss" in line else "-"
     rows = [
-        f"epoch {line['epoch']}: loss {line['train_loss']:.4f}, held-out loss {held_out}, {line['tiles_per_s']:.0f} "
-        f"tiles/s, waited {100 * line['wait_share']:.1f} %, {line['seconds']:.0f} s"
+        f"epoch {line['epoch']} of {epochs}: loss {line['train_loss']:.4f}, held-out loss {held_out}, "
+        f"{line['tiles_per_s']:.0f} tiles/s, waited {100 * line['wait_share']:.1f} %, {line['seconds']:.0f} s"
+        + (f"; {left} left" if left else "")
     ]
     for layer, by_scale in line.get("val", {}).items():
         for scale, v in by_scale.items():
             parts = [f"{name} {v[f'skill_{name}']:+.3f}" for name in REGIONS[1:] if f"skill_{name}" in v]
             keys = ACCURACIES if "accuracy" in v else ERRORS
             model, constant, filled = (f"{key.rpartition('_')[2]} {v[key]:10.4g}" for key in keys)
-            errors = f"{model}  {filled}  {constant} {units.get(layer, ''):<6}"
+            unit = "" if "accuracy" in v else units.get(layer, "")
+            errors = f"{model}  {filled}  {constant} {unit:<6}"
             rows.append(
                 f"  {layer:<20} {scale:>3}  {errors} skill {v['skill']:+.3f}"
                 + (f" ({', '.join(parts)})" if parts else "")

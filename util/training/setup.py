@@ -230,8 +230,21 @@ class Batches(Protocol):
         """Tiles in an update, over all processes."""
 
 
+def warn_of_long_warmup(warmup_epochs: float, epochs: int) -> None:
+    """Warns if the learning rate never reaches its peak."""
+    if warmup_epochs > epochs:
+        logger.warning(
+            "--warmup_epochs %g is beyond --epochs %d: the learning rate only rises and never reaches its peak; give a "
+            "tenth of the epochs, --warmup_epochs %g",
+            warmup_epochs,
+            epochs,
+            epochs / 10,
+        )
+
+
 def pretraining_schedule(settings: TrainingSettings, batches: Batches) -> Schedule:
-    """Returns the learning-rate schedule of a pre-training run."""
+    """Returns the learning-rate schedule of a pre-training run; warns if its warm-up is too long."""
+    warn_of_long_warmup(settings.warmup_epochs, settings.epochs)
     return make_schedule(
         tiles=batches.tiles,
         updates=batches.updates,

@@ -144,8 +144,8 @@ def require_finite(
     tiles = [tile for part in dist.gather_objects(here) for tile in part]
     step = progress.step - len(tiles_of_steps) + window.first_bad
     error = RunFailed(
-        f"loss not finite at step {step} (epoch {progress.epoch}); that step did not touch the weights, and the last "
-        f"checkpoint in {output_dir} is good. Tiles of that step, "
+        f"loss not finite at step {step} (epoch {progress.epoch + 1}); that step did not touch the weights, and the "
+        f"last checkpoint in {output_dir} is good. Tiles of that step, "
         f"{name_tiles(tiles) if tiles else 'unknown (the gradient overflowed)'}. Mend the layers there or lower --lr, "
         "and start afresh: --resume auto repeats the same steps"
     )

@@ -10,6 +10,44 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def duration_text(seconds: float) -> str:
+    """A duration in the unit in which it is easiest to read: seconds, minutes, hours or days."""
+    for size, unit in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+class TimeLeft:
+    """Estimates when a run ends by the pace of its epochs so far; scoring and pictures count as well.
+
+    Args:
+        fits: trainings of which the run consists, each as long as those before it.
+    """
+
+    def __init__(self, fits: int = 1) -> None:
+        self._fits, self._begin, self._epochs = fits, time.monotonic(), 0
+        self._lengths: dict[str, int] = {}
+
+    def skip(self, is_fit: bool) -> None:
+        """Leaves out a fit that was done before."""
+        self._fits -= is_fit
+
+    def after_epoch(self, done: int, last: int, *, fit: str = "") -> str:
+        """Counts an epoch that has just ended; returns the time left as text, empty after the last one.
+
+        Args:
+            done: epochs of this fit that are done.
+            last: epochs of this fit in all, as far as known.
+            fit: name of the fit.
+        """
+        self._epochs += 1
+        self._lengths[fit] = last
+        mean = sum(self._lengths.values()) / len(self._lengths)
+        epochs = last - done + max(self._fits - len(self._lengths), 0) * mean
+        return duration_text(epochs * (time.monotonic() - self._begin) / self._epochs) if epochs else ""
+
+
 class TrainingTimer:
     """Measures the time of training and the time spent waiting for data.
 

@@ -1,0 +1,35 @@
+"""Advice on labels that lie elsewhere than the survey."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rasterio.crs import CRS
+
+from datasets.ground.grid import Grid, crs_agree
+
+
+def overlap_advice(extent: Sequence[float], crs: CRS, grid: Grid, *, remedy: str) -> str:
+    """What to do about labels that do not overlap the survey, from the size of their coordinates.
+
+    Args:
+        extent: (left, bottom, right, top) of the labels.
+        crs: their CRS.
+        grid: the survey's grid.
+        remedy: how the CRS is corrected; `{crs}` in it stands for the right one.
+    """
+    left, bottom, right, top = grid.bounds
+    low_x, low_y, high_x, high_y = (float(value) for value in extent)
+
+    def reach(low_x: float, low_y: float, high_x: float, high_y: float) -> bool:
+        return low_x <= right and high_x >= left and low_y <= top and high_y >= bottom
+
+    degrees = low_x >= -360 and high_x <= 360 and low_y >= -90 and high_y <= 90
+    wanted, why = "EPSG:...", "check its CRS and coordinates"
+    if not crs_agree(grid, crs) and reach(low_x, low_y, high_x, high_y):
+        wanted, why = grid.crs.to_string()[:60], "its coordinates fit the survey's own CRS"
+    elif not crs.is_geographic and degrees:
+        wanted, why = "EPSG:4326", "its coordinates look like degrees"
+    elif crs_agree(grid, crs) and reach(low_y, low_x, high_y, high_x):
+        return "x and y seem to be swapped: correct them (for a table by --x_column and --y_column)"
+    return f"{why}; {remedy.format(crs=wanted)}"

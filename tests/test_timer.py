@@ -1,0 +1,27 @@
+"""The time that is left of a whole run."""
+
+import pytest
+
+from util.training import timer
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.4, "3 s"), (89, "89 s"), (90, "1.5 min"), (1500, "25 min"), (3 * 3600, "3 h"), (5 * 86400, "5 days")],
+)
+def test_durations_are_short_and_have_a_unit(seconds, text):
+    assert timer.duration_text(seconds) == text
+
+
+def test_the_time_left_covers_all_fits(monkeypatch):
+    """Three fits of 4 epochs of 10 s: after the first epoch 11 are left, after the last none."""
+    now = [100.0]
+    monkeypatch.setattr(timer.time, "monotonic", lambda: now[0])
+    left, found = timer.TimeLeft(fits=4), []
+    left.skip(True)  # one was done before
+    for fit in "abc":
+        for epoch in (1, 2, 3, 4):
+            now[0] += 10
+            found.append(left.after_epoch(epoch, 4, fit=fit))
+    assert found[0] == timer.duration_text(110) and found[5] == timer.duration_text(60)
+    assert found[-2] == "10 s" and found[-1] == ""
