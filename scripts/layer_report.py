@@ -45,7 +45,7 @@ from util.plots.reconstruction import save_figure
 from util.processes.terminal import setup_logging
 from util.records.log import check_writable
 
-logger = logging.getLogger("layer_report")
+logger = logging.getLogger("scripts.layer_report")
 
 NEEDED = ("model", "model_config", "layers", "statistics", "options")
 REPORT_EPOCH = -1
@@ -85,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = ["+".join(survey.layers[c].name for c in group) for group in survey.groups]
     write_table(folder / "layer_report.csv", survey, names, scores)
     draw(folder / "layer_report.png", survey, names, scores)
-    for text in lines(survey, names, scores):
-        logger.info("%s", text)
+    print("\n".join(table_lines(survey, names, scores)))
     logger.info("table    %s", folder / "layer_report.csv")
     logger.info("picture  %s", folder / "layer_report.png")
     return 0
@@ -210,20 +209,22 @@ def draw(
     save_figure(path, matrix_figure(titles, rows=[survey.layers[c].name for c in layers], columns=names))
 
 
-def lines(survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, ShownGroups], CrossLayerScore]) -> list[str]:
-    """The first matrix as text, and what all others together say."""
+def table_lines(
+    survey: Survey, names: Sequence[str], scores: Mapping[tuple[int, ShownGroups], CrossLayerScore]
+) -> list[str]:
+    """A table to read: skill of each layer from each group alone, from all others, and from everything."""
     layers, alone, _ = matrices(survey, scores)
-    rows = []
+    rows = [["skill of", *(f"from {name}" for name in names), "from all others", "from all"]]
     for c, skills in zip(layers, alone, strict=True):
         target = next(g for g, group in enumerate(survey.groups) if c in group)
         rest = tuple(g for g in range(len(names)) if g != target)
-        each = ", ".join(f"{'itself' if g == target else names[g]} {skill:+.3f}" for g, skill in enumerate(skills))
-        together = skill_of(scores, c, ShownGroups(target, False, rest))
-        everything = skill_of(scores, c, ShownGroups(target, True, rest))
-        rows.append(
-            f"{survey.layers[c].name:<20} skill from {each}; all others {together:+.3f}, with itself {everything:+.3f}"
-        )
-    return rows
+        numbers = [*skills, *(skill_of(scores, c, ShownGroups(target, own, rest)) for own in (False, True))]
+        shown = [f"{skill:+.3f}" if math.isfinite(skill) else "-" for skill in numbers]
+        shown[target] += " (itself)"
+        rows.append([survey.layers[c].name, *shown])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    return [*lines, "0 is no better than the layer's mean or commonest class, 1 is perfect"]
 
 
 if __name__ == "__main__":

@@ -74,7 +74,11 @@ def worth_it_parser(doc: str, *, tasks: Sequence[str]) -> Parser:
     study.add_argument("--finetune_flags", default="", metavar="'FLAGS'", help="further flags of every fine-tuning")
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", default="./worth_it", help="everything goes there (./worth_it)")
-    run.add_argument("--plan", action="store_true", help="print experiments and their cost after short trials; no more")
+    run.add_argument(
+        "--plan",
+        action="store_true",
+        help="print experiments and their cost after trials, an epoch of each arm: minutes",
+    )
     run.add_argument("--report_only", action="store_true", help="write the report again, from results.csv")
     run.add_argument("--devices", nargs="+", help="such as cuda:0 cuda:1 (every GPU; without one, the CPU)")
     run.add_argument(

@@ -28,6 +28,7 @@ import argparse
 import logging
 import os
 import shlex
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ from util.hardware.system import usable_cpus
 from util.processes.signals import Stop
 from util.processes.terminal import setup_logging
 from util.records.log import check_writable
+from util.training.timer import duration_text
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         study = Study(folder, wishes, pool, seconds="cpu_seconds" if on_cpu else "seconds")
         warn_of_few_seeds(study.lengths.seeds if study.lengths else args.seeds)
         with Stop("ending: what runs is saved first") as stop:
+            begin = time.monotonic()
             study.measure(stop)
+            logger.info("the trials took %s", duration_text(time.monotonic() - begin))
             for line in plan_lines(study):
                 logger.info("%s", line)
             if args.plan:

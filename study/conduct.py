@@ -150,7 +150,12 @@ class Study:
         timed.sort(key=lambda arm: (OWN_BASE in (arm.pretrain or ()), -max(self._scales(arm))))
         tasks = [Task(f"{TRIALS}/{arm.name}", "pretrain", arm, 0) for arm in timed]
         if tasks or self.rates is None:
-            logger.info("short trials, which show that arms run and what they take")
+            count = len(tasks) + (self.rates is None)
+            logger.info(
+                "%d short trials, which show that arms run and what they take: an epoch each on this machine, so some "
+                "minutes; they are kept and not repeated",
+                count,
+            )
         if self.rates is not None:
             self._try(tasks, stop)
             found = {task.arm.name: self._facts(task)["seconds"] for task in tasks}

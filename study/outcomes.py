@@ -60,7 +60,7 @@ def is_finished(folder: Path, task: Task, *, epochs: int) -> bool:
     place = folder / task.name
     if task.stage == "fit":
         return (place / "metrics.json").exists()
-    return _last_epoch(place / "log.txt") == epochs - 1
+    return _epochs_done(place / "log.txt") == epochs
 
 
 def pretrain_facts(folder: Path, task: Task) -> dict[str, Any]:
@@ -69,10 +69,10 @@ def pretrain_facts(folder: Path, task: Task) -> dict[str, Any]:
     last = [line for line in _log(place) if line.get("kind") == "epoch"][-1]
     state = checkpoint_file.load_checkpoint(place / "checkpoint-last.pth")
     with_model = models.MaskedAutoencoderGroupChannelViT(**state["model_config"])
-    tiles = (last["epoch"] + 1) * PRETRAIN_TILES
+    tiles = (last["epoch"]) * PRETRAIN_TILES
     ratio = state["options"]["mask_ratio"]
     return {
-        "epochs": last["epoch"] + 1,
+        "epochs": last["epoch"],
         "tiles": tiles,
         "seconds": last["seconds"],
         "cpu_seconds": last["cpu_seconds"],
@@ -190,7 +190,7 @@ def _log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines()]
 
 
-def _last_epoch(path: Path) -> int:
+def _epochs_done(path: Path) -> int:
     if not path.exists():
-        return -1
-    return max((line["epoch"] for line in _log(path.parent) if line.get("kind") == "epoch"), default=-1)
+        return 0
+    return max((line["epoch"] for line in _log(path.parent) if line.get("kind") == "epoch"), default=0)

@@ -116,7 +116,7 @@ def trained(tmp_path_factory):
 
 
 class TestReport:
-    def test_table_and_picture(self, trained, tmp_path):
+    def test_table_and_picture(self, trained, tmp_path, capsys):
         checkpoint = str(trained / "run" / "checkpoint-last.pth")
         assert layer_report.main(["--checkpoint", checkpoint, "--output_dir", str(tmp_path), "--device", "cpu"]) == 0
         with open(tmp_path / "layer_report.csv", newline="") as stream:
@@ -133,6 +133,11 @@ class TestReport:
             ratio = float(row["model"]) / float(row["constant"])
             assert float(row["skill"]) == pytest.approx(1 - ratio**2, abs=1e-3) and row["measure"] == "rmse"
         assert (tmp_path / "layer_report.png").stat().st_size > 5000
+        head, gravity, magnetics, legend = capsys.readouterr().out.splitlines()
+        assert head.split("  ")[0] == "skill of" and len({len(line) for line in (head, gravity, magnetics)}) == 1
+        assert gravity.startswith("gravity") and gravity.count("(itself)") == magnetics.count("(itself)") == 1
+        shown = {(row["layer"], row["shown"]): float(row["skill"]) for row in rows}
+        assert f"{shown['gravity', 'magnetics']:+.3f}" in gravity and legend.startswith("0 is no better")
 
     def test_a_checkpoint_without_options_of_later_versions(self, trained, tmp_path):
         state = load_checkpoint(trained / "run" / "checkpoint-last.pth")

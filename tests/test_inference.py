@@ -413,6 +413,7 @@ class TestOutputs:
             tags = file.tags()
             assert tags["inferred"].startswith("yes: pixels of 100, finer than the layer's own; known at 2x (200)")
             assert tags["trained_scale"] == "2x"
+            assert ("adds nothing" in tags.get("warning", "")) == (float(tags["share_of_model_detail"]) < 0.005)
             assert tags["method"].endswith("the model is run with base pixels of 200, and was trained with 400")
             assert file.res == (100.0, 100.0) and file.units == ("mGal",) * 2
             pixels = file.read()

@@ -14,6 +14,7 @@ from datasets.finetuning.finetune_data import (
     open_scene_data,
     open_targets,
 )
+from datasets.finetuning.label_copies import label_copies
 from datasets.finetuning.layers import (
     LayerOptions,
     OpenedLayers,
@@ -103,5 +104,6 @@ def log_inputs(opened: OpenedLayers, data: FinetuneData, *, warn: bool) -> None:
     """Logs what was opened; warnings only if `warn`, else for debugging."""
     for text in (*opened.survey.summary_lines(), *data.summary_lines(), data.folds.describe()):
         logger.info("%s", text)
-    for text in (*opened.survey.warnings, *data.warnings):
+    copies = label_copies(opened.grids, data.labels) if data.labels is not None and warn else []
+    for text in (*opened.survey.warnings, *data.warnings, *copies):
         logger.log(logging.WARNING if warn else logging.DEBUG, "%s", text)

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 Pair = tuple[int, int]
 """(scale, number of a layer)."""
 
+LEAST_FRACTION = 0.005
+"""Fraction of the model's detail below which it adds nothing: it is shown as 0 %."""
+
 CALIBRATION_TILES = 24
 """Tiles on which the fraction of the model's detail is found."""
 
@@ -305,7 +308,10 @@ def build_superresolution(inputs: InferenceInputs, *, draws: int, mask_ratio: fl
     for (c, s), fraction in product.detail_fractions.items():
         name = product.name(c, s)
         spec = product.rasters[name]
-        product.rasters[name] = replace(spec, tags={**spec.tags, "share_of_model_detail": f"{fraction:.3f}"})
+        tags = {**spec.tags, "share_of_model_detail": f"{fraction:.3f}"}
+        if fraction < LEAST_FRACTION:
+            tags["warning"] = "the model adds nothing: this is interpolation (its detail failed where checked)"
+        product.rasters[name] = replace(spec, tags=tags)
         layer, percent = inputs.layers[c].name, 100 * fraction
         logger.info("layer '%s' at %dx: %.0f %% of the model's detail is added to interpolation", layer, s, percent)
     return product
