@@ -34,6 +34,7 @@ from datasets.survey.inference_survey import (
     stored_layers,
     stored_native,
 )
+from datasets.survey.preview import layer_previews
 from util.checkpoints import checkpoint_file
 from util.finetuning.tasks import TASKS, trained_objective
 from util.geotiff.parts import Parts, limited_cache
@@ -57,6 +58,7 @@ from util.mosaics.mosaic import Block, blocks_of, blocks_of_rank
 from util.options import common as options
 from util.options import inference as inference_options
 from util.options.programs import inference_parser
+from util.plots.maps import Panel
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.program import run_program
@@ -127,7 +129,9 @@ def work(run: InferenceRun, stop: Stop) -> int:
     if dist.any_rank(not finished):  # asked after `on_all`: a rank that failed inside it would not take part
         logger.warning("stopped by a signal; finished blocks are stored: continue with --resume")
         return 1
-    dist.on_main_rank(lambda: results.finish(run.output_dir, run.parts, run.product, **run.survey.map_scale))
+    beside = partial(input_panels, run.survey) if PRODUCTS[run.output].shows_inputs else None
+    place = {**run.survey.map_scale, "beside": beside}
+    dist.on_main_rank(lambda: results.finish(run.output_dir, run.parts, run.product, **place))
     return 0
 
 
@@ -360,6 +364,11 @@ def compute(run: InferenceRun, stop: Stop) -> bool:
 def read_block(survey: InferenceSurvey, block: Block) -> Any:
     """The pixels of all layers in a block."""
     return survey.read(*block.edges)
+
+
+def input_panels(survey: InferenceSurvey) -> list[Panel]:
+    """Maps of the layers, to be drawn beside what was predicted from them."""
+    return [Panel(name, image, unit) for name, unit, image in layer_previews(survey)]
 
 
 def masked(pixels: np.ndarray, spec: RasterSpec, row: int, col: int, survey: InferenceSurvey) -> np.ndarray:

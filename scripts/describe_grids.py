@@ -34,7 +34,7 @@ from datasets.layers.layer import NO_TRANSFORM
 from datasets.layers.paths import sheet_paths, shown_path
 from datasets.loading.token_masks import MASK_SHAPES
 from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
-from datasets.survey.suggestion import Suggestion, suggest
+from datasets.survey.suggestion import LEAST_UPDATES, Suggestion, short_run, suggest
 from datasets.survey.survey import Survey
 from datasets.synthetic.sample_survey import default_survey
 from util.options import common as options
@@ -80,9 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     facts = describe(survey, cost, memory, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size)
     facts["tiles"]["val"] = len(scored.held_out_tiles)
+    few = short_run(updates=LEAST_UPDATES, held_out=facts["tiles"]["val"], scores=args.val_fraction > 0)
+    words = without_flags(argv, "--suggest", "--json")
     if suggestion is not None:
-        words = [*without_flags(argv, "--suggest", "--json"), *suggestion.flags()]
-        facts["suggestion"] = suggestion_entry(suggestion, command("main_pretrain", *words))
+        line = command("main_pretrain", *words, *suggestion.flags())
+        facts["suggestion"] = suggestion_entry(suggestion, line)
+    else:
+        facts["warnings"] += [f"{text}; --suggest proposes settings" for text in few]
+        facts["next"] = command("main_pretrain", *words, *["--auto"] * bool(few))
     print(json.dumps(facts, indent=2, allow_nan=False) if args.json else as_text(facts))
     return 0
 
@@ -205,9 +210,8 @@ def as_text(facts: dict[str, Any]) -> str:
         f"{estimate['memory_bytes'] / 2**30:.2f} GiB; finer scales are {100 * estimate['head_share']:.1f} % of forward",
     ]
     lines += [f"warning: {text}" for text in facts["warnings"]]
-    if "suggestion" in facts:
-        lines += ["", *facts["suggestion"]["lines"], "", facts["suggestion"]["command"]]
-    return "\n".join(lines)
+    found = facts.get("suggestion", {"lines": [], "command": facts.get("next", "")})
+    return "\n".join([*lines, *[""] * bool(found["lines"]), *found["lines"], "", f"next: {found['command']}"])
 
 
 def _values(layer: dict[str, Any]) -> str:

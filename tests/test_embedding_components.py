@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from util.inference.embedding_components import class_colours, classify, fit_clusters, fit_components, project, to_bytes
+from util.inference.embedding_components import (
+    class_colours,
+    classify,
+    fit_clusters,
+    fit_components,
+    project,
+    smooth,
+    to_bytes,
+)
 
 
 class TestComponents:
@@ -63,3 +71,21 @@ class TestClusters:
 @pytest.mark.parametrize("count", [2, 10, 20, 40, 255])
 def test_colours_differ(count):
     assert len(set(class_colours(count))) == count
+
+
+def test_smooth_is_the_mean_of_the_known_neighbours():
+    values = np.arange(9.0).reshape(1, 3, 3)
+    values[0, 0, 0] = np.nan
+    found = smooth(values)
+    assert np.isnan(found[0, 0, 0]) and found[0, 1, 1] == pytest.approx(36 / 8)
+    assert found[0, 2, 2] == pytest.approx((4 + 5 + 7 + 8) / 4) and found[0, 0, 1] == pytest.approx(15 / 5)
+
+
+def test_smoothing_turns_speckle_into_areas():
+    """Two halves with noise as large as their difference: single places of the other class nearly vanish."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0.0, 1.0], 20)[None, :].repeat(40, axis=0)
+    values = truth[None] + rng.normal(scale=0.5, size=(1, 40, 40))
+    centres = np.array([[0.0], [1.0]])
+    wrong = [(classify(image, centres)[0] - 1 != truth).mean() for image in (values, smooth(values))]
+    assert wrong[0] > 0.1 and wrong[1] < 0.03

@@ -165,3 +165,12 @@ def test_images_that_do_not_fit_are_refused(changes, message):
 def test_nothing_to_draw_is_refused():
     with pytest.raises(ValueError, match="expected at least one row"):
         figures.reconstruction_figure([])
+
+
+def test_a_row_says_its_skill_and_every_bar_its_unit():
+    rows = [make_row(skill=-0.123), make_row(unit="", skill=float("nan")), make_row(is_classes=True, unit="")]
+    figure = figures.reconstruction_figure(rows)
+    labels = [axis.get_ylabel() for axis in panels(figure)[::5]]
+    assert labels[0].endswith("\nskill -0.12") and "skill" not in labels[1] + labels[2]
+    units = [axis.get_ylabel() for axis in figure.axes if not axis.images]
+    assert units == ["mGal", "mGal", "unit not stated", "unit not stated", "class code", "1 = wrong class"]

@@ -26,7 +26,8 @@ from tests.labelled import CODES, finetune, write_classes, write_points, write_v
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, train, write_survey
 from util.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
-from util.inference.finetuned_task import Task, provenance, stored_classes
+from util.finetuning.tasks import TASKS
+from util.inference.finetuned_task import Task, provenance, stored_classes, task_of
 from util.inference.prediction import entropy
 
 FITS = {
@@ -401,6 +402,29 @@ class TestRefused:
 
 
 # ---------------------------------------------------------------------------------------------------------- on paper
+
+
+def test_a_map_of_presences_shows_the_known_ones_and_the_layers(fits, tmp_path, monkeypatch):
+    """The checkpoint holds their coordinates; on ground in another CRS they are left out."""
+    seen = []
+    monkeypatch.setattr(
+        "util.inference.results.draw_raster", lambda path, spec, **how: seen.append((spec, how)) or path
+    )
+    run = fits.of("prospectivity")
+    predict(run, tmp_path)
+    ((spec, how),) = seen
+    rows = np.loadtxt(run.parent / "points.csv", delimiter=",", skiprows=1)
+    found = sorted(spec.points)
+    assert spec.point_name == "known presences" and len(found) >= 0.8 * len(rows)
+    assert all(np.abs(rows - point).max(axis=1).min() <= 200 for point in found)  # half a base pixel
+    assert [panel.title for panel in how["beside"]] == ["gravity", "magnetics"]
+    gravity = how["beside"][0].image
+    with rasterio.open(fits.survey / "gravity.tif") as file:
+        stored = file.read(1)
+    assert gravity.shape == (300, 300) and gravity[0, 299] == stored[0, 79] and gravity[150, 150] == stored[40, 40]
+    assert np.isnan(gravity[0, 0]) and stored[0, 0] == -99999
+    state = load_checkpoint(run / "checkpoint-last.pth")
+    assert task_of(state, TASKS).presences_in("EPSG:3857") == ()
 
 
 def test_entropy():

@@ -1,6 +1,7 @@
 """Pictures of results: which panels there are, in which colours."""
 
 import math
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from tests.test_cog_writer import classes, info, noise, write
 from util.inference import quicklooks as looks
 from util.inference.quicklooks import _first_three, _shown, draw_raster, panels_of
+from util.plots.maps import Panel
 
 NAMES = ("magnetics reconstruction", "magnetics spread", "magnetics error")
 
@@ -69,3 +71,24 @@ def test_two_components_are_filled_up_to_three_colours():
     found = _first_three(np.array([[1.0, np.nan], [2.0, np.nan]]))
     np.testing.assert_array_equal(found, [[1, np.nan], [2, np.nan], [0, np.nan]])
     assert len(_first_three(np.zeros((16, 2)))) == 3
+
+
+def test_all_classes_stand_in_the_legend_and_absent_ones_say_so(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(looks, "map_figure", lambda panels, **__: seen.append(panels) or Figure())
+    raster = classes(4, 5)
+    code = min(raster.classes)
+    draw_raster(write(tmp_path, raster, np.full((1, 4, 5), code, np.uint8)), raster, length_unit="m")
+    (panel,) = seen[0]
+    assert panel.title == f"1 of {len(raster.classes)} classes occur" and set(panel.classes) == set(raster.classes)
+    assert [name.endswith(" (not here)") for name, _ in panel.classes.values()] == [k != code for k in panel.classes]
+
+
+def test_points_and_maps_beside_are_drawn(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(looks, "map_figure", lambda panels, **how: seen.append((panels, how["corner"])) or Figure())
+    raster = replace(info(4, 5), points=((1.0, 2.0),), point_name="deposits")
+    draw_raster(write(tmp_path, raster, noise(raster)), raster, length_unit="m", beside=[Panel("gravity", np.eye(3))])
+    panels, corner = seen[0]
+    assert panels[0].points.tolist() == [[1.0, 2.0]] and panels[0].point_name == "deposits"
+    assert panels[-1].title == "gravity" and (corner.left, corner.top) == (raster.left, raster.top)

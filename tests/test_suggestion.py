@@ -91,7 +91,7 @@ def test_the_printed_command_reads_what_was_proposed(small, capsys):
     assert facts["tile"]["pixels"] == args.input_size
     assert describe_grids.main(["--data_dir", str(small), "--suggest"]) == 0
     page = capsys.readouterr().out
-    assert page.splitlines()[-1] == facts["suggestion"]["command"] and "a tile of" in page and " km" in page
+    assert page.splitlines()[-1] == "next: " + facts["suggestion"]["command"] and "a tile of" in page and " km" in page
 
 
 def test_auto_trains_as_proposed_and_continues(small, tmp_path, caplog):

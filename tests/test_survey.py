@@ -427,9 +427,9 @@ class TestSurvey:
     def test_lines_say_what_will_be_read(self, tmp_path):
         opened = survey(two_resolutions(tmp_path), masked_bands=[2])
         lines = opened.summary_lines()
-        assert lines[0].startswith("layer 0 a: 40 x 40 pixels of 100, 100 % valid, ")
+        assert lines[0].startswith("layer 0 a: 40 x 40 pixels of 100 m, 100 % valid, ")
         assert lines[1].endswith("scored at 1x 2x") and lines[2].endswith("scored at no scale")
-        assert "base pixel 400, tile 4 pixels = 1600" in lines[-1]
+        assert "base pixel 400 m, tile 4 pixels = 1.6 km" in lines[-1]
         assert "49 training and 0 held-out tiles; groups [[0, 2], [1]]; layers in memory" in lines[-1]
 
     def test_degrees_are_told(self, tmp_path):

@@ -27,6 +27,8 @@ from datasets.labels.points import open_points
 from datasets.layers.class_table import ClassTable
 from datasets.survey.inference_survey import InferenceSurvey
 
+MOST_PRESENCES = 5000
+"""Places of deposits that a checkpoint stores, to be drawn on maps."""
 EPOCH_WINDOWS = 512
 """Default number of windows in an epoch on ground."""
 PRESENCE = ClassTable(
@@ -88,6 +90,14 @@ class FinetuneData:
             return None
         row, col = self.targets.examples.centres.T
         return self.targets.folds.block_at(row, col)
+
+    def presences(self, survey: InferenceSurvey) -> list[list[float]]:
+        """[x, y] of the known presences in CRS units, at most `MOST_PRESENCES`; none of other labels."""
+        if not self.presence_only or not isinstance(self.targets, WindowTargets):
+            return []
+        examples, grid, base = self.targets.examples, survey.stack.reference, survey.base_resolution
+        rows, cols = examples.centres[np.asarray(examples.classes) == 1][:MOST_PRESENCES].T
+        return np.stack([grid.left + cols * base, grid.top - rows * base], axis=1).tolist()
 
     @property
     def epoch_windows(self) -> int:

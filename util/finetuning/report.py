@@ -16,6 +16,7 @@ from util.finetuning.scoring import SampledMap, ground_blocks, merged, target_wi
 from util.finetuning.tasks import Task
 from util.metrics.scores import confusion_scores, confusion_table, summarise
 from util.options.commands import after_finetuning
+from util.plots.maps import Corner
 from util.plots.score_maps import class_maps, point_maps, value_maps
 from util.plots.scores import confusion_figure, methods_figure
 from util.records.finetune_records import METRICS, FinetuneFiles
@@ -184,11 +185,13 @@ class MapFrame:
         colours: of the classes, '#rrggbb'; none for values.
         base_pixel: edge of a base-scale pixel.
         length_unit: its unit, `m` of every projected CRS.
+        corner: where maps lie.
     """
 
     colours: Sequence[str]
     base_pixel: float
     length_unit: str
+    corner: Corner
 
 
 def draw_map(comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any) -> Path:
@@ -200,10 +203,13 @@ def draw_map(comparison: Comparison, files: FinetuneFiles, data: Any, survey: An
         data: `classes`, `folds`, and targets as `ground` or as `windows`.
         survey: the layers' ground.
     """
-    crs = survey.stack.reference.crs
+    grid = survey.stack.reference
+    crs, factor = grid.crs, survey.metres_per_unit
+    unit = "degrees" if crs.is_geographic else "m" if factor == 1 and crs.is_projected else crs.linear_units
     frame = MapFrame(
         colours=() if data.classes is None else data.classes.colours,
-        base_pixel=survey.base_resolution * survey.metres_per_unit,
+        base_pixel=survey.base_resolution * factor,
+        corner=Corner(grid.left, grid.top, unit, factor),
         length_unit="degree" if crs.is_geographic else "m" if crs.is_projected else crs.linear_units,
     )
     if data.windows is None:
@@ -249,6 +255,7 @@ def draw_ground(
     pixel_size, length_unit = frame.base_pixel / labels.scale * truth_map.step, frame.length_unit
     prediction = merged(out_of_fold(comparison, files, "map"))
     common: dict[str, Any] = {"pixel_size": pixel_size, "length_unit": length_unit, "warning": comparison.leak_warning}
+    common["corner"] = frame.corner
     common["title"] = f"{comparison.methods[0]}: every pixel as predicted by the fit that was not trained on it"
     if comparison.names:
         figure = class_maps(truth, prediction, folds, names=comparison.names, colours=colours, **common)
@@ -290,6 +297,7 @@ def draw_points(
         shape=shape,
         pixel_size=frame.base_pixel,
         length_unit=frame.length_unit,
+        corner=frame.corner,
         title=f"{comparison.methods[0]}: every example as predicted by the fit that was not trained on it",
         warning=comparison.leak_warning,
     )

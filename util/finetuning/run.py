@@ -66,6 +66,7 @@ class FinetuneInputs:
             "hidden": sorted(survey.hidden),
             "turns_directions": True,
             "ground": survey.ground(),
+            "presences": data.presences(survey),
             "folds": data.folds.summary(),
             "task": {"kind": self.task.name, **data.description()},
         }

@@ -10,6 +10,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from affine import Affine
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 
 DTYPES = {"float32": "float32", "float16": "float32", "uint8": "uint8", "uint16": "uint16"}
 """Data types that can be written, and the type in memory: GDAL stores float16 as a float of 16 bits."""
@@ -35,6 +37,8 @@ class RasterSpec:
         classes: class code -> (name, (red, green, blue)), for classes.
         is_picture: three bands of colours.
         limits: smallest and largest possible value, for pictures; None: not known.
+        points: (x, y) of points to draw on pictures, CRS units.
+        point_name: what the points are.
     """
 
     crs: str
@@ -52,6 +56,8 @@ class RasterSpec:
     classes: Mapping[int, tuple[str, tuple[int, int, int]]] | None = None
     is_picture: bool = False
     limits: tuple[float, float] | None = None
+    points: tuple[tuple[float, float], ...] = ()
+    point_name: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a nodata value that the type cannot hold, and bands without unit.
@@ -77,6 +83,18 @@ class RasterSpec:
     def is_discrete(self) -> bool:
         """True for classes, which must not be averaged."""
         return self.classes is not None
+
+
+def length_unit_of(crs: str) -> str:
+    """Name of the unit of coordinates in a CRS: `m`, `degrees`, or as it is called there."""
+    known = CRS.from_user_input(crs)
+    if known.is_geographic:
+        return "degrees"
+    try:
+        unit = str(known.linear_units)
+    except CRSError:
+        return ""
+    return "m" if unit.lower() in ("metre", "meter") else unit.replace("unknown", "")
 
 
 def check_nodata(nodata: float, dtype: str) -> None:

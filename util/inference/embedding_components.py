@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib import colormaps
+from scipy.ndimage import uniform_filter
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances_argmin
 
 CLUSTER_COMPONENTS = 16
 """Principal components that are clustered: the others are mostly noise, and slow."""
+
+CLUSTER_WINDOW = 3
+"""Edge of the square of places whose mean is clustered."""
 
 
 def fit_components(sample: np.ndarray, count: int) -> PCA:
@@ -33,6 +37,19 @@ def project(components: PCA, values: np.ndarray) -> np.ndarray:
     projected = components.transform(np.where(known, flat, components.mean_))
     projected[~known.any(axis=1)] = np.nan
     return projected.T.reshape(-1, *values.shape[1:])
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """(K, r, c) -> the mean of the known places in the square of `CLUSTER_WINDOW` places around each, NaN where NaN.
+
+    Embeddings vary from place to place, as each is computed from its own tokens; classes of single places are salt and
+    pepper, and no units that one could follow in the field.
+    """
+    known = np.isfinite(values).all(axis=0)
+    size = (0, CLUSTER_WINDOW, CLUSTER_WINDOW)
+    sums = uniform_filter(np.where(known, values, 0.0), size=size, mode="constant")
+    shares = uniform_filter(known.astype(np.float64), size=CLUSTER_WINDOW, mode="constant")
+    return np.where(known, sums / np.where(known, shares, 1.0), np.nan)
 
 
 def to_bytes(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -30,6 +30,8 @@ class Task:
         codes: of the classes, as they lay in the labels; none for values.
         names: of the classes.
         colours: of the classes, '#rrggbb'.
+        presences: (x, y) of known presences, CRS units of training; none of other tasks.
+        presence_crs: their CRS as WKT.
     """
 
     kind: str
@@ -41,6 +43,12 @@ class Task:
     codes: tuple[int | str, ...]
     names: tuple[str, ...]
     colours: tuple[str, ...]
+    presences: tuple[tuple[float, float], ...] = ()
+    presence_crs: str = ""
+
+    def presences_in(self, crs: str) -> tuple[tuple[float, float], ...]:
+        """The known presences if a map is in their CRS, given as WKT."""
+        return self.presences if crs == self.presence_crs else ()
 
     @property
     def outputs(self) -> int:
@@ -89,6 +97,8 @@ def task_of(state: Mapping[str, Any], tasks: Mapping[str, DeclaredTask]) -> Task
         is_ranking=declared.is_ranking,
         scale=task["scale"],
         units=task["units"] or "",
+        presences=tuple((float(x), float(y)) for x, y in state.get("presences") or ()),
+        presence_crs=(state.get("ground") or {}).get("crs", ""),
         **lists,
     )
 

@@ -133,6 +133,8 @@ def _results(ground: Ground, task: Task, tags: Mapping[str, str], *, pixel: floa
     )
     if not task.has_classes:
         return ValueResults(sheet, task)
+    if task.is_ranking:
+        sheet = replace(sheet, points=task.presences_in(ground.crs), point_name="known presences")
     return PresenceResults(sheet) if task.is_ranking else ClassResults(sheet, task)
 
 
@@ -172,7 +174,7 @@ class PixelPredictionProduct(Product):
         s = task.scale
         self._results = _results(ground, task, tags, pixel=1 / s, shape=(ground.rows * s, ground.cols * s))
         self.rasters = self._results.rasters
-        self._device = engine.device
+        self._device, self._watch = engine.device, engine.meter.passed
         self._prediction = DensePrediction(
             _timed(engine, views),
             bands=task.outputs,
@@ -189,7 +191,11 @@ class PixelPredictionProduct(Product):
         """The block's predictions."""
         with_std = not self.task.has_classes
         mosaic = self._prediction.mosaic(
-            block, self.extent(), lambda origins: window.sample(origins, self._device), with_std=with_std
+            block,
+            self.extent(),
+            lambda origins: window.sample(origins, self._device),
+            with_std=with_std,
+            watch=self._watch,
         )
         s = self.task.scale
         return self._results.arrays(mosaic.mean, mosaic.std if with_std else None, block.top * s, block.left * s)
@@ -258,6 +264,7 @@ class WindowPredictionProduct(Product):
                 native = [image[seen] for image in sample.native]
                 shares, _ = viewed(self._views, sample.imgs[seen], sample.valid[seen], native)
                 found[part][seen.cpu().numpy()] = shares.cpu().numpy()
+            self.engine.meter.passed(min(first + self.engine.batch_size, len(cells)) / len(cells))
         mean = found.T.reshape(-1, len(rows), len(cols))
         return self._results.arrays(mean, None, int(rows[0]), int(cols[0]))
 
@@ -305,4 +312,5 @@ PREDICTION = ProductType(
     options=("stride", "views"),
     pretrained=False,
     finetuned=True,
+    shows_inputs=True,
 )

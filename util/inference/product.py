@@ -79,6 +79,7 @@ class ProductType:
         pretrained: True if a checkpoint of main_pretrain can make it.
         finetuned: True if a checkpoint of main_finetune can make it.
         base_scale_only: True if it needs tiles at the base scale alone, whatever the scales of the model.
+        shows_inputs: True if its first picture also shows the layers it was made of.
     """
 
     name: str
@@ -88,3 +89,4 @@ class ProductType:
     pretrained: bool = True
     finetuned: bool = False
     base_scale_only: bool = False
+    shows_inputs: bool = False

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from sklearn.decomposition import PCA
 
 from util.geotiff.cog_writer import read_reduced
 from util.geotiff.parts import Part, Parts, read_part
-from util.geotiff.raster_spec import RasterSpec
+from util.geotiff.raster_spec import RasterSpec, length_unit_of
 from util.inference.embedding_components import (
     CLUSTER_COMPONENTS,
+    CLUSTER_WINDOW,
     class_colours,
     classify,
     fit_clusters,
     fit_components,
     project,
+    smooth,
     to_bytes,
 )
-from util.plots.maps import Panel, map_figure
+from util.plots.maps import Corner, Panel, map_figure
 from util.plots.reconstruction import robust_limits, save_figure
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,8 @@ PICTURE_PIXELS = 900
 ROUGH_PIXELS = 64
 TITLE_WIDTH = 60
 """Characters in a line of the title of a single map."""
+MOST_LEGEND = 40
+"""Classes that all stand in a legend, whether they occur or not."""
 MOST_CLASSES = 12
 """Classes whose probabilities a picture shows, at most."""
 
@@ -77,18 +82,29 @@ def embedding_quicklooks(
     )
     rasters = {"embeddings_pca": picture}
     if clusters:
-        centres = fit_clusters(places.T, clusters, seed=seed)
+        centres = fit_clusters(_smooth_sample(components, parts), clusters, seed=seed)
         classes = {k: (f"class {k}", colour) for k, colour in enumerate(class_colours(len(centres)), start=1)}
-        classed = replace(spec, dtype="uint8", nodata=0, names=("class",), units=("",), classes=classes)
+        tags = {**spec.tags, "smoothed": f"mean of {CLUSTER_WINDOW} x {CLUSTER_WINDOW} places before clustering"}
+        classed = replace(spec, dtype="uint8", nodata=0, names=("class",), units=("",), classes=classes, tags=tags)
         rasters["embeddings_clusters"] = classed
     into.open({"of": "embeddings"}, resume=False)
     for number, (path, row, col, _, _) in enumerate(parts):
         projected = project(components, read_part(path))
         arrays = {"embeddings_pca": (picture, to_bytes(_first_three(projected), low, high), row, col)}
         if clusters:
-            arrays["embeddings_clusters"] = (classed, classify(projected, centres), row, col)
+            arrays["embeddings_clusters"] = (classed, classify(smooth(projected), centres), row, col)
         into.write(number, 0, arrays)
     return rasters
+
+
+def _smooth_sample(components: PCA, parts: Sequence[Part]) -> np.ndarray:
+    """(n, k) smoothed components of places, as many from each part."""
+    sample, most = [], -(-SAMPLE_PLACES // len(parts))
+    for path, *_ in parts:
+        flat = smooth(project(components, read_part(path))).reshape(components.n_components_, -1).T
+        flat = flat[np.isfinite(flat).all(axis=1)]
+        sample.append(flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)])
+    return np.concatenate(sample)
 
 
 def _first_three(projected: np.ndarray) -> np.ndarray:
@@ -107,7 +123,15 @@ def _sample(spec: RasterSpec, parts: Sequence[Part]) -> np.ndarray:
     return np.concatenate(sample)
 
 
-def draw_raster(path: Path, spec: RasterSpec, *, length_unit: str, unit_length: float = 1.0, where: str = "") -> Path:
+def draw_raster(
+    path: Path,
+    spec: RasterSpec,
+    *,
+    length_unit: str,
+    unit_length: float = 1.0,
+    where: str = "",
+    beside: Sequence[Panel] = (),
+) -> Path:
     """Draws a raster as PNG beside it; returns the picture's path.
 
     Args:
@@ -116,6 +140,7 @@ def draw_raster(path: Path, spec: RasterSpec, *, length_unit: str, unit_length: 
         length_unit: of lengths on its ground.
         unit_length: length of a CRS unit along x, in that unit.
         where: where on the map that length holds, if not everywhere.
+        beside: further maps of the same ground.
     """
     spec, bands = _shown(path, spec)
     pixels, width = read_reduced(path, bands=bands, most=PICTURE_PIXELS)
@@ -123,15 +148,30 @@ def draw_raster(path: Path, spec: RasterSpec, *, length_unit: str, unit_length: 
         panels = [Panel("three principal components", pixels, style="colours")]
     elif spec.classes is not None:
         occurring = set(np.unique(pixels[0][np.isfinite(pixels[0])]).astype(int).tolist())
-        classes = {code: style for code, style in spec.classes.items() if code in occurring} or dict(spec.classes)
-        panels = [Panel(f"{len(classes)} of {len(spec.classes)} classes", pixels[0], classes=classes)]
+        panels = [_class_panel(spec.classes, pixels[0], occurring)]
     else:
         panels = panels_of(spec, pixels)
+    if spec.points:
+        panels[0] = replace(panels[0], points=np.array(spec.points), point_name=spec.point_name)
+    panels += beside
     title = "\n".join([path.stem, *_remarks(spec, width=TITLE_WIDTH * min(len(panels), 2))])
     size = width * unit_length
-    figure = map_figure(panels, pixel_size=size, length_unit=length_unit, title=title, where=where)
+    corner = Corner(spec.left, spec.top, length_unit_of(spec.crs), unit_length)
+    figure = map_figure(panels, pixel_size=size, length_unit=length_unit, title=title, where=where, corner=corner)
     save_figure(path.with_suffix(".png"), figure)
     return path.with_suffix(".png")
+
+
+def _class_panel(
+    classes: Mapping[int, tuple[str, tuple[int, int, int]]], image: np.ndarray, occurring: set[int]
+) -> Panel:
+    """A map of classes whose legend has all of them, also those that do not occur here; of many only those that do."""
+    shown = classes if len(classes) <= MOST_LEGEND else {k: style for k, style in classes.items() if k in occurring}
+    legend = {
+        code: (name if code in occurring else f"{name} (not here)", colour)
+        for code, (name, colour) in (shown or classes).items()
+    }
+    return Panel(f"{len(occurring)} of {len(classes)} classes occur", image, classes=legend)
 
 
 def _remarks(spec: RasterSpec, *, width: int) -> list[str]:
@@ -154,7 +194,8 @@ def panels_of(spec: RasterSpec, pixels: np.ndarray) -> list[Panel]:
     """A panel for each band; fields of one unit share their colours; a reconstruction also shows the observed field."""
     if spec.limits is not None:
         bounded = zip(spec.names, spec.units, pixels, strict=True)
-        return [Panel(name, image, unit, limits=spec.limits) for name, unit, image in bounded]
+        span = "{:g} to {:g}".format(*spec.limits)
+        return [Panel(name, image, unit or span, limits=spec.limits) for name, unit, image in bounded]
     kinds = [name.rsplit(" ", 1)[-1] for name in spec.names]
     bands = list(zip(kinds, spec.names, spec.units, pixels, strict=True))
     if "reconstruction" in kinds and "error" in kinds:

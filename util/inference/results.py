@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from util.geotiff.cog_writer import join
 from util.geotiff.parts import Parts
 from util.inference.product import Product
 from util.inference.quicklooks import draw_raster
+from util.plots.maps import Panel
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def finish(
     length_unit: str,
     unit_length: float = 1.0,
     where: str = "",
+    beside: Callable[[], Sequence[Panel]] | None = None,
 ) -> None:
     """Joins the parts into files under their final names, draws them, and removes the parts.
 
@@ -56,6 +58,7 @@ def finish(
         length_unit: unit of lengths on the ground, for scale bars.
         unit_length: length of a CRS unit along x, in that unit.
         where: where on the maps that length holds, if not everywhere.
+        beside: gives maps to draw beside the first raster; None: none.
 
     Raises:
         ValueError: a raster has no valid pixel.
@@ -73,6 +76,8 @@ def finish(
         join(path, spec, found, workspace=parts.folder)
         logger.info("raster   %s", path)
     lengths: dict[str, Any] = {"length_unit": length_unit, "unit_length": unit_length, "where": where}
-    for name, spec in (derived or product.rasters).items():
-        logger.info("picture  %s", draw_raster(output_dir / f"{name}.tif", spec, **lengths))
+    for number, (name, spec) in enumerate((derived or product.rasters).items()):
+        others = beside() if beside is not None and not number else ()
+        logger.info("picture  %s", draw_raster(output_dir / f"{name}.tif", spec, beside=others, **lengths))
+    logger.info("next: open %s in QGIS", " and ".join(str(output_dir / f"{name}.tif") for name in sources))
     parts.remove()

@@ -77,7 +77,15 @@ class DensePrediction:
         return self.mosaic(block, shape, sample_of).mean
 
     @torch.inference_mode()
-    def mosaic(self, block: Block, shape: tuple[int, int], sample_of: SampleOf, *, with_std: bool = False) -> Mosaic:
+    def mosaic(
+        self,
+        block: Block,
+        shape: tuple[int, int],
+        sample_of: SampleOf,
+        *,
+        with_std: bool = False,
+        watch: Callable[[float], None] | None = None,
+    ) -> Mosaic:
         """Predicts a block.
 
         Args:
@@ -85,6 +93,7 @@ class DensePrediction:
             shape: (rows, cols) of the whole ground, base-scale pixels: tiles lie the same whatever the block.
             sample_of: gives tiles.
             with_std: keep what the standard deviation over tiles and views needs.
+            watch: is told before each batch which fraction of the tiles is done.
 
         Returns:
             The blended outputs, nothing where no layer has a valid pixel.
@@ -96,6 +105,8 @@ class DensePrediction:
         taper = taper[:, None] * taper
         origins = self.origins(block, shape)
         for first in range(0, len(origins), self.batch_size):
+            if watch is not None:
+                watch(first / len(origins))
             part = origins[first : first + self.batch_size]
             sample = sample_of(part)
             seen = seen_pixels(sample.valid, self.size)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -13,8 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from util.plots.reconstruction import error_limit, robust_limits
+from util.plots.reconstruction import error_limit, robust_limits, unit_text
 
 _NODATA_COLOUR = "0.85"
 _PANEL_INCHES = 4.0
@@ -33,6 +35,8 @@ class Panel:
         style: `field`, `magnitude` (colours start at zero), `difference` (colours centred on zero) or `colours`.
         classes: code -> (name, colour) if values are classes.
         limits: colour limits of a field; None: 2 and 98 % quantiles of its values.
+        points: (n, 2) x and y of points to draw on the map, CRS units; needs a `Corner`.
+        point_name: of these points, for the title.
     """
 
     title: str
@@ -41,10 +45,35 @@ class Panel:
     style: str = "field"
     classes: dict[int, tuple[str, tuple[int, int, int]]] | None = None
     limits: tuple[float, float] | None = None
+    points: np.ndarray | None = None
+    point_name: str = "points"
+
+
+@dataclass(frozen=True)
+class Corner:
+    """Where maps lie.
+
+    Attributes:
+        left: western edge, CRS units.
+        top: northern edge, CRS units.
+        unit: name of the CRS unit: `m`, `degrees`, ...
+        unit_length: length of a CRS unit, length units of the figure.
+    """
+
+    left: float
+    top: float
+    unit: str
+    unit_length: float = 1.0
 
 
 def map_figure(
-    panels: Sequence[Panel], *, pixel_size: float, length_unit: str, title: str = "", where: str = ""
+    panels: Sequence[Panel],
+    *,
+    pixel_size: float,
+    length_unit: str,
+    title: str = "",
+    where: str = "",
+    corner: Corner | None = None,
 ) -> Figure:
     """Draws maps of the same area side by side, four in a row.
 
@@ -54,6 +83,7 @@ def map_figure(
         length_unit: unit of lengths on the ground; from 1000 m on, lengths are in kilometres.
         title: title of the figure.
         where: place on the map at which `pixel_size` holds, such as a latitude; empty if it holds everywhere.
+        corner: where the maps lie, for coordinates along their edges; None: no coordinates.
 
     Raises:
         ValueError: there is no panel.
@@ -71,15 +101,54 @@ def map_figure(
     axes = figure.subplots(figure_rows, figure_cols, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    for axis, panel in zip(axes, panels, strict=False):
+    for number, (axis, panel) in enumerate(zip(axes, panels, strict=False)):
         _draw(figure, axis, panel, extent)
         _scale_bar(axis, extent[1], extent[3], length_unit, where)
         axis.set_title(panel.title, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
+        if corner is not None:
+            is_lowest = number + figure_cols >= len(panels)
+            _coordinates(axis, extent, corner, below=is_lowest, beside=number % figure_cols == 0)
+            _points(axis, panel, extent, corner)
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _coordinates(
+    axis: Axes, extent: tuple[float, float, float, float], corner: Corner, *, below: bool, beside: bool
+) -> None:
+    """Writes coordinates along the lower and the left edge of a map, in kilometres where metres are large."""
+    width, height = extent[1] / corner.unit_length, extent[3] / corner.unit_length
+    factor, unit = (1e-3, "km") if corner.unit == "m" and max(width, height) >= 5000 else (1.0, corner.unit)
+    names = ("longitude", "latitude") if corner.unit == "degrees" else ("easting", "northing")
+    for is_drawn, first, length, sides in (
+        (below, corner.left, width, (axis.set_xticks, axis.set_xlabel, names[0])),
+        (beside, corner.top - height, height, (axis.set_yticks, axis.set_ylabel, names[1])),
+    ):
+        ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(first * factor, (first + length) * factor)
+        values = np.asarray(ticks)
+        values = values[(values >= first * factor) & (values <= (first + length) * factor)]
+        if not is_drawn or not len(values):
+            continue
+        set_ticks, set_label, name = sides
+        turned: dict[str, Any] = {} if name == names[0] else {"rotation": 90, "va": "center"}
+        set_ticks((values / factor - first) * corner.unit_length, [f"{v:.9g}" for v in values], fontsize=6, **turned)
+        set_label(f"{name}, {unit}" if unit else name, fontsize=6)
+    axis.tick_params(length=2, pad=1.5)
+
+
+def _points(axis: Axes, panel: Panel, extent: tuple[float, float, float, float], corner: Corner) -> None:
+    """Draws the points of a panel that lie on its map, and counts them in its title."""
+    if panel.points is None or not len(panel.points):
+        return
+    x = (panel.points[:, 0] - corner.left) * corner.unit_length
+    y = extent[3] - (corner.top - panel.points[:, 1]) * corner.unit_length
+    on_map = (x >= 0) & (x <= extent[1]) & (y >= 0) & (y <= extent[3])
+    axis.scatter(x[on_map], y[on_map], s=9, facecolors="none", edgecolors="white", linewidths=1.6)
+    axis.scatter(x[on_map], y[on_map], s=9, facecolors="none", edgecolors="#a50f15", linewidths=0.8)
+    axis.set_title(f"{panel.title}; circles: {on_map.sum()} {panel.point_name}", fontsize=9)
 
 
 def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, float, float]) -> None:
@@ -97,7 +166,7 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, 
         norm = BoundaryNorm(edges, len(codes))
         drawn = axis.imshow(image, cmap=colours, norm=norm, extent=extent, interpolation="nearest")
         bar = figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.02, ticks=[(a + b) / 2 for a, b in pairwise(edges)])
-        bar.ax.set_yticklabels([panel.classes[code][0] for code in codes], fontsize=6)
+        bar.ax.set_yticklabels([panel.classes[code][0] for code in codes], fontsize=min(6.0, 150 / len(codes)))
         return
     if panel.style == "difference":
         limit = error_limit(panel.image)
@@ -107,7 +176,7 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, 
     else:
         (low, high), colours = panel.limits or robust_limits([panel.image]), colormaps["viridis"]
     drawn = axis.imshow(image, cmap=colours, vmin=low, vmax=high, extent=extent, interpolation="nearest")
-    figure.colorbar(drawn, ax=axis, label=panel.unit, fraction=0.05, pad=0.02)
+    figure.colorbar(drawn, ax=axis, label=unit_text(panel.unit), fraction=0.05, pad=0.02)
 
 
 def bar_length(width: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class RowImages:
         period: of angles, degrees after which they repeat.
         is_classes: True if values are class codes; the error is 1 where the class is wrong.
         pixel_height: height of a pixel of `target`; None: its width.
+        skill: of the layer at this scale on all held-out ground, for the label; None: unknown.
     """
 
     layer: str
@@ -59,6 +61,12 @@ class RowImages:
     period: float = 360.0
     is_classes: bool = False
     pixel_height: float | None = None
+    skill: float | None = None
+
+
+def unit_text(unit: str) -> str:
+    """The unit of a colour bar, which says so if there is none."""
+    return unit or "unit not stated"
 
 
 def reconstruction_figure(rows: Sequence[RowImages], *, title: str = "", length_unit: str = "m") -> Figure:
@@ -162,7 +170,8 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
             extent=extent,
             interpolation="nearest",
         )
-    figure.colorbar(drawn, ax=list(axes[:4]), label=row.unit, fraction=0.02, pad=0.01)
+    unit = "class code" if row.is_classes else unit_text(row.unit)
+    figure.colorbar(drawn, ax=list(axes[:4]), label=unit, fraction=0.02, pad=0.01)
     drawn = axes[4].imshow(
         np.ma.masked_invalid(error),
         cmap=error_map,
@@ -171,7 +180,7 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
         extent=extent,
         interpolation="nearest",
     )
-    figure.colorbar(drawn, ax=axes[4], label=row.unit, fraction=0.05, pad=0.02)
+    figure.colorbar(drawn, ax=axes[4], label="1 = wrong class" if row.is_classes else unit, fraction=0.05, pad=0.02)
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -207,7 +216,8 @@ def _row_label(row: RowImages, length_unit: str) -> str:
     size = f"{row.pixel_size:.6g}" if height == row.pixel_size else f"{row.pixel_size:.4g} x {height:.4g}"
     ground = f"{cols * row.pixel_size * factor:.4g} x {rows * height * factor:.4g} {unit}"
     name = row.layer if row.scored else f"{row.layer} (not scored)"
-    return f"{name}\nscale {row.scale}: {size} {length_unit} pixels\n{ground}"
+    skill = "" if row.skill is None or math.isnan(row.skill) else f"\nskill {row.skill:+.2f}"
+    return f"{name}\nscale {row.scale}: {size} {length_unit} pixels\n{ground}{skill}"
 
 
 def _with_grey(name: str) -> Colormap:

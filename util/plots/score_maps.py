@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from util.plots.maps import Panel, map_figure
+from util.plots.maps import Corner, Panel, map_figure
 from util.plots.reconstruction import robust_limits
 from util.plots.scores import distinct_colours, put_title
 
@@ -36,6 +36,7 @@ def class_maps(
     length_unit: str,
     title: str = "",
     warning: str = "",
+    corner: Corner | None = None,
 ) -> Figure:
     """Draws maps of true classes, predicted classes, where they differ, and folds.
 
@@ -49,6 +50,7 @@ def class_maps(
         length_unit: unit of the CRS.
         title: title of the figure.
         warning: second line of the title, in red.
+        corner: where the map lies, for coordinates along its edges.
 
     Raises:
         ValueError: maps that differ in shape.
@@ -63,7 +65,7 @@ def class_maps(
         Panel(f"wrong{percent}", wrong, classes=_RIGHT_OR_WRONG),
         Panel("folds", folds, classes=fold_legend(folds)),
     ]
-    figure = map_figure(panels, pixel_size=pixel_size, length_unit=length_unit)
+    figure = map_figure(panels, pixel_size=pixel_size, length_unit=length_unit, corner=corner)
     put_title(figure, title, warning)
     return figure
 
@@ -78,6 +80,7 @@ def value_maps(
     length_unit: str,
     title: str = "",
     warning: str = "",
+    corner: Corner | None = None,
 ) -> Figure:
     """Draws maps of true and predicted values on one colour scale, prediction minus truth, and folds.
 
@@ -90,6 +93,7 @@ def value_maps(
         length_unit: unit of the CRS.
         title: title of the figure.
         warning: second line of the title, in red.
+        corner: where the map lies, for coordinates along its edges.
 
     Raises:
         ValueError: maps that differ in shape.
@@ -101,7 +105,7 @@ def value_maps(
         Panel("error: prediction minus truth", prediction - truth, unit, "difference"),
         Panel("folds", folds, classes=fold_legend(folds)),
     ]
-    figure = map_figure(panels, pixel_size=pixel_size, length_unit=length_unit)
+    figure = map_figure(panels, pixel_size=pixel_size, length_unit=length_unit, corner=corner)
     limits = robust_limits([truth])
     for axis in _panels(figure)[:2]:
         axis.images[0].set_clim(*limits)
@@ -122,6 +126,7 @@ def point_maps(
     length_unit: str,
     title: str = "",
     warning: str = "",
+    corner: Corner | None = None,
 ) -> Figure:
     """Draws maps of points, coloured by true class, prediction, error and fold.
 
@@ -137,6 +142,7 @@ def point_maps(
         length_unit: unit of the CRS.
         title: title of the figure.
         warning: second line of the title, in red.
+        corner: where the map lies, for coordinates along its edges.
 
     Raises:
         ValueError: arrays that differ in length.
@@ -154,7 +160,7 @@ def point_maps(
         error,
         Panel("folds", empty, classes=fold_legend(folds)),
     ]
-    figure = map_figure(panels, pixel_size=pixel_size * step, length_unit=length_unit)
+    figure = map_figure(panels, pixel_size=pixel_size * step, length_unit=length_unit, corner=corner)
     x, y = positions[:, 1] * pixel_size, (empty.shape[0] * step - positions[:, 0]) * pixel_size
     for axis, values in zip(_panels(figure), (truth, prediction, errors, folds), strict=True):
         drawn = values >= 0 if values is folds else np.ones(len(values), dtype=bool)
@@ -176,8 +182,9 @@ def _prediction_panels(
 ) -> tuple[Panel, Panel, np.ndarray]:
     """Panels for predictions and errors of points, on an empty map, and the error of each point."""
     if np.issubdtype(prediction.dtype, np.floating):
-        predicted = Panel(f"score of {names[1]}", empty)
-        return predicted, Panel("error: score minus truth", empty, style="difference"), prediction - truth
+        predicted = Panel(f"score of {names[1]}", empty, "score, 0 to 1")
+        error = Panel("error: score minus truth", empty, "score", style="difference")
+        return predicted, error, prediction - truth
     wrong = (truth != prediction).astype(np.int64)
     title = f"wrong: {100 * wrong.mean() if wrong.size else 0:.0f} % of points"
     return Panel("prediction", empty, classes=legend), Panel(title, empty, classes=_RIGHT_OR_WRONG), wrong

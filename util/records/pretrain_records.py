@@ -285,7 +285,9 @@ class RunFiles:
             hidden=hidden[0].cpu(),
             hidden_alone=bool(batch.native),
         )
-        title = f"held-out tile after epoch {progress.epoch}"
+        skills = {(name, int(s[:-1])): v.get("skill") for name, of in self._scores.items() for s, v in of.items()}
+        rows = [replace(row, skill=skills.get((row.layer, row.scale))) for row in rows]
+        title = f"held-out tile after epoch {progress.epoch} of {self._epochs}; skill is that of all held-out tiles"
         figure = reconstruction_figure(rows, title=title, length_unit=length_unit)
         with self._explained_when_full():
             for layer in dict.fromkeys(row.layer for row in rows):  # of all at once nothing can be read in its frame
