@@ -248,8 +248,7 @@ def train(run: Run, stop: Stop) -> None:
         if not train_epoch(run, stop):
             return
         epoch = progress.epoch + 1
-        progress.epoch, progress.update = epoch, 0
-        is_end = progress.epoch == epochs
+        progress.epoch, progress.update, is_end = epoch, 0, epoch == epochs
         with timer.paused():
             scores, tiles = scorer.score(), run.data.held_out.tiles
             run.files.log_epoch(scores, step=progress.step, epoch=epoch, seconds=timer.trained_s, tiles=tiles)
@@ -338,9 +337,10 @@ def add_gradients(
 
 def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:
     """Records the updates since the last reading."""
-    scaling = run.state.updater.require_updates(run.files.output_dir)
-    speed, memory = run.state.timer.read(run.ranks.world_size), peak_memory_bytes(run.device)
-    run.files.log_training(window, run.state.progress, lr=lr, speed=speed, memory_bytes=memory, scaling=scaling)
+    is_end = run.state.progress.step == run.schedule.steps
+    scaling = run.state.updater.require_updates(run.files.output_dir, is_end=is_end)
+    measured = {"speed": run.state.timer.read(run.ranks.world_size), "memory_bytes": peak_memory_bytes(run.device)}
+    run.files.log_training(window, run.state.progress, lr=lr, **measured, scaling=scaling)
 
 
 def save(run: Run, *, keep: bool) -> None:

@@ -18,7 +18,7 @@ from rasterio.crs import CRS
 import main_inference
 from datasets.labels.open_labels import TargetGrid
 from datasets.labels.points import open_points
-from datasets.survey.survey import open_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
 from scripts import describe_grids
 from util.options.common import survey_options
 
@@ -28,7 +28,7 @@ SMALL = "--input_size 16 --patch_size 4 --val_fraction 0".split()
 def survey(argv: Sequence[str]) -> int:
     """Opens and scans a survey as the programs do."""
     try:
-        open_survey(**survey_options(describe_grids.get_args_parser().parse_args(argv)))
+        open_survey(SurveySettings(**survey_options(describe_grids.get_args_parser().parse_args(argv))))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +17,7 @@ from datasets.folds.folds import CONTROL_WARNING, LEAK_WARNING
 from tests import labelled, surveys
 from tests.rasters import write_grid
 from util.records.finetune_records import FinetuneFiles
+from util.training.engine import Updater
 
 ARMS = ("pretrained", "scratch", "probe", "trees", "forest", "constant")
 USERS_KEYS = {"model", "model_config", "layers", "statistics", "options", "base_resolution", "task", "training", "fold"}
@@ -539,3 +541,17 @@ def test_help_has_every_option(capsys):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert all(flag in text for flag in ("--finetune", "--labels", "--split", "--baselines", "--eval", "--patience"))
+
+
+def test_a_short_fit_whose_updates_all_overflow_fails(survey, labels, tmp_path, monkeypatch, capsys):
+    """Untrained weights are no success; what the message advises leads to a run."""
+    backward = Updater.backward
+    monkeypatch.setattr(Updater, "backward", lambda updater, loss: backward(updater, loss * math.inf))
+    flags = ["--amp", "fp16", "--only_folds", "0"]
+    assert labelled.finetune(survey, tmp_path / "fp16", *flags, labels=labels / "classes.tif") == 1
+    message = capsys.readouterr().err
+    assert message.count("main_finetune: error: ") == 1
+    assert "all 6 updates were skipped: gradients overflow fp16" in message and "--amp off" in message
+    monkeypatch.undo()
+    flags = ["--amp", "off", "--only_folds", "0"]
+    assert labelled.finetune(survey, tmp_path / "off", *flags, labels=labels / "classes.tif") == 0

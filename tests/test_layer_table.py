@@ -226,7 +226,7 @@ class TestTable:
             ("path,loss_weight\nmag.tif,nan\n", "column 'loss_weight': 'nan', expected a number >= 0"),
             ("path,name\nmag.tif,x\nmag.tif,x\n", "2 layers are named 'x'"),
             ("path\nmag.tif\nmag.tif\n", "2 layers are named 'mag_tif'"),
-            ("path\nempty.tif\n", "row 2: .*empty.tif cannot be opened as a raster"),
+            ("path\nempty.tif\n", "row 2: .*empty.tif: cannot be opened as a raster"),
             ('path\n"mag.tif\n', "not a CSV text file"),
         ],
     )

@@ -422,6 +422,27 @@ def test_gradients_that_overflow_for_good_stop_the_run(survey, tmp_path, monkeyp
     assert [line["loss_scale"] for line in lines] == [2.0 ** (16 - k) for k in range(1, 25)]
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_short_run_whose_updates_all_overflow_fails(survey, tmp_path, monkeypatch, capsys, resumed):
+    """Fewer updates than end a run before its end: untrained weights are no success; updates before resuming count."""
+    output = tmp_path / "output"
+    if resumed:
+        assert surveys.train(survey, output, "--amp", "fp16", "--epochs", "1") == 0
+    backward = Updater.backward
+    monkeypatch.setattr(Updater, "backward", lambda updater, loss: backward(updater, loss * math.inf))
+    status = surveys.train(survey, output, "--amp", "fp16", "--epochs", "2", *(["--resume", "auto"] * resumed))
+    message = capsys.readouterr().err
+    assert status == (0 if resumed else 1), message
+    assert message.count("main_pretrain: error: ") == (0 if resumed else 1)
+    expected = (
+        "all 14 updates were skipped: gradients overflow fp16 even at a loss scale of 4, and the weights are those"
+    )
+    assert (expected in message) == (not resumed)
+    if not resumed:  # the advice leads to a run
+        monkeypatch.undo()
+        assert surveys.train(survey, tmp_path / "again", "--amp", "off", "--epochs", "2") == 0
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys):
     """A layer whose squares exceed float32 in one place: the update with that place is refused, by name."""
     survey = surveys.write_survey(tmp_path / "survey")

@@ -16,6 +16,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
 from datasets.ground.grid import GDAL_ERRORS
+from datasets.layers.passed_over import unreadable, what_to_do
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +92,11 @@ def rasters_among(paths: Iterable[Path]) -> list[tuple[Path, RasterContents]]:
             contents = inspect_raster(str(path))
         except GDAL_ERRORS as error:
             if ending in RASTER_ENDINGS:
-                raise ValueError(
-                    f"{path}: cannot be opened as a raster ({error}); expected what its ending {path.suffix} "
-                    "says: it may be damaged or incomplete, copy it again or move it away"
-                ) from error
-            logger.info("%s: not a raster, not used", path)
+                raise ValueError(unreadable(path, error)) from error
+            if ending and what_to_do(path) is None:
+                logger.warning(
+                    "%s: not a raster that GDAL reads here, not used; if it is a grid: convert it to GeoTIFF", path
+                )
             continue
         if ending in PICTURE_ENDINGS and not contents.has_crs:
             logger.warning("%s: a picture without CRS, not used as a layer", path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import logging
 import math
 import os
 from collections import Counter
@@ -16,6 +17,7 @@ from datasets.layers.continuous import NORMALIZE
 from datasets.layers.discovery import RASTER_ENDINGS, RasterContents, inspect_raster, may_be_raster, rasters_among
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import Layer
+from datasets.layers.passed_over import is_store, remarks, unreadable
 from datasets.layers.paths import (
     SHEET_SEPARATOR,
     absolute_path,
@@ -29,6 +31,8 @@ from datasets.layers.paths import (
 )
 from datasets.layers.sheets import join_sheets, longer_name_of, name_of
 from datasets.layers.transforms import TRANSFORMS
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = (
     *("path", "name", "band", "kind", "group", "nodata", "units"),
@@ -45,7 +49,8 @@ def layers_from_directory(directory: str | Path) -> list[Layer]:
     If the directory itself holds no raster, those in its subfolders are taken, sorted by relative path.
     Sidecar files, documents, tables and vector files are passed over, and so are files that another raster
     consists of (the tiles of a VRT, the data of an ERS header). A picture without CRS is passed over with a
-    warning. Alpha bands are masks, not layers. Sheets of one layer (`datasets/layers/sheets.py`) are one layer.
+    warning, and so is other data (`datasets/layers/passed_over.py`). Alpha bands are masks, not layers. Sheets of
+    one layer (`datasets/layers/sheets.py`) are one layer.
 
     Raises:
         FileNotFoundError: there is no such directory, or no raster in it.
@@ -59,10 +64,16 @@ def layers_from_directory(directory: str | Path) -> list[Layer]:
         raise ValueError(f"--data_dir {directory}: a file, expected a folder of rasters; {flag}")
     if not root.is_dir():
         raise FileNotFoundError(f"data directory {directory}: no such directory; --data_dir takes a folder of rasters")
-    here = sorted(path for path in root.iterdir() if not path.is_dir())
-    found = rasters_among(here)
+    entries = sorted(root.iterdir())
+    found = rasters_among(path for path in entries if not path.is_dir())
     if not found:
-        found = rasters_among(sorted(path for path in root.rglob("*") if not path.is_dir() and path.parent != root))
+        entries += sorted(
+            path for path in root.rglob("*") if path.parent != root and not any(map(is_store, path.parents))
+        )
+        found = rasters_among(path for path in entries if not path.is_dir())
+    used = {Path(name) for _, contents in found for name in contents.files} | {path for path, _ in found}
+    for remark in remarks(path for path in entries if path not in used):
+        logger.warning("%s", remark)
     if not found:
         raise FileNotFoundError(
             f"data directory {directory}: no rasters in it or in its subfolders; looked for files that GDAL "
@@ -275,9 +286,7 @@ def _inspected(path: str, where: str) -> RasterContents:
     try:
         return inspect_raster(path)
     except GDAL_ERRORS as error:
-        raise ValueError(
-            f"{where}: {path} cannot be opened as a raster ({error}); it may be damaged or incomplete"
-        ) from error
+        raise ValueError(f"{where}: {unreadable(Path(path), error)}") from error
 
 
 def _number(

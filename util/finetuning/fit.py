@@ -339,7 +339,7 @@ def read_meter(fit: Fit, meter: StepMeter, folder: Path) -> None:
         folder: where the fit's checkpoints are, for the error message.
 
     Raises:
-        RunFailed: a loss was not finite, or a gradient scaler skips every update.
+        RunFailed: a loss was not finite, or a gradient scaler skips every update, to the end or 25 times.
     """
     progress = fit.progress
     reading = meter.read(dist.mean_over_ranks, dist.sum_over_ranks)
@@ -350,7 +350,8 @@ def read_meter(fit: Fit, meter: StepMeter, folder: Path) -> None:
             "the layers and labels"
         )
         raise dist.mark_shared(error)
-    fit.updater.require_updates(folder)
+    is_end = progress.update == fit.schedule.updates and progress.epoch + 1 >= progress.last_epoch
+    fit.updater.require_updates(folder, is_end=is_end)
     progress.readings.append([reading.updates, reading.loss, reading.grad_norm])
 
 

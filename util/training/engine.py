@@ -119,30 +119,38 @@ class Updater:
         before = torch.zeros(2, device=norm.device) if self._skipped is None else self._skipped
         self._skipped = torch.stack([before[0] + skipped, (before[1] + 1) * skipped])
 
-    def require_updates(self, output_dir: Path) -> dict[str, float]:
+    def require_updates(self, output_dir: Path, *, is_end: bool = False) -> dict[str, float]:
         """Returns what the gradient scaler did since the last call; the host waits for the device.
 
         Args:
             output_dir: folder of the checkpoints, for the error message.
+            is_end: no update follows, so that one at least must have changed the weights.
 
         Returns:
             `skipped` updates and the `loss_scale` now; nothing without a scaler.
 
         Raises:
-            RunFailed: the last `MOST_SKIPPED` updates or more were all skipped.
+            RunFailed: the last `MOST_SKIPPED` updates or more were all skipped; at the end, all since training began.
         """
         if not self.scaler.is_enabled() or self._skipped is None:
             return {}
         count, in_a_row = (int(number) for number in self._skipped.tolist())
         self._skipped[0] = 0
         scale = self.scaler.get_scale()
-        if in_a_row >= MOST_SKIPPED:
+        is_untrained = is_end and in_a_row > 0 and not self._has_updated()
+        if in_a_row >= MOST_SKIPPED or is_untrained:
+            which = f"all {in_a_row}" if is_untrained else f"the last {in_a_row}"
+            effect = "are those that training began with" if is_untrained else "no longer change"
             error = RunFailed(
-                f"the last {in_a_row} updates were skipped: gradients overflow fp16 even at a loss scale of "
-                f"{scale:.3g}, and the weights no longer change; the last checkpoint in {output_dir} is good. Use "
-                "--amp off or bf16, lower --lr, or tame extreme values of the layers (column `transform`)"
+                f"{which} updates were skipped: gradients overflow fp16 even at a loss scale of {scale:.3g}, and the "
+                f"weights {effect}; earlier checkpoints in {output_dir} are intact. Use --amp off or bf16, lower --lr, "
+                "or tame extreme values of the layers (column `transform`)"
             )
             raise dist.mark_shared(error)
         if count:
             logger.info("skipped %d updates whose gradients overflowed fp16; loss scale now %g", count, scale)
         return {"skipped": count, "loss_scale": scale}
+
+    def _has_updated(self) -> bool:
+        """Whether any update was not skipped, in this process or before it resumed: the optimiser counts those."""
+        return any(float(state["step"]) > 0 for state in self.optimizer.state.values())

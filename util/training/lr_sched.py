@@ -74,6 +74,11 @@ class Schedule:
     min_lr: float
     effective_batch: int
 
+    @property
+    def steps(self) -> int:
+        """Updates of the whole run."""
+        return self.epochs * self.updates
+
     def lr(self, step: int) -> float:
         """Rate of a step."""
         return learning_rate(
@@ -81,5 +86,5 @@ class Schedule:
             peak=self.peak_lr,
             floor=self.min_lr,
             warmup_steps=self.warmup_steps,
-            total_steps=self.epochs * self.updates,
+            total_steps=self.steps,
         )
