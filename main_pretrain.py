@@ -339,8 +339,8 @@ def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:
     """Records the updates since the last reading."""
     is_end = run.state.progress.step == run.schedule.steps
     scaling = run.state.updater.require_updates(run.files.output_dir, is_end=is_end)
-    measured = {"speed": run.state.timer.read(run.ranks.world_size), "memory_bytes": peak_memory_bytes(run.device)}
-    run.files.log_training(window, run.state.progress, lr=lr, **measured, scaling=scaling)
+    speed, memory = run.state.timer.read(run.ranks.world_size), peak_memory_bytes(run.device)
+    run.files.log_training(window, run.state.progress, lr=lr, speed=speed, memory_bytes=memory, scaling=scaling)
 
 
 def save(run: Run, *, keep: bool) -> None:

@@ -21,6 +21,7 @@ from datasets.labels.points import open_points
 from datasets.survey.open_survey import SurveySettings, open_survey
 from scripts import describe_grids
 from util.options.common import survey_options
+from util.processes.terminal import setup_logging
 
 SMALL = "--input_size 16 --patch_size 4 --val_fraction 0".split()
 
@@ -37,9 +38,9 @@ def survey(argv: Sequence[str]) -> int:
 
 def read(path: Path) -> int:
     """Reads one file as its suffix asks for; returns the exit status of the program that would have read it."""
-    if path.suffix in (".tif", ".gxf", ".nc"):
+    if path.suffix in (".tif", ".gxf") or path.name == "gdal.nc":
         return survey(["--data_dir", str(path.parent), *SMALL])
-    if path.suffix == ".zarr":
+    if path.suffix == ".zarr" or path.name == "xarray.nc":
         return survey(["--dataset_type", "xarray", "--data_path", str(path), *SMALL])
     grids = str(path.parent / "grids")
     if path.suffix == ".gpkg":
@@ -64,6 +65,7 @@ def main(paths: Sequence[str]) -> None:
         print(json.dumps({"path": path, "begun": True}), flush=True)
         errors = io.StringIO()
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
+            setup_logging()
             try:
                 status = read(Path(path))
             except SystemExit as error:

@@ -21,7 +21,7 @@ from tests.surveys import ROOT, environment, train, write_survey
 pytestmark = pytest.mark.slow
 
 COPIES = 60
-"""Damaged copies of each kind of file: eight kinds, 480 files."""
+"""Damaged copies of each kind of file: ten kinds, 600 files."""
 PER_PROCESS = 20
 LIMIT_S = 300.0
 """For a process that reads `PER_PROCESS` files; an undamaged one takes less than a second."""
@@ -40,7 +40,11 @@ def originals(tmp_path_factory) -> dict[str, Path]:
     plain = write_grid(folder / "plain.tif", values)
     packed = write_grid(folder / "packed.tif", values, compress="deflate", tiled=True, blockxsize=16, blockysize=16)
     store = write_store(folder / "a.zarr", {"/": dataset_of(plain)}, chunk=16)
-    file = write_store(folder / "a.nc", {"/": dataset_of(plain)}, chunk=16)
+    dataset = dataset_of(plain)
+    for axis in "xy":  # without these GDAL does not take them for coordinates
+        dataset[axis].attrs = {"standard_name": f"projection_{axis}_coordinate", "units": "m"}
+    file = write_store(folder / "gdal.nc", {"/": dataset}, chunk=16)
+    shutil.copy(file, folder / "xarray.nc")
     rows = "\n".join(" ".join(f"{value:.3f}" for value in row) for row in values[::-1])
     (folder / "a.gxf").write_text(GXF + rows + "\n")
     square = shapely.box(500_500, 5_994_000, 505_500, 5_999_500)
@@ -58,7 +62,8 @@ def originals(tmp_path_factory) -> dict[str, Path]:
         "plain.tif": plain,
         "packed.tif": packed,
         "a.zarr": store,
-        "a.nc": file,
+        "gdal.nc": file,
+        "xarray.nc": folder / "xarray.nc",
         "a.gxf": folder / "a.gxf",
         "a.gpkg": folder / "a.gpkg",
         "points.csv": folder / "points.csv",
@@ -108,7 +113,19 @@ def results_of(paths: list[Path]) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize(
-    "name", ["plain.tif", "packed.tif", "a.zarr", "a.nc", "a.gxf", "a.gpkg", "points.csv", "layers.csv", "a.pth"]
+    "name",
+    [
+        "plain.tif",
+        "packed.tif",
+        "a.zarr",
+        "gdal.nc",
+        "xarray.nc",
+        "a.gxf",
+        "a.gpkg",
+        "points.csv",
+        "layers.csv",
+        "a.pth",
+    ],
 )
 def test_damaged_files_are_read_or_refused(originals, tmp_path, name):
     copies = damaged_copies(originals[name], tmp_path)

@@ -9,6 +9,7 @@ import pytest
 import rasterio
 import xarray as xr
 
+from datasets.layers.hdf5 import require_whole_hdf5
 from datasets.layers.layer import Layer
 from datasets.rasters.open_band import open_band
 from datasets.rasters.xarray_band import layers_of_stores
@@ -150,6 +151,29 @@ class TestCoordinates:
     def test_refused(self, tmp_path, change, message, classic):
         with pytest.raises(ValueError, match=rf"layer 'g' .*{message}"):
             opened(write(tmp_path / "a.nc", classic=classic, **change))
+
+    def test_coordinates_without_attributes_and_the_remedy(self, tmp_path):
+        """GDAL does not take them for coordinates; xarray, which the message names, does."""
+        dataset = xr.open_dataset(write(tmp_path / "with.nc"), engine="h5netcdf")
+        for axis in "xy":
+            dataset[axis].attrs = {}
+        store(dataset, tmp_path / "a.nc")
+        with pytest.raises(ValueError, match=r"has no geotransform.*read it through xarray: --dataset_type") as error:
+            opened(tmp_path / "a.nc")
+        band = opened(str(error.value).split("(")[-1].split(" in a table")[0])
+        assert band.grid.bounds == BOUNDS
+        np.testing.assert_array_equal(band.read(0, 0, 6, 8), ramp(6, 8))
+
+    def test_damaged_metadata_is_noticed_before_gdal(self, tmp_path):
+        """An attribute that cannot be decoded: GDAL's library can crash on such metadata."""
+        path = write(tmp_path / "a.nc", long_name="magnetic anomaly of the survey")
+        require_whole_hdf5(str(path))
+        data = bytearray(path.read_bytes())
+        place = data.index(b"magnetic anomaly of the survey")
+        data[place - 400 : place + 400] = bytes(800)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"cannot be opened as a raster.*its HDF5 metadata cannot be read"):
+            opened(path)
 
     def test_a_gap_far_from_where_gdal_samples(self, tmp_path):
         steps = np.delete(np.arange(401.0), 123)

@@ -2,10 +2,13 @@
 
 import io
 import logging
+import subprocess
+import sys
 import warnings
 
 import pytest
 
+from tests.surveys import ROOT
 from util.processes import terminal
 
 
@@ -14,6 +17,7 @@ def logging_restored():
     """Puts Python's logging back as it was."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    hooks = sys.unraisablehook, sys.excepthook
     levels = {name: logging.getLogger(name).level for name in terminal._OUR_LOGGERS}
     yield
     root.handlers[:] = handlers
@@ -21,6 +25,7 @@ def logging_restored():
     for name, old in levels.items():
         logging.getLogger(name).setLevel(old)
     logging.captureWarnings(False)
+    sys.unraisablehook, sys.excepthook = hooks
 
 
 def speak() -> None:
@@ -105,3 +110,17 @@ def test_a_short_job_writes_no_line_to_a_file(monkeypatch, logging_restored):
     terminal.setup_logging(0)
     assert list(terminal.progress_bar(range(5), desc="epoch 1")) == list(range(5))
     assert terminal.sys.stderr.getvalue() == ""
+
+
+def test_a_message_of_gdal_that_is_no_text_brings_no_traceback(logging_restored, tmp_path):
+    """rasterio fails to decode GDAL's message about a damaged file; the error itself is raised all the same."""
+    code = (
+        "import rasterio, sys\nfrom util.processes.terminal import setup_logging\nsetup_logging()\n"
+        "try:\n    with rasterio.Env(), rasterio.open(sys.argv[1]): pass\n"
+        "except rasterio.errors.RasterioIOError: pass\n"
+    )
+    header = b"#POINTS\n1\n#ROWS\n1\n#PTSEPARATION\n1\n#RWSEPARATION\n1\n#XORIGIN\n5\n#YORIGIN\n5\n#SENSE\n1\n"
+    system = b'#MAP_PROJECTION\n"zone\xc1"\n"WGS 84",6378137,0.08,0\n"Transverse Mercator",0,141,0.9\x99,5,1\n#GRID\n'
+    (tmp_path / "a.gxf").write_bytes(header + system + b"1\n")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a.gxf"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -16,6 +16,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 
 from datasets.ground.grid import GDAL_ERRORS
+from datasets.layers.hdf5 import require_whole_hdf5
 from datasets.layers.passed_over import unreadable, what_to_do
 
 logger = logging.getLogger(__name__)
@@ -124,8 +125,9 @@ def inspect_raster(path: str) -> RasterContents:
     """Look at a file's header, or at that of each of its subdatasets (netCDF variables, TIFF pages).
 
     Raises:
-        rasterio.errors.RasterioIOError: the file cannot be opened.
+        rasterio.errors.RasterioIOError, OSError: the file cannot be opened.
     """
+    require_whole_hdf5(path)
     with rasterio.Env(), warnings.catch_warnings():  # the Env brings what GDAL remarks to the log
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with rasterio.open(path) as dataset:

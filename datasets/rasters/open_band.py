@@ -21,9 +21,10 @@ from rasterio.warp import calculate_default_transform
 
 from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
+from datasets.layers.hdf5 import require_whole_hdf5
 from datasets.layers.kinds import CLASSES, check_layer_kind, kind_of
 from datasets.layers.layer import Layer
-from datasets.layers.paths import is_plain_path, parse_array_path, sheet_paths
+from datasets.layers.paths import file_of, is_plain_path, parse_array_path, sheet_paths
 from datasets.rasters.band import BandSource, RasterBand
 from datasets.rasters.cf_attributes import limits_rule
 from datasets.rasters.coordinates import check_coordinates, source_bounds
@@ -192,6 +193,7 @@ def _opened(layer: Layer) -> rasterio.DatasetReader:
     if is_plain_path(layer.path) and not Path(layer.path).exists():
         raise FileNotFoundError(f"{layer.where}: no such file; check the path (current folder: {Path.cwd()})")
     try:
+        require_whole_hdf5(file_of(layer.path))
         return open_raster(layer.path)
     except GDAL_ERRORS as error:
         raise ValueError(
@@ -288,6 +290,12 @@ def _checked_crs(layer: Layer, dataset: rasterio.DatasetReader) -> CRS:
         remedy = "set it (gdal_edit.py -a_ullr or rio edit-info --transform), or leave the file out"
         if dataset.gcps[0] or dataset.rpcs:
             remedy = "it has control points: run gdalwarp on it"
+        elif dataset.driver == "netCDF":  # GDAL needs their attributes, xarray does not
+            file, variable = file_of(layer.path), dataset.tags(layer.band).get("NETCDF_VARNAME", "")
+            remedy = (
+                "give its coordinates the attributes standard_name and units, or read it through xarray: "
+                f"--dataset_type xarray --data_path {file}#{variable} (xarray:{file}#{variable} in a table of layers)"
+            )
         raise ValueError(f"{layer.where}: has no geotransform, expected pixels with a place on the ground; {remedy}")
     crs = dataset.crs or (sidecar_crs(layer.path) if is_plain_path(layer.path) else None)
     if not crs:

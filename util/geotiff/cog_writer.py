@@ -90,7 +90,8 @@ def join(
         if spec.is_discrete and beside.exists():
             replace_file(beside, beside_path)
     except GDAL_ERRORS as error:
-        raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
+        message = f"{path}: cannot be written ({error}); is the disk full? Free some space, then go on with --resume"
+        raise OSError(message) from error
     finally:
         for left in (whole, virtual, *temporary.parent.glob(f"{temporary.name}*")):
             with contextlib.suppress(OSError):

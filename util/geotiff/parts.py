@@ -142,6 +142,8 @@ def _write_part(path: Path, spec: RasterSpec, pixels: np.ndarray) -> None:
         )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     half = {"nbits": 16} if spec.dtype == "float16" else {}
+    # Half floats are rounded here: GDAL cuts their last bits off.
+    stored = pixels.astype(spec.dtype, copy=False).astype(DTYPES[spec.dtype], copy=False)
     try:
         with rasterio.open(
             temporary,
@@ -163,11 +165,14 @@ def _write_part(path: Path, spec: RasterSpec, pixels: np.ndarray) -> None:
             bigtiff="if_safer",
             **half,
         ) as sink:
-            # Half floats are rounded here: GDAL cuts their last bits off.
-            sink.write(pixels.astype(spec.dtype, copy=False).astype(DTYPES[spec.dtype], copy=False))
+            sink.write(stored)
+        # On a full disk GDAL may close a file that lacks its end without a word.
+        if not np.array_equal(read_part(temporary), stored, equal_nan=True):
+            raise OSError("it does not hold what was written")
         replace_file(temporary, path)
-    except GDAL_ERRORS as error:
-        raise OSError(f"{path}: cannot be written ({error}); is the disk full?") from error
+    except (*GDAL_ERRORS, OSError) as error:
+        message = f"{path}: cannot be written ({error}); is the disk full? Free some space, then go on with --resume"
+        raise OSError(message) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

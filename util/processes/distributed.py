@@ -8,6 +8,7 @@ case.
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import logging
 import os
@@ -408,6 +409,10 @@ def gradients_shared(model: nn.Module, shared: bool) -> contextlib.AbstractConte
     return contextlib.nullcontext()
 
 
+DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
+"""What a system says when a file cannot grow: no space, a limit of sizes, a quota."""
+
+
 def report_end(error: BaseException, *, program: str, ranks: Ranks, status: int) -> int:
     """Says on standard error why a program ends, leaves the group and returns the exit status.
 
@@ -419,12 +424,17 @@ def report_end(error: BaseException, *, program: str, ranks: Ranks, status: int)
         ranks: which process this is.
         status: exit status to return.
     """
+    message = str(error)
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}results not written: {error.strerror}; free some space or raise the limit, then continue "
+        message += "with --resume"
     if isinstance(error, KeyboardInterrupt):
         if ranks.is_main:
             sys.stderr.write(f"\n{program}: stopped by Ctrl-C\n")
     elif ranks.is_main:
-        sys.stderr.write(f"{program}: error: {error}\n")
+        sys.stderr.write(f"{program}: error: {message}\n")
     elif not is_shared(error):
-        sys.stderr.write(f"{program}: error in process {ranks.rank} of {ranks.world_size}: {error}\n")
+        sys.stderr.write(f"{program}: error in process {ranks.rank} of {ranks.world_size}: {message}\n")
     shutdown()
     return status

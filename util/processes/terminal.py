@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterable
+from types import TracebackType
 from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
@@ -64,6 +65,24 @@ def setup_logging(rank: int = 0) -> None:
     for name in _OUR_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logging.captureWarnings(True)
+    sys.unraisablehook, sys.excepthook = _without_garbled_messages, _without_garbled_errors
+
+
+def _without_garbled_messages(unraisable: Any) -> None:
+    """Drops what follows from a damaged file after its own error, which is raised as usual: a message of GDAL that is
+    no text, and a netCDF file that h5netcdf cannot close.
+    """
+    is_garbled = isinstance(unraisable.exc_value, UnicodeDecodeError) and "rasterio" in str(unraisable.object)
+    if is_garbled or getattr(unraisable.object, "__module__", "") == "h5netcdf.core":
+        logger.debug("after a damaged file: %s", unraisable.exc_value)
+    else:
+        sys.__unraisablehook__(unraisable)
+
+
+def _without_garbled_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Leaves out the same where rasterio prints it, which is without a place in any code."""
+    if not (kind is UnicodeDecodeError and trace is None):
+        sys.__excepthook__(kind, error, trace)
 
 
 class _LogStream:
