@@ -316,7 +316,7 @@ def fit_epoch(run: FinetuneRun, fit: Fit, stop: Stop, save: Callable[[], None]) 
     bar = progress_bar(
         total=updates,
         initial=progress.update,
-        desc=f"{fit.name} epoch {progress.epoch + 1} of {progress.last_epoch}",
+        desc=f"{fit.name} epoch {progress.epoch + 1} of {progress.last_epoch}{run.time_left.note}",
         unit="update",
         enabled=run.ranks.is_main and run.settings.show_progress,
     )

@@ -278,7 +278,7 @@ def train_epoch(run: Run, stop: Stop) -> bool:
         check_gradients=not updater.scaler.is_enabled(),
     )
     done, shown = progress.update, settings.shows_progress(run.ranks)
-    name = f"epoch {progress.epoch + 1} of {run.training.epochs}"
+    name = run.files.epoch_name(progress.epoch)
     bar = progress_bar(total=schedule.updates, initial=done, desc=name, unit="update", enabled=shown)
     tiles_of_steps: deque[list[np.ndarray]] = deque([[]], maxlen=settings.log_every)
     saved_at = time.monotonic()

@@ -23,5 +23,7 @@ def test_the_time_left_covers_all_fits(monkeypatch):
         for epoch in (1, 2, 3, 4):
             now[0] += 10
             found.append(left.after_epoch(epoch, 4, fit=fit))
+            assert left.note == (f" ({found[-1]} left in all)" if found[-1] else "")
     assert found[0] == timer.duration_text(110) and found[5] == timer.duration_text(60)
+    assert left.note == ""
     assert found[-2] == "10 s" and found[-1] == ""

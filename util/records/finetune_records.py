@@ -138,7 +138,7 @@ class FinetuneFiles:
 
     def log_scores(self, method: str, fold: int, record: Mapping[str, Any]) -> None:
         """Writes the scores and costs of a finished fit to the log, and its test scores to TensorBoard."""
-        tags = {f"{tag.SCORE}/{name}": value for name, value in flat_numbers(record["test"]) if "/" not in name}
+        tags = {f"{tag.SCORE}/{name}": value for name, value in flat_numbers(record["test"]) if _is_score(name)}
         self._log({"kind": "score", "arm": method, "fold": fold, **record}, tags, step=0)
         if self._enabled:
             final = {f"final/{name.partition('/')[2]}": value for name, value in tags.items()}
@@ -204,6 +204,11 @@ class FinetuneFiles:
         if self._lines is not None:
             with suppress(OSError):
                 self._lines.close()
+
+
+def _is_score(name: str) -> bool:
+    """Whether a number of the test scores deserves a curve: neither one of a single class nor a count."""
+    return "/" not in name and name not in ("count", "classes")
 
 
 def _is_later(line: Mapping[str, Any], method: str, fold: int | None, epochs_done: int) -> bool:

@@ -148,7 +148,7 @@ class TensorBoardLog:
         for summary in hparams(plain_options, known):
             self._writer.file_writer.add_summary(summary)
         for name, value in known.items():
-            self.scalar(name, value, 0)
+            self.scalar(name, value, 0, about="The value at the end of the run, for the table of runs.")
 
     def figure(self, tag: str, figure: Figure, step: int) -> None:
         """Adds a picture."""

@@ -156,6 +156,10 @@ class RunFiles:
             tags,
         )
 
+    def epoch_name(self, epochs_done: int) -> str:
+        """The epoch that begins after these, for its progress bar, with the time left of the whole run once known."""
+        return f"epoch {epochs_done + 1} of {self._epochs}{self._time_left.note}"
+
     def _losses(self, windows: Sequence[WindowOfSteps]) -> dict[str, Any]:
         """Training losses averaged over windows, weighted by updates; NaN, where nothing was scored, is ignored."""
 

@@ -23,11 +23,15 @@ class TimeLeft:
 
     Args:
         fits: trainings of which the run consists, each as long as those before it.
+
+    Attributes:
+        note: the time left after the last epoch, to be put behind the name of the next; empty before the first.
     """
 
     def __init__(self, fits: int = 1) -> None:
         self._fits, self._begin, self._epochs = fits, time.monotonic(), 0
         self._lengths: dict[str, int] = {}
+        self.note = ""
 
     def skip(self, is_fit: bool) -> None:
         """Leaves out a fit that was done before."""
@@ -45,7 +49,9 @@ class TimeLeft:
         self._lengths[fit] = last
         mean = sum(self._lengths.values()) / len(self._lengths)
         epochs = last - done + max(self._fits - len(self._lengths), 0) * mean
-        return duration_text(epochs * (time.monotonic() - self._begin) / self._epochs) if epochs else ""
+        left = duration_text(epochs * (time.monotonic() - self._begin) / self._epochs) if epochs else ""
+        self.note = f" ({left} left in all)" * bool(left)
+        return left
 
 
 class TrainingTimer:
