@@ -142,11 +142,11 @@ def test_random_mixing_and_drop_path_go_on_where_they_were(survey, tmp_path):
 def test_early_stopping_is_resumed_with_its_best_weights(survey, labels, tmp_path):
     """Stopped after the epoch that exhausts the patience, before its scores: no further epoch is trained."""
     flags = (
-        "--folds 3 --fold_block 1 --val_buffer 2 --patience 2 --epochs 8 --lr 0.02 --no_final --only_folds 0".split()
+        "--folds 3 --fold_block 1 --val_buffer 2 --patience 2 --epochs 24 --lr 0.02 --no_final --only_folds 0".split()
     )
     assert labelled.finetune(survey, tmp_path / "straight", *flags, labels=labels) == 0
     score, epochs = main_finetune.score, len(surveys.log(tmp_path / "straight", "epoch"))
-    assert epochs < 8
+    assert epochs < 24
 
     def fail_at_the_end(job, outputs, fold, *, validation=False):
         if not validation:
