@@ -152,6 +152,17 @@ class TestCoordinates:
         with pytest.raises(ValueError, match=rf"layer 'g' .*{message}"):
             opened(write(tmp_path / "a.nc", classic=classic, **change))
 
+    def test_bytes_that_gdal_cannot_read_and_the_remedy(self, tmp_path):
+        values = np.arange(48, dtype=np.uint8).reshape(6, 8) * 5
+        path = write(tmp_path / "a.nc", values.view(np.int8), _Unsigned="true")
+        with pytest.raises(ValueError, match=r"signed bytes with _Unsigned.*read it through xarray") as error:
+            opened(path)
+        band = opened(str(error.value).split("(")[-1].split(" in a table")[0])
+        np.testing.assert_array_equal(band.read(0, 0, 6, 8), values)
+        np.testing.assert_array_equal(
+            opened(write(tmp_path / "b.nc", values.view(np.int8), _Unsigned="true", classic=True)).read(0, 0, 6, 8), values
+        )
+
     def test_coordinates_without_attributes_and_the_remedy(self, tmp_path):
         """GDAL does not take them for coordinates; xarray, which the message names, does."""
         dataset = xr.open_dataset(write(tmp_path / "with.nc"), engine="h5netcdf")

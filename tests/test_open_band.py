@@ -1168,6 +1168,13 @@ class TestHeadersThatGdalIgnores:
         (tmp_path / "a.gxf").write_text(GXF.format(more="#ROTATION\n0\n#SENSE\n1\n#TRANSFORM\n2 10"))
         np.testing.assert_array_equal(whole(opened(tmp_path / "a.gxf")), [[18, 20, NAN], [12, 14, 16]])
 
+    def test_gxf_that_was_cut_short(self, tmp_path):
+        """GDAL fills what is missing without a word."""
+        text = GXF.format(more="#SENSE\n1").rstrip()
+        (tmp_path / "a.gxf").write_text(text[: text.rindex(" ")])
+        with pytest.raises(ValueError, match=r"incomplete: a\.gxf has 5 values after #GRID, expected 6 \(2 rows of 3\)"):
+            opened(tmp_path / "a.gxf")
+
     def test_gxf_with_rows_from_the_north(self, tmp_path):
         (tmp_path / "a.gxf").write_text(GXF.format(more="#SENSE\n-2"))
         band = opened(tmp_path / "a.gxf")

@@ -110,6 +110,11 @@ def read_netcdf_variable(layer: Layer, dataset: rasterio.DatasetReader) -> Netcd
             f"{actual_dtype(attributes, dtype)}; write it as that type, {through_xarray}"
         )
     unsigned = str(attributes.get("_Unsigned", "")).lower() == "true" and dtype.kind == "u"
+    if unsigned and dtype.itemsize == 1 and not _is_classic(file):
+        raise ValueError(
+            f"{layer.where}: signed bytes with _Unsigned in a netCDF-4 file, of which GDAL cannot read values above 127; "
+            f"write them as unsigned bytes, {through_xarray}"
+        )
     axes = _axes(layer, dataset, file, name)
     if axes and _is_transposed(axes, dataset):
         x, y = axes["x"].name, axes["y"].name
@@ -131,10 +136,17 @@ def _attributes(file: str, name: str, tags: Mapping[str, str]) -> dict[str, Any]
     return {key: value.decode() if isinstance(value, bytes) else value for key, value in found.items()}
 
 
+def _is_classic(file: str) -> bool:
+    """Whether a file is netCDF of before version 4; False also where it is none on a local disk."""
+    try:
+        with open(file, "rb") as stream:
+            return stream.read(3) == b"CDF"
+    except OSError:
+        return False
+
+
 def _typed_attributes(file: str, name: str) -> dict[str, Any]:
-    with open(file, "rb") as stream:
-        classic = stream.read(3) == b"CDF"
-    if classic:
+    if _is_classic(file):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # of maps that close with their last array
             with netcdf_file(file, mmap=True) as opened:

@@ -29,6 +29,7 @@ from datasets.rasters.band import BandSource, RasterBand
 from datasets.rasters.cf_attributes import limits_rule
 from datasets.rasters.coordinates import check_coordinates, source_bounds
 from datasets.rasters.gdal_netcdf import read_netcdf_variable
+from datasets.rasters.gxf_values import require_all_values
 from datasets.rasters.handles import open_raster
 from datasets.rasters.ignored_headers import check_rotation_and_sense, gxf_scale_offset, sidecar_crs
 from datasets.rasters.legend import has_category_names
@@ -286,6 +287,7 @@ def _sign_of_classes(layer: Layer, dataset: rasterio.DatasetReader) -> str:
 
 def _checked_crs(layer: Layer, dataset: rasterio.DatasetReader) -> CRS:
     check_rotation_and_sense(layer, dataset)
+    require_all_values(layer, dataset)
     if dataset.transform.is_identity or not _is_geotransform(dataset.transform):
         remedy = "set it (gdal_edit.py -a_ullr or rio edit-info --transform), or leave the file out"
         if dataset.gcps[0] or dataset.rpcs:
