@@ -46,7 +46,7 @@ from study.runner import Pool, hold
 from study.summary import read_facts
 from util.finetuning.tasks import OFFERED, TASKS
 from util.hardware.device import describe_environment
-from util.hardware.system import usable_cpus
+from util.hardware.system import disk_full_message, usable_cpus
 from util.processes.signals import Stop
 from util.processes.terminal import setup_logging
 from util.records.log import check_writable
@@ -221,8 +221,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             outcome = study.run(stop)
         report = study.report(outcome, hardware(args, study, argv))
     except (ValueError, OSError) as error:
-        logger.error("worth_it: error: %s", error)
-        return 2
+        is_full = disk_full_message(error, then="give the same command again")
+        logger.error("worth_it: error: %s", is_full or error)
+        return 1 if is_full else 2
     except StudyFailed as error:
         logger.error("worth_it: error: %s", error)
         return 1

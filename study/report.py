@@ -15,6 +15,7 @@ from study.summary import ArmFacts
 from study.tables import main_table, write_differences, write_summary
 from study.verdict import MOST_SEEDS, Comparison, further_hours, most_seeds_needed, spread_from_blocks
 from study.words import TRAINING_ALONE, finding, hours_words, in_short
+from util.hardware.system import written_whole
 
 REPORT = "report.md"
 COST_FIGURE = "score-cost.png"
@@ -58,12 +59,15 @@ def build_report(
     study = gather_findings(results_path, facts, draws=draws, seed=seed)
     out_dir.mkdir(parents=True, exist_ok=True)
     figure = cost_figure(study.arms, study.groups, metric=study.unit, seconds=study.seconds)
-    figure.savefig(out_dir / COST_FIGURE, dpi=_DPI)
-    differences_figure(study.comparisons, metric=study.unit).savefig(out_dir / DIFFERENCES_FIGURE, dpi=_DPI)
+    differences = differences_figure(study.comparisons, metric=study.unit)
+    for picture, name in ((figure, COST_FIGURE), (differences, DIFFERENCES_FIGURE)):
+        with written_whole(out_dir / name) as waiting:
+            picture.savefig(waiting, dpi=_DPI)
     write_summary(out_dir / "summary.csv", study.arms, study.groups, facts=facts)
     write_differences(out_dir / "differences.csv", study.comparisons)
     path = out_dir / REPORT
-    path.write_text(report_text(study), encoding="utf-8")
+    with written_whole(path) as waiting:
+        waiting.write_text(report_text(study), encoding="utf-8")
     return path
 
 

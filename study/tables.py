@@ -12,6 +12,7 @@ from study.results import COSTS
 from study.summary import ArmFacts, Group, v100_hours
 from study.verdict import Comparison
 from study.words import interval_words, labels_words
+from util.hardware.system import written_whole
 
 SUMMARY_COLUMNS = (
     *("arm", "role", "mode", "label_fraction", "runs", "seeds", "blocks", "metric", "score", "score_low", "score_high"),
@@ -128,7 +129,7 @@ def write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with written_whole(path) as waiting, open(waiting, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)

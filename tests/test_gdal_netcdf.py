@@ -159,9 +159,8 @@ class TestCoordinates:
             opened(path)
         band = opened(str(error.value).split("(")[-1].split(" in a table")[0])
         np.testing.assert_array_equal(band.read(0, 0, 6, 8), values)
-        np.testing.assert_array_equal(
-            opened(write(tmp_path / "b.nc", values.view(np.int8), _Unsigned="true", classic=True)).read(0, 0, 6, 8), values
-        )
+        classic = opened(write(tmp_path / "b.nc", values.view(np.int8), _Unsigned="true", classic=True))
+        np.testing.assert_array_equal(classic.read(0, 0, 6, 8), values)
 
     def test_coordinates_without_attributes_and_the_remedy(self, tmp_path):
         """GDAL does not take them for coordinates; xarray, which the message names, does."""

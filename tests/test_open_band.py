@@ -1172,7 +1172,7 @@ class TestHeadersThatGdalIgnores:
         """GDAL fills what is missing without a word."""
         text = GXF.format(more="#SENSE\n1").rstrip()
         (tmp_path / "a.gxf").write_text(text[: text.rindex(" ")])
-        with pytest.raises(ValueError, match=r"incomplete: a\.gxf has 5 values after #GRID, expected 6 \(2 rows of 3\)"):
+        with pytest.raises(ValueError, match=r"incomplete: a\.gxf has 5 values .*, expected 6 \(2 rows of 3\)"):
             opened(tmp_path / "a.gxf")
 
     def test_gxf_with_rows_from_the_north(self, tmp_path):

@@ -1,5 +1,6 @@
 """Running a study: order, failures, time, signals; and a whole small study from trials to report."""
 
+import errno
 import os
 import shlex
 import shutil
@@ -476,3 +477,53 @@ def test_few_seeds_are_warned_of_once(caplog):
 
 def test_durations():
     assert [duration(text) for text in ("90s", "30m", "2h", "1.5d")] == [90, 1800, 7200, 129600]
+
+
+def small_study(argv):
+    """A study as a program whose parts run in this process; returns the exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worth_it, "Pool", InProcess)
+        return worth_it.main(list(argv))
+
+
+def small_files():
+    """Lets no file of this process grow beyond 100 kB: less than a checkpoint."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs limits of file sizes")
+def test_a_full_disk_ends_a_study_that_the_same_command_continues(ended, tmp_path):
+    arms, out = tmp_path / "arms.csv", tmp_path / "out"
+    arms.write_text("arm,pretrain,against\nscratch,none,\none,--scales 1,scratch\n")
+    argv = [*ended[1], "--arms", str(arms), "--seeds", "1", "--pretrain_epochs", "1", "--output_dir", str(out)]
+    full = surveys.Started(argv, tmp_path / "messages.txt", before=small_files, program=small_study)
+    status, text = full.wait()
+    assert status == 1 and "Traceback" not in text, text
+    assert "free some space" in text.lower() and text.count("worth_it: error: ") == 1, text
+    assert not list(out.rglob("*.pth")) and not list(out.rglob("done.json"))
+    assert small_study(argv) == 0
+    assert len(read_results(out / "results.csv")) == 2 * 2  # arms and folds
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs limits of file sizes")
+def test_a_full_disk_while_a_study_writes_its_own_files(ended, tmp_path, monkeypatch, capsys):
+    """Its tables and reports are whole or not there; the same command writes them."""
+    out = tmp_path / "out"
+    shutil.copytree(ended[0], out)
+    argv = [*ended[1], "--output_dir", str(out)]
+    for name in ("results.csv", "report.md"):
+        (out / name).unlink()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", full)
+        assert small_study(argv) == 1
+    message = capsys.readouterr().err
+    assert message.count("worth_it: error: ") == 1 and "No space left on device; free some space" in message
+    assert not (out / "results.csv").exists() and not (out / "report.md").exists()
+    assert small_study(argv) == 0
+    assert (out / "report.md").stat().st_size > 5000 and not list(out.glob(".*.md"))

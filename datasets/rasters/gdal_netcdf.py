@@ -112,7 +112,7 @@ def read_netcdf_variable(layer: Layer, dataset: rasterio.DatasetReader) -> Netcd
     unsigned = str(attributes.get("_Unsigned", "")).lower() == "true" and dtype.kind == "u"
     if unsigned and dtype.itemsize == 1 and not _is_classic(file):
         raise ValueError(
-            f"{layer.where}: signed bytes with _Unsigned in a netCDF-4 file, of which GDAL cannot read values above 127; "
+            f"{layer.where}: signed bytes with _Unsigned in netCDF-4, of which GDAL cannot read values above 127; "
             f"write them as unsigned bytes, {through_xarray}"
         )
     axes = _axes(layer, dataset, file, name)

@@ -5,14 +5,16 @@ The only module that names what some systems lack (tests/test_any_system.py enfo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -169,3 +171,31 @@ def replace_file(source: str | os.PathLike[str], target: str | os.PathLike[str])
                     "has it open; close it there, then go on",
                 ) from error
             time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Gives a path beside a file to write to; what is there gets the file's name at the end, and goes on an error."""
+    waiting = path.with_name(f".{os.getpid()}.{path.name}")  # the ending stays: writers go by it
+    try:
+        yield waiting
+        replace_file(waiting, path)
+    finally:
+        with contextlib.suppress(OSError):
+            waiting.unlink(missing_ok=True)
+
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+def disk_full_message(error: BaseException, *, then: str) -> str | None:
+    """Says what to do where a file could not grow: no space, a limit of sizes, a quota; None for other errors.
+
+    Args:
+        error: of the system, as it was raised.
+        then: what to do once there is space.
+    """
+    if not isinstance(error, OSError) or error.errno not in _DISK_FULL:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}results not written: {error.strerror}; free some space or raise the limit, then {then}"

@@ -8,7 +8,6 @@ case.
 from __future__ import annotations
 
 import contextlib
-import errno
 import inspect
 import logging
 import os
@@ -26,6 +25,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from util.hardware.system import disk_full_message
 from util.processes.rendezvous import rendezvous_prefix
 
 logger = logging.getLogger(__name__)
@@ -409,10 +409,6 @@ def gradients_shared(model: nn.Module, shared: bool) -> contextlib.AbstractConte
     return contextlib.nullcontext()
 
 
-DISK_FULL = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT})
-"""What a system says when a file cannot grow: no space, a limit of sizes, a quota."""
-
-
 def report_end(error: BaseException, *, program: str, ranks: Ranks, status: int) -> int:
     """Says on standard error why a program ends, leaves the group and returns the exit status.
 
@@ -424,11 +420,7 @@ def report_end(error: BaseException, *, program: str, ranks: Ranks, status: int)
         ranks: which process this is.
         status: exit status to return.
     """
-    message = str(error)
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
-        where = f"{error.filename}: " if error.filename else ""
-        message = f"{where}results not written: {error.strerror}; free some space or raise the limit, then continue "
-        message += "with --resume"
+    message = disk_full_message(error, then="go on with --resume") or str(error)
     if isinstance(error, KeyboardInterrupt):
         if ranks.is_main:
             sys.stderr.write(f"\n{program}: stopped by Ctrl-C\n")
