@@ -37,6 +37,7 @@ OTHER_PROGRAMS = (
     "scripts.benchmark",
     "scripts.benchmark_sources",
     "scripts.fingerprint",
+    "scripts.gpu_check",
     "scripts.measure_gapfill",
     "scripts.measure_superresolution",
 )

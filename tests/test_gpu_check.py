@@ -1,0 +1,64 @@
+"""The GPU check on a CPU: what it runs, that it goes on after a failure, and what it reports."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from scripts import benchmark, gpu_check
+
+
+def small_parts(**_):
+    def fails():
+        raise gpu_check.PartFailed("no such card")
+
+    rows = {"machine": {"device": "x"}, "rows": [{"model": "tiny", "tiles_per_s": 1.5, "ratio": None}]}
+    return [gpu_check.Part("first", fails), gpu_check.Part("second", lambda: rows)]
+
+
+def test_it_goes_on_after_a_failure_and_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_check, "parts", small_parts)
+    assert gpu_check.main(["--rehearse", "--output_dir", str(tmp_path)]) == 1
+    assert "failed: first" in capsys.readouterr().err
+    text = (tmp_path / "gpu_report.md").read_text()
+    assert "nothing ran on a GPU" in text and "PartFailed: no such card" in text
+    assert "| model | tiles_per_s | ratio |\n| --- | --- | --- |\n| tiny | 1.5 | - |" in text
+    assert "pip download" in text
+    found = json.loads((tmp_path / "gpu_report.json").read_text())["parts"]
+    assert [bool(part["error"]) for part in found] == [True, False]
+
+
+def test_a_gpu_is_not_called_a_rehearsal(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "parts", lambda **_: small_parts()[1:])
+    assert gpu_check.main(["--output_dir", str(tmp_path)]) == 0
+    assert "rehearsal" not in (tmp_path / "gpu_report.md").read_text()
+
+
+@pytest.mark.parametrize("options", [(True, False), (False, False), (False, True)], ids=["quick", "whole", "rehearsal"])
+def test_the_benchmarks_have_all_flags(options):
+    quick, rehearse = options
+    listed = gpu_check.benchmarks(quick=quick, rehearse=rehearse)
+    assert len({name for name, _ in listed}) == len(listed) >= 4
+    for _, flags in listed:
+        assert benchmark.parse_arguments(flags).command == flags[0]
+
+
+def test_the_environment_on_a_cpu():
+    found = gpu_check.environment("cpu")
+    assert found["product in float32"] == found["product in float16"] == "right"
+
+
+def test_what_a_failing_program_said_is_reported():
+    with pytest.raises(gpu_check.PartFailed, match="exit status 3: why"):
+        gpu_check.run([sys.executable, "-c", "import sys; print('why'); sys.exit(3)"], 60)
+    with pytest.raises(gpu_check.PartFailed, match="not done after"):
+        gpu_check.run([sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
+
+
+@pytest.mark.slow
+def test_the_whole_rehearsal(tmp_path):
+    command = [sys.executable, "-m", "scripts.gpu_check", "--rehearse", "--output_dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=gpu_check.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Failed" not in (tmp_path / "gpu_report.md").read_text()
