@@ -220,6 +220,7 @@ exit $status
     monkeypatch.setenv("SLURM_SUBMIT_DIR", str(project))
     monkeypatch.setenv("SLURM_JOB_NODELIST", "node[7-8]")
     monkeypatch.setenv("SLURM_JOB_ID", "123")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
     (tmp_path / "layers.csv").touch()
     return training
 
@@ -238,7 +239,7 @@ def start_job(project: Path, tmp_path: Path) -> subprocess.Popen:
 def test_a_slurm_job_trains_with_torchruns_variables(project, tmp_path, slurm):
     slurm.write_text(
         "import os, sys\n"
-        "names = 'RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT'.split()\n"
+        "names = 'RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT SRUN_CPUS_PER_TASK'.split()\n"
         "said = [os.environ[name] for name in names] + sys.argv[1:3] + sys.argv[-3:]\n"
         "os.write(1, (' '.join(said) + '\\n').encode())\n"  # in one piece
     )
@@ -246,8 +247,8 @@ def test_a_slurm_job_trains_with_torchruns_variables(project, tmp_path, slurm):
     said = job.communicate(timeout=60)[0]
     assert job.returncode == 0, said
     assert sorted(said.splitlines()) == [
-        "8 16 0 8 node7 20123 -m main_pretrain auto --epochs 3",
-        "9 16 1 8 node7 20123 -m main_pretrain auto --epochs 3",
+        "8 16 0 8 node7 20123 6 -m main_pretrain auto --epochs 3",
+        "9 16 1 8 node7 20123 6 -m main_pretrain auto --epochs 3",
     ]
     assert calls(tmp_path) == []  # not requeued
 
