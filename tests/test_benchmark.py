@@ -33,6 +33,13 @@ def test_step(capsys):
     assert row["times_published"] == pytest.approx(found["rows"][1]["step_s"] / row["step_s"])
 
 
+def test_use_of_a_device():
+    assert bench_step.covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4 and bench_step.covered([]) == 0
+    x = torch.ones(8)
+    found = bench_step.device_use(lambda: x + 1, torch.device("cpu"), step_s=1.0)
+    assert found["launches"] >= 1 and 0 < found["device_busy"] < 1
+
+
 def test_stems_side_by_side(capsys):
     recipes = ["ours", "base_stem", "finetune", "finetune_base_stem"]
     shape = "step --input_size 16 --batch_size 1 --repeats 1 --warmup 0 --matmul_edge 64 --layers 3 --recipes"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models_mae_group_channels import SCALE_HEADS, build_model
 from models_vit_group_channels import build_finetune_model
 from scripts.benchmarks.common import describe_machine, time_in_turn
+from util.hardware.device import wait_for
 from util.hardware.malloc import default_malloc, keep_freed_memory
 from util.training.engine import Updater, make_adamw
 from util.training.flops import count_flops, head_share, step_cost
@@ -229,9 +230,42 @@ def run_step(args: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats(device)
         times = time_in_turn(jobs, repeats=args.repeats, warmup=args.warmup, device=device, before=_set_memory)
         rows += _rows(name, args, times, flops)
+        if device.type == "cuda":
+            for row in rows[-len(args.recipes) :]:
+                row |= device_use(jobs[row["recipe"]], device, step_s=row["step_s"])
         jobs.clear()
         gc.collect()
     return {"machine": describe_machine(device), "rows": rows}
+
+
+def device_use(job: Callable[[], object], device: torch.device, *, step_s: float, steps: int = 3) -> dict[str, float]:
+    """Kernels and copies that a step starts, and the fraction of its time in which the device works on any of them.
+
+    Args:
+        job: a step.
+        device: where it computes; on a CPU, operations take the place of kernels.
+        step_s: seconds of a step without the profiler, which delays the host and not the device.
+        steps: steps that are profiled.
+    """
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(steps):
+            job()
+        wait_for(device)
+    events = [e for e in profile.events() if e.device_type.name.lower() == device.type]
+    busy_s = covered([(e.time_range.start, e.time_range.end) for e in events]) / 1e6
+    return {"launches": len(events) / steps, "device_busy": busy_s / steps / step_s}
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of all spans together, counted once where they overlap."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _step_flops(name: str, recipe: Recipe, args: argparse.Namespace) -> int:
