@@ -53,6 +53,7 @@ from util.inference.inputs import (
 )
 from util.inference.product import Product
 from util.inference.products import PRODUCTS, check_checkpoint
+from util.inference.qgis import SourceLayer
 from util.inference.tile_progress import TileProgress
 from util.mosaics.mosaic import Block, blocks_of, blocks_of_rank
 from util.options import common as options
@@ -130,7 +131,8 @@ def work(run: InferenceRun, stop: Stop) -> int:
         logger.warning("stopped by a signal; finished blocks are stored: continue with --resume")
         return 1
     beside = partial(input_panels, run.survey) if PRODUCTS[run.output].shows_inputs else None
-    place = {**run.survey.map_scale, "beside": beside}
+    layers = [SourceLayer(layer.name, layer.path, layer.band) for layer in run.survey.layers]
+    place = {**run.survey.map_scale, "beside": beside, "layers": layers}
     dist.on_main_rank(lambda: results.finish(run.output_dir, run.parts, run.product, **place))
     return 0
 

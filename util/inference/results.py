@@ -10,6 +10,7 @@ from typing import Any
 from util.geotiff.cog_writer import join
 from util.geotiff.parts import Parts
 from util.inference.product import Product
+from util.inference.qgis import SourceLayer, write_project, write_style
 from util.inference.quicklooks import draw_raster
 from util.plots.maps import Panel
 
@@ -48,8 +49,9 @@ def finish(
     unit_length: float = 1.0,
     where: str = "",
     beside: Callable[[], Sequence[Panel]] | None = None,
+    layers: Sequence[SourceLayer] = (),
 ) -> None:
-    """Joins the parts into files under their final names, draws them, and removes the parts.
+    """Joins the parts into files under their final names, draws them, styles them for QGIS, and removes the parts.
 
     Args:
         output_dir: where results go.
@@ -59,6 +61,7 @@ def finish(
         unit_length: length of a CRS unit along x, in that unit.
         where: where on the maps that length holds, if not everywhere.
         beside: gives maps to draw beside the first raster; None: none.
+        layers: the layers that the product was made of, for the project of QGIS.
 
     Raises:
         ValueError: a raster has no valid pixel.
@@ -74,10 +77,12 @@ def finish(
         if not found:
             raise ValueError(f"{path}: no valid pixel in it, so it is not written; check the layers and --aoi")
         join(path, spec, found, workspace=parts.folder)
+        write_style(path, spec)
         logger.info("raster   %s", path)
     lengths: dict[str, Any] = {"length_unit": length_unit, "unit_length": unit_length, "where": where}
     for number, (name, spec) in enumerate((derived or product.rasters).items()):
         others = beside() if beside is not None and not number else ()
         logger.info("picture  %s", draw_raster(output_dir / f"{name}.tif", spec, beside=others, **lengths))
-    logger.info("next: open %s in QGIS", " and ".join(str(output_dir / f"{name}.tif") for name in sources))
+    project = write_project(output_dir, {**derived, **product.rasters}, layers)
+    logger.info("next: open %s in QGIS, or any of the rasters: their colours lie beside them (.qml)", project)
     parts.remove()

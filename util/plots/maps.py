@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -168,15 +167,19 @@ def _draw(figure: Figure, axis: Axes, panel: Panel, extent: tuple[float, float, 
         bar = figure.colorbar(drawn, ax=axis, fraction=0.05, pad=0.02, ticks=[(a + b) / 2 for a, b in pairwise(edges)])
         bar.ax.set_yticklabels([panel.classes[code][0] for code in codes], fontsize=min(6.0, 150 / len(codes)))
         return
-    if panel.style == "difference":
-        limit = error_limit(panel.image)
-        low, high, colours = -limit, limit, colormaps["RdBu_r"]
-    elif panel.style == "magnitude":
-        low, high, colours = 0.0, error_limit(panel.image), colormaps["magma"]
-    else:
-        (low, high), colours = panel.limits or robust_limits([panel.image]), colormaps["viridis"]
+    low, high, colours = colour_range(panel)
     drawn = axis.imshow(image, cmap=colours, vmin=low, vmax=high, extent=extent, interpolation="nearest")
     figure.colorbar(drawn, ax=axis, label=unit_text(panel.unit), fraction=0.05, pad=0.02)
+
+
+def colour_range(panel: Panel) -> tuple[float, float, str]:
+    """Values of the first and the last colour of a map of values, and the name of its colour map in matplotlib."""
+    if panel.style == "difference":
+        limit = error_limit(panel.image)
+        return -limit, limit, "RdBu_r"
+    if panel.style == "magnitude":
+        return 0.0, error_limit(panel.image), "magma"
+    return *(panel.limits or robust_limits([panel.image])), "viridis"
 
 
 def bar_length(width: float) -> float:
