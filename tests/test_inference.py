@@ -318,10 +318,18 @@ class TestOutputs:
 
     def test_embeddings(self, trained, tmp_path):
         out = infer(trained, tmp_path, "embeddings", "--clusters", "3", "--num_workers", "0")
-        assert sorted(path.name for path in out.iterdir()) == sorted(
-            f"embeddings{name}"
-            for name in (".tif", "_pca.tif", "_pca.png", "_clusters.tif", "_clusters.png") + ("_clusters.tif.aux.xml",)
+        endings = (
+            ".tif",
+            ".qml",
+            "_pca.tif",
+            "_pca.qml",
+            "_pca.png",
+            "_clusters.tif",
+            "_clusters.qml",
+            "_clusters.png",
         )
+        expected = {f"embeddings{ending}" for ending in (*endings, "_clusters.tif.aux.xml")}
+        assert {path.name for path in out.iterdir()} == {*expected, "maps.qgs"}
         with rasterio.open(out / "embeddings.tif") as file:
             assert (file.count, file.shape, file.res) == (32, (10, 10), (1600.0, 1600.0))
             assert file.crs.to_epsg() == 28354 and (file.transform.c, file.transform.f) == (500_000, 6_000_000)
@@ -356,7 +364,8 @@ class TestOutputs:
         out = infer(trained, tmp_path, "reconstruction")
         names = {"gravity_1x", "gravity_2x", "magnetics_1x", "magnetics_2x", "magnetics_4x"}
         assert {path.name for path in out.iterdir()} == {
-            f"reconstruction_{n}{e}" for n in names for e in (".tif", ".png")
+            *(f"reconstruction_{n}{e}" for n in names for e in (".tif", ".qml", ".png")),
+            "maps.qgs",
         }
         with rasterio.open(out / "reconstruction_magnetics_4x.tif") as file:
             assert file.descriptions == ("magnetics reconstruction", "magnetics spread", "magnetics error")
