@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ if not __package__:
 from util.options.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = {"quick": 8 * 60.0, "whole": 45 * 60.0}
+"""Of all parts together; a part gets what is left of it, and no more than its own limit."""
 TEST_LIMIT_S, BENCHMARK_LIMIT_S = 1200.0, 900.0
 PRECISIONS = ("float32", "float16", "bfloat16")
 NO_NETWORK = (
@@ -57,7 +60,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs all parts; returns 0, or 1 if a part failed."""
     args = get_args_parser().parse_args(argv)
-    found = [run_part(part) for part in parts(quick=args.quick, rehearse=args.rehearse)]
+    end = time.monotonic() + LIMIT_S["quick" if args.quick else "whole"]
+    found = [run_part(part) for part in parts(quick=args.quick, rehearse=args.rehearse, end=end)]
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     report = {"rehearsal": args.rehearse, "quick": args.quick, "parts": found}
@@ -82,16 +86,16 @@ def run_part(part: Part) -> dict[str, Any]:
     return {"name": part.name, "seconds": time.monotonic() - begin, "error": error, "result": result}
 
 
-def parts(*, quick: bool, rehearse: bool) -> list[Part]:
-    """All parts in order: environment, tests, benchmarks."""
+def parts(*, quick: bool, rehearse: bool, end: float = math.inf) -> list[Part]:
+    """All parts in order: environment, tests, benchmarks; `end` is when the last must be done, by `time.monotonic`."""
     device = "cpu" if rehearse else "cuda"
     tests = ["tests/test_gpu_lane.py"] if rehearse else ["-m", "gpu"]
     listed = [
         Part("environment", lambda: environment(device)),
-        Part("tests", lambda: {"summary": run([sys.executable, "-m", "pytest", "-q", *tests], TEST_LIMIT_S)[-3000:]}),
+        Part("tests", lambda: {"summary": run(["-m", "pytest", "-q", *tests], left(end, TEST_LIMIT_S))[-3000:]}),
     ]
     for name, flags in benchmarks(quick=quick, rehearse=rehearse):
-        listed.append(Part(f"benchmark {name}", lambda flags=flags: benchmark(flags)))  # type: ignore[misc]
+        listed.append(Part(f"benchmark {name}", lambda flags=flags: benchmark(flags, end)))  # type: ignore[misc]
     return listed
 
 
@@ -144,21 +148,34 @@ def benchmarks(*, quick: bool, rehearse: bool) -> list[tuple[str, list[str]]]:
     return found
 
 
-def benchmark(flags: Sequence[str]) -> dict[str, Any]:
+def left(end: float, most_s: float) -> float:
+    """Seconds that a part may take.
+
+    Raises:
+        PartFailed: none are left.
+    """
+    seconds = min(end - time.monotonic(), most_s)
+    if seconds <= 0:
+        raise PartFailed("not begun: the time of the whole check is up")
+    return seconds
+
+
+def benchmark(flags: Sequence[str], end: float) -> dict[str, Any]:
     """What a benchmark has printed.
 
     Raises:
         PartFailed: it failed.
     """
-    return json.loads(run([sys.executable, "-m", "scripts.benchmark", *flags, "--json"], BENCHMARK_LIMIT_S))
+    return json.loads(run(["-m", "scripts.benchmark", *flags, "--json"], left(end, BENCHMARK_LIMIT_S)))
 
 
-def run(command: Sequence[str], limit_s: float) -> str:
-    """Standard output of a program.
+def run(arguments: Sequence[str], limit_s: float) -> str:
+    """Standard output of this Python with some arguments.
 
     Raises:
         PartFailed: its exit status is not 0, or it took too long.
     """
+    command = [sys.executable, *arguments]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired as error:

@@ -51,9 +51,18 @@ def test_the_environment_on_a_cpu():
 
 def test_what_a_failing_program_said_is_reported():
     with pytest.raises(gpu_check.PartFailed, match="exit status 3: why"):
-        gpu_check.run([sys.executable, "-c", "import sys; print('why'); sys.exit(3)"], 60)
+        gpu_check.run(["-c", "import sys; print('why'); sys.exit(3)"], 60)
     with pytest.raises(gpu_check.PartFailed, match="not done after"):
-        gpu_check.run([sys.executable, "-c", "import time; time.sleep(60)"], 0.5)
+        gpu_check.run(["-c", "import time; time.sleep(60)"], 0.5)
+
+
+def test_no_part_begins_when_the_time_is_up(tmp_path, monkeypatch):
+    monkeypatch.setitem(gpu_check.LIMIT_S, "quick", -1.0)
+    monkeypatch.setattr(gpu_check, "environment", lambda device: {"device": device})
+    assert gpu_check.main(["--rehearse", "--quick", "--output_dir", str(tmp_path)]) == 1
+    first, *others = json.loads((tmp_path / "gpu_report.json").read_text())["parts"]
+    assert not first["error"] and len(others) == 5
+    assert all("the time of the whole check is up" in part["error"] for part in others)
 
 
 @pytest.mark.slow
