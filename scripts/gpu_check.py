@@ -89,7 +89,7 @@ def run_part(part: Part) -> dict[str, Any]:
 def parts(*, quick: bool, rehearse: bool, end: float = math.inf) -> list[Part]:
     """All parts in order: environment, tests, benchmarks; `end` is when the last must be done, by `time.monotonic`."""
     device = "cpu" if rehearse else "cuda"
-    tests = ["tests/test_gpu_lane.py"] if rehearse else ["-m", "gpu"]
+    tests = ["tests/test_gpu_lane.py", "tests/test_gpu_runs.py"] if rehearse else ["-m", "gpu"]
     listed = [
         Part("environment", lambda: environment(device)),
         Part("tests", lambda: {"summary": run(["-m", "pytest", "-q", *tests], left(end, TEST_LIMIT_S))[-3000:]}),
