@@ -76,7 +76,9 @@ def make_model(case: dict[str, Any]) -> MaskedAutoencoderGroupChannelViT:
 
 def make_step(case: dict[str, Any], model: MaskedAutoencoderGroupChannelViT) -> TrainingStep:
     """The step of a case, as pre-training does it."""
-    amp_dtype, _ = amp_policy(torch.device("cpu"), case["amp"])
+    # Without a GPU that of one is predicted: precision must then be named, or is that of the CPU.
+    device = torch.device(case["device"] if torch.cuda.is_available() else "cpu")
+    amp_dtype, _ = amp_policy(device, case["amp"])
     return pretraining_step(model, amp_dtype=amp_dtype)
 
 
