@@ -295,10 +295,10 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         """The given noise if its shape is right, or uniform noise if None: (N, G*L), or (N, L) with `spatial_mask`."""
         positions = self.num_patches * (1 if self.spatial_mask else self.num_groups)
         if noise is None:
-            return torch.rand(len(imgs), positions, device=imgs.device)
-        if noise.shape != (len(imgs), positions):
+            return torch.rand(imgs.shape[0], positions, device=imgs.device)
+        if noise.shape != (imgs.shape[0], positions):
             raise ValueError(
-                f"noise of shape {tuple(noise.shape)}: expected ({len(imgs)}, {positions}), a number for each "
+                f"noise of shape {tuple(noise.shape)}: expected ({imgs.shape[0]}, {positions}), a number for each "
                 + ("patch (spatial_mask)" if self.spatial_mask else "token")
             )
         return noise
@@ -357,7 +357,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             tokens = self.add_stems(tokens, token_valid, self.stem_maps(imgs, valid, native))
         x = tokens.flatten(1, 2)  # (N, G*L, D)
         x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm(self.run_blocks(self.blocks, x)), mask, ids_restore
 
     def forward_tokens(
@@ -378,11 +378,11 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             ValueError: shapes or types do not fit the model.
         """
         imgs, valid = self._prepare(imgs, valid)
-        own = self._check_native(native, len(imgs))
+        own = self._check_native(native, imgs.shape[0])
         tokens, token_valid = self.embed(imgs, valid)
         if self.embeds_native:
             tokens = self.add_stems(tokens, token_valid, self.stem_maps(imgs, valid, own))
-        x = torch.cat([self.cls_token.expand(len(imgs), -1, -1), tokens.flatten(1, 2)], dim=1)
+        x = torch.cat([self.cls_token.expand(imgs.shape[0], -1, -1), tokens.flatten(1, 2)], dim=1)
         x = at_least_float32(self.norm(self.run_blocks(self.blocks, x)))
         return x[:, 1:].unflatten(1, (self.num_groups, self.num_patches)), token_valid
 
@@ -433,7 +433,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         latent, mask, ids_restore = self._encode_visible(
             imgs,
             valid=valid,
-            native=self._check_native(native, len(imgs)),
+            native=self._check_native(native, imgs.shape[0]),
             noise=self._noise(imgs, noise),
             keep=keep,
         )
@@ -561,7 +561,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         """
         imgs, valid = self._prepare(imgs, valid)
         finer = self._check_finer(imgs_up, valid_up)
-        noise, own = self._noise(imgs, noise), self._check_native(native, len(imgs))
+        noise, own = self._noise(imgs, noise), self._check_native(native, imgs.shape[0])
         latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio, valid=valid, noise=noise, native=own)
         tokens = self.forward_decoder(latent, ids_restore)
         pred = self.predict_patches(tokens)

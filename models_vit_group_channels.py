@@ -303,7 +303,7 @@ class GroupChannelEncoder(nn.Module):
     def add_stems(self, tokens: Tensor, token_valid: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Add to valid tokens (N, G, L, D) what their feature maps, as of `stem_maps`, say."""
         parts = [
-            module.tokens(maps_by_patch(part, self.patch_size)).view(len(tokens), self.num_patches, -1)
+            module.tokens(maps_by_patch(part, self.patch_size)).view(tokens.shape[0], self.num_patches, -1)
             for module, part in zip(self.stems, maps, strict=True)
         ]
         return tokens + torch.where(token_valid.unsqueeze(-1), torch.stack(parts, dim=1), 0.0)
@@ -404,7 +404,7 @@ class EncoderWithHead(GroupChannelEncoder):
             if self.embeds_native:
                 tokens = self.add_stems(tokens, token_valid, maps)
             cls_embedding = torch.cat([self.pos_embed[:, :1], self.channel_cls_embed], dim=-1)
-            cls = (self.cls_token + cls_embedding).expand(len(imgs), -1, -1)
+            cls = (self.cls_token + cls_embedding).expand(imgs.shape[0], -1, -1)
             x = self.run_blocks(self.blocks, torch.cat([cls, tokens.flatten(1, 2)], dim=1))
         return x, token_valid, maps
 
@@ -428,7 +428,7 @@ class EncoderWithHead(GroupChannelEncoder):
             ValueError: shapes or types do not fit the model.
         """
         imgs, valid = self._prepare(imgs, valid)
-        x, token_valid, _ = self._encode(imgs, valid, self._check_native(native, len(imgs)))
+        x, token_valid, _ = self._encode(imgs, valid, self._check_native(native, imgs.shape[0]))
         return self._tokens(x), token_valid
 
     def _tokens(self, x: Tensor) -> Tensor:
@@ -521,7 +521,7 @@ class GroupChannelsVisionTransformer(EncoderWithHead):
             ValueError: shapes or types do not fit the model.
         """
         imgs, valid = self._prepare(imgs, valid)
-        x, token_valid, _ = self._encode(imgs, valid, self._check_native(native, len(imgs)))
+        x, token_valid, _ = self._encode(imgs, valid, self._check_native(native, imgs.shape[0]))
         if not self.global_pool:
             return self.norm(x)[:, 0]
         weight = token_valid.flatten(1).unsqueeze(-1).to(x.dtype)
@@ -626,7 +626,7 @@ class GroupChannelsDensePredictor(EncoderWithHead):
             ValueError: shapes or types do not fit the model.
         """
         imgs, valid = self._prepare(imgs, valid)
-        own = self._check_native(native, len(imgs))
+        own = self._check_native(native, imgs.shape[0])
         x, token_valid, maps = self._encode(imgs, valid, own)
         if not self._head_sees_native:
             return self.head(self._tokens(x), token_valid, imgs, valid)

@@ -111,3 +111,42 @@ def make_sample_survey_parser(doc: str) -> Parser:
     parser.add_argument("--cols", type=int, default=2048, help="columns of 100 m, even (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing sample survey in that directory")
     return parser
+
+
+def export_parser(doc: str) -> Parser:
+    """The options of scripts.export, whose docstring is `doc`."""
+    parser = Parser("export", description=doc.split("\n\n")[0])
+    parser.add_argument(
+        "--checkpoint", required=True, help="checkpoint of main_pretrain or main_finetune, or its folder"
+    )
+    parser.add_argument(
+        "--format",
+        default="torch",
+        choices=["torch", "safetensors", "onnx"],
+        help="torch: a smaller checkpoint; safetensors: weights and facts; onnx: for programs without torch (torch)",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="file to write; its model card goes beside it (model.pth, .safetensors, .onnx)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file and its card")
+    parser.add_argument("--licence", default="", help="licence of the weights, for the model card (not stated)")
+    graph = parser.add_argument_group("onnx")
+    graph.add_argument(
+        "--part",
+        choices=["encoder", "predictions"],
+        help="what the graph computes: tokens, or classes and values (predictions if fine-tuned, else encoder)",
+    )
+    graph.add_argument(
+        "--inputs",
+        default="model",
+        choices=["model", "raster"],
+        help="model: images, validity and native pixels in model units; raster: one raster with a band for each layer, "
+        "in physical units (model)",
+    )
+    graph.add_argument(
+        "--raster_scale",
+        type=options.positive_int,
+        help="with raster: its pixels along the edge of a base pixel (the fewest that hold every scale of the model)",
+    )
+    graph.add_argument("--nodata", type=float, help="with raster: value that means no data, besides NaN (none)")
+    return parser

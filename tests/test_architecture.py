@@ -26,7 +26,7 @@ ROOMS = {
         {"model", "processes"},
         {"checkpoints", "training", "inference", "metrics"},
         {"records"},
-        {"finetuning"},
+        {"finetuning", "export"},
     ],
 }
 """Rooms of the two libraries, floor by floor: a room may import rooms of its own floor and of those below it."""
