@@ -50,7 +50,7 @@ def main(project_path, picture_path, *raster_paths):
     opened = [described(QgsRasterLayer(path, path)) for path in raster_paths]
     result = {
         "project": [described(layer) for layer in layers],
-        "crs": project.crs().isValid(),
+        "crs": project.crs().authid(),
         "shown": [layer.name() for layer in shown],
         "opened": opened,
         "colours": len(colours),

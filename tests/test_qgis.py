@@ -117,7 +117,8 @@ def test_qgis_shows_what_was_meant(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, env=environment | {"QT_QPA_PLATFORM": "offscreen"})
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
-    assert [layer["valid"] for layer in seen["project"]] == [True] * 4
+    assert seen["crs"] == "EPSG:28354"
+    assert [(layer["valid"], layer["crs"]) for layer in seen["project"]] == [(True, True)] * 4
     assert [layer["name"] for layer in seen["project"]] == [*(f"r: {name}" for name in FIELDS), "gravity"]
     assert [layer["band"] for layer in seen["project"]] == [1, 2, 3, 2]
     assert seen["shown"] == ["r: gravity reconstruction", "gravity"]

@@ -177,8 +177,10 @@ def write_project(folder: Path, rasters: Mapping[str, RasterSpec], sources: Sequ
     first = next(iter(rasters.values()))
     destination = ET.SubElement(root, "projectCrs")
     destination.append(_crs(first.crs))
-    properties = ET.SubElement(ET.SubElement(root, "properties"), "Paths")
-    ET.SubElement(properties, "Absolute", type="bool").text = "false"
+    properties = ET.SubElement(root, "properties")
+    ET.SubElement(ET.SubElement(properties, "Paths"), "Absolute", type="bool").text = "false"
+    # Without it QGIS passes over projectCrs, and layers of other reference systems lie elsewhere.
+    ET.SubElement(ET.SubElement(properties, "SpatialRefSys"), "ProjectionsEnabled", type="int").text = "1"
     tree = ET.SubElement(root, "layer-tree-group")
     results = ET.SubElement(tree, "layer-tree-group", name="results", checked="Qt::Checked", expanded="1")
     inputs = ET.SubElement(tree, "layer-tree-group", name="layers", checked="Qt::Checked", expanded="1")
