@@ -86,6 +86,19 @@ def test_the_project_lists_results_over_layers_and_keeps_older_results(tmp_path)
     assert left == [f"r: {name}" for name in FIELDS]
 
 
+def test_legends_tell_neighbouring_values_apart_and_names_may_hold_anything(tmp_path):
+    raster = info(1, 101, names=("total field \x07",), units=("nT",))
+    pixels = np.linspace(49_990, 50_000, 101, dtype=np.float32)[None, None]
+    path = write(tmp_path, raster, pixels)
+    write_style(path, raster)
+    labels = [item.get("label") for item in style_of(path).iter("item")]
+    assert len(set(labels)) == 9 and all(
+        label.endswith(" nT") and label.startswith(("4999", "5000")) for label in labels
+    )
+    write_project(tmp_path, {"r": raster}, [])
+    assert [layer.findtext("layername") for layer in ET.parse(tmp_path / PROJECT).iter("maplayer")] == ["r"]
+
+
 def qgis_python() -> str | None:
     """A Python that has QGIS: this one, or the system's."""
     for python in (sys.executable, "/usr/bin/python3"):

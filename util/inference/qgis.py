@@ -7,6 +7,7 @@ that they were made of. The files are written in the form of QGIS 3.22, which la
 
 from __future__ import annotations
 
+import math
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
@@ -95,7 +96,10 @@ def pipes_of(path: Path, spec: RasterSpec, *, most: int) -> list[ET.Element]:
     spec = replace(spec, names=spec.names[:read], units=spec.units[:read])
     pixels, _ = read_reduced(path, bands=range(1, read + 1), most=SAMPLE_PIXELS)
     panels = {panel.title: panel for panel in panels_of(spec, pixels)}
-    return [_pipe(_ramp(number, panels[name])) for number, name in enumerate(spec.names[:count], start=1)]
+    return [
+        _pipe(_ramp(number, replace(panels[name], unit=unit)))
+        for number, (name, unit) in enumerate(zip(spec.names[:count], spec.units, strict=False), start=1)
+    ]
 
 
 def _pipe(renderer: ET.Element) -> ET.Element:
@@ -144,9 +148,11 @@ def _ramp(band: int, panel: Panel) -> ET.Element:
         maximumValue=f"{high:.9g}",
         labelPrecision="4",
     )
+    step = (high - low) / (RAMP_COLOURS - 1)
+    decimals = max(1 - math.floor(math.log10(step)), 0) if step > 0 else 2
     for fraction in np.linspace(0, 1, RAMP_COLOURS):
         value, colour = low + fraction * (high - low), to_hex(colormaps[name](fraction))
-        label = f"{value:.4g} {panel.unit}".strip()
+        label = f"{value:.{decimals}f} {panel.unit}".strip()
         ET.SubElement(shader, "item", value=f"{value:.9g}", color=colour, alpha="255", label=label)
     return renderer
 
@@ -272,6 +278,7 @@ def _crs(crs: str) -> ET.Element:
 def _write(path: Path, root: ET.Element, *, doctype: str) -> None:
     ET.indent(root)
     text = f"<!DOCTYPE {doctype}>\n{ET.tostring(root, encoding='unicode')}\n"
+    text = "".join(c for c in text if c in "\t\n\r" or c >= " ")  # names may hold what XML must not
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
