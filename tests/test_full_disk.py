@@ -14,6 +14,8 @@ import rasterio
 
 import main_inference
 from tests import labelled, surveys
+from tests.test_cog_writer import classes, write
+from util.inference.qgis import write_style
 
 pytestmark = pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs limits of file sizes")
 
@@ -58,7 +60,7 @@ def test_maps(pretrained, tmp_path, product, limit):
     output, whole = tmp_path / "maps", tmp_path / "whole"
     arguments = ["--checkpoint", str(pretrained), "--output", product, "--device", "cpu", "--no_progress"]
     assert main_inference.main([*arguments, "--output_dir", str(whole)]) == 0
-    largest = max(len(data) for data in files_of(whole).values())
+    largest = max(len(data) for name, data in files_of(whole).items() if name.endswith(".tif"))
     limit = limit or largest - 1  # all parts are written, the map itself is not
     assert largest > limit
     full = surveys.Started(
@@ -84,6 +86,18 @@ def test_maps(pretrained, tmp_path, product, limit):
     for name in (name for name in expected if name.endswith(".tif")):
         with rasterio.open(output / name) as found, rasterio.open(whole / name) as wanted:
             np.testing.assert_array_equal(found.read(), wanted.read())
+
+
+def test_styles_say_what_to_do(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    raster = classes(6, 8)
+    path = write(tmp_path, raster, np.ones((1, 6, 8), np.uint8))
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"r\.qml: cannot be written .*No space left.*Free some space.*--resume"):
+        write_style(path, raster)
+    assert not list(tmp_path.glob("*.qml*")) and not list(tmp_path.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("limit", [8_000, 300_000])

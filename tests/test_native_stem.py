@@ -111,7 +111,8 @@ class TestTokens:
         seen = torch.rand(token_valid.shape, generator=torch.Generator().manual_seed(3)) < 0.4
         part = model.add_stems_where(tokens, seen, images[0], valid[0], native)
         assert torch.equal(part[~seen], tokens[~seen])
-        torch.testing.assert_close(part[seen], whole[seen], atol=1e-6, rtol=1e-5)
+        # Sums of thousands of products in another order, which depends on the processor: float32 rounding.
+        torch.testing.assert_close(part[seen], whole[seen], atol=1e-5, rtol=1e-5)
 
     def test_hidden_pixels_change_no_prediction(self):
         model, (images, valid, noise) = make_mae().eval(), make_inputs()

@@ -283,5 +283,8 @@ def _write(path: Path, root: ET.Element, *, doctype: str) -> None:
     try:
         temporary.write_text(text, encoding="utf-8")
         replace_file(temporary, path)
+    except OSError as error:
+        message = f"{path}: cannot be written ({error}); is the disk full? Free some space, then go on with --resume"
+        raise OSError(message) from error
     finally:
         temporary.unlink(missing_ok=True)
