@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MAINS = {"main_pretrain", "main_finetune", "main_inference"}
 ENCODER = "models_vit_group_channels"  # and the models for fine-tuning
 MODEL = "models_mae_group_channels"
-OURS = {"datasets", "util", "study", "scripts", "tests", ENCODER, MODEL, *MAINS}
+FRONT = "gridmae"  # the mains as functions
+OURS = {"datasets", "util", "study", "scripts", "examples", "tests", ENCODER, MODEL, FRONT, *MAINS}
 
 ROOMS = {
     "datasets": [
@@ -34,7 +35,7 @@ ROOMS = {
 
 def project_files() -> list[str]:
     """Every Python file of the project, relative to its root."""
-    folders = [ROOT / name for name in ("datasets", "util", "study", "scripts", "tests")]
+    folders = [ROOT / name for name in ("datasets", "util", "study", "scripts", "examples", "tests")]
     paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
@@ -100,7 +101,7 @@ def may_import(file: str, name: str) -> bool:
         return False
     if folder == "tests":
         return True
-    if folder == "scripts":
+    if folder in ("scripts", "examples"):
         return top != "tests"
     if folder == "datasets":
         return top == "datasets"
@@ -112,6 +113,8 @@ def may_import(file: str, name: str) -> bool:
         return top == "util"
     if module == f"{MODEL}.py":
         return top in {"util", ENCODER}
+    if module == f"{FRONT}.py":
+        return top in {"datasets", "util", *MAINS}
     return top in {"datasets", "util", ENCODER, MODEL}  # a main: neither scripts nor another main
 
 
@@ -244,6 +247,7 @@ def test_the_rules_would_notice():
     )
     assert not may_import("main_pretrain.py", "main_finetune.main")
     assert not may_import("main_pretrain.py", "scripts.describe_grids")
+    assert may_import("gridmae.py", "main_pretrain.main") and not may_import("main_pretrain.py", "gridmae.pretrain")
     assert may_import("main_pretrain.py", "numpy") and may_import("scripts/a.py", "main_pretrain.main")
     assert may_import(f"{MODEL}.py", f"{ENCODER}.check_images") and not may_import(f"{ENCODER}.py", f"{MODEL}.a")
     assert not may_import(f"{MODEL}.py", "datasets.layers.table") and may_import("tests/test_a.py", "main_pretrain")

@@ -1,0 +1,122 @@
+"""The front for notebooks: functions that do what the command lines do, and raise what these say."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+import gridmae
+import models_mae_group_channels as models
+from tests import labelled, small_main, surveys
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def keywords(flags):
+    """Flags of a command line as keywords."""
+    found, name = {}, ""
+    for word in flags:
+        if word.startswith("--"):
+            name = word[2:]
+            found[name] = True
+        else:
+            before = found[name]
+            found[name] = word if before is True else [*(before if isinstance(before, list) else [before]), word]
+    return found
+
+
+@pytest.fixture
+def small():
+    """Networks small enough for tests, and no pictures, which take longer."""
+    with mock.patch.dict(models.MODEL_SIZES, tiny=small_main.SMALL), mock.patch("main_pretrain.draw"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory):
+    return surveys.write_survey(tmp_path_factory.mktemp("survey"))
+
+
+def test_pretraining_is_that_of_the_command_line(survey, tmp_path, small):
+    flags = [*surveys.FLAGS, *surveys.HELD_OUT]
+    found = gridmae.pretrain(data_dir=survey, output_dir=tmp_path / "a", **keywords(flags))
+    assert small_main.main(surveys.arguments(survey, tmp_path / "b", *flags)) == 0
+    assert found.checkpoint == tmp_path / "a/checkpoint-last.pth"
+    one, other = surveys.checkpoint(tmp_path / "a"), surveys.checkpoint(tmp_path / "b")
+    assert surveys.same_bits(one["model"], other["model"])
+    last = surveys.log(tmp_path / "b", "epoch")[-1]["val"]
+    assert [line["epoch"] for line in found.epochs] == [1, 2]
+    assert found.skill["gravity"]["1x"] == last["gravity"]["1x"]["skill"] and set(found.skill) == set(last)
+
+
+def test_fine_tuning_and_maps(survey, tmp_path, small, capsys):
+    labels = labelled.write_classes(tmp_path)
+    options = keywords(labelled.FLAGS) | {"epochs": 1, "only_folds": [0], "baselines": ["trees"]}
+    found = gridmae.finetune(data_dir=survey, labels=labels, output_dir=tmp_path / "fits", quiet=True, **options)
+    assert set(found.scores) == {"scratch", "trees"}
+    summary = json.loads((tmp_path / "fits/metrics.json").read_text())["arms"]["trees"]["summary"]
+    assert found.scores["trees"]["mean_iou"] == summary["mean_iou"]["mean"]
+    maps = gridmae.predict(
+        checkpoint=found.checkpoint, output="prediction", output_dir=tmp_path / "maps", device="cpu", quiet=True
+    )
+    assert maps.rasters and all(path.suffix == ".tif" for path in maps.rasters) and maps.pictures
+    assert " I " not in capsys.readouterr().err
+
+
+def test_a_survey_is_opened_as_the_flags_say(survey):
+    found = gridmae.open_survey(data_dir=survey, input_size=16, patch_size=4, scales=[1, 2], val_fraction=0)
+    assert [layer.name for layer in found.layers] == ["gravity", "magnetics"]
+    assert (found.input_size, tuple(found.scales), found.base_resolution) == (16, (1, 2), 200.0)
+
+
+def test_errors_are_raised_with_the_message_of_the_program(survey, tmp_path, capsys):
+    with pytest.raises(
+        ValueError, match=r"main_pretrain: error: unrecognized arguments: --epoch=3; did you mean --epochs"
+    ):
+        gridmae.pretrain(data_dir=survey, epoch=3)
+    with pytest.raises(ValueError, match=r"argument --epochs: .*a whole number"):
+        gridmae.pretrain(data_dir=survey, epochs="many")
+    with pytest.raises(ValueError, match=r"main_finetune: error: labels .*nothing\.tif"):
+        gridmae.finetune(
+            data_dir=survey, labels=tmp_path / "nothing.tif", output_dir=tmp_path / "out", **keywords(labelled.FLAGS)
+        )
+    with pytest.raises((ValueError, OSError), match="no_such_folder"):
+        gridmae.open_survey(data_dir="no_such_folder")
+
+
+def test_keywords_become_flags():
+    parser = gridmae.main_pretrain.get_args_parser()
+    options = {"epochs": 3, "pin_mem": False, "dry_run": True, "auto": False, "scales": (1, 2), "lr": None}
+    options |= {"dropped_bands": [], "output_dir": Path("a b")}
+    expected = ["--epochs=3", "--no-pin_mem", "--dry_run", "--scales", "1", "2", "--dropped_bands"]
+    assert gridmae._command_line(parser, options) == [*expected, f"--output_dir={Path('a b')}"]
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(ROOT / "docs/tutorials/own_data.ipynb", as_version=4)
+    with mock.patch.dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS=str(torch.get_num_threads())):
+        client = nbclient.NotebookClient(
+            notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        )
+        client.execute()
+    texts = ["".join(o.get("text", "") for o in cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    found = re.search(r"agrees with the true units on (\d+) % of ground without labels", "".join(texts))
+    assert found and int(found[1]) > 60
+    shutil.rmtree(tmp_path / "own_data")
+    assert not list(tmp_path.iterdir())  # all that it writes is in one folder
+
+
+def test_the_stored_tutorial_is_small_and_was_run():
+    notebook = json.loads((ROOT / "docs/tutorials/own_data.ipynb").read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert not any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
+    assert (ROOT / "docs/tutorials/own_data.ipynb").stat().st_size < 400_000
