@@ -1,0 +1,1 @@
+"""Loops of your own around the model: short, to be copied and changed."""
