@@ -37,7 +37,10 @@ def as_zarr(survey: Path) -> Path:
             xr.open_dataset(survey / name, engine="rasterio").band_data[0] for name in ("gravity.tif", "magnetics.tif")
         )
         gravity = magnetics.copy(data=np.kron(gravity.values, np.ones((2, 2), np.float32)))
-        xr.Dataset({"gravity": gravity, "magnetics": magnetics}).drop_encoding().drop_vars("band").to_zarr(path)
+        unfinished = path.with_suffix(".unfinished")
+        store = xr.Dataset({"gravity": gravity, "magnetics": magnetics}).drop_encoding().drop_vars("band")
+        store.to_zarr(unfinished, mode="w")
+        unfinished.rename(path)
     return path
 
 
