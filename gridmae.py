@@ -28,6 +28,8 @@ from typing import Any, TextIO
 import main_finetune
 import main_inference
 import main_pretrain
+from datasets.rasters.handles import close_datasets
+from datasets.rasters.xarray_store import forget_all
 from datasets.survey import open_survey as surveys
 from datasets.survey.survey import Survey
 from util.checkpoints.checkpoint_file import LAST
@@ -109,6 +111,7 @@ def open_survey(**options: Any) -> Survey:
         ValueError, OSError: bad input, as main_pretrain refuses it.
     """
     args, _ = _parsed(main_pretrain.get_args_parser(), options)
+    _forget_files()
     return surveys.open_survey(surveys.SurveySettings(**common.survey_options(args)))
 
 
@@ -168,6 +171,7 @@ def _run(name: str, program: Any, options: Mapping[str, Any], *, quiet: bool) ->
     """
     args, argv = _parsed(program.get_args_parser(), options)
     argv += ["--no_progress"] * (quiet and "no_progress" not in options)
+    _forget_files()
     with _said(quiet=quiet) as said:
         status = program.main(argv)
     if status:
@@ -175,6 +179,12 @@ def _run(name: str, program: Any, options: Mapping[str, Any], *, quiet: bool) ->
         message = errors[-1] if errors else f"{name} ended with exit status {status}; its log says why"
         raise (ValueError if status == 2 else RuntimeError)(message)
     return args
+
+
+def _forget_files() -> None:
+    """Closes what an earlier call left open: files may have been corrected since."""
+    close_datasets()
+    forget_all()
 
 
 def _parsed(parser: argparse.ArgumentParser, options: Mapping[str, Any]) -> tuple[argparse.Namespace, list[str]]:

@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 import gridmae
 import models_mae_group_channels as models
 from tests import labelled, small_main, surveys
+from tests.arrays import dataset_of
+from tests.rasters import write_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,6 +75,22 @@ def test_a_survey_is_opened_as_the_flags_say(survey):
     found = gridmae.open_survey(data_dir=survey, input_size=16, patch_size=4, scales=[1, 2], val_fraction=0)
     assert [layer.name for layer in found.layers] == ["gravity", "magnetics"]
     assert (found.input_size, tuple(found.scales), found.base_resolution) == (16, (1, 2), 200.0)
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.nc"])
+def test_a_file_that_was_corrected_meanwhile_is_read_anew(tmp_path, name):
+    options = {"data_dir": tmp_path} if name == "a.tif" else {"dataset_type": "xarray", "data_path": [tmp_path / name]}
+    means = []
+    for size in (1.0, 3.0):
+        values = np.random.default_rng(0).normal(50, 5, (64, 64)).astype(np.float32) * np.float32(size)
+        path = write_grid(tmp_path / "a.tif", values)
+        (tmp_path / "a.nc").unlink(missing_ok=True)
+        dataset_of(path).to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+        if name == "a.tif":
+            (tmp_path / "a.nc").unlink()
+        found = gridmae.open_survey(input_size=4, patch_size=2, scales=[1, 2], val_fraction=0, **options)
+        means.append(float(np.nanmean(found.stack.bands[0].read(0, 0, 64, 64))))
+    assert means[0] == pytest.approx(50, abs=1) and means[1] == pytest.approx(150, abs=3)
 
 
 def test_errors_are_raised_with_the_message_of_the_program(survey, tmp_path, capsys):

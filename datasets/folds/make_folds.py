@@ -29,6 +29,9 @@ from datasets.folds.folds import Folds
 
 SPLITS = ("blocks", "random", "leaking", "from_checkpoint")
 
+LEAST_FOLDS = 2
+"""Fewest folds of a comparison: one is trained on while the other is tested."""
+
 LABEL_CELL = 4
 """Edge of the cells in which labels are counted, and used or left out by `label_fraction`: in target pixels, of points
 and tiles in base pixels. 1 % of the cells of 500 x 500 pixels are 156."""
@@ -241,7 +244,7 @@ def one_fold(labels: LabelCells, *, tile: int) -> Folds:
 
 
 def _check_request(split: str, *, folds: int, early_stopping: bool) -> None:
-    least = 3 if early_stopping else 2
+    least = LEAST_FOLDS + early_stopping
     if folds < least:
         why = " with early stopping, which validates on the next fold's ground" if early_stopping else ""
         raise ValueError(f"--folds {folds}: expected at least {least}{why}; choose more")
@@ -254,9 +257,10 @@ def _number_blocks(labelled: np.ndarray, *, folds: int, blocks: str) -> np.ndarr
     """(m, n) int32, labelled blocks numbered by rows; -1 elsewhere."""
     found = int(np.count_nonzero(labelled))
     if found < folds:
+        fewer = "fewer --folds, " if found >= LEAST_FOLDS else ""
         raise ValueError(
-            f"--folds {folds}: only {found} {blocks} hold a label, expected at least one for each fold; choose fewer "
-            "--folds, a smaller --fold_block or --input_size, or a finer --base_resolution"
+            f"--folds {folds}: only {found} {blocks} hold a label, expected at least one for each fold; choose "
+            f"{fewer}a smaller --fold_block or --input_size, or a finer --base_resolution"
         )
     numbers = np.full(labelled.shape, -1, dtype=np.int32)
     numbers[labelled] = np.arange(found)

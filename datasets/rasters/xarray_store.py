@@ -94,6 +94,14 @@ def forget(store: str) -> None:
         _opened.pop((os.getpid(), store), None)
 
 
+def forget_all() -> None:
+    """Opens every store anew when it is next asked for: its files may have changed."""
+    CHUNKS.forget()
+    with _lock:
+        for key in [key for key in _opened if key[0] == os.getpid()]:
+            del _opened[key]
+
+
 @atexit.register
 def _close() -> None:
     """Close the stores of this process before the libraries that read them are unloaded."""
