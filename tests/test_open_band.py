@@ -505,8 +505,9 @@ class TestScan:
     def test_truncated_netcdf_is_refused(self, tmp_path):
         source = write_grid(tmp_path / "a.tif", ramp(64, 48))
         rasterio.shutil.copy(str(source), str(tmp_path / "a.nc"), driver="netCDF")
+        whole = (tmp_path / "a.nc").stat().st_size
         os.truncate(tmp_path / "a.nc", 8000)
-        with pytest.raises(ValueError, match="incomplete: .*a.nc has 8000 bytes, expected at least 12288"):
+        with pytest.raises(ValueError, match=f"incomplete: .*a.nc has 8000 bytes, expected at least {whole}"):
             opened(tmp_path / "a.nc")
 
     def test_truncated_strip_names_file_and_rows(self, tmp_path):

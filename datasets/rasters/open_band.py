@@ -27,6 +27,7 @@ from datasets.layers.layer import Layer
 from datasets.layers.paths import file_of, is_plain_path, parse_array_path, sheet_paths
 from datasets.rasters.band import BandSource, RasterBand
 from datasets.rasters.cf_attributes import limits_rule
+from datasets.rasters.complete_files import require_complete_files
 from datasets.rasters.coordinates import check_coordinates, source_bounds
 from datasets.rasters.gdal_netcdf import read_netcdf_variable
 from datasets.rasters.gxf_values import require_all_values
@@ -43,9 +44,6 @@ _SHEAR = 1e-3
 _LEAST_PIXEL = 1e-300
 # Blocks of a TIFF whose presence is checked; in larger files every n-th is.
 _CHECKED_BLOCKS = 100_000
-# Uncompressed formats, whose size follows from the header: GDAL may read zeros where the file is too short.
-_RAW_DRIVERS = frozenset("BT EHdr ENVI ERS GTX ISCE netCDF PAux ROI_PAC RRASTER RST".split())
-_COMPRESSED = (b"\x1f\x8b", b"\x89HDF")
 
 
 def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInterest | None = None) -> RasterBand:
@@ -99,7 +97,7 @@ def _read_source(layer: Layer, dataset: rasterio.DatasetReader) -> OpenedSource:
         The source; the stored values stated as no data; what is invalid, in words; notes.
     """
     _check_band(layer, dataset)
-    _check_size(layer, dataset)
+    require_complete_files(layer, dataset)
     layer, signs = _recognise_classes(layer, dataset)
     netcdf = read_netcdf_variable(layer, dataset) if dataset.driver == "netCDF" else None
     crs = _checked_crs(layer, dataset)
@@ -227,26 +225,6 @@ def _check_band(layer: Layer, dataset: rasterio.DatasetReader) -> None:
             f"{layer.where}: scale {scale:g} and offset {offset:g}, expected finite numbers and a scale "
             "other than 0; correct its metadata (gdal_edit.py -scale -offset)"
         )
-
-
-def _check_size(layer: Layer, dataset: rasterio.DatasetReader) -> None:
-    """Refuse a raw file shorter than its pixels: GDAL may take what is missing for zeros."""
-    files = [Path(name) for name in dataset.files if Path(name).is_file()]
-    if dataset.driver not in _RAW_DRIVERS or not files:
-        return
-    data = max(files, key=lambda file: file.stat().st_size)
-    size = data.stat().st_size
-    expected = dataset.width * dataset.height * sum(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
-    with open(data, "rb") as stream:
-        compressed = stream.read(4).startswith(_COMPRESSED)
-    packed = "NBITS" in dataset.tags(layer.band, ns="IMAGE_STRUCTURE")
-    foreign = dataset.driver == "ERS" and data.suffix != ""  # the header may name an ECW or TIFF file
-    if size >= expected or compressed or packed or foreign:
-        return
-    raise ValueError(
-        f"{layer.where}: incomplete: {data} has {size} bytes, expected at least {expected} for "
-        f"{dataset.height} rows x {dataset.width} columns; restore it from a good copy"
-    )
 
 
 def _recognise_classes(layer: Layer, dataset: rasterio.DatasetReader) -> tuple[Layer, list[str]]:
