@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import rasterio
@@ -16,12 +19,16 @@ from tests import labelled
 from tests.rasters import write_grid
 from tests.spheres import global_grid, write_global
 from tests.surveys import train
+from util.finetuning.predictors import NetworkPredictor
+from util.finetuning.scoring import ground_blocks
 from util.inference.embeddings import EmbeddingProduct
 from util.inference.engine import Engine, Ground, Meter
+from util.inference.finetuned_task import Task
 from util.inference.gap_calibration import GapModel
 from util.inference.gap_filling import GapFillingProduct
 from util.inference.layers import LayerValues, NativeLayer
 from util.inference.masked_views import MaskedViews
+from util.inference.prediction import PixelPredictionProduct, WindowPredictionProduct
 from util.inference.reconstruction import ReconstructionProduct
 from util.mosaics.mosaic import Block, blocks_of
 
@@ -93,6 +100,16 @@ def run(product, survey, edge=48):
     for block in blocks_of(*product.extent(), edge=edge):
         for _, pixels, row, col in make(product, survey, block).values():
             found[:, row : row + pixels.shape[1], col : col + pixels.shape[2]] = pixels
+    return found
+
+
+def whole(product, survey, name, edge=48):
+    """(rows, cols): the first band of one raster of a product."""
+    info = product.rasters[name]
+    found = np.full((info.rows, info.cols), np.nan, np.float32)
+    for block in blocks_of(*product.extent(), edge=edge):
+        _, pixels, row, col = make(product, survey, block)[name]
+        found[row : row + pixels.shape[1], col : col + pixels.shape[2]] = pixels[0]
     return found
 
 
@@ -178,6 +195,75 @@ class TestSeam:
         assert other.wrap_columns == 0 and other.shape == (15, 29)
         assert any("12.5 does not divide" in text for text in other.warnings)
         assert np.isfinite(run(reconstruction(network, other), other)[0]).all()
+
+
+VALUES_OF_PIXELS = Task("regression", True, False, False, 1, "mGal", (), (), ())
+CLASSES_OF_WINDOWS = Task("classification", False, True, False, 1, "", (1, 2), ("a", "b"), ("#000000", "#ffffff"))
+RAMP = 1 + torch.arange(SIZE) / SIZE
+"""What is predicted depends on the place within the tile, so that another lattice gives another map."""
+
+
+def pixel_values(imgs, valid, native):
+    return imgs[:, :1] * RAMP
+
+
+def window_classes(imgs, valid, native):
+    high = torch.sigmoid((imgs[:, 0] * RAMP).mean(dim=(1, 2)))
+    return torch.stack([1 - high, high], dim=1)
+
+
+class TestFineTunedSeam:
+    """Maps and scores of fine-tuned networks use the lattice of tiles that goes round, as embeddings do."""
+
+    @pytest.fixture(params=["pixels", "windows"])
+    def mapped(self, request, network):
+        """Maps a survey as `main_inference --output prediction` does; the first band of its first raster."""
+
+        def mapped(survey, *, wraps=True):
+            own = engine(network, survey)
+            own = own if wraps else replace(own, wrap_columns=0)
+            if request.param == "pixels":
+                product = PixelPredictionProduct(
+                    own, ground(survey), task=VALUES_OF_PIXELS, views=[pixel_values], tags={}
+                )
+                return whole(product, survey, "prediction_values")
+            product = WindowPredictionProduct(
+                own, ground(survey), task=CLASSES_OF_WINDOWS, views=[window_classes], stride=4, tags={}
+            )
+            return whole(product, survey, "prediction_probabilities")
+
+        return mapped
+
+    def test_maps_turn_with_the_globe(self, tmp_path, mapped):
+        values = global_grid(2.5)
+        one = mapped(reopened(tmp_path / "a", values, 2.5))
+        other = mapped(reopened(tmp_path / "b", np.roll(values, 24, axis=1), 2.5))
+        step = 24 * one.shape[1] // 144
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(np.roll(one, step, axis=1), other, atol=1e-5)
+
+    @pytest.mark.parametrize("mapped", ["pixels"], indirect=True)  # windows of cells lie on no lattice of tiles
+    def test_without_the_lattice_that_goes_round_the_seam_would_show(self, tmp_path, mapped):
+        survey = reopened(tmp_path / "a", global_grid(2.5), 2.5)
+        ends, around = mapped(survey, wraps=False), mapped(survey)
+        inside = np.s_[:, SIZE:-SIZE]
+        np.testing.assert_allclose(ends[inside], around[inside], atol=1e-5)
+        assert np.abs(ends - around).max() > 0.01
+
+    def test_scores_are_those_of_the_map(self, tmp_path, network):
+        """Test ground is predicted square by square, those at the date line with tiles across it."""
+        survey = reopened(tmp_path / "a", global_grid(2.5), 2.5)
+        product = PixelPredictionProduct(
+            engine(network, survey), ground(survey), task=VALUES_OF_PIXELS, views=[pixel_values], tags={}
+        )
+        wanted = whole(product, survey, "prediction_values")
+        objective = SimpleNamespace(predict=lambda _, *inputs: pixel_values(*inputs))
+        how = {"windows": None, "count": 1, "scale": 1, "overlap": 0.5, "batch_size": 64}
+        predictor = NetworkPredictor(network, objective, survey=survey, device=CPU, amp_dtype=None, **how)
+        for unit in ground_blocks(survey.shape, SIZE):
+            part = np.s_[unit.top : unit.bottom, unit.left : unit.right]
+            found = predictor.of_ground(unit, np.ones(wanted[part].shape, dtype=bool))
+            np.testing.assert_allclose(found[0], wanted[part], atol=1e-5)
 
 
 FLAGS = "--scales 1 2 --val_fraction 0.1 --val_buffer 0 --epochs 1".split()
