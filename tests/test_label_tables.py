@@ -276,6 +276,31 @@ class TestPictures:
             open_labels(path, kind="classes", grid=GRID)
         assert len(open_labels(path, kind="classes", grid=GRID, band=5).classes) == 3
 
+    @pytest.mark.parametrize("count", [3, 4])
+    def test_without_colours_the_number_of_codes_decides(self, tmp_path, caplog, count):
+        """Bands that do not say which colour they are: 3 codes are classes, 100 are shades unless they have names."""
+        path = self.write(tmp_path / "few.tif", "MINISBLACK", count=count)
+        assert len(open_labels(path, kind="classes", grid=GRID).classes) == 3
+        assert f"has {count} bands, of which the first is read; name another by --label_band" in caplog.text
+        shades = np.arange(count * 100, dtype=np.uint8).reshape(count, 10, 10)
+        with rasterio.open(self.write(tmp_path / "many.tif", "MINISBLACK", count=count), "r+") as file:
+            file.write(shades)
+        with pytest.raises(
+            ValueError, match=rf"100 different codes without names .* {count} bands of 8 bits.*label_cl"
+        ):
+            open_labels(tmp_path / "many.tif", kind="classes", grid=GRID)
+        names = write(tmp_path / "names.csv", "code,name\n" + "".join(f"{code},c{code}\n" for code in range(100)))
+        assert len(open_labels(tmp_path / "many.tif", kind="classes", grid=GRID, classes_csv=names).classes) == 100
+
+    @pytest.mark.parametrize(("most", "warned"), [(99, False), (100, True)])
+    def test_many_codes_of_a_single_band(self, tmp_path, caplog, most, warned):
+        codes = np.arange(100, dtype=np.uint8).reshape(10, 10).clip(max=most - 1)
+        with rasterio.open(self.write(tmp_path / "a.tif", "MINISBLACK", count=1), "r+") as file:
+            file.write(codes, 1)
+        assert len(open_labels(tmp_path / "a.tif", kind="classes", grid=GRID).classes) == most
+        assert ("100 different codes without names: taken for classes; if they are measure" in caplog.text) == warned
+        assert "bands" not in caplog.text
+
     def test_bands_that_are_no_colours(self, tmp_path):
         path = self.write(tmp_path / "a.tif", "MINISBLACK")
         assert len(open_labels(path, kind="classes", grid=GRID, band=2).classes) == 3

@@ -19,7 +19,12 @@ from rasterio.crs import CRS
 
 from datasets.ground.grid import GDAL_ERRORS, Grid
 from datasets.labels.columns import choose_column
-from datasets.labels.raster_labels import find_codes, open_label_raster, without_undeclared_nodata
+from datasets.labels.raster_labels import (
+    check_codes_without_names,
+    find_codes,
+    open_label_raster,
+    without_undeclared_nodata,
+)
 from datasets.labels.tables import TABLES
 from datasets.labels.vector_files import holds_points, read_features
 from datasets.labels.vector_labels import open_label_vectors
@@ -218,6 +223,8 @@ def _open_raster(
         return _checked(Labels("values", None, legend.units, path, grid, without_undeclared_nodata(raster)))
     found = find_codes(raster)
     raster = without_undeclared_nodata(raster, found)
+    if not (legend.names or legend.colours or classes_csv or class_codes):
+        check_codes_without_names(raster, found)
     numbering = _numbering([code for code in found if code not in raster.source.nodata], class_codes, where)
     counts = _count_codes(raster.numbered(numbering), numbering, grid, where)
     table = make_class_table(

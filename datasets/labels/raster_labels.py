@@ -39,6 +39,8 @@ _PICTURES = (
     frozenset({"hue", "saturation", "lightness"}),
     frozenset({"y", "cb", "cr"}),
 )
+# So many codes that nothing names are those of a picture, or measurements, rather than classes.
+_MANY_CODES = 100
 # Class number of pixels without a label, as GDAL warps bytes.
 _NO_CLASS = 255
 assert MAX_CLASSES <= _NO_CLASS
@@ -141,7 +143,7 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
         ValueError: it cannot be opened, has no CRS, or does not overlap the grid.
     """
     layer = Layer("labels", path, band=band, nodata=nodata, kind_stated=True)
-    _check_no_picture(layer)
+    _check_bands(layer)
     opened = open_band(layer, reproject_to=layer_crs(layer))  # rotated grids are welcome, the CRS is the file's own
     for note in opened.notes:
         logger.warning("%s: %s", layer.where, note)
@@ -173,21 +175,51 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
     return labels
 
 
-def _check_no_picture(layer: Layer) -> None:
+@dataclass(frozen=True)
+class _Bands:
+    """Colour interpretations, in lower case, and types of the bands of a file."""
+
+    colours: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+
+    @property
+    def may_be_picture(self) -> bool:
+        """Whether they are three or four bands of 8 bits, as those of a picture are, whatever they say of colours."""
+        return len(self.dtypes) in (3, 4) and set(self.dtypes) == {"uint8"}
+
+    @property
+    def data(self) -> int:
+        """Number of bands that are no mask."""
+        return sum(colour != "alpha" for colour in self.colours)
+
+
+def _bands_of(path: str) -> _Bands:
+    """The bands of a raster; none of what cannot be opened (opening a band says what is wrong) or xarray opens."""
+    if parse_array_path(path) is not None:
+        return _Bands()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as dataset:
+                return _Bands(tuple(colour.name.lower() for colour in dataset.colorinterp), dataset.dtypes)
+    except GDAL_ERRORS:
+        return _Bands()
+
+
+def _check_bands(layer: Layer) -> None:
     """Refuse a colour of a picture: several classes may share its number, and most numbers are shades.
+
+    Where other bands are left unread that nobody chose between, a warning says so.
 
     Raises:
         ValueError: the band is red, green, blue or the like, and others of the file complete the picture.
     """
-    if parse_array_path(layer.path) is not None:
-        return
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(layer.path) as dataset:
-                names = [colour.name.lower() for colour in dataset.colorinterp]
-    except GDAL_ERRORS:  # opening the band says what is wrong
-        return
+    bands = _bands_of(layer.path)
+    names = bands.colours
+    if layer.band == 1 and bands.data > 1:
+        logger.warning(
+            "%s: has %d bands, of which the first is read; name another by --label_band", layer.where, bands.data
+        )
     colours = next((each for each in _PICTURES if each <= set(names)), None)
     if colours is None or layer.band > len(names) or names[layer.band - 1] not in colours | {"alpha"}:
         return
@@ -197,6 +229,30 @@ def _check_no_picture(layer: Layer) -> None:
         f"{layer.where}: band {layer.band} is {names[layer.band - 1]} of a picture ({', '.join(names)}), "
         f"expected one band of class codes or values; {remedy}, or vectors; if the bands are no colours after all: "
         f"gdal_translate -b {layer.band} -colorinterp_1 gray {Path(layer.path).name} band.tif"
+    )
+
+
+def check_codes_without_names(labels: LabelRaster, codes: Sequence[Code]) -> None:
+    """Warn of as many codes without names as a picture or measurements have.
+
+    Raises:
+        ValueError: they are in one of three or four bands of 8 bits.
+    """
+    if len(codes) < _MANY_CODES:
+        return
+    layer = labels.source.layer
+    bands = _bands_of(layer.path)
+    if bands.may_be_picture:
+        raise ValueError(
+            f"{layer.where}: {len(codes)} different codes without names in one of {len(bands.dtypes)} bands of 8 bits, "
+            "which look like a picture; expected one band of class codes; give a raster of codes, or vectors; if they "
+            "are classes after all, name them by --label_classes"
+        )
+    logger.warning(
+        "%s: %d different codes without names: taken for classes; if they are measurements or a picture, use --task "
+        "regression or other labels; if they are classes, --label_classes gives them names",
+        layer.where,
+        len(codes),
     )
 
 
