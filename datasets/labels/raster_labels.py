@@ -216,12 +216,12 @@ def _check_bands(layer: Layer) -> None:
     """
     bands = _bands_of(layer.path)
     names = bands.colours
-    if layer.band == 1 and bands.data > 1:
-        logger.warning(
-            "%s: has %d bands, of which the first is read; name another by --label_band", layer.where, bands.data
-        )
     colours = next((each for each in _PICTURES if each <= set(names)), None)
     if colours is None or layer.band > len(names) or names[layer.band - 1] not in colours | {"alpha"}:
+        if layer.band == 1 and bands.data > 1:
+            logger.warning(
+                "%s: has %d bands, of which the first is read; name another by --label_band", layer.where, bands.data
+            )
         return
     others = [str(number) for number, name in enumerate(names, 1) if name not in colours | {"alpha"}]
     remedy = f"name another band by --label_band (here {', '.join(others)})" if others else "give a raster of codes"
