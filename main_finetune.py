@@ -15,7 +15,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -84,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args, given = common.parsed(get_args_parser(), argv)
     job: dict[str, Any] = {"prepare": partial(prepare, args), "work": compare}
+    job["close"] = lambda run, error: run.files.close(error)
     if args.eval:
         job = {"prepare": partial(prepare_evaluation, args, given), "work": evaluation.evaluate}
     return run_program("main_finetune", **job, **common.process_options(args))
@@ -221,17 +221,17 @@ def compare(run: FinetuneRun, stop: Stop) -> int:
     Raises:
         RunFailed, ValueError, OSError: a fit failed; fits that were finished before are stored.
     """
-    with closing(run.files):
-        try:
-            for method in run.methods:
-                for fold in run.folds:
-                    compare_fold(run, method, fold, stop)
-            metrics = dist.on_main_rank(partial(report_run, run))
-            if None in run.examples:
-                fit_network(run, run.methods[0], None, stop, scores=metrics)
-                log_checkpoint(run.files.output_dir / ckpt.LAST)
-        except Stopped:
-            logger.warning("stopped by a signal; everything is saved: continue with --resume auto")
+    try:
+        for method in run.methods:
+            for fold in run.folds:
+                compare_fold(run, method, fold, stop)
+        metrics = dist.on_main_rank(partial(report_run, run))
+        if None in run.examples:
+            fit_network(run, run.methods[0], None, stop, scores=metrics)
+            log_checkpoint(run.files.output_dir / ckpt.LAST)
+        run.files.finish()
+    except Stopped:
+        logger.warning("stopped by a signal; everything is saved: continue with --resume auto")
     return 0
 
 

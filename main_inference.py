@@ -66,6 +66,7 @@ from util.processes.program import run_program
 from util.processes.signals import Stop
 from util.processes.terminal import progress_bar
 from util.records.log import claim_output_folders
+from util.run_page.page import RunPage
 
 logger = logging.getLogger("main_inference")
 
@@ -91,6 +92,7 @@ class InferenceRun:
         output: value of --output.
         output_dir: where results go.
         ranks: which process this is.
+        page: says what the run did.
         num_workers: threads that read blocks ahead.
         show_progress: whether a progress bar is shown.
     """
@@ -103,6 +105,7 @@ class InferenceRun:
     output: str
     output_dir: Path
     ranks: dist.Ranks
+    page: RunPage
     num_workers: int
     show_progress: bool
 
@@ -119,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "main_inference",
             prepare=partial(prepare, args),
             work=work,
+            close=lambda run, error: run.page.end(error),
             stop_message="stopping after this block; Ctrl-C again to stop at once",
             **options.process_options(args),
         )
@@ -133,7 +137,9 @@ def work(run: InferenceRun, stop: Stop) -> int:
     beside = partial(input_panels, run.survey) if PRODUCTS[run.output].shows_inputs else None
     layers = [SourceLayer(layer.name, layer.path, layer.band) for layer in run.survey.layers]
     place = {**run.survey.map_scale, "beside": beside, "layers": layers}
-    dist.on_main_rank(lambda: results.finish(run.output_dir, run.parts, run.product, **place))
+    written = dist.on_main_rank(lambda: results.finish(run.output_dir, run.parts, run.product, **place))
+    run.page.add(written)
+    run.page.finish()
     return 0
 
 
@@ -185,6 +191,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         output=args.output,
         output_dir=output_dir,
         ranks=ranks,
+        page=RunPage(output_dir, "main_inference", part=args.output, enabled=ranks.is_main),
         num_workers=args.num_workers,
         show_progress=ranks.is_main and not args.no_progress,
     )
@@ -193,6 +200,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     overwrite, resume = args.overwrite or restarted, args.resume or restarted
     dist.on_main_rank(lambda: begin_or_resume(run, settings, overwrite=overwrite, resume=resume))
     restarts.mark_started(output_dir)
+    about = {"options": vars(args), "environment": environment, "overview": survey.overview}
+    run.page.begin(resumed=resume, resume_flags=("--resume",), **about)
     return run
 
 
@@ -349,13 +358,14 @@ def compute(run: InferenceRun, stop: Stop) -> bool:
     bar = progress_bar(total=sum(tiles), desc=run.output, unit="tile", enabled=run.show_progress)
     progress = TileProgress(bar, tiles)
     meter.restart(watch=progress.within)
-    for block, window in prefetch(todo, read, workers=run.num_workers, ahead=1):
+    for number, (block, window) in enumerate(prefetch(todo, read, workers=run.num_workers, ahead=1), start=1):
         arrays = {
             name: (spec, masked(pixels, spec, row, col, survey), row, col)
             for name, (spec, pixels, row, col) in product.make(block, window).items()
         }
         run.parts.write(block.row, block.col, arrays)
         progress.end_block()
+        run.page.update(progress=f"{number} of {len(todo)} blocks done")
         if stop.signal is not None:
             break
     bar.close()

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "main_pretrain",
         prepare=partial(prepare, args, given=given),
         work=dry_run if args.dry_run else train,
-        close=lambda run: run.files.close(),
+        close=lambda run, error: run.files.close(error),
         work_errors=(OSError,),
         **options.process_options(args),
     )

@@ -29,7 +29,7 @@ import logging
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,6 +50,7 @@ from util.hardware.system import disk_full_message, usable_cpus
 from util.processes.signals import Stop
 from util.processes.terminal import setup_logging
 from util.records.log import check_writable
+from util.run_page.page import RunPage
 from util.training.timer import duration_text
 
 logger = logging.getLogger(__name__)
@@ -184,6 +185,19 @@ def hardware(args: argparse.Namespace, study: Study, argv: Sequence[str]) -> dic
     }
 
 
+def report_again(folder: Path, options: Mapping[str, Any]) -> None:
+    """Writes the report of a study and its page from the results in its folder.
+
+    Raises:
+        ValueError, OSError: there are none, or they are damaged.
+    """
+    facts = read_facts(folder / FACTS) if (folder / FACTS).exists() else {}
+    logger.info("report  %s", build_report(folder / RESULTS, facts, folder))
+    with RunPage(folder, "scripts.worth_it") as page:
+        page.begin(resumed=True, resume_flags=(), options=options, environment={})
+        page.finish()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program.
 
@@ -197,8 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(args.output_dir)
     try:
         if args.report_only:
-            facts = read_facts(folder / FACTS) if (folder / FACTS).exists() else {}
-            logger.info("report  %s", build_report(folder / RESULTS, facts, folder))
+            report_again(folder, vars(args))
             return 0
         check_writable(folder, flag="--output_dir")
         arms, settings = read_arms(args.arms, only=args.only_arms), settings_of(args)
@@ -209,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         on_cpu = pool.devices[0] == "cpu"
         study = Study(folder, wishes, pool, seconds="cpu_seconds" if on_cpu else "seconds")
         warn_of_few_seeds(study.lengths.seeds if study.lengths else args.seeds)
-        with Stop("ending: what runs is saved first") as stop:
+        with Stop("ending: what runs is saved first") as stop, study.page:
             begin = time.monotonic()
             study.measure(stop)
             logger.info("the trials took %s", duration_text(time.monotonic() - begin))
@@ -218,8 +231,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.plan:
                 return 0
             study.keep_plan()
+            facts = hardware(args, study, argv)
+            study.begin_page(vars(args), facts)
             outcome = study.run(stop)
-        report = study.report(outcome, hardware(args, study, argv))
+            report = study.report(outcome, facts)
+            study.end_page(outcome)
     except (ValueError, OSError) as error:
         is_full = disk_full_message(error, then="give the same command again")
         logger.error("worth_it: error: %s", is_full or error)

@@ -33,6 +33,7 @@ from study.results import write_results
 from study.runner import Outcome, Pool, TaskRefused
 from util.hardware.system import replace_file
 from util.processes.signals import Stop
+from util.run_page.page import RunPage
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class Study:
         self.lengths: Lengths | None = None
         self.rates: Rates | None = None
         self._known_arms: dict[str, dict[str, Any]] = {}
+        self.page = RunPage(folder, "scripts.worth_it")
         self._take_up()
 
     def _take_up(self) -> None:
@@ -318,8 +320,9 @@ class Study:
 
     def run(self, stop: Stop) -> Outcome:
         """Runs what is not done yet, as far as the budget reaches."""
+        tasks = self.tasks()
         return self.pool.run(
-            self.tasks(),
+            tasks,
             command=lambda task, device: command_of(
                 task, self.settings, folder=self.folder, epochs=self.epochs_of(task), device=device
             ),
@@ -327,6 +330,7 @@ class Study:
             estimate=self.estimate,
             deadline=self.deadline,
             stop=stop,
+            shown=lambda out: self.page.update(progress=f"{len(out.done)} of {len(tasks)} programs done"),
         )
 
     def _finish(self, task: Task, wall: float, *, epochs: int) -> dict[str, Any]:
@@ -405,6 +409,23 @@ class Study:
         }
         _write_json(self.folder / FACTS, table)
         return build_report(self.folder / RESULTS, table, self.folder)
+
+    def begin_page(self, options: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """Begins the page of the study, or goes on with it.
+
+        Args:
+            options: all options by name.
+            facts: of hardware, versions and commands, as `report` takes them.
+        """
+        environment = {"device": facts["device"], "programs at a time": facts["jobs"], **facts["versions"]}
+        self.page.begin(resumed=True, resume_flags=(), options=options, environment=environment)
+
+    def end_page(self, outcome: Outcome) -> None:
+        """Notes on the page what failed and what is left."""
+        tasks = [{"name": name, "state": "failed", "said": said} for name, said in outcome.failed.items()]
+        self.page.add({"tasks": tasks + [{"name": name, "state": "not done"} for name in outcome.left]})
+        if not (outcome.failed or outcome.left):
+            self.page.finish()
 
 
 def _what_it_runs(arm: Mapping[str, Any]) -> dict[str, Any]:

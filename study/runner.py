@@ -131,6 +131,7 @@ class Pool:
         estimate: Callable[[Task], float],
         deadline: float,
         stop: Stop,
+        shown: Callable[[Outcome], None] | None = None,
     ) -> Outcome:
         """Runs tasks in their order as far as what they need is done.
 
@@ -142,6 +143,7 @@ class Pool:
             estimate: seconds that a task will take.
             deadline: `time.monotonic()` after which nothing is begun that would end later.
             stop: tells of signals.
+            shown: called with what is done whenever a program has ended.
         """
         out = Outcome(done={task.name for task in tasks if (self.folder / task.name / DONE).exists()})
         waiting = [task for task in tasks if task.name not in out.done]
@@ -159,6 +161,8 @@ class Pool:
                     passed += estimate(running.task)
                     if running.task.name in out.done:
                         logger.info("%d of %d done: %s", len(out.done), len(tasks), running.task.name)
+                    if shown is not None:
+                        shown(out)
                 waiting = self._begin(waiting, out, command, estimate, deadline)
                 if waiting and not self._running:
                     break  # nothing can begin: no time, or what is needed has failed

@@ -25,7 +25,7 @@ ROOMS = {
     "util": [
         {"hardware", "options", "mosaics", "plots", "geotiff"},
         {"model", "processes"},
-        {"checkpoints", "training", "inference", "metrics"},
+        {"checkpoints", "training", "inference", "metrics", "run_page"},
         {"records"},
         {"finetuning", "export"},
     ],

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from util.metrics.verdict import skill_verdict
 from util.options.commands import after_finetuning, after_pretraining, command, without_flags
 from util.options.early import PARSERS
-from util.records.verdict import skill_verdict
 
 
 def scores(**skills):

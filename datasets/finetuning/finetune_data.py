@@ -26,6 +26,7 @@ from datasets.labels.open_labels import TargetGrid, are_points, open_labels
 from datasets.labels.points import open_points
 from datasets.layers.class_table import ClassTable
 from datasets.survey.inference_survey import InferenceSurvey
+from datasets.survey.overview import MOST_TILES, ground_map
 
 MOST_PRESENCES = 5000
 """Places of deposits that a checkpoint stores, to be drawn on maps."""
@@ -146,6 +147,42 @@ class FinetuneData:
             f"class {code} {name}: {count} {what}"
             for code, name, count in zip(self.classes.codes, self.names, counts, strict=True)
         ]
+
+    def overview(self, survey: InferenceSurvey | SceneGround) -> dict[str, Any]:
+        """Labels and folds as plain values for a page: numbers of labels, and where they and the folds lie.
+
+        Args:
+            survey: the layers, or the images.
+        """
+        found: dict[str, Any] = {"folds": self.folds.summary(), "classes": list(self.names), "label_unit": self.units}
+        if not isinstance(survey, InferenceSurvey) or not isinstance(self.folds, Folds):
+            return found
+        grid, base = survey.stack.reference, survey.base_resolution
+        blocks, numbers = self.folds.block_grid, self.folds.fold_numbers
+        rectangles = [
+            {"bounds": [grid.left + left * base, grid.top - (top + height) * base, *corner], "name": f"fold {fold}"}
+            for fold in range(self.folds.count)
+            for top, left, height, width in blocks.rectangles(numbers == fold)
+            for corner in [(grid.left + (left + width) * base, grid.top - top * base)]
+        ]
+        place: dict[str, Any] = {}
+        if self.labels is not None:
+            labelled = self.labels.count(LABEL_CELL).sum(axis=2) / (LABEL_CELL * self.labels.scale) ** 2
+            place = {"fraction": labelled.clip(0, 1), "cell": LABEL_CELL * base / grid.resolution_x}
+        drawn = ground_map(grid, **place) | {"rectangles": rectangles, "points": self._example_places(survey)}
+        return found | {"map": drawn}
+
+    def _example_places(self, survey: InferenceSurvey) -> list[dict[str, Any]]:
+        """Places of examples by class, as `overview` lists them; none of labels that every pixel has."""
+        if not isinstance(self.targets, WindowTargets):
+            return []
+        examples, grid, base = self.targets.examples, survey.stack.reference, survey.base_resolution
+        places = []
+        for number, name in enumerate(self.names):
+            rows, cols = examples.centres[np.asarray(examples.classes) == number][:MOST_TILES].T
+            at = np.stack([grid.left + cols * base, grid.top - rows * base], axis=1)
+            places.append({"name": str(name), "places": at.tolist()})
+        return places
 
 
 @dataclass(frozen=True)

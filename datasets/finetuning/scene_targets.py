@@ -58,6 +58,10 @@ class SceneGround:
         """The images, as lines to log."""
         return self.scenes.summary_lines()
 
+    def overview(self) -> dict[str, Any]:
+        """The bands and numbers of images, as plain values for a page."""
+        return self.scenes.overview()
+
     def ground(self) -> dict[str, Any]:
         """The table of the images."""
         return {"table": str(self.scenes.images.table.path)}

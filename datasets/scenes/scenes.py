@@ -21,10 +21,14 @@ from datasets.scenes.image_set import CENTRE, SceneSet, crop_key, open_other_tab
 from datasets.scenes.images import CROP_SHARE
 from datasets.scenes.statistics import scene_statistics
 from datasets.survey.detail import measure_detail
+from datasets.survey.overview import histogram, layer_facts, plain_rows
 from datasets.survey.pyramid import Pyramid
 from datasets.survey.scales_and_groups import given_groups, native_groups
 from datasets.survey.stack import LayerBundle, Placement
 from datasets.survey.tile_reader import Tiles
+
+OVERVIEW_IMAGES = 32
+"""Training images of which the histograms of a page are made."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,31 @@ class Scenes:
             f"images brought to {size} x {size} pixels: in training {low:g} to {high:g} of their area, chosen and "
             "turned over at random; held-out ones from their centre",
         ]
+
+    def overview(self) -> dict[str, Any]:
+        """Bands with histograms of some images, and numbers of images, as plain values for a page.
+
+        Raises:
+            OSError: an image cannot be read.
+        """
+        images = self.images
+        some = self.epoch_tiles(seed=0, epoch=0, tiles=min(OVERVIEW_IMAGES, len(self.train)))
+        pixels = self.reader().read(some).arrays[0].numpy()
+        rows = []
+        for channel, (layer, encoding) in enumerate(zip(self.layers, self.encodings, strict=True)):
+            values = pixels[:, channel]
+            found = histogram(values[np.isfinite(values)], encoding)
+            group = next(n for n, group in enumerate(self.groups) if channel in group)
+            state = {"state": "hidden"} if channel in images.hidden else {"histogram": found}
+            rows.append(layer_facts(layer, encoding) | {"group": group} | state)
+        counts = [
+            ("images", len(images)),
+            ("categories", len(images.categories)),
+            ("training images", len(self.train)),
+            ("held-out images", len(self.held_out)),
+            ("read as", f"{images.size} x {images.size} pixels"),
+        ]
+        return {"layers": rows, "counts": plain_rows(counts)}
 
     def training_warnings(self, patch_size: int) -> list[str]:
         """What a user should know before training."""

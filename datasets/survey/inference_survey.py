@@ -17,7 +17,7 @@ import torch
 from affine import Affine
 
 from datasets.ground.area_of_interest import AreaOfInterest, load_area_of_interest, stored_area_of_interest
-from datasets.ground.grid import Grid, metres_per_unit
+from datasets.ground.grid import Grid, length_text, metres_per_unit
 from datasets.ground.planet import planet_of
 from datasets.ground.wraparound import pixel_size_m, wrap_columns, wraps
 from datasets.layers.encoding import Encoding, channel_ranges, encoding_from_dict, linear_encodings
@@ -28,6 +28,7 @@ from datasets.rasters.scan import BandSummary
 from datasets.rasters.wrapped_band import WrappedBand, wraparound_remarks
 from datasets.survey.layer_classes import layer_classes
 from datasets.survey.open_layers import as_trained, choose_layers, scan_bands
+from datasets.survey.overview import crs_name, ground_map, layer_rows, plain_rows
 from datasets.survey.pyramid import NativeGroup, Pyramid, Sample
 from datasets.survey.scales_and_groups import check_native_scales, native_groups, score_scales
 from datasets.survey.stack import LayerBundle, Stack, make_bundles, reference_grid
@@ -203,6 +204,24 @@ class InferenceSurvey:
         ]
         rows, cols = self.shape
         return [*lines, f"{cols} x {rows} base pixels of {self.base_resolution:g}"]
+
+    def overview(self) -> dict[str, Any]:
+        """What was opened, as plain values for a page: layers with histograms, and the frame of a map.
+
+        Raises:
+            OSError: a layer cannot be read.
+        """
+        grid, (rows, cols) = self.stack.reference, self.shape
+        counts = [
+            ("base pixel", length_text(self.base_resolution, grid.crs)),
+            ("ground", f"{cols:,} x {rows:,} base pixels"),
+            ("CRS", crs_name(grid.crs)),
+        ]
+        return {
+            "layers": layer_rows(self.stack, self.summaries, self.encodings),
+            "counts": plain_rows(counts),
+            "map": ground_map(grid),
+        }
 
     def log_summary(self, *, with_warnings: bool = True) -> None:
         """Logs the summary and, if wanted, the warnings and the absent layers."""

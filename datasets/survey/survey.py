@@ -22,6 +22,7 @@ from datasets.layers.layer_statistics import LayerStatistics
 from datasets.layers.table import write_layers_table
 from datasets.rasters.scan import BandSummary
 from datasets.survey.detail import measure_detail
+from datasets.survey.overview import ground_map, layer_rows, plain_rows, tile_centres
 from datasets.survey.pyramid import Pyramid
 from datasets.survey.scales_and_groups import native_groups
 from datasets.survey.stack import LayerBundle, Stack
@@ -126,6 +127,38 @@ class Survey:
             ]
             for row, col, height, width in self.tiles.held_out.rectangles()
         ]
+
+    def overview(self) -> dict[str, Any]:
+        """What was opened, as plain values for a page: layers with histograms, numbers of tiles, a map of the ground.
+
+        Raises:
+            OSError: a layer cannot be read.
+        """
+        grid, index, layers = self.stack.reference, self.tiles, range(len(self.layers))
+        rows = layer_rows(self.stack, self.summaries, self.encodings, self.groups)
+        scored = [" ".join(f"{scale}x" for scale in self.scales if c in self.scored[scale]) for c in layers]
+        size = {"height": index.height, "width": index.width}
+        tile = length_text(self.base_resolution * self.input_size, grid.crs)
+        counts = [
+            ("base pixel", length_text(self.base_resolution, grid.crs)),
+            ("tile", f"{self.input_size} base pixels = {tile}"),
+            ("training tiles", len(index.train)),
+            ("held-out tiles", len(index.val)),
+            ("held-out blocks", int(index.held_out.chosen.sum())),
+        ]
+        drawn = {
+            "rectangles": [{"bounds": bounds, "name": "held-out block"} for bounds in self.held_out_ground()],
+            "points": [
+                {"name": f"centre of a {name} tile", "places": tile_centres(grid, origins, **size)}
+                for name, origins in (("training", index.train), ("held-out", index.val))
+            ],
+            "tile": [index.width * grid.resolution_x, index.height * grid.resolution_y],
+        }
+        return {
+            "layers": [row | {"scored": text} for row, text in zip(rows, scored, strict=True)],
+            "counts": plain_rows(counts),
+            "map": ground_map(grid, fraction=index.coverage.fraction, cell=index.coverage.cell) | drawn,
+        }
 
     def channel_options(self) -> dict[str, Any]:
         """Description of the layers, as keyword arguments of `build_model`."""

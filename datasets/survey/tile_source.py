@@ -93,6 +93,9 @@ class TileSource(Protocol):
     def summary_lines(self) -> list[str]:
         """Summary of layers and tiles, as lines to log."""
 
+    def overview(self) -> dict[str, Any]:
+        """Layers with histograms, numbers of tiles and, if they lie on ground, a map, as plain values for a page."""
+
     def training_warnings(self, patch_size: int) -> list[str]:
         """Warnings before training with patches of this size."""
 

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 PREVIOUS = "checkpoint-previous.pth"
 RUN_FILES = ("checkpoint-*.pth", "log.txt", "layers.csv", "categories.csv", "statistics.json", "reconstruction-*.png")
+RUN_FILES += ("report.html", "report.json")
 
 
 class Resumable(NamedTuple):

@@ -53,6 +53,15 @@ class FinetuneInputs:
     task: Task
     held_out: list[list[float]] | None
 
+    def overview(self) -> dict[str, Any]:
+        """What is read, as plain values for the page of the run.
+
+        Raises:
+            OSError: a layer cannot be read.
+        """
+        survey = self.opened.survey
+        return {**survey.overview(), **self.data.overview(survey)}
+
     def shared_entries(self, used_options: dict[str, Any]) -> dict[str, Any]:
         """The entries that all checkpoints of a run share, among them the options."""
         opened, data, survey = self.opened, self.data, self.opened.survey
@@ -119,6 +128,18 @@ class FinetuneRun:
         """The output files."""
         return FinetuneFiles(self.output_dir, self.log_dir, enabled=self.ranks.is_main)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Task, methods and folds, for the page of the run."""
+        task = self.inputs.task
+        return {
+            "task": task.name,
+            "headline": task.headline,
+            "columns": list(task.columns),
+            "methods": [method.name for method in self.methods],
+            "has_final": None in self.examples,
+        }
+
     @cached_property
     def time_left(self) -> TimeLeft:
         """Estimates when all fits of networks end."""
@@ -165,7 +186,9 @@ def open_records(run: FinetuneRun, deciding_options: dict[str, Any]) -> None:
     }
     warn_of_long_warmup(run.training.warmup_epochs, run.training.epochs)
     logger.info("%s", describe_length(run.training.epochs, run.training.patience))
-    aside = dist.on_main_rank(lambda: run.files.begin(plain(settings), resume=run.settings.resume))
+    aside = dist.on_main_rank(
+        lambda: run.files.begin(plain(settings), resume=run.settings.resume, overview=inputs.overview, facts=run.facts)
+    )
     restarts.mark_started(run.files.output_dir)
     if aside is not None and run.ranks.is_main:
         logger.warning("%s held an earlier run: now in %s", run.files.output_dir, aside)

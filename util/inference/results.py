@@ -9,12 +9,16 @@ from typing import Any
 
 from util.geotiff.cog_writer import join
 from util.geotiff.parts import Parts
+from util.geotiff.raster_spec import RasterSpec, length_unit_of
 from util.inference.product import Product
 from util.inference.qgis import SourceLayer, write_project, write_style
 from util.inference.quicklooks import draw_raster
 from util.plots.maps import Panel
 
 logger = logging.getLogger(__name__)
+
+MOST_NAMES = 6
+"""Bands that a page names."""
 
 
 def begin_or_resume(
@@ -50,7 +54,7 @@ def finish(
     where: str = "",
     beside: Callable[[], Sequence[Panel]] | None = None,
     layers: Sequence[SourceLayer] = (),
-) -> None:
+) -> dict[str, Any]:
     """Joins the parts into files under their final names, draws them, styles them for QGIS, and removes the parts.
 
     Args:
@@ -62,6 +66,9 @@ def finish(
         where: where on the maps that length holds, if not everywhere.
         beside: gives maps to draw beside the first raster; None: none.
         layers: the layers that the product was made of, for the project of QGIS.
+
+    Returns:
+        What was written, for the page of the run: `rasters` with their sizes and bands, and the `project`.
 
     Raises:
         ValueError: a raster has no valid pixel.
@@ -86,3 +93,26 @@ def finish(
     project = write_project(output_dir, {**derived, **product.rasters}, layers)
     logger.info("next: open %s in QGIS, or any of the rasters: their colours lie beside them (.qml)", project)
     parts.remove()
+    written = [raster_facts(output_dir / f"{name}.tif", spec) for name, (spec, _) in sources.items()]
+    return {"rasters": written, "project": project.name}
+
+
+def raster_facts(path: Path, spec: RasterSpec) -> dict[str, str]:
+    """A raster in a few words.
+
+    Args:
+        path: its file.
+        spec: what it is.
+
+    Raises:
+        OSError: it is not there.
+    """
+    names = ", ".join(spec.names[:MOST_NAMES]) + ", ..." * (len(spec.names) > MOST_NAMES)
+    return {
+        "name": path.stem,
+        "pixels": f"{spec.cols:,} x {spec.rows:,}",
+        "pixel": f"{spec.transform.a:.6g} {length_unit_of(spec.crs)}".strip(),
+        "bands": f"{len(spec.names)}: {names}",
+        "type": spec.dtype,
+        "size": f"{path.stat().st_size / 1e6:,.1f} MB",
+    }

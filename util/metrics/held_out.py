@@ -36,6 +36,9 @@ class TrainingData(Protocol):
     def scored(self) -> Mapping[int, Sequence[int]]:
         """For each scale, the numbers of the layers scored at it."""
 
+    def overview(self) -> dict[str, Any]:
+        """What was read, as plain values for the page of the run."""
+
 
 def _scored_batch(sample: Any, noise: torch.Tensor) -> ScoredBatch:
     return ScoredBatch(**sample._asdict(), noise=noise)

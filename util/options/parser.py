@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from typing import Any, NoReturn
+import sys
+from typing import Any, ClassVar, NoReturn
 
 from util.options.version import VERSION
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that takes flags in full only, and says which one an unknown flag may have meant."""
+    """An ArgumentParser that takes flags in full only, and says which one an unknown flag may have meant.
+
+    Attributes:
+        command_line: the words that were parsed last in this process, for the page of a run: it names the command.
+    """
+
+    command_line: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, prog: str | None = None, **options: Any) -> None:
         super().__init__(prog, **{"allow_abbrev": False, **options})
@@ -19,6 +26,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """The parsed options; ends the program with status 2 and a message if a flag is unknown."""
+        Parser.command_line = tuple(sys.argv[1:] if args is None else args)
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self._meant(unknown)}")

@@ -37,7 +37,7 @@ def run_program(
     *,
     prepare: Callable[[torch.device, dist.Ranks], T],
     work: Callable[[T, Stop], int | None],
-    close: Callable[[T], None] | None = None,
+    close: Callable[[T, BaseException | None], None] | None = None,
     device: str,
     world_size: int,
     local_rank: int,
@@ -55,7 +55,7 @@ def run_program(
         prepare: checks the options, opens all inputs and builds the run, given the device and the ranks.
         work: does the work of the run that `prepare` returned; polls `Stop.signal` to end early after a signal. Returns
             the exit status, None for 0.
-        close: closes the files of the run, however its work ends.
+        close: closes the files of the run, however its work ends; gets the error that ended it, None for none.
         device: value of --device.
         world_size: value of --world_size.
         local_rank: value of --local_rank.
@@ -80,12 +80,17 @@ def run_program(
         return dist.report_end(error, program=program, ranks=ranks, status=2)
     except (dist.PeerLost, KeyboardInterrupt) as error:
         return dist.report_end(error, program=program, ranks=ranks, status=1)
+    ended_by: BaseException | None = None
     try:
         with Stop(stop_message) as stop:
             return work(run, stop) or 0
     except failures as error:
+        ended_by = error
         return dist.report_end(error, program=program, ranks=ranks, status=1)
+    except BaseException as error:
+        ended_by = error
+        raise
     finally:
         if close is not None:
-            close(run)
+            close(run, ended_by)
         dist.shutdown()

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
+from util.processes.heard_warnings import collect_warnings
+
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class _BarHandler(logging.StreamHandler):
 def setup_logging(rank: int = 0) -> None:
     """Sends log messages to standard error: INFO and above in rank 0; WARNING and above, with the rank, in the others.
 
-    Python's warnings go the same way. A second call replaces the first.
+    Python's warnings go the same way. Warnings are also kept for the page of the run. A second call replaces the first.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console of Windows cannot show the names of all files and layers
@@ -59,6 +61,7 @@ def setup_logging(rank: int = 0) -> None:
     for old in [old for old in root.handlers if isinstance(old, _BarHandler)]:
         root.removeHandler(old)
     root.addHandler(handler)
+    collect_warnings()
     root.setLevel(logging.WARNING)
     # GDAL repeats its warnings each time a file is opened; datasets/ checks what matters and warns once.
     logging.getLogger("rasterio").setLevel(logging.ERROR)

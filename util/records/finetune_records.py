@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from util.hardware.system import replace_file
 from util.plots.reconstruction import save_figure
 from util.records import tags as tag
 from util.records.log import JsonLines, Writer, make_writer, plain
+from util.run_page.page import PAGE_FILES, RunPage
 
 SETTINGS, METRICS, FITS = "run.json", "metrics.json", "fits"
 EVALUATION = "evaluation.json"
 FIGURES = ("scores", "map", "confusion", "success_rate", "calibration")
-RUN_FILES = (SETTINGS, METRICS, FITS, "confusion.csv", "checkpoint-*.pth", "log.txt", "reconstruction-*.png") + tuple(
-    f"{name}.png" for name in FIGURES
+RUN_FILES = (
+    (SETTINGS, METRICS, FITS, "confusion.csv", "checkpoint-*.pth", "log.txt", "reconstruction-*.png")
+    + tuple(f"{name}.png" for name in FIGURES)
+    + PAGE_FILES
 )
 """Files that are moved aside when another run begins in the same folder; records of pre-training, too."""
 EVENTS, CURVES = "events.out.tfevents.*", "curves"
@@ -58,13 +61,25 @@ class FinetuneFiles:
         self._fits: dict[str, Writer] = {}
         self._options: Mapping[str, Any] = {}
         self._lines: JsonLines | None = None
+        self._page = RunPage(output_dir, "main_finetune", enabled=enabled)
+        self._is_resumed, self._facts, self._fits_done = False, dict[str, Any](), 0
+        self._overview: Callable[[], dict[str, Any]] | None = None
 
-    def begin(self, settings: Mapping[str, Any], *, resume: bool) -> Path | None:
+    def begin(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool,
+        overview: Callable[[], dict[str, Any]] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Path | None:
         """Opens the records of the run in the folder to continue it, or starts new ones and moves an earlier run aside.
 
         Args:
             settings: everything that decides the numbers, plain values; written to run.json.
             resume: continue the run in the folder.
+            overview: gives what was read, for the page.
+            facts: task, methods and folds, likewise.
 
         Returns:
             Where an earlier run was moved to; None if there was none.
@@ -79,6 +94,7 @@ class FinetuneFiles:
         else:
             aside = self._set_aside()
             write_json(path, settings)
+        self._is_resumed, self._overview, self._facts = aside is None and resume, overview, dict(facts or {})
         self._lines = JsonLines(self.output_dir / "log.txt")
         self._writer = make_writer(self.log_dir)
         return aside
@@ -117,6 +133,8 @@ class FinetuneFiles:
     def log_epoch(self, record: Mapping[str, Any]) -> None:
         """Writes the record of an epoch of the fit of its `arm` and `fold` to the log, and numbers to TensorBoard."""
         self._log(record, {name: record.get(key) for key, name in _TAGS.items()}, step=record["step"])
+        fold = "all labels" if record["fold"] is None else f"fold {record['fold']}"
+        self._page.update(progress=f"{record['arm']}, {fold}: epoch {record['epoch']} done")
 
     def _log(self, record: Mapping[str, Any], tags: Mapping[str, float | None], *, step: int) -> None:
         if not self._enabled:
@@ -140,6 +158,7 @@ class FinetuneFiles:
         """Writes the scores and costs of a finished fit to the log, and its test scores to TensorBoard."""
         tags = {f"{tag.SCORE}/{name}": value for name, value in flat_numbers(record["test"]) if _is_score(name)}
         self._log({"kind": "score", "arm": method, "fold": fold, **record}, tags, step=0)
+        self._page.update(progress=f"{method}, fold {fold} done")
         if self._enabled:
             final = {f"final/{name.partition('/')[2]}": value for name, value in tags.items()}
             self._fit_writer(method, fold).hparams({"method": method, "fold": fold, **self._options}, final)
@@ -190,14 +209,30 @@ class FinetuneFiles:
         return path
 
     def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Writes tables of settings into TensorBoard."""
+        """Writes tables of settings, `options` and `environment` among them, into TensorBoard; begins the page."""
         self._options = tables.get("options", {})
         for name, table in tables.items():
             rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
             self._writer.text(name, f"| | |\n|---|---|\n{rows}")
+        self._page.begin(
+            resumed=self._is_resumed,
+            options=self._options,
+            environment=tables.get("environment", {}),
+            overview=self._overview,
+            facts={"log_dir": str(self.log_dir), **self._facts},
+        )
 
-    def close(self) -> None:
-        """Closes the records; on a full disk their last lines are lost."""
+    def finish(self) -> None:
+        """Notes that all fits are done and reported, for the page."""
+        self._page.finish()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Closes the records; on a full disk their last lines are lost.
+
+        Args:
+            error: what ended the run, for its page.
+        """
+        self._page.end(error)
         for writer in (self._writer, *self._fits.values()):
             with suppress(OSError):
                 writer.close()

@@ -16,12 +16,13 @@ from util.checkpoints import run_checkpoints as ckpt
 from util.hardware.system import replace_file
 from util.metrics.held_out import TrainingData
 from util.metrics.skill import REGIONS, ScoredBatch, Scores
+from util.metrics.verdict import skill_verdict
 from util.model.layer_losses import LayerChannels
 from util.options.commands import after_pretraining
 from util.plots.reconstruction import RowImages, reconstruction_figure, save_figure
 from util.records import tags as tag
 from util.records.log import JsonLines, Writer, make_writer
-from util.records.verdict import skill_verdict
+from util.run_page.page import PAGE, RunPage
 from util.training.state import Progress
 from util.training.step_meter import WindowOfSteps
 from util.training.timer import TimeLeft
@@ -32,6 +33,8 @@ ERRORS = ("rmse", "rmse_mean", "rmse_interpolation")
 CLASS_ERRORS = ("cross_entropy", "cross_entropy_majority", "cross_entropy_nearest")
 ACCURACIES = ("accuracy", "accuracy_majority", "accuracy_nearest")
 LAST_PICTURE = "reconstruction-last.png"
+PAGE_WAIT_S = 60.0
+"""How old the page may be before it is written within an epoch."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ class RunFiles:
         self._scales = tuple(data.scales)
         self._scored = {scale: set(data.scored[scale]) for scale in data.scales}
         self._enabled = enabled
+        self._overview, self._is_resumed = data.overview, False
+        self._page = RunPage(self.output_dir, "main_pretrain", enabled=enabled)
         self._writer: Writer = make_writer(None)
         self._lines: JsonLines | None = None
         self._scores: Mapping[str, Any] = {}
@@ -104,7 +109,7 @@ class RunFiles:
             aside, purge = ckpt.set_aside(self.output_dir, self.log_dir), None
         else:
             aside, purge = ckpt.set_newer_aside(self.output_dir, resume_step), resume_step + 1
-        self._time_left = TimeLeft()
+        self._time_left, self._is_resumed = TimeLeft(), resume_step is not None
         self._lines = JsonLines(self.output_dir / "log.txt", purge_step=purge)
         self._writer = make_writer(self.log_dir, purge_step=purge)
         if aside is not None:
@@ -112,11 +117,18 @@ class RunFiles:
             logger.warning("%s held %s: now in %s", self.output_dir, what, aside)
 
     def describe(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Shows tables of values, such as the options, in TensorBoard."""
+        """Shows tables of values, `options` and `environment` among them, in TensorBoard, and begins the page."""
         self._options = tables.get("options", {})
         for name, table in tables.items():
             rows = "\n".join(f"| {key} | {value} |" for key, value in table.items())
             self._writer.text(name, f"| | |\n|---|---|\n{rows}")
+        self._page.begin(
+            resumed=self._is_resumed,
+            options=self._options,
+            environment=tables.get("environment", {}),
+            overview=self._overview,
+            facts={"log_dir": str(self.log_dir)},
+        )
 
     def log_training(
         self,
@@ -155,6 +167,11 @@ class RunFiles:
             },
             tags,
         )
+        self._page.update(progress=self._progress(progress.epoch, self._time_left.note), wait_s=PAGE_WAIT_S)
+
+    def _progress(self, epochs_done: int, note: str = "") -> str:
+        """How far the run is, for its page."""
+        return f"{epochs_done} of {self._epochs} epochs done{note}"
 
     def epoch_name(self, epochs_done: int) -> str:
         """The epoch that begins after these, for its progress bar, with the time left of the whole run once known."""
@@ -229,6 +246,7 @@ class RunFiles:
             logger.info("%s", text)
         self._scores = line.get("val", {})
         self._final = {f"final/{name}": v for name, v in tags.items() if name.startswith((tag.SKILL, tag.LOSS))}
+        self._page.update(progress=self._progress(epoch, self._time_left.note))
         return line
 
     def log_paths(self) -> None:
@@ -242,6 +260,8 @@ class RunFiles:
         logger.info("tensorboard  tensorboard --logdir %s", self.log_dir)
         for line in after_pretraining(self.output_dir / ckpt.LAST):
             logger.info("next: %s", line)
+        logger.info("page         %s", self.output_dir / PAGE)
+        self._page.finish()
 
     def _write(self, line: Mapping[str, Any], tags: Mapping[str, float]) -> None:
         """Writes one line of the log, and its finite numbers to TensorBoard."""
@@ -326,8 +346,13 @@ class RunFiles:
         if self._enabled:
             ckpt.restore_epoch_file(self.output_dir, epoch=epoch, step=step)
 
-    def close(self) -> None:
-        """Closes the records; what does not fit on a full disk is lost."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Closes the records; what does not fit on a full disk is lost.
+
+        Args:
+            error: what ended the run, for its page.
+        """
+        self._page.end(error)
         with suppress(OSError):
             self._writer.close()
         if self._lines is not None:
