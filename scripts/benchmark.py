@@ -8,6 +8,7 @@ python -m scripts.benchmark scale       opening and reading rasters of 4,000 and
 python -m scripts.benchmark scaling     time and cost on 1, 8 and 64 GPUs, estimated, not measured
 python -m scripts.benchmark inference   mapping a raster, compared with the encoder alone
 python -m scripts.benchmark memory      peak memory of training, predicted and measured
+python -m scripts.benchmark scenes      reading images for --dataset_type rgb and sentinel, compared with OpenCV
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from scripts.benchmarks import inference as bench_inference
 from scripts.benchmarks import loader as bench_loader
 from scripts.benchmarks import memory as bench_memory
 from scripts.benchmarks import raster_size as bench_scale
+from scripts.benchmarks import scenes as bench_scenes
 from scripts.benchmarks import step as bench_step
 from scripts.benchmarks.common import table
 from util.options.common import positive_int
@@ -49,6 +51,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     bench_scaling.add_options(commands.add_parser("scaling", help="time and cost on many GPUs, estimated"))
     _add_inference(commands.add_parser("inference", help="mapping a raster, compared with the encoder alone"))
     _add_memory(commands.add_parser("memory", help="peak memory, predicted and measured"))
+    bench_scenes.add_options(commands.add_parser("scenes", help="reading and resizing separate images"))
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         command.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = torch's choice (0)")
@@ -169,6 +172,7 @@ RUN: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "scaling": bench_scaling.run_scaling,
     "inference": bench_inference.run_inference,
     "memory": bench_memory.run_memory,
+    "scenes": bench_scenes.run_scenes,
 }
 
 

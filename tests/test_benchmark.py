@@ -135,3 +135,13 @@ def test_memory_is_predicted_and_measured(capsys):
     assert row["predicted_mib"] > row["base_mib"] and row["tensors_mib"] > 0
     (row,) = run(capsys, *flags, "--device", "cuda", "--amp", "fp16", "--predict_only")["rows"]
     assert "measured_mib" not in row and row["tensors_mib"] > 0
+
+
+def test_scenes(capsys):
+    """Reduced decoding differs little, and refuses what full decoding does."""
+    rows = run(capsys, *"scenes --jpeg 600 --chip 20 --sizes 150 --repeats 1".split())["rows"]
+    by_way = {(row["file"], row["way"]): row for row in rows}
+    full, reduced = by_way["image.jpg", "full"], by_way["image.jpg", "reduced (used)"]
+    assert full["rms_difference"] == 0 < reduced["rms_difference"] < 0.05
+    assert full["damaged_refused"] == reduced["damaged_refused"] and full["damaged_refused"].startswith("8 of 8 cut")
+    assert by_way["chip.tif", "full (used)"]["ms"] > 0

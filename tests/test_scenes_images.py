@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import rasterio
 from rasterio.errors import RasterioError
 
 from datasets.scenes.images import CROP_RATIO, Crop, centre_crop, random_crop, read_box, read_image, to_size
@@ -76,6 +77,43 @@ class TestReading:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises((RasterioError, OSError)):
             read_image(path, bands=[1, 2, 3], expected=3)
+
+    @pytest.mark.parametrize(("size", "read_rows"), [(150, 250), (200, 250), (201, 500), (400, 500), (401, 1000)])
+    def test_a_large_jpeg_is_decoded_at_half_or_a_quarter(self, tmp_path, size, read_rows):
+        """As small as leaves 1.25 pixels along each pixel of the square; the square differs little."""
+        y, x = np.mgrid[:1000, :1200]
+        waves = np.stack([128 + 60 * np.sin(x / (9 + band)) * np.cos(y / 11) for band in range(3)])
+        path = write_image(tmp_path / "a.jpg", waves.astype(np.uint8))
+        full = read_image(path, bands=[3, 1], expected=3, choose=centre_crop)
+        read = read_image(path, bands=[3, 1], expected=3, choose=centre_crop, size=size)
+        assert full.shape == (2, 1000, 1000) and read.shape == (2, read_rows, read_rows)
+        expected = to_size(full, size)
+        error = to_size(read, size) - expected
+        assert np.sqrt(np.mean(error**2)) < 0.05 * expected.std() and np.abs(error).max() < 0.25 * expected.std()
+
+    def test_a_part_of_a_reduced_jpeg(self, tmp_path):
+        """Box, crop and flips are in pixels of the file; the reduced part begins where they say."""
+        ramp = np.stack([np.tile(np.arange(1200) // 5, (1000, 1))] * 3).astype(np.uint8)
+        path = write_image(tmp_path / "a.jpg", ramp, quality=100)
+        crop = Crop(5, 21, 800, 800, flip_cols=True)
+        read = read_image(path, bands=[1], expected=3, box=(120, 10, 1000, 900), choose=lambda *_: crop, size=160)
+        # Columns 141 to 941 begin at column 35 of a quarter, the mean of columns 140 to 143 of a fifth of their number.
+        expected = ((140 + np.arange(800)) // 5).reshape(200, 4).mean(axis=1)
+        assert read.shape == (1, 200, 200) and np.abs(read[0, :, ::-1] - expected).max() <= 1
+
+    @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+    def test_only_a_jpeg_is_reduced(self, tmp_path):
+        path = write_image(tmp_path / "a.tif", np.zeros((3, 64, 64), dtype=np.uint8))
+        with rasterio.open(path, "r+") as file:
+            file.build_overviews([2, 4])
+        assert read_image(path, bands=[1], expected=3, size=8).shape == (1, 64, 64)
+
+    def test_a_large_jpeg_that_ends_early(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 255, (3, 1024, 1024)).astype(np.uint8)
+        path = write_image(tmp_path / "a.jpg", noise)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises((RasterioError, OSError)):
+            read_image(path, bands=[1, 2, 3], expected=3, size=128)
 
     @pytest.mark.parametrize("box", [(0, 0, 9.4, 6), (-1, -1, 9, 7), (2, 1, 7, 6)])
     def test_boxes_may_stick_out_by_a_pixel(self, tmp_path, box):

@@ -177,11 +177,16 @@ class SceneSet:
             if key != CENTRE:
                 state = np.array([key, (repeat << 40) + number], dtype=np.uint64)
                 choose = partial(random_crop, rng=np.random.Generator(np.random.Philox(key=state)))
-            array[n, shown] = to_size(self.pixels(number, shown, choose=choose), self.size)
+            array[n, shown] = to_size(self.pixels(number, shown, choose=choose, size=self.size), self.size)
         return Tiles(arrays=[torch.from_numpy(array)], phases=[None])
 
     def pixels(
-        self, number: int, channels: Sequence[int], *, choose: Callable[[int, int], Crop] | None = None
+        self,
+        number: int,
+        channels: Sequence[int],
+        *,
+        choose: Callable[[int, int], Crop] | None = None,
+        size: int | None = None,
     ) -> np.ndarray:
         """An image in its native pixels: (channels, rows, cols) float32, NaN where invalid.
 
@@ -189,6 +194,7 @@ class SceneSet:
             number: of the image.
             channels: channels to read.
             choose: (rows, cols) of the image -> what to read of it; default all.
+            size: edge of the square that it becomes next, pixels; a much larger JPEG is then read reduced.
 
         Raises:
             OSError: naming row and file of an image that cannot be used.
@@ -197,7 +203,7 @@ class SceneSet:
         try:
             box = read_box(_json_of(path), self.table.categories[number]) if self.boxes else None
             numbers = [self.kind.in_file[self.bands[channel]] for channel in channels]
-            return read_image(path, bands=numbers, expected=len(self.kind.bands), box=box, choose=choose)
+            return read_image(path, bands=numbers, expected=len(self.kind.bands), box=box, choose=choose, size=size)
         except GDAL_ERRORS as error:
             raise OSError(
                 f"{self.table.where(number)} cannot be read ({error.__cause__ or error}); fetch it again, or take it "

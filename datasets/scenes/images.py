@@ -32,6 +32,14 @@ CROP_TRIES = 10
 LEAST_WEIGHT = 0.5
 """A pixel of another size is valid when at least this share of what it is made of is."""
 
+REDUCTIONS = (4, 2)
+"""A JPEG that becomes smaller is decoded at a quarter or half of its size, which takes a third of the time."""
+
+LEAST_LEFT = 1.25
+"""Pixels of the reduced image along a pixel of the square, at least: the squares then differ less from those of the
+whole image than two usual ways of averaging differ (`python -m scripts.benchmark scenes`).
+"""
+
 _one_at_a_time = threading.Lock()
 
 
@@ -95,6 +103,7 @@ def read_image(
     expected: int,
     box: Sequence[float] | None = None,
     choose: Callable[[int, int], Crop] | None = None,
+    size: int | None = None,
 ) -> np.ndarray:
     """Reads part of an image.
 
@@ -104,9 +113,12 @@ def read_image(
         expected: how many bands it must have.
         box: (x, y, width, height) in pixels of the part that is the image; all of it by default.
         choose: (rows, cols) of the image -> what to read of it; default all.
+        size: edge of the square that it becomes next, pixels: a JPEG is then decoded at half or a quarter of its size
+            if that leaves `LEAST_LEFT` as many; default: at its own.
 
     Returns:
-        (bands, rows, cols) float32, NaN where invalid (nodata, masked, not finite).
+        (bands, rows, cols) float32, NaN where invalid (nodata, masked, not finite). A reduced part begins and ends at
+        whole pixels of the reduced image, at most 2 pixels of the file from where it was to.
 
     Raises:
         ValueError: another number of bands, or a box that is not inside.
@@ -117,19 +129,49 @@ def read_image(
             raise ValueError(f"{file.count} bands, expected {expected}")
         top, left, rows, cols = (0, 0, file.height, file.width) if box is None else _inside(box, *file.shape)
         crop = Crop(0, 0, rows, cols) if choose is None else choose(rows, cols)
+        reduction = 1 if size is None else _reduction(file, crop, size)
         window = Window(left + crop.left, top + crop.top, crop.cols, crop.rows)
-        values = file.read(list(bands), window=window).astype(np.float32)
-        if any(MaskFlags.all_valid not in file.mask_flag_enums[band - 1] for band in bands):
-            values[file.read_masks(list(bands), window=window) == 0] = np.nan
+        if reduction > 1:
+            with _open(path, overview_level=file.overviews(1).index(reduction)) as reduced:
+                values = _read(reduced, bands, _reduced(window, reduction))
+        else:
+            values = _read(file, bands, window)
     values[~np.isfinite(values)] = np.nan
     return values[:, :: -1 if crop.flip_rows else 1, :: -1 if crop.flip_cols else 1]
 
 
-def _open(path: str | Path) -> rasterio.DatasetReader:
+def _open(path: str | Path, **options: int) -> rasterio.DatasetReader:
     """Opens an image without the warning that it has no coordinates."""
     with _one_at_a_time, warnings.catch_warnings():  # filters of warnings are the process's, not the thread's
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path)
+        return rasterio.open(path, **options)
+
+
+def _read(file: rasterio.DatasetReader, bands: Sequence[int], window: Window) -> np.ndarray:
+    """Bands of a window, NaN where nodata or masked."""
+    values = file.read(list(bands), window=window).astype(np.float32)
+    if any(MaskFlags.all_valid not in file.mask_flag_enums[band - 1] for band in bands):
+        values[file.read_masks(list(bands), window=window) == 0] = np.nan
+    return values
+
+
+def _reduction(file: rasterio.DatasetReader, crop: Crop, size: int) -> int:
+    """The factor by which a JPEG is reduced while it is decoded, for a crop that becomes a square; 1: not at all.
+
+    Only a JPEG's reduced images are averages of what is in the file: those of a TIFF may be anything.
+    """
+    if file.driver != "JPEG":
+        return 1
+    most = min(crop.rows, crop.cols) / (size * LEAST_LEFT)
+    return next((factor for factor in REDUCTIONS if factor <= most and factor in file.overviews(1)), 1)
+
+
+def _reduced(window: Window, factor: int) -> Window:
+    """A window in pixels of a reduced image, its edges at the nearest of them."""
+    left, top = round(window.col_off / factor), round(window.row_off / factor)
+    right = round((window.col_off + window.width) / factor)
+    bottom = round((window.row_off + window.height) / factor)
+    return Window(left, top, right - left, bottom - top)
 
 
 def _inside(box: Sequence[float], height: int, width: int) -> tuple[int, int, int, int]:
