@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from datasets.synthetic import geology, sample_survey
+from datasets.synthetic.geology import UNITS
 from datasets.synthetic.sample_survey import write_sample_survey
-from scripts.make_sample_survey import main
+from scripts.make_sample_survey import main, write_styles
 
 ROWS, COLS = 160, 192
 FILES = {
@@ -293,10 +295,27 @@ def test_whoever_finishes_second_takes_the_survey_of_the_first(
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], quick: Callable[..., Path]) -> None:
     arguments = ["--output_dir", str(tmp_path / "s"), "--rows", "64", "--cols", "64"]
     assert main(arguments) == 0
-    assert "MB  magnetics.tif" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "MB  magnetics.tif" in shown
+    project, next_line = tmp_path / "s" / "maps.qgs", shown.splitlines()[-1]
+    assert next_line.startswith(f"next: open {project} in QGIS") and "main_pretrain --train_path" in next_line
     assert main([*arguments, "--seed", "1"]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main([*arguments, "--seed", "1", "--overwrite"]) == 0
+
+
+def test_qgis_shows_each_rock_by_name_over_the_fields(tmp_path: Path, quick: Callable[..., Path]) -> None:
+    directory = quick(tmp_path / "s")
+    root = ET.parse(write_styles(directory)).getroot()
+    found = [(layer.findtext("layername"), layer.findtext("datasource")) for layer in root.iter("maplayer")]
+    expected = [("lithology", "labels/lithology"), ("gravity", "gravity"), ("magnetics", "magnetics")]
+    assert found == [(name, f"./{path}.tif") for name, path in expected]
+    labels = [e.get("label") for e in ET.parse(directory / "labels/lithology.qml").iter("paletteEntry")]
+    assert labels == [unit.name for unit in UNITS]
+    items = [item.get("label", "") for item in ET.parse(directory / "gravity.qml").iter("item")]
+    assert len(items) == 9 and all(item.endswith(" mGal") for item in items)
+    write_styles(directory)  # again: nothing is listed twice
+    assert len(list(ET.parse(directory / "maps.qgs").iter("maplayer"))) == 3
 
 
 def test_importing_the_module_does_not_wait_for_what_only_writing_needs() -> None:

@@ -162,7 +162,9 @@ def _ramp(band: int, panel: Panel) -> ET.Element:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def write_project(folder: Path, rasters: Mapping[str, RasterSpec], sources: Sequence[SourceLayer]) -> Path:
+def write_project(
+    folder: Path, rasters: Mapping[str, RasterSpec], sources: Sequence[SourceLayer], *, heading: str = "results"
+) -> Path:
     """Writes or extends the project of a folder of results; returns its path.
 
     Results come first, each band as a layer, and the layers that they were made of last. Of an older project in the
@@ -170,8 +172,9 @@ def write_project(folder: Path, rasters: Mapping[str, RasterSpec], sources: Sequ
 
     Args:
         folder: where the rasters lie.
-        rasters: those just written, by name.
+        rasters: those just written, by name: that of the file without its ending, in the folder or below.
         sources: the layers they were made of; those that are not files of their own are left out.
+        heading: of the rasters in the legend.
 
     Raises:
         OSError: a raster cannot be read, or the project cannot be written.
@@ -188,7 +191,7 @@ def write_project(folder: Path, rasters: Mapping[str, RasterSpec], sources: Sequ
     # Without it QGIS passes over projectCrs, and layers of other reference systems lie elsewhere.
     ET.SubElement(ET.SubElement(properties, "SpatialRefSys"), "ProjectionsEnabled", type="int").text = "1"
     tree = ET.SubElement(root, "layer-tree-group")
-    results = ET.SubElement(tree, "layer-tree-group", name="results", checked="Qt::Checked", expanded="1")
+    results = ET.SubElement(tree, "layer-tree-group", name=heading, checked="Qt::Checked", expanded="1")
     inputs = ET.SubElement(tree, "layer-tree-group", name="layers", checked="Qt::Checked", expanded="1")
     listed = ET.SubElement(root, "projectlayers")
     for number, layer in enumerate([*new, *_kept(path, without=[entry.path for entry in [*new, *under]])]):
@@ -239,7 +242,7 @@ def _kept(project: Path, *, without: Sequence[Path]) -> list[MapLayer]:
     kept = []
     for layer in root.iterfind("projectlayers/maplayer"):
         path = project.parent / (layer.findtext("datasource") or "")
-        if path.parent == project.parent and path not in without and path.is_file():
+        if path.is_relative_to(project.parent) and path not in without and path.is_file():
             wkt = layer.findtext("srs/spatialrefsys/wkt") or ""
             kept.append(MapLayer(layer.findtext("layername") or path.stem, path, wkt, layer.find("pipe")))
     return kept
@@ -249,8 +252,8 @@ def _add(layer: MapLayer, group: ET.Element, listed: ET.Element, *, folder: Path
     """Lists a layer in the legend and among the layers of the project."""
     number = len(listed)
     identity = f"gridmae_layer_{number:04d}"  # QGIS replaces identities of up to ten characters
-    inside = layer.path.parent == folder
-    source = layer.path.name if inside else os.path.abspath(layer.path)
+    inside = layer.path.is_relative_to(folder)
+    source = layer.path.relative_to(folder).as_posix() if inside else os.path.abspath(layer.path)
     checked = "Qt::Checked" if shown else "Qt::Unchecked"
     common = {"id": identity, "name": layer.name, "source": source, "providerKey": "gdal"}
     ET.SubElement(group, "layer-tree-layer", {**common, "checked": checked, "expanded": "1" if shown else "0"})
