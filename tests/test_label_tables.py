@@ -14,6 +14,7 @@ from rasterio.transform import from_origin
 
 from datasets.labels.open_labels import TargetGrid, are_points, open_labels
 from datasets.labels.points import open_points
+from tests.rasters import write_grid
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:rasterio")
 
@@ -244,6 +245,51 @@ class TestPointsOrAreas:
         assert not are_points(str(write(tmp_path / "broken.gpkg", "nothing")))
 
 
+class TestAdvice:
+    """Tables whose rows lie elsewhere, or hold what people write in cells of numbers: the message says what to do."""
+
+    @pytest.mark.parametrize(
+        ("change", "advice"),
+        [
+            (lambda x, y: (y, x), "x and y seem to be swapped: .*--x_column and --y_column"),
+            (lambda x, y: (x, -y), "latitudes seem to lack their minus sign: .*correct them"),
+        ],
+    )
+    def test_degrees_that_lie_elsewhere(self, tmp_path, change, advice):
+        lon, lat = change(*np.array(degrees_of(places())).T)
+        path = write(
+            tmp_path / "a.csv", "lon,lat\n" + "".join(f"{a:.6f},{b:.6f}\n" for a, b in zip(lon, lat, strict=True))
+        )
+        with pytest.raises(ValueError, match=f"does not overlap the survey: .*{advice}"):
+            open_points(path, grid=GRID)
+
+    def test_kilometres(self, tmp_path):
+        path = write(tmp_path / "a.csv", "x,y\n" + "".join(f"{x / 1000},{y / 1000}\n" for x, y in places()))
+        with pytest.raises(
+            ValueError, match="does not overlap .*its coordinates seem to be in km: write them in metres"
+        ):
+            open_points(path, grid=GRID)
+
+    @pytest.mark.parametrize(
+        ("text", "advice"),
+        [
+            ("<5", "number, such as half the limit, or leave"),
+            ("5 ppm", "without their unit"),
+            ("5%", "without their unit"),
+        ],
+    )
+    def test_limits_of_detection_and_units(self, tmp_path, text, advice):
+        rows = "".join(f"{x},{y},{text}\n" for x, y in places())
+        with pytest.raises(ValueError, match=f"row 2: column 'cu' holds '{text}', expected numbers.*{advice}"):
+            open_labels(write(tmp_path / "a.csv", "x,y,cu\n" + rows), kind="values", grid=GRID, column="cu")
+
+    def test_names_that_differ_in_capitals_alone(self, tmp_path, caplog):
+        names = ["Basalt", "basalt", "Shale", "Red bed", "redbed", "Shale", "Shale", "Shale"]
+        rows = "".join(f"{x},{y},{name}\n" for (x, y), name in zip(places(), names, strict=True))
+        open_points(write(tmp_path / "a.csv", "x,y,rock\n" + rows), grid=GRID, column="rock")
+        assert "classes of their own: 'Basalt', 'basalt'; 'Red bed', 'redbed'; spell them alike" in caplog.text
+
+
 class TestPictures:
     def write(self, path, colours, *, count=3):
         values = np.arange(count * 100, dtype=np.uint8).reshape(count, 10, 10) % 3
@@ -300,6 +346,28 @@ class TestPictures:
         assert len(open_labels(tmp_path / "a.tif", kind="classes", grid=GRID).classes) == most
         assert ("100 different codes without names: taken for classes; if they are measure" in caplog.text) == warned
         assert "bands" not in caplog.text
+
+    @pytest.mark.parametrize(
+        ("shares", "options", "warned"),
+        [
+            ([0.3, 0.4, 0.3], {}, True),
+            ([0.1, 0.5, 0.4], {}, False),
+            ([0.3, 0.4, 0.3], {"nodata": 9}, False),
+            ([0.3, 0.7], {}, False),
+        ],
+    )
+    def test_code_0_on_much_of_the_ground(self, tmp_path, caplog, shares, options, warned):
+        """Without a name, and with no nodata declared, it often means unlabelled; of two classes 0 is one."""
+        codes = np.repeat(np.arange(len(shares)), np.round(np.array(shares) * 100).astype(int)).reshape(10, 10)
+        path = write_grid(tmp_path / "a.tif", codes.astype(np.uint8), left=GRID.left, top=GRID.top, **options)
+        open_labels(path, kind="classes", grid=GRID)
+        assert (
+            "30 % of the labelled pixels hold 0, which is not declared as nodata and has no name" in caplog.text
+        ) == (warned)
+        caplog.clear()
+        if warned:  # what the message advises
+            assert open_labels(path, kind="classes", grid=GRID, nodata=0).classes.codes == (1, 2)
+            assert "hold 0" not in caplog.text
 
     def test_bands_that_are_no_colours(self, tmp_path):
         path = self.write(tmp_path / "a.tif", "MINISBLACK")

@@ -345,6 +345,18 @@ class TestDummies:
         assert summary.dummies == () and summary.maximum == 255 and summary.valid_fraction == 1.0
         assert any("hold 255, often a dummy" in text for text in summary.suspicious) == doubted
 
+    @pytest.mark.parametrize(("value", "which"), [(-99.75, "smallest"), (999.5, "largest")])
+    @pytest.mark.parametrize(("rows", "warned"), [(3, False), (4, True)])
+    def test_many_equal_pixels_at_an_end_are_suspicious(self, tmp_path, monkeypatch, value, which, rows, warned):
+        """A dummy of the writer's own: 15 % or 20 % of 20 rows, in chunks of which the last ones have none."""
+        monkeypatch.setattr(scan_module, "_CHUNK_PIXELS", 60)
+        values = np.random.default_rng(0).normal(100.0, 10.0, (20, 30)).astype("float32")
+        values[:rows] = value
+        found = scan(opened(write_grid(tmp_path / "a.tif", values, blockysize=1))).suspicious
+        text = f"20 % of the valid pixels hold exactly {value:g}, its {which} value, which is not declared as nodata"
+        assert any(each.startswith(text) for each in found) == warned
+        assert warned or found == ()
+
     @pytest.mark.parametrize("fraction, warned", [(0.45, True), (0.1, False)])
     @pytest.mark.parametrize("reproject_to", [None, MGA55])
     def test_many_exact_zeros_are_suspicious(self, tmp_path, fraction, warned, reproject_to):
@@ -1073,6 +1085,20 @@ class TestCoordinatesOfTheCrs:
         path = write_grid(tmp_path / "a.tif", ramp(3, 4), left=6_000_000, top=500_000)
         with pytest.raises(ValueError, match=r"far from the area of CRS EPSG:28354 .*expected eastings as x"):
             opened(path)
+
+    def test_kilometres(self, tmp_path):
+        """Far from the area of the CRS they are refused, within reach of it a warning: there a drone may have flown."""
+        path = write_grid(tmp_path / "a.tif", ramp(3, 4), left=500, top=6000, resolution=0.1)
+        with pytest.raises(ValueError, match=r"far from the area of CRS EPSG:28354 .*a thousand times .*found km"):
+            opened(path)
+        path = write_grid(tmp_path / "b.tif", ramp(3, 4), left=200, top=5300, resolution=0.1, crs="EPSG:32633")
+        (note,) = opened(path).notes
+        assert "look like km" in note
+        assert opened(write_grid(tmp_path / "c.tif", ramp(3, 4), left=200_000, top=5.3e6, crs="EPSG:32633")).notes == []
+
+    def test_elsewhere_on_the_planet(self, tmp_path):
+        (note,) = opened(write_grid(tmp_path / "a.tif", ramp(3, 4), top=9_800_000 - 10_000_000)).notes
+        assert "is far from the area of CRS EPSG:28354 (Australia" in note and "check its CRS" in note
 
     def test_a_grid_in_the_neighbouring_zone_is_read(self, tmp_path):
         assert opened(write_grid(tmp_path / "a.tif", ramp(3, 4), left=1_200_000)).notes == []

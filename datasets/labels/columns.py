@@ -19,6 +19,10 @@ _DECIMAL_COMMA = r"[+-]?\d+(?:,\d+)?(?:[eE][+-]?\d+)?"
 _PERHAPS_THOUSANDS = r"[+-]?[1-9]\d{0,2},\d{3}"
 # 7 000 000; 7.000.000,5; 7'000'000; 511251,9
 _SEPARATED = re.compile(r"[+-]?\d{1,3}(?:[\s.,'’]\d{3})+(?:[.,]\d+)?|[+-]?\d*,\d+")
+# <5, > 100
+_LIMIT = re.compile(r"[<>≤≥]\s*=?\s*[+-]?[\d.,]+\s*\D*")
+# 5 ppm, 12.5%
+_WITH_UNIT = re.compile(r"[+-]?\d+(?:\.\d+)?\s*(?:%|‰|ppm|ppb|ppt|wt%|g/t|mg/kg|nT|mGal|m|km|ft)", re.IGNORECASE)
 # 34 30 15 S; 34°30'15"; -34:30:15.5; 34.5S
 _SEXAGESIMAL = re.compile(
     r"[NSEW]?\s*[+-]?\d+(?:[.,]\d+)?(?:\s*[°ºdms:'′’\"″\s]\s*(?:\d+(?:[.,]\d+)?)?)*\s*[NSEW]?", re.IGNORECASE
@@ -76,6 +80,7 @@ def with_codes(
         dummy = _nodata_in_texts(texts, nodata, f"{where}: column '{column}'")
         known = ~(absent | dummy)
         codes = tuple(str(text) for text in texts[known])
+        _warn_of_spellings(set(codes), f"{where}: column '{column}'")
     if absent.any():
         logger.warning("%s: %d of %d features have no '%s': not used", where, absent.sum(), len(absent), column)
     check_class_count(sorted_codes(codes), where)
@@ -135,6 +140,21 @@ def _nodata_in_texts(texts: pandas.Series, nodata: float | None, where: str) -> 
     return declared | dummy
 
 
+def _warn_of_spellings(names: set[str], where: str) -> None:
+    """Warn of names that differ in capitals or spaces alone: each is a class of its own."""
+    spellings: dict[str, list[str]] = {}
+    for name in sorted(names):
+        spellings.setdefault("".join(name.lower().split()), []).append(name)
+    alike = [", ".join(map(repr, group)) for group in spellings.values() if len(group) > 1]
+    if alike:
+        logger.warning(
+            "%s: names that differ in capitals or spaces alone are classes of their own: %s; spell them alike if they "
+            "mean the same",
+            where,
+            "; ".join(alike),
+        )
+
+
 def _warn_of_nodata(values: list[float], count: int, total: int, where: str) -> None:
     if values:
         logger.warning(
@@ -174,6 +194,12 @@ def parse_numbers(column: pandas.Series, where: str, *, otherwise: str = "correc
 
 def _remedy(text: str) -> str:
     """What to do with a text that resembles a number; empty if it does not."""
+    if _LIMIT.fullmatch(text):
+        return (
+            "; for a value beyond a limit of detection write a number, such as half the limit, or leave the cell empty"
+        )
+    if _WITH_UNIT.fullmatch(text):
+        return " without their unit, which belongs into the name of the column"
     if _SEPARATED.fullmatch(text):
         return (
             " such as 511251.9; write decimal points and no thousands separators (decimal commas are read if all of "

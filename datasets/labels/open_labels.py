@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 UNLABELLED = -1
 """Class number of target pixels without a label."""
 
+# Fraction of labelled pixels with the code 0 from which on a warning is given, as for layers.
+_MANY_ZEROS = 0.2
 # Target pixels that are read at a time in a pass over all labels.
 _CHUNK_ROWS, _CHUNK_COLS = 512, 4096
 
@@ -227,10 +229,24 @@ def _open_raster(
         check_codes_without_names(raster, found)
     numbering = _numbering([code for code in found if code not in raster.source.nodata], class_codes, where)
     counts = _count_codes(raster.numbered(numbering), numbering, grid, where)
+    if class_codes is None and classes_csv is None and not raster.source.nodata and 0 not in legend.names:
+        _warn_of_zeros(counts, where)
     table = make_class_table(
         counts, where=where, known=class_codes, names=legend.names, colours=legend.colours, classes_csv=classes_csv
     )
     return Labels("classes", table, "", path, grid, raster.numbered(table.codes))
+
+
+def _warn_of_zeros(counts: Mapping[Code, int], where: str) -> None:
+    """Warn if many pixels hold 0, which often means that there is no label, as a class without a name."""
+    fraction = counts.get(0, 0) / max(sum(counts.values()), 1)
+    if len(counts) > 2 and fraction >= _MANY_ZEROS:  # of two classes 0 is one
+        logger.warning(
+            "%s: %.0f %% of the labelled pixels hold 0, which is not declared as nodata and has no name: taken for a "
+            "class; if it means unlabelled: --label_nodata 0",
+            where,
+            100 * fraction,
+        )
 
 
 def _warn_of_unused(options: Mapping[str, object], what: str) -> None:

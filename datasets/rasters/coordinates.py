@@ -42,7 +42,7 @@ def check_coordinates(source: BandSource) -> list[str]:
     if planet_of(source.crs) is not None:
         _check_degrees(source, bounds)
     elif source.crs.is_projected:
-        _check_axis_order(source, bounds)
+        notes = _check_place(source, bounds)
         left, bottom, right, top = bounds
         pixel = max(right - left, top - bottom) / max(source.rows, source.cols)
         if -180 <= left and right <= 360 and -90 <= bottom and top <= 90 and pixel < _FINE_PIXEL:
@@ -50,6 +50,7 @@ def check_coordinates(source: BandSource) -> list[str]:
                 f"its coordinates (x {left:.6g} to {right:.6g}, y {bottom:.6g} to {top:.6g}) look like degrees, but "
                 f"its CRS {source.crs.to_string()[:50]} is projected: check it; if so, set EPSG:4326"
             ]
+        return notes
     return []
 
 
@@ -77,27 +78,47 @@ def _check_degrees(source: BandSource, bounds: Bounds) -> None:
     )
 
 
-def _check_axis_order(source: BandSource, bounds: Bounds) -> None:
-    """Refuse a projected grid far outside the area of its CRS that lies inside once x and y are exchanged."""
+def _check_place(source: BandSource, bounds: Bounds) -> list[str]:
+    """Refuse a projected grid far outside the area of its CRS that lies inside once x and y are exchanged, or in km.
+
+    Returns:
+        A warning about any other grid that lies as far outside.
+    """
     code = source.crs.to_epsg()
     if code is None:
-        return
+        return []
     try:
         crs = pyproj.CRS.from_epsg(code)
         area = crs.area_of_use
         if area is None or crs.geodetic_crs is None:
-            return
+            return []
         to_degrees = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True).transform
     except ProjError:
-        return
+        return []
     x, y = (bounds[0] + bounds[2]) / 2, (bounds[1] + bounds[3]) / 2
-    if _distance(to_degrees(x, y), area.bounds) > _FAR_FROM_AREA and _distance(to_degrees(y, x), area.bounds) == 0:
+    away = _distance(to_degrees(x, y), area.bounds)
+    where = f"its centre at x {x:.10g}, y {y:.10g} is far from the area of CRS EPSG:{code} ({area.name[:80]})"
+    in_km = away > 0 and _distance(to_degrees(1000 * x, 1000 * y), area.bounds) == 0
+    if in_km and away <= _FAR_FROM_AREA and abs(source.transform.a) < 1:
+        return [
+            f"its coordinates (x {bounds[0]:.6g} to {bounds[2]:.6g}, y {bounds[1]:.6g} to {bounds[3]:.6g}) look "
+            f"like km, as only a thousand times as much lies in the area of CRS EPSG:{code}: check them and the pixel "
+            "size"
+        ]
+    if away <= _FAR_FROM_AREA:
+        return []
+    if _distance(to_degrees(y, x), area.bounds) == 0:
         raise ValueError(
-            f"{source.layer.where}: its centre at x {x:.10g}, y {y:.10g} is far from the area of CRS EPSG:{code} "
-            f"({area.name[:80]}), but x and y exchanged lie in it; expected eastings as x and northings as y; write it "
-            "again with the axes in that order (if only its corners are swapped: "
+            f"{source.layer.where}: {where}, but x and y exchanged lie in it; expected eastings as x and northings as "
+            "y; write it again with the axes in that order (if only its corners are swapped: "
             "gdal_edit.py -a_ullr WEST NORTH EAST SOUTH FILE)"
         )
+    if in_km:
+        raise ValueError(
+            f"{source.layer.where}: {where}, but a thousand times as much lies in it; expected metres, found km; write "
+            "its corners in metres (gdal_edit.py -a_ullr WEST NORTH EAST SOUTH FILE)"
+        )
+    return [f"{where}: check its CRS and coordinates"]
 
 
 def _distance(place: tuple[float, float], area: Bounds) -> float:

@@ -137,6 +137,7 @@ class NodataScan:
         dummies: how often each known dummy occurs.
         pixels: number of pixels seen, valid or not.
         zeros: number of valid pixels that hold exactly 0.
+        ends: the smallest and the largest valid number that is no known dummy, and how many pixels hold it.
         distinct: the distinct whole numbers seen, or None once they are too many or not whole.
         recognise: False where numbers are class codes, of which none is taken for a dummy.
     """
@@ -146,6 +147,7 @@ class NodataScan:
     dummies: dict[float, int] = field(default_factory=dict)
     pixels: int = 0
     zeros: int = 0
+    ends: list[tuple[float, int]] = field(default_factory=lambda: [(np.inf, 0), (-np.inf, 0)])
     distinct: set[float] | None = field(default_factory=set)
     recognise: bool = True
 
@@ -171,7 +173,17 @@ class NodataScan:
                     self.dummies[value] = self.dummies.get(value, 0) + found
                     kept = kept[~same]
         self._count_distinct(kept)
+        self._count_ends(kept)
         self.data.add(kept.astype(np.float64))
+
+    def _count_ends(self, kept: np.ndarray) -> None:
+        if not kept.size:
+            return
+        for number, (end, sign) in enumerate(((kept.min(), 1), (kept.max(), -1))):
+            value, count = self.ends[number]
+            if sign * float(end) <= sign * value:
+                found = int(np.count_nonzero(kept == end))
+                self.ends[number] = (float(end), found + count * (float(end) == value))
 
     def _count_distinct(self, kept: np.ndarray) -> None:
         for part in (

@@ -270,6 +270,8 @@ def _checked_crs(layer: Layer, dataset: rasterio.DatasetReader) -> CRS:
         remedy = "set it (gdal_edit.py -a_ullr or rio edit-info --transform), or leave the file out"
         if dataset.gcps[0] or dataset.rpcs:
             remedy = "it has control points: run gdalwarp on it"
+        elif dataset.tags(ns="GEOLOCATION"):
+            remedy = "its coordinates are two-dimensional (curvilinear): run gdalwarp -geoloc on it"
         elif dataset.driver == "netCDF":  # GDAL needs their attributes, xarray does not
             file, variable = file_of(layer.path), dataset.tags(layer.band).get("NETCDF_VARNAME", "")
             remedy = (

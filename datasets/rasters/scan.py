@@ -18,8 +18,9 @@ from datasets.rasters.nodata import NodataScan, listed, stored_values
 
 # Larger layers are scanned in part: every n-th chunk, n the smallest that keeps to this many pixels.
 SCAN_PIXELS = 2**27
-# Fraction of exact zeros among the valid pixels of a layer of measurements from which on a warning is given.
-_MANY_ZEROS = 0.2
+# Fraction of the valid pixels of a layer of measurements that hold exactly 0, or exactly its smallest or largest value,
+# from which on a warning is given.
+_MANY_EQUAL = 0.2
 # Pixels decoded at a time while scanning: some 50 MB with everything that is derived from them.
 _CHUNK_PIXELS = 2**21
 
@@ -109,7 +110,9 @@ def scan(band: RasterBand, *, trained: bool = False) -> BandSummary:
 
 @dataclass(frozen=True)
 class _Findings:
-    """Raw result: moments in physical units, pixels read, dummies, doubtful dummies, distinct values, exact zeros."""
+    """Raw result: moments in physical units, pixels read, dummies, doubtful dummies, distinct values, and the fractions
+    of exact zeros and of the smallest and the largest number.
+    """
 
     moments: RunningMoments
     pixels: int
@@ -117,6 +120,7 @@ class _Findings:
     doubtful: tuple[tuple[float, int], ...]
     distinct: int | None
     zeros: float
+    ends: tuple[tuple[float, float], ...]
 
 
 def _scan_pixels(band: RasterBand, thin: int) -> _Findings:
@@ -131,16 +135,18 @@ def _scan_pixels(band: RasterBand, thin: int) -> _Findings:
         found_nodata.add(raw, invalid)
     dummies, doubtful = found_nodata.classify_nodata_candidates()
     distinct = None if found_nodata.distinct is None else len(found_nodata.distinct)
-    zeros = found_nodata.zeros / max(found_nodata.data.count, 1)
+    total = max(found_nodata.data.count, 1)
+    zeros, ends = found_nodata.zeros / total, tuple((value, count / total) for value, count in found_nodata.ends)
+    facts = {"dummies": dummies, "doubtful": doubtful, "distinct": distinct, "zeros": zeros, "ends": ends}
     if not band.warped:
-        return _Findings(_physical(found_nodata.data, band), found_nodata.pixels, dummies, doubtful, distinct, zeros)
+        return _Findings(moments=_physical(found_nodata.data, band), pixels=found_nodata.pixels, **facts)
     moments, pixels = RunningMoments(), 0
     band = with_undeclared_nodata(band, dummies)
     for window in _chunks(band.grid.rows, band.grid.cols, block=(WARP_BLOCK, WARP_BLOCK), thin=thin):
         values = band.read(*window)
         moments.add(values[~np.isnan(values)].astype(np.float64))
         pixels += values.size
-    return _Findings(moments, pixels, dummies, doubtful, distinct, zeros)
+    return _Findings(moments=moments, pixels=pixels, **facts)
 
 
 def _chunks(rows: int, cols: int, *, block: tuple[int, int], thin: int) -> Iterator[tuple[int, int, int, int]]:
@@ -202,11 +208,15 @@ def _suspicions(layer: Layer, found: _Findings) -> Iterator[str]:
             f"looks like classes: only {found.distinct} distinct whole numbers; set kind=categorical in layers.csv if "
             "they are not measurements"
         )
-    elif found.zeros >= _MANY_ZEROS:
-        yield (
-            f"{100 * found.zeros:.0f} % of the valid pixels hold exactly 0, which is not declared as nodata: taken for "
-            "data; set nodata to 0 in layers.csv if it means no data"
-        )
+    else:
+        zeros = [(0.0, found.zeros, "")]
+        ends = [(*end, f", its {name} value") for end, name in zip(found.ends, ("smallest", "largest"), strict=True)]
+        for value, fraction, which in zeros + [end for end in ends if end[0]]:
+            if fraction >= _MANY_EQUAL:
+                yield (
+                    f"{100 * fraction:.0f} % of the valid pixels hold exactly {value:.9g}{which}, which is not "
+                    f"declared as nodata: taken for data; set nodata to {value:.9g} in layers.csv if it means no data"
+                )
     yield from kind_of(layer).suspicions(moments.minimum, moments.maximum)
     step = float(np.spacing(np.float32(max(abs(moments.minimum), abs(moments.maximum)))))
     if step > 0.01 * moments.std:
