@@ -252,7 +252,7 @@ class TestAdvice:
         ("change", "advice"),
         [
             (lambda x, y: (y, x), "x and y seem to be swapped: .*--x_column and --y_column"),
-            (lambda x, y: (x, -y), "latitudes seem to lack their minus sign: .*correct them"),
+            (lambda x, y: (x, -y), "latitudes seem to have the wrong sign: .*correct them"),
         ],
     )
     def test_degrees_that_lie_elsewhere(self, tmp_path, change, advice):

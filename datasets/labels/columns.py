@@ -79,8 +79,9 @@ def with_codes(
         absent = ~(texts.notna() & (texts != "")).to_numpy(dtype=bool)
         dummy = _nodata_in_texts(texts, nodata, f"{where}: column '{column}'")
         known = ~(absent | dummy)
-        codes = tuple(str(text) for text in texts[known])
-        _warn_of_spellings(set(codes), f"{where}: column '{column}'")
+        names = tuple(str(text) for text in texts[known])
+        codes = names
+        _warn_of_spellings(set(names), f"{where}: column '{column}'")
     if absent.any():
         logger.warning("%s: %d of %d features have no '%s': not used", where, absent.sum(), len(absent), column)
     check_class_count(sorted_codes(codes), where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rasterio.crs import CRS
@@ -36,8 +37,8 @@ def overlap_advice(extent: Sequence[float], crs: CRS, grid: Grid, *, remedy: str
         if ground and reach(low_y, low_x, high_y, high_x, ground):
             return "x and y seem to be swapped: correct them (for a table by --x_column and --y_column)"
         if ground and crs.is_geographic and reach(low_x, -high_y, high_x, -low_y, ground):
-            return "latitudes seem to lack their minus sign: southern ones are negative; correct them"
-        if ground and crs.is_projected and reach(*(1000 * value for value in (low_x, low_y, high_x, high_y)), ground):
+            return "its latitudes seem to have the wrong sign: southern ones are negative; correct them"
+        if ground and crs.is_projected and reach(1e3 * low_x, 1e3 * low_y, 1e3 * high_x, 1e3 * high_y, ground):
             return "its coordinates seem to be in km: write them in metres"
     return f"{why}; {remedy.format(crs=wanted)}"
 
@@ -47,6 +48,7 @@ def _ground_in(crs: CRS, grid: Grid) -> Sequence[float] | None:
     if crs_agree(grid, crs):
         return grid.bounds
     try:
-        return transform_bounds(grid.crs, crs, *grid.bounds)
+        ground = transform_bounds(grid.crs, crs, *grid.bounds)
     except GDAL_ERRORS:
         return None
+    return ground if all(map(math.isfinite, ground)) else None

@@ -137,16 +137,17 @@ def _scan_pixels(band: RasterBand, thin: int) -> _Findings:
     distinct = None if found_nodata.distinct is None else len(found_nodata.distinct)
     total = max(found_nodata.data.count, 1)
     zeros, ends = found_nodata.zeros / total, tuple((value, count / total) for value, count in found_nodata.ends)
-    facts = {"dummies": dummies, "doubtful": doubtful, "distinct": distinct, "zeros": zeros, "ends": ends}
+    stored = _physical(found_nodata.data, band)
+    found = _Findings(stored, found_nodata.pixels, dummies, doubtful, distinct, zeros, ends)
     if not band.warped:
-        return _Findings(moments=_physical(found_nodata.data, band), pixels=found_nodata.pixels, **facts)
+        return found
     moments, pixels = RunningMoments(), 0
     band = with_undeclared_nodata(band, dummies)
     for window in _chunks(band.grid.rows, band.grid.cols, block=(WARP_BLOCK, WARP_BLOCK), thin=thin):
         values = band.read(*window)
         moments.add(values[~np.isnan(values)].astype(np.float64))
         pixels += values.size
-    return _Findings(moments=moments, pixels=pixels, **facts)
+    return replace(found, moments=moments, pixels=pixels)
 
 
 def _chunks(rows: int, cols: int, *, block: tuple[int, int], thin: int) -> Iterator[tuple[int, int, int, int]]:
