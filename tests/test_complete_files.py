@@ -61,6 +61,17 @@ def test_one_byte_too_few_is_refused(tmp_path, driver, name, data, dtype):
             open_band(Layer("a", str(path))).read(0, 0, ROWS, COLS)
 
 
+@pytest.mark.parametrize(("name", "data"), [("a.ers", "a"), ("a.img", "a.img"), ("a.grd", "a.gri")])
+def test_a_file_shorter_than_its_header_is_named(tmp_path, name, data):
+    driver = {"a.ers": "ERS", "a.img": "ENVI", "a.grd": "RRASTER"}[name]
+    path = copied(tmp_path, driver, name, "float32")
+    os.truncate(path.with_name(data), 100)
+    with pytest.raises(
+        ValueError, match=rf"incomplete: \S*{data} has 100 bytes, expected at least {ROWS * COLS * 4} for"
+    ):
+        open_band(Layer("a", str(path)))
+
+
 @pytest.mark.parametrize("form", ["NETCDF3_CLASSIC", "NETCDF3_64BIT"])
 @pytest.mark.parametrize("records", [0, 1, 3])
 def test_length_of_netcdf_3(tmp_path, form, records):

@@ -31,6 +31,8 @@ _HEADER_BYTES = {
     **dict.fromkeys("EHdr ENVI ERS ISCE netCDF PAux ROI_PAC RRASTER RST".split(), 0),
     **{"BT": 256, "CTable2": 160, "GTX": 40, "LAN": 128, "PCRaster": 256},
 }
+# Endings of headers and sidecars beside the pixels.
+_HEADER_ENDINGS = frozenset(".aux .clr .ers .grd .hdr .prj .rdc .ref .rsc .stx .xml".split())
 _ILWIS_BYTES = {"Byte": 1, "Int": 2, "Long": 4, "Float": 4, "Real": 8}
 
 
@@ -62,11 +64,12 @@ def _pixel_bytes(dataset: rasterio.DatasetReader) -> int:
 
 
 def _one_file(layer: Layer, dataset: rasterio.DatasetReader) -> Lengths:
-    """Pixels in the largest file, behind a header of known length; netCDF-3 by its own header."""
+    """Pixels in the largest file but headers, behind some bytes; netCDF-3 by its own header."""
     files = _local_files(dataset)
     if not files:
         return
-    data = max(files, key=lambda file: file.stat().st_size)
+    pixels = [file for file in files if file.suffix.lower() not in _HEADER_ENDINGS]
+    data = max(pixels or files, key=lambda file: file.stat().st_size)
     if is_classic_netcdf(data):
         yield data, length_of_classic_netcdf(data)
         return
