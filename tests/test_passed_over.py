@@ -40,13 +40,14 @@ def named(folder, cell):
 
 
 def test_each_kind_is_named_once_with_what_to_do(folder, caplog):
-    for name in ("grav.ecw", "rad.sid", "old.map", "em.7z", "strange.bin7"):
+    for name in ("grav.ecw", "rad.sid", "old.map", "em.7z", "strange.bin7", "dem.npy"):
         (folder / name).write_bytes(b"x" * 100)
     rows = "\n".join(f"{500_000 + i} {6_000_000 - j} {i + j}" for i in range(3) for j in range(3))
     (folder / "k.xyz").write_text(rows)
     (folder / "sites.csv").write_text("Easting,Northing,Cu\n1,2,3\n")
     found = remarks(folder, caplog)
-    assert set(found) == {"grav.ecw", "rad.sid", "old.map", "em.7z", "strange.bin7", "k.xyz", "sites.csv"}
+    assert set(found) == {"grav.ecw", "rad.sid", "old.map", "em.7z", "strange.bin7", "k.xyz", "sites.csv", "dem.npy"}
+    assert "an array without a place on the ground" in found["dem.npy"]
     assert "an ECW picture, which GDAL does not read here: convert it to GeoTIFF" in found["grav.ecw"]
     assert "a MrSID picture" in found["rad.sid"] and "a Geosoft map" in found["old.map"]
     assert "an archive: unpack it" in found["em.7z"]

@@ -20,6 +20,8 @@ _NO_DRIVER = {
     ".map": "a Geosoft map",
     ".ggf": "a Geosoft grid",
     ".gdb": "a database (Geosoft or Esri)",
+    ".npy": "an array without a place on the ground",
+    ".npz": "arrays without a place on the ground",
     ".mdb": "a database",
     ".lpk": "a package of layers",
     ".mpk": "a map package",
