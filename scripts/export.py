@@ -42,6 +42,7 @@ from util.export.weights import write_safetensors, write_torch
 from util.finetuning.tasks import TASKS, trained_objective
 from util.inference.finetuned_task import task_of
 from util.inference.inputs import hidden_channels
+from util.options.commands import after_finetuning, after_pretraining
 from util.processes.terminal import setup_logging
 
 logger = logging.getLogger("scripts.export")
@@ -107,7 +108,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     logger.info("model        %s (%.1f MB)", path, path.stat().st_size / 2**20)
     logger.info("model card   %s", card)
+    for line in next_steps(path, card, args.format, is_finetuned="task" in state):
+        logger.info("next: %s", line)
     return 0
+
+
+def next_steps(path: Path, card: Path, form: str, *, is_finetuned: bool) -> list[str]:
+    """What to do with an exported model: commands that take it, or where the lines that load it are."""
+    if form != "torch":
+        return [f"load it with the lines that {card} shows"]
+    return after_finetuning(path) if is_finetuned else after_pretraining(path)
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -40,6 +40,7 @@ from util.hardware.device import select_device
 from util.metrics.cross_layer_skill import CrossLayerScore, ShownGroups, cross_layer_scores
 from util.metrics.skill import ScoredLayer
 from util.options import common as options
+from util.options.commands import after_pretraining
 from util.plots.cross_layer_skill import matrix_figure
 from util.plots.reconstruction import save_figure
 from util.processes.terminal import setup_logging
@@ -88,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(table_lines(survey, names, scores)))
     logger.info("table    %s", folder / "layer_report.csv")
     logger.info("picture  %s", folder / "layer_report.png")
+    for line in after_pretraining(Path(args.checkpoint)):
+        logger.info("next: %s", line)
     return 0
 
 

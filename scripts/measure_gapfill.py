@@ -32,6 +32,7 @@ from datasets.rasters.open_band import open_band
 from datasets.survey.inference_survey import stored_layers
 from util.checkpoints import checkpoint_file
 from util.options import common as options
+from util.options.commands import command
 from util.options.parser import Parser
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row = measure(band.layer, folder, holes[band.layer.name])
                 print(f"| {band.layer.name} | {edge * base:g} | {row}", flush=True)
             shutil.rmtree(folder)
+    maps = command("main_inference", "--checkpoint", args.checkpoint, "--output", "gapfill", "--output_dir", "maps")
+    print(f"next: {maps}", file=sys.stderr)
     return 0
 
 

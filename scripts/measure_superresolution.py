@@ -35,6 +35,7 @@ from datasets.rasters.open_band import open_band
 from datasets.survey.inference_survey import stored_layers
 from util.checkpoints import checkpoint_file
 from util.options import common as options
+from util.options.commands import command
 from util.options.parser import Parser
 
 logger = logging.getLogger(__name__)
@@ -111,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("|---|---|---|---|---|---|---|")
         for path in sorted(folder.glob(f"superresolution_{args.layer}_*x.tif")):
             print(row_of(path, truth, open_band(coarse)), flush=True)
+    maps = command(
+        "main_inference", "--checkpoint", args.checkpoint, "--output", "superresolution", "--output_dir", "maps"
+    )
+    print(f"next: {maps}", file=sys.stderr)
     return 0
 
 

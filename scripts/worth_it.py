@@ -47,6 +47,7 @@ from study.summary import read_facts
 from util.finetuning.tasks import OFFERED, TASKS
 from util.hardware.device import describe_environment
 from util.hardware.system import disk_full_message, usable_cpus
+from util.options.commands import command, without_flags
 from util.processes.signals import Stop
 from util.processes.terminal import setup_logging
 from util.records.log import check_writable
@@ -198,6 +199,12 @@ def report_again(folder: Path, options: Mapping[str, Any]) -> None:
         page.finish()
 
 
+def training_command(settings: Settings) -> str:
+    """The command that pre-trains in full the model that the study tried."""
+    words = (*settings.data, *settings.model, *settings.pretrain, "--output_dir", "output_dir")
+    return command("main_pretrain", *words)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program.
 
@@ -229,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for line in plan_lines(study):
                 logger.info("%s", line)
             if args.plan:
+                logger.info("next: %s", command("scripts.worth_it", *without_flags(argv, "--plan")))
                 return 0
             study.keep_plan()
             facts = hardware(args, study, argv)
@@ -245,8 +253,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if report is not None:
         logger.info("report  %s", report)
+    again, longer = command("scripts.worth_it", *argv), training_command(settings)
     if outcome.left:
         logger.warning("%d programs are left; the same command goes on with them", len(outcome.left))
+    logger.info("next: %s", again if outcome.left else f"read {report}; if pre-training is worth it: {longer}")
     return 1 if outcome.failed or outcome.stopped else 0
 
 

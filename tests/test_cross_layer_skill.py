@@ -133,7 +133,9 @@ class TestReport:
             ratio = float(row["model"]) / float(row["constant"])
             assert float(row["skill"]) == pytest.approx(1 - ratio**2, abs=1e-3) and row["measure"] == "rmse"
         assert (tmp_path / "layer_report.png").stat().st_size > 5000
-        head, gravity, magnetics, legend = capsys.readouterr().out.splitlines()
+        printed = capsys.readouterr()
+        assert f"next: python -m main_finetune --finetune {checkpoint} --labels" in printed.err
+        head, gravity, magnetics, legend = printed.out.splitlines()
         assert head.split("  ")[0] == "skill of" and len({len(line) for line in (head, gravity, magnetics)}) == 1
         assert gravity.startswith("gravity") and gravity.count("(itself)") == magnetics.count("(itself)") == 1
         shown = {(row["layer"], row["shown"]): float(row["skill"]) for row in rows}

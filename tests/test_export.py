@@ -69,6 +69,14 @@ def run_export(trained, name, path, *flags):
     return export.main(["--checkpoint", str(trained / name), "--output", str(path), *flags])
 
 
+@pytest.mark.parametrize(("fine_tuned", "program"), [(False, "main_finetune --finetune"), (True, "main_inference")])
+def test_what_an_exported_file_is_for(tmp_path, fine_tuned, program):
+    path, card = tmp_path / "model.pth", tmp_path / "model.md"
+    lines = export.next_steps(path, card, "torch", is_finetuned=fine_tuned)
+    assert any(program in line and str(path) in line for line in lines)
+    assert str(card) in export.next_steps(path, card, "onnx", is_finetuned=fine_tuned)[0]
+
+
 def stacked_tile(trained, row, col):
     """One tile of all layers at 100 m, NaN = no data, from base pixel (row, col): (1, 6, 32, 32)."""
     import rasterio

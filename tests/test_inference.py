@@ -750,7 +750,9 @@ class TestBadInput:
 def test_measuring_gap_filling(trained, capsys):
     flags = ["--checkpoint", str(trained.checkpoint), "--holes", "2", "--count", "2"]
     assert measure_gapfill.main([*flags, "--inference", "--device", "cpu"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert "next: python -m main_inference --checkpoint" in printed.err.splitlines()[-1]
     assert len(lines) == 4 and lines[3].startswith("| magnetics | 800 | 2 | ")
     assert all(float(cell) > 0 for line in lines[2:] for cell in line.split("|")[4:7])
     assert all(np.isfinite(float(line.split("|")[9])) for line in lines[2:])

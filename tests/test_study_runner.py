@@ -298,11 +298,14 @@ def test_the_control_wins_and_the_report_is_there(ended):
     assert min(v for k, v in scores.items() if k[0] == "told") > max(v for k, v in scores.items() if k[0] != "told")
 
 
-def test_nothing_is_done_twice_and_the_report_is_rebuilt_the_same(ended):
+def test_nothing_is_done_twice_and_the_report_is_rebuilt_the_same(ended, capsys):
     out, argv = ended
     before = {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
     report, csv = (out / "report.md").read_text(), (out / "results.csv").read_bytes()
     assert worth_it.main(argv) == 0
+    assert f"next: read {out / 'report.md'}; if pre-training is worth it: python -m main_pretrain --data_dir" in (
+        capsys.readouterr().err
+    )
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("done.json")}
     assert (out / "results.csv").read_bytes() == csv
     (out / "report.md").unlink()
@@ -326,6 +329,8 @@ def test_the_plan_is_printed(ended, capsys):
     assert worth_it.main([*ended[1], "--plan"]) == 0
     said = capsys.readouterr().err
     assert "one_long" in said and "as multi" in said and "h of work" in said
+    again = said.splitlines()[-1]
+    assert "next: python -m scripts.worth_it --data_dir" in again and "--plan" not in again
 
 
 BAD = [
