@@ -29,6 +29,7 @@ from datasets.folds.make_folds import SPLITS
 from datasets.loading.batch_plan import updates_per_epoch
 from datasets.loading.prefetch import read_ahead
 from datasets.survey.memory import free_in_job
+from datasets.survey.preview import layer_previews
 from datasets.synthetic.sample_survey import default_survey
 from util.checkpoints import checkpoint_file
 from util.checkpoints import run_checkpoints as ckpt
@@ -225,7 +226,7 @@ def compare(run: FinetuneRun, stop: Stop) -> int:
         for method in run.methods:
             for fold in run.folds:
                 compare_fold(run, method, fold, stop)
-        metrics = dist.on_main_rank(partial(report_run, run))
+        metrics = dist.on_main_rank(partial(report_run, run, layer_previews))
         if None in run.examples:
             fit_network(run, run.methods[0], None, stop, scores=metrics)
             log_checkpoint(run.files.output_dir / ckpt.LAST)

@@ -59,7 +59,7 @@ from util.mosaics.mosaic import Block, blocks_of, blocks_of_rank
 from util.options import common as options
 from util.options import inference as inference_options
 from util.options.programs import inference_parser
-from util.plots.maps import Panel
+from util.plots.maps import Panel, layer_panels
 from util.processes import distributed as dist
 from util.processes import torchrun_restarts as restarts
 from util.processes.program import run_program
@@ -380,7 +380,7 @@ def read_block(survey: InferenceSurvey, block: Block) -> Any:
 
 def input_panels(survey: InferenceSurvey) -> list[Panel]:
     """Maps of the layers, to be drawn beside what was predicted from them."""
-    return [Panel(name, image, unit) for name, unit, image in layer_previews(survey)]
+    return layer_panels(layer_previews(survey))
 
 
 def masked(pixels: np.ndarray, spec: RasterSpec, row: int, col: int, survey: InferenceSurvey) -> np.ndarray:

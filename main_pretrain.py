@@ -152,7 +152,7 @@ def prepare(
     schedule = setup.pretraining_schedule(training, batches)
     updater = setup.pretraining_updater(network, model, training, lr=schedule.peak_lr, amp_dtype=amp_dtype)
     setup.log_size(args.model, network, schedule)
-    data.warn_if_short(schedule.updates * schedule.epochs, scores=args.val_fraction > 0, warn=ranks.is_main)
+    data.warn_if_short(schedule.steps, scores=args.val_fraction > 0, auto=args.auto, warn=ranks.is_main)
     used = {"options": vars(args), "decisive": pretrain_options.decisive(vars(args))}
     description = resume_state.describe_run(data.training, batches, network.config, **used)
     run = Run(

@@ -76,7 +76,7 @@ def run(argv: Sequence[str], *, pictures: bool = False) -> int:
         patches.enter_context(mock.patch.dict(models.MODEL_SIZES, tiny=SMALL))
         if not pictures:
             patches.enter_context(mock.patch.object(report, "draw_scores", lambda *_: []))
-            patches.enter_context(mock.patch.object(report, "draw_map", lambda *_: None))
+            patches.enter_context(mock.patch.object(report, "draw_map", lambda *_, **__: None))
         return main_finetune.main(list(argv))
 
 

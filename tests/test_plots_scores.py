@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
+from util.plots.maps import Panel
 from util.plots.reconstruction import save_figure
 from util.plots.score_maps import class_maps, fold_legend, point_maps, value_maps
 from util.plots.scores import calibration_figure, confusion_figure, methods_figure, success_rate_figure
@@ -71,6 +72,24 @@ def test_class_maps_show_truth_prediction_error_and_folds():
     np.testing.assert_array_equal(shown(axes[3]), [[1, 0, np.nan, 1]])
     assert [axis.get_title() for axis in axes] == ["truth", "prediction", "wrong: 50 % of pixels", "folds"]
     assert to_hex(axes[0].images[0].to_rgba(1)) == "#ff8000"
+
+
+def test_layers_lie_below_the_maps_on_the_same_ground():
+    """Two layers, of other pixels than the labels: in a second row, with their units, and points stay above."""
+    layers = [Panel("gravity", np.arange(4.0).reshape(2, 2), "mGal"), Panel("magnetics", np.zeros((8, 8)), "nT")]
+    zeros, points = np.zeros((4, 4)), (np.array([[0.5, 0.5], [1.5, 0.2]]), np.array([0, 1]))
+    figures = [
+        class_maps(zeros, zeros, zeros, **CLASSES, **GROUND, layers=layers),
+        value_maps(zeros, zeros, zeros, unit="%", **GROUND, layers=layers),
+        point_maps(*points, points[1], points[1], **CLASSES, shape=(4, 4), **GROUND, layers=layers),
+    ]
+    for figure in figures:
+        axes = maps_of(figure)
+        assert [axis.get_title() for axis in axes[4:]] == ["gravity", "magnetics"]
+        assert axes[4].images[0].get_extent() == axes[0].images[0].get_extent()
+        assert {"mGal", "nT"} <= {axis.get_ylabel() for axis in figure.axes}
+        assert not axes[4].collections
+    assert len(maps_of(class_maps(zeros, zeros, zeros, **CLASSES, **GROUND))) == 4
 
 
 def test_truth_and_prediction_share_their_limits():

@@ -101,4 +101,5 @@ def test_auto_trains_as_proposed_and_continues(small, tmp_path, caplog):
     options = surveys.checkpoint(tmp_path)["options"]
     assert options["epochs"] == 1 and options["input_size"] < 48 and options["auto"]
     assert "suggested: " in caplog.text and "only 1 update in the whole run" in caplog.text
+    assert "--auto takes settings" not in caplog.text  # it was given
     assert small_main.main([*flags, "--resume", "auto"]) == 0

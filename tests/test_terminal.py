@@ -101,7 +101,7 @@ def test_a_file_gets_a_line_a_minute_instead_of_a_bar(monkeypatch, logging_resto
         for _ in range(4):
             bar.update(1)
     lines = terminal.sys.stderr.getvalue().splitlines()
-    assert any("I epoch 2 of 9: 3 of 4 update, 75 %" in line and line.endswith("left") for line in lines)
+    assert any("I epoch 2 of 9: 3 of 4 updates, 75 %" in line and line.endswith("left") for line in lines)
     assert "\r" not in terminal.sys.stderr.getvalue()
 
 

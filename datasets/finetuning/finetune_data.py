@@ -21,6 +21,7 @@ from datasets.folds.make_folds import (
     make_folds,
     one_fold,
 )
+from datasets.ground.grid import length_text
 from datasets.labels.label_map import LabelMap, seen_ground
 from datasets.labels.open_labels import TargetGrid, are_points, open_labels
 from datasets.labels.points import open_points
@@ -135,7 +136,8 @@ class FinetuneData:
         """Classes or values and the number of their labels, as lines to log."""
         if self.classes is None:
             assert self.labels is not None
-            return [f"{int(self.labels.count(LABEL_CELL).sum())} labelled pixels of {self.labels.grid.resolution:g}"]
+            grid, count = self.labels.grid, int(self.labels.count(LABEL_CELL).sum())
+            return [f"{count} labelled pixels of {length_text(grid.resolution, grid.crs)}"]
         if self.windows is not None:
             counts = np.bincount(self.windows.examples.classes, minlength=self.outputs)
             what = "images to test" if isinstance(self.targets, SceneTargets) else "windows"
@@ -144,7 +146,7 @@ class FinetuneData:
             counts = self.labels.count(LABEL_CELL).sum(axis=(0, 1))
             what = "pixels"
         return [
-            f"class {code} {name}: {count} {what}"
+            f"class {name if name == str(code) else f'{code} {name}'}: {count} {what}"
             for code, name, count in zip(self.classes.codes, self.names, counts, strict=True)
         ]
 

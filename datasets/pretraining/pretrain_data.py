@@ -231,16 +231,18 @@ class PretrainData:
         ):
             logger.log(logging.WARNING if warn else logging.DEBUG, "%s", text)
 
-    def warn_if_short(self, updates: int, *, scores: bool, warn: bool) -> None:
+    def warn_if_short(self, updates: int, *, scores: bool, auto: bool, warn: bool) -> None:
         """Warns if the whole run has too few updates, or is scored on too few tiles, to say anything.
 
         Args:
             updates: of the whole run.
             scores: whether ground is to be held out.
+            auto: whether the settings were suggested, but for those that the user gave.
             warn: log warnings; else debug messages.
         """
         texts = short_run(updates=updates, held_out=self.held_out.tiles, scores=scores)
-        remedy = "; --auto takes settings that suit the survey" if isinstance(self.training, Survey) else ""
+        suits = isinstance(self.training, Survey) and not auto
+        remedy = "; --auto takes settings that suit the survey" if suits else ""
         if texts:
             logger.log(logging.WARNING if warn else logging.DEBUG, "%s%s", "; ".join(texts), remedy)
 

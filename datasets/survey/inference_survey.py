@@ -197,13 +197,15 @@ class InferenceSurvey:
             + (
                 "absent"
                 if summary is None
-                else f"{band.grid.cols} x {band.grid.rows} pixels of {band.grid.resolution_x:g}, "
+                else f"{band.grid.cols} x {band.grid.rows} pixels of "
+                f"{length_text(band.grid.resolution_x, band.grid.crs)}, "
                 f"{100 * summary.valid_fraction:.0f} % valid"
             )
             for channel, (band, summary) in enumerate(zip(self.stack.bands, self.summaries, strict=True))
         ]
         rows, cols = self.shape
-        return [*lines, f"{cols} x {rows} base pixels of {self.base_resolution:g}"]
+        base = length_text(self.base_resolution, self.stack.reference.crs)
+        return [*lines, f"{cols} x {rows} base pixels of {base}"]
 
     def overview(self) -> dict[str, Any]:
         """What was opened, as plain values for a page: layers with histograms, and the frame of a map.

@@ -20,11 +20,13 @@ class Preview(NamedTuple):
         name: of the layer.
         unit: of its values.
         image: (rows, cols) float32 in physical units, NaN = invalid.
+        classes: class code -> (name, '#rrggbb') of a layer of classes; None of others.
     """
 
     name: str
     unit: str
     image: np.ndarray
+    classes: dict[int, tuple[str, str]] | None
 
 
 def layer_previews(survey: InferenceSurvey, *, most: int = PREVIEW_PIXELS) -> list[Preview]:
@@ -38,10 +40,14 @@ def layer_previews(survey: InferenceSurvey, *, most: int = PREVIEW_PIXELS) -> li
         OSError: a layer cannot be read; names layer, file and window.
     """
     shown = [channel for channel in range(len(survey.layers)) if channel not in survey.hidden][:MOST_LAYERS]
-    return [
-        Preview(survey.layers[c].name, survey.encodings[c].unit(survey.layers[c].units), _thinned(survey, c, most))
-        for c in shown
-    ]
+    return [_preview(survey, channel, most) for channel in shown]
+
+
+def _preview(survey: InferenceSurvey, channel: int, most: int) -> Preview:
+    layer, encoding = survey.layers[channel], survey.encodings[channel]
+    named = zip(encoding.codes, encoding.names, encoding.colours, strict=True)
+    classes = {int(code): (name, colour) for code, name, colour in named} if encoding.is_classes else None
+    return Preview(layer.name, encoding.unit(layer.units), _thinned(survey, channel, most), classes)
 
 
 def _thinned(survey: InferenceSurvey, channel: int, most: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import importlib.util
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _cut(image: np.ndarray, crop: Crop) -> np.ndarray:
 
 def compare(path: Path, ways: dict[str, Reader], *, size: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each way to read a file."""
-    times = time_in_turn({name: lambda way=way: way(path) for name, way in ways.items()}, repeats=repeats)
+    times = time_in_turn({name: partial(way, path) for name, way in ways.items()}, repeats=repeats)
     reference = next(iter(ways.values()))(path)
     rows = []
     for name, way in ways.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from util.finetuning.scoring import SampledMap, ground_blocks, merged, target_wi
 from util.finetuning.tasks import Task
 from util.metrics.scores import confusion_scores, confusion_table, summarise
 from util.options.commands import after_finetuning
-from util.plots.maps import Corner
+from util.plots.maps import Corner, Panel, Preview, layer_panels
 from util.plots.score_maps import class_maps, point_maps, value_maps
 from util.plots.scores import confusion_figure, methods_figure
 from util.records.finetune_records import METRICS, FinetuneFiles
@@ -47,8 +47,13 @@ class Comparison:
     units: str
 
 
-def report_run(run: Any) -> dict[str, Any]:
-    """Reports a finished `util.finetuning.run.FinetuneRun` as `report` does; in the main process."""
+def report_run(run: Any, previews: Callable[[Any], Iterable[Preview]]) -> dict[str, Any]:
+    """Reports a finished `util.finetuning.run.FinetuneRun` as `report` does; in the main process.
+
+    Args:
+        run: the run.
+        previews: gives the layers of its ground that a picture shows.
+    """
     data = run.inputs.data
     comparison = Comparison(
         task=run.inputs.task,
@@ -59,7 +64,10 @@ def report_run(run: Any) -> dict[str, Any]:
         leak_warning=data.folds.leak_warning,
         units=data.units,
     )
-    return report(comparison, run.files, data, run.inputs.opened.survey if data.has_ground else None)
+    if not data.has_ground:
+        return report(comparison, run.files, data, None)
+    survey = run.inputs.opened.survey
+    return report(comparison, run.files, data, survey, layers=layer_panels(previews(survey)))
 
 
 def log_checkpoint(path: Path) -> None:
@@ -69,7 +77,9 @@ def log_checkpoint(path: Path) -> None:
         logger.info("next: %s", line)
 
 
-def report(comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any) -> dict[str, Any]:
+def report(
+    comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any, *, layers: Sequence[Panel] = ()
+) -> dict[str, Any]:
     """Logs the scores of all methods, and writes metrics.json and figures; in the main process.
 
     Args:
@@ -77,6 +87,7 @@ def report(comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any)
         files: the scores of the fits, and where everything goes.
         data: the targets, as `draw_map` takes them.
         survey: the layers' ground; None for images, of which no map is drawn.
+        layers: maps of the layers, for the same figure.
 
     Returns:
         The scores, as in metrics.json.
@@ -87,7 +98,7 @@ def report(comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any)
         logger.info("%s", text)
     figures = draw_scores(comparison, metrics, files)
     if survey is not None:
-        figures.append(draw_map(comparison, files, data, survey))
+        figures.append(draw_map(comparison, files, data, survey, layers=layers))
     for figure in figures:
         logger.info("picture      %s", figure)
     logger.info("scores       %s", path)
@@ -186,15 +197,19 @@ class MapFrame:
         base_pixel: edge of a base-scale pixel.
         length_unit: its unit, `m` of every projected CRS.
         corner: where maps lie.
+        layers: maps of the layers, which are drawn below.
     """
 
     colours: Sequence[str]
     base_pixel: float
     length_unit: str
     corner: Corner
+    layers: Sequence[Panel] = ()
 
 
-def draw_map(comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any) -> Path:
+def draw_map(
+    comparison: Comparison, files: FinetuneFiles, data: Any, survey: Any, *, layers: Sequence[Panel] = ()
+) -> Path:
     """Draws the predictions of the main method on test ground beside the labels; returns the figure's path.
 
     Args:
@@ -202,6 +217,7 @@ def draw_map(comparison: Comparison, files: FinetuneFiles, data: Any, survey: An
         files: the fits' predictions, and where the figure goes.
         data: `classes`, `folds`, and targets as `ground` or as `windows`.
         survey: the layers' ground.
+        layers: maps of the layers, which are drawn below.
     """
     grid = survey.stack.reference
     crs, factor = grid.crs, survey.metres_per_unit
@@ -211,6 +227,7 @@ def draw_map(comparison: Comparison, files: FinetuneFiles, data: Any, survey: An
         base_pixel=survey.base_resolution * factor,
         corner=Corner(grid.left, grid.top, unit, factor),
         length_unit="degree" if crs.is_geographic else "m" if crs.is_projected else crs.linear_units,
+        layers=layers,
     )
     if data.windows is None:
         labels, testing = data.ground.labels, data.folds.testing
@@ -255,7 +272,7 @@ def draw_ground(
     pixel_size, length_unit = frame.base_pixel / labels.scale * truth_map.step, frame.length_unit
     prediction = merged(out_of_fold(comparison, files, "map"))
     common: dict[str, Any] = {"pixel_size": pixel_size, "length_unit": length_unit, "warning": comparison.leak_warning}
-    common["corner"] = frame.corner
+    common |= {"corner": frame.corner, "layers": frame.layers}
     common["title"] = f"{comparison.methods[0]}: every pixel as predicted by the fit that was not trained on it"
     if comparison.names:
         figure = class_maps(truth, prediction, folds, names=comparison.names, colours=colours, **common)
@@ -298,6 +315,7 @@ def draw_points(
         pixel_size=frame.base_pixel,
         length_unit=frame.length_unit,
         corner=frame.corner,
+        layers=frame.layers,
         title=f"{comparison.methods[0]}: every example as predicted by the fit that was not trained on it",
         warning=comparison.leak_warning,
     )

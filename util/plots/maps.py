@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import BoundaryNorm, ListedColormap
+from matplotlib.colors import BoundaryNorm, ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -46,6 +46,28 @@ class Panel:
     limits: tuple[float, float] | None = None
     points: np.ndarray | None = None
     point_name: str = "points"
+
+
+Preview = tuple[str, str, np.ndarray, dict[int, tuple[str, str]] | None]
+"""Name, unit and (rows, cols) values of a layer; and of classes, code -> (name, '#rrggbb')."""
+
+
+def layer_panels(previews: Iterable[Preview]) -> list[Panel]:
+    """Maps of layers, to be drawn beside what was made of them."""
+    return [
+        Panel(name, image, unit, classes=None if classes is None else _coloured(classes))
+        for name, unit, image, classes in previews
+    ]
+
+
+def _coloured(classes: Mapping[int, tuple[str, str]]) -> dict[int, tuple[str, tuple[int, int, int]]]:
+    return {code: (name, colour_bytes(colour)) for code, (name, colour) in classes.items()}
+
+
+def colour_bytes(colour: str | tuple[float, ...]) -> tuple[int, int, int]:
+    """Red, green and blue from 0 to 255."""
+    red, green, blue = (round(255 * part) for part in to_rgb(colour))
+    return red, green, blue
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
 from util.hardware.system import replace_file
@@ -22,6 +23,7 @@ _COLUMNS = ("input", "masked input", "reconstruction", "target", "error")
 _INVALID_COLOUR = "0.85"  # light grey: nodata, or hidden from the model
 _ROBUST_PERCENT = (2.0, 98.0)
 _PANEL_INCHES = 2.2
+_NAME_LENGTH = 20
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class RowImages:
         scored: False if the layer is not scored at this scale, which the label then says.
         is_angle: True if values are degrees; the error is the angle between prediction and truth.
         period: of angles, degrees after which they repeat.
-        is_classes: True if values are class codes; the error is 1 where the class is wrong.
+        classes: class code -> (name, '#rrggbb') if values are codes; the error is 1 where the class is wrong.
         pixel_height: height of a pixel of `target`; None: its width.
         skill: of the layer at this scale on all held-out ground, for the label; None: unknown.
     """
@@ -59,7 +61,7 @@ class RowImages:
     scored: bool = True
     is_angle: bool = False
     period: float = 360.0
-    is_classes: bool = False
+    classes: Mapping[float, tuple[str, str]] | None = None
     pixel_height: float | None = None
     skill: float | None = None
 
@@ -163,15 +165,22 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
     extent = (0.0, float(row.target.shape[1]), float(row.target.shape[0]), 0.0)
     for axis, image in zip(axes, (row.image, row.visible, row.reconstruction, row.target), strict=False):
         drawn = axis.imshow(
-            np.ma.masked_invalid(image),
+            np.ma.masked_invalid(image if row.classes is None else _class_numbers(image, row.classes)),
             cmap=values_map,
             vmin=low,
             vmax=high,
             extent=extent,
             interpolation="nearest",
         )
-    unit = "class code" if row.is_classes else unit_text(row.unit)
-    figure.colorbar(drawn, ax=list(axes[:4]), label=unit, fraction=0.02, pad=0.01)
+    bar = figure.colorbar(drawn, ax=list(axes[:4]), fraction=0.02, pad=0.01)
+    unit = unit_text(row.unit)
+    if row.classes is None:
+        bar.set_label(unit)
+    else:
+        names = [
+            textwrap.shorten(row.classes[code][0], _NAME_LENGTH, placeholder="...") for code in sorted(row.classes)
+        ]
+        bar.set_ticks(range(len(names)), labels=names, fontsize=min(6.0, 110 / len(names)))
     drawn = axes[4].imshow(
         np.ma.masked_invalid(error),
         cmap=error_map,
@@ -180,22 +189,25 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
         extent=extent,
         interpolation="nearest",
     )
-    figure.colorbar(drawn, ax=axes[4], label="1 = wrong class" if row.is_classes else unit, fraction=0.05, pad=0.02)
+    figure.colorbar(drawn, ax=axes[4], label="1 = wrong class" if row.classes else unit, fraction=0.05, pad=0.02)
     for axis in axes:
         axis.set_xticks([])
         axis.set_yticks([])
     axes[0].set_ylabel(_row_label(row, length_unit), fontsize=8)
 
 
+def _class_numbers(image: np.ndarray, classes: Mapping[float, tuple[str, str]]) -> np.ndarray:
+    """Numbers from 0 of the classes in ascending order of their codes, NaN where there is none."""
+    return np.where(np.isnan(image), np.nan, np.searchsorted(sorted(classes), np.nan_to_num(image)))
+
+
 def _values_colours(row: RowImages) -> tuple[float, float, Colormap]:
-    """Colour limits and colour map of the values of a row: cyclic for angles, distinct colours for classes."""
+    """Colour limits and colour map of the values of a row: cyclic for angles, the colour of each class for classes."""
     if row.is_angle:
         return 0.0, row.period, _with_grey("twilight")
-    if row.is_classes:
-        values = np.concatenate([row.image.ravel(), row.target.ravel(), row.reconstruction.ravel()])
-        values = values[np.isfinite(values)]
-        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 1.0)
-        return low - 0.5, high + 0.5, _with_grey("tab20")
+    if row.classes is not None:
+        colours = ListedColormap([row.classes[code][1] for code in sorted(row.classes)])
+        return -0.5, len(row.classes) - 0.5, colours.with_extremes(bad=_INVALID_COLOUR)
     return *robust_limits([row.image, row.target]), _with_grey("viridis")
 
 
@@ -204,7 +216,7 @@ def _error_of(row: RowImages) -> tuple[np.ndarray, float]:
     error = row.reconstruction - row.target
     if row.is_angle:
         return (error + row.period / 2) % row.period - row.period / 2, row.period / 2
-    if row.is_classes:
+    if row.classes is not None:
         return np.where(np.isnan(error), np.nan, (error != 0).astype(float)), 1.0
     return error, error_limit(error)
 

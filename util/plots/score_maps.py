@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from util.plots.maps import Corner, Panel, map_figure
+from util.plots.maps import Corner, Panel, colour_bytes, map_figure
 from util.plots.reconstruction import robust_limits
 from util.plots.scores import distinct_colours, put_title
 
@@ -37,6 +36,7 @@ def class_maps(
     title: str = "",
     warning: str = "",
     corner: Corner | None = None,
+    layers: Sequence[Panel] = (),
 ) -> Figure:
     """Draws maps of true classes, predicted classes, where they differ, and folds.
 
@@ -51,6 +51,7 @@ def class_maps(
         title: title of the figure.
         warning: second line of the title, in red.
         corner: where the map lies, for coordinates along its edges.
+        layers: maps of the layers on the same ground, drawn below.
 
     Raises:
         ValueError: maps that differ in shape.
@@ -64,6 +65,7 @@ def class_maps(
         Panel("prediction", prediction, classes=legend),
         Panel(f"wrong{percent}", wrong, classes=_RIGHT_OR_WRONG),
         Panel("folds", folds, classes=fold_legend(folds)),
+        *layers,
     ]
     figure = map_figure(panels, pixel_size=pixel_size, length_unit=length_unit, corner=corner)
     put_title(figure, title, warning)
@@ -81,6 +83,7 @@ def value_maps(
     title: str = "",
     warning: str = "",
     corner: Corner | None = None,
+    layers: Sequence[Panel] = (),
 ) -> Figure:
     """Draws maps of true and predicted values on one colour scale, prediction minus truth, and folds.
 
@@ -94,6 +97,7 @@ def value_maps(
         title: title of the figure.
         warning: second line of the title, in red.
         corner: where the map lies, for coordinates along its edges.
+        layers: maps of the layers on the same ground, drawn below.
 
     Raises:
         ValueError: maps that differ in shape.
@@ -104,6 +108,7 @@ def value_maps(
         Panel("prediction", prediction, unit),
         Panel("error: prediction minus truth", prediction - truth, unit, "difference"),
         Panel("folds", folds, classes=fold_legend(folds)),
+        *layers,
     ]
     figure = map_figure(panels, pixel_size=pixel_size, length_unit=length_unit, corner=corner)
     limits = robust_limits([truth])
@@ -127,6 +132,7 @@ def point_maps(
     title: str = "",
     warning: str = "",
     corner: Corner | None = None,
+    layers: Sequence[Panel] = (),
 ) -> Figure:
     """Draws maps of points, coloured by true class, prediction, error and fold.
 
@@ -143,6 +149,7 @@ def point_maps(
         title: title of the figure.
         warning: second line of the title, in red.
         corner: where the map lies, for coordinates along its edges.
+        layers: maps of the layers on the same ground, drawn below.
 
     Raises:
         ValueError: arrays that differ in length.
@@ -159,10 +166,11 @@ def point_maps(
         predicted,
         error,
         Panel("folds", empty, classes=fold_legend(folds)),
+        *layers,
     ]
     figure = map_figure(panels, pixel_size=pixel_size * step, length_unit=length_unit, corner=corner)
     x, y = positions[:, 1] * pixel_size, (empty.shape[0] * step - positions[:, 0]) * pixel_size
-    for axis, values in zip(_panels(figure), (truth, prediction, errors, folds), strict=True):
+    for axis, values in zip(_panels(figure)[:4], (truth, prediction, errors, folds), strict=True):
         drawn = values >= 0 if values is folds else np.ones(len(values), dtype=bool)
         axis.set_facecolor("white")
         axis.scatter(
@@ -193,7 +201,7 @@ def _prediction_panels(
 def class_legend(names: Sequence[str], colours: Sequence[str]) -> Legend:
     """Class number -> (name, colour 0..255), from names and '#rrggbb'."""
     return {
-        number: (textwrap.shorten(name, 28, placeholder="..."), _to_bytes(colour))
+        number: (textwrap.shorten(name, 28, placeholder="..."), colour_bytes(colour))
         for number, (name, colour) in enumerate(zip(names, colours, strict=True))
     }
 
@@ -202,12 +210,7 @@ def fold_legend(folds: np.ndarray) -> Legend:
     """Fold number -> (name, colour), of folds 0 to the largest."""
     largest = int(np.nanmax(folds)) if np.isfinite(folds).any() else 0
     colours = distinct_colours(largest + 1)
-    return {fold: (f"fold {fold}", _to_bytes(colour)) for fold, colour in enumerate(colours)}
-
-
-def _to_bytes(colour: str | tuple[float, ...]) -> tuple[int, int, int]:
-    red, green, blue = (round(255 * part) for part in to_rgb(colour))
-    return red, green, blue
+    return {fold: (f"fold {fold}", colour_bytes(colour)) for fold, colour in enumerate(colours)}
 
 
 def _same_shape(**maps: np.ndarray) -> list[np.ndarray]:

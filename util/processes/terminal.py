@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 LINE_SECONDS = 60.0
 """Time between the lines that stand for a progress bar in a file."""
 
-_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}, {percentage:.0f} %, {elapsed} since its start, {remaining} left"
+_LINE = "{desc}: {n_fmt} of {total_fmt} {unit}s, {percentage:.0f} %, {elapsed} since its start, {remaining} left"
 
 _OUR_LOGGERS = (
     "__main__",

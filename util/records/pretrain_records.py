@@ -47,6 +47,7 @@ class LayerReportInfo:
         channels: its channels in the model.
         decode: model units (..., k, h, w) -> physical values (..., h, w).
         period: of angles, degrees after which they repeat.
+        classes: class code -> (name, '#rrggbb') of a layer of classes; None of others.
     """
 
     name: str
@@ -54,6 +55,7 @@ class LayerReportInfo:
     channels: LayerChannels
     decode: Callable[[torch.Tensor], torch.Tensor]
     period: float = 360.0
+    classes: Mapping[float, tuple[str, str]] | None = None
 
 
 class RunFiles:
@@ -82,7 +84,14 @@ class RunFiles:
         self.output_dir = Path(output_dir)
         self.log_dir = Path(log_dir or output_dir)
         self._layers = tuple(
-            LayerReportInfo(layer.name, encoding.unit(layer.units), part, encoding.decode, encoding.period)
+            LayerReportInfo(
+                layer.name,
+                encoding.unit(layer.units),
+                part,
+                encoding.decode,
+                encoding.period,
+                classes=_classes_of(encoding) if part.has_fractions else None,
+            )
             for layer, encoding, part in zip(data.layers, data.encodings, channels, strict=True)
         )
         self._scales = tuple(data.scales)
@@ -479,8 +488,12 @@ def reconstruction_rows(
             shown, visible, rebuilt, target = [layer.decode(array).numpy() for array in arrays]
             width, height = (edge / scale for edge in base_pixel)
             row = RowImages(layer.name, layer.unit, scale, width, shown, visible, rebuilt, target)
-            is_angle, is_classes = layer.channels.is_angle, layer.channels.has_fractions
-            rows.append(
-                replace(row, is_angle=is_angle, is_classes=is_classes, pixel_height=height, period=layer.period)
-            )
+            angle, classes = layer.channels.is_angle, layer.classes
+            rows.append(replace(row, is_angle=angle, classes=classes, pixel_height=height, period=layer.period))
     return rows
+
+
+def _classes_of(encoding: Any) -> dict[float, tuple[str, str]]:
+    """Names and colours of the classes of a `datasets.layers.encoding.Encoding`, by code."""
+    named = zip(encoding.codes, encoding.names, encoding.colours, strict=True)
+    return {code: (name, colour) for code, name, colour in named}
