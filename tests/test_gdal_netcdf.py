@@ -162,6 +162,15 @@ class TestCoordinates:
         classic = opened(write(tmp_path / "b.nc", values.view(np.int8), _Unsigned="true", classic=True))
         np.testing.assert_array_equal(classic.read(0, 0, 6, 8), values)
 
+    def test_curvilinear_coordinates(self, tmp_path):
+        row, col = np.mgrid[:6, :8]
+        attributes = {"lat": {"units": "degrees_north"}, "lon": {"units": "degrees_east"}}
+        places = {"lat": -30 - 0.01 * row + 0.002 * col, "lon": 140 + 0.01 * col + 0.003 * row}
+        coords = {name: (("j", "i"), places[name], attributes[name]) for name in places}
+        store(xr.Dataset({"g": (("j", "i"), ramp(6, 8), {"coordinates": "lat lon"})}, coords=coords), tmp_path / "a.nc")
+        with pytest.raises(ValueError, match=r"two-dimensional \(curvilinear\): run gdalwarp -geoloc on it"):
+            open_band(Layer("g", f"netcdf:{tmp_path / 'a.nc'}:g"))
+
     def test_coordinates_without_attributes_and_the_remedy(self, tmp_path):
         """GDAL does not take them for coordinates; xarray, which the message names, does."""
         dataset = xr.open_dataset(write(tmp_path / "with.nc"), engine="h5netcdf")
