@@ -32,6 +32,8 @@ from util.model.scale_heads import at_least_float32, full_precision
 from util.model.task_heads import HEAD_WIDTH, HeadSize, make_task_head
 
 NORM_LAYER = partial(nn.LayerNorm, eps=1e-6)
+MOST_EXPLICIT_TOKENS = 512
+"""Most tokens for which scores of attention are written out, see `explicit_is_faster`."""
 
 
 def check_partition(channel_groups: Sequence[Sequence[int]], in_chans: int) -> tuple[tuple[int, ...], ...]:
@@ -107,9 +109,14 @@ class GroupChannelEncoder(nn.Module):
         detail_scales: for each channel, the standard deviation of its native pixels within a base pixel, model units; 0
             if that has no meaning. Needed likewise.
 
+    Attributes:
+        fused_attention: whether blocks use PyTorch's fused attention; None: where that is faster.
+
     Raises:
         ValueError: the stem is unknown, or its scales do not fit the channels.
     """
+
+    fused_attention: bool | None = None
 
     def __init__(
         self,
@@ -332,12 +339,26 @@ class GroupChannelEncoder(nn.Module):
 
     def run_blocks(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
         """Apply transformer blocks to (N, tokens, width); the residual stream keeps the precision of `x`."""
+        fused = not explicit_is_faster(x) if self.fused_attention is None else self.fused_attention
         for block in blocks:
+            if block.attn.fused_attn != fused:
+                block.attn.fused_attn = fused
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
         return x
+
+
+def explicit_is_faster(x: Tensor) -> bool:
+    """True if attention over (N, tokens, width) is faster as matrix products than as PyTorch's fused kernel.
+
+    It is in bfloat16 on a CPU, where the backward pass of the kernel takes two to five times as long. With very many
+    tokens its scores, which the kernel does not keep, would take more memory than all else.
+    """
+    if x.device.type != "cpu" or x.shape[1] > MOST_EXPLICIT_TOKENS:
+        return False
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _linear_ramp(last: float, count: int) -> list[float]:
@@ -630,7 +651,7 @@ class GroupChannelsDensePredictor(EncoderWithHead):
         x, token_valid, maps = self._encode(imgs, valid, own)
         if not self._head_sees_native:
             return self.head(self._tokens(x), token_valid, imgs, valid)
-        features = StemFeatures(torch.cat(maps, dim=3).permute(0, 3, 1, 2), own)
+        features = StemFeatures(torch.cat(maps, dim=3), own)
         return self.head(self._tokens(x), token_valid, imgs, valid, features)
 
 

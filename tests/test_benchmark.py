@@ -112,7 +112,8 @@ def test_recipes_compute_the_same_numbers(name):
 
 def test_published_attention_and_norms_are_written_out():
     model = make_model("tiny", RECIPES["published"], **SHAPE)
-    assert not any(block.attn.fused_attn for block in model.blocks)
+    bench_step.total_loss(model, make_batch(model, batch_size=1, device=torch.device("cpu")), finetunes=False)
+    assert not any(block.attn.fused_attn for block in [*model.blocks, *model.decoder_blocks])
     norms = [type(module).__name__ for module in model.modules() if "Norm2d" in type(module).__name__]
     assert norms and set(norms) == {"WrittenOutNorm2d"}
     x = torch.randn(2, 8, 4, 4)

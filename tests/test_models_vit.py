@@ -256,6 +256,23 @@ def test_half_precision_is_near_full_precision(head):
     assert (half - full).abs().mean() < 0.02 * full.abs().mean()  # 8 bits, over a few layers
 
 
+def test_attention_is_written_out_in_bfloat16_on_a_cpu(monkeypatch):
+    model, (imgs, valid) = make_predictor(), batch()
+    outputs = {}
+    for most in (512, 4):  # 4: fewer than there are tokens
+        monkeypatch.setattr(models, "MOST_EXPLICIT_TOKENS", most)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs[most] = model(imgs, valid)
+        assert {block.attn.fused_attn for block in model.blocks} == {most == 4}
+    torch.testing.assert_close(outputs[4], outputs[512], atol=0.02, rtol=0.02)
+    monkeypatch.setattr(models, "MOST_EXPLICIT_TOKENS", 512)
+    model(imgs, valid)
+    assert all(block.attn.fused_attn for block in model.blocks), "full precision"
+    model.fused_attention = False
+    model(imgs, valid)
+    assert not any(block.attn.fused_attn for block in model.blocks), "as asked for"
+
+
 def test_checkpointing_gives_the_same_gradients():
     plain, saving = wake(make_predictor()), make_predictor(grad_checkpointing=True)
     saving.load_state_dict(plain.state_dict())

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
-from timm.models.vision_transformer import Attention
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
@@ -114,9 +113,8 @@ def make_model(name: str, recipe: Recipe, **arguments: Any) -> Any:
     if recipe.finetunes:
         return build_finetune_model({"kind": "dense", "size": name, "num_outputs": CLASSES, **arguments})
     model = build_model(name, scale_heads=recipe.heads, **arguments)
+    model.fused_attention = None if recipe.fused_attention else False
     for module in list(model.modules()):
-        if isinstance(module, Attention) and not recipe.fused_attention:
-            module.fused_attn = False
         for child_name, child in list(module.named_children()):
             if isinstance(child, LayerNorm2d) and not recipe.fused_norms:
                 setattr(module, child_name, WrittenOutNorm2d(child))

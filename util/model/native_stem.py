@@ -90,12 +90,13 @@ class NativeStem(nn.Module):
     def forward(self, pixels: StemPixels) -> Tensor:
         """Feature maps (T, p, p, M) of base pixels."""
         parts = self._describe(pixels)
-        weights = self.pixels.weight.split([part.shape[-1] for part in parts], dim=1)
-        x = F.linear(parts[0], weights[0], self.pixels.bias)
-        for part, weight in zip(parts[1:], weights[1:], strict=True):  # not put together, which takes longer
-            x = x + F.linear(part, weight)
+        shape = parts[0].shape[:-1]
+        first, *others = zip(parts, self.pixels.weight.split([part.shape[-1] for part in parts], dim=1), strict=True)
+        x = F.linear(first[0].flatten(0, -2), first[1], self.pixels.bias)
+        for part, weight in others:  # not put together, which takes longer
+            x = torch.addmm(x, part.flatten(0, -2), weight.t())
         x = F.gelu(x)
-        return x + self.mix(x)
+        return (x + self.mix(x)).view(*shape, -1)
 
     @torch.no_grad()  # inputs are data
     def _describe(self, pixels: StemPixels) -> list[Tensor]:
@@ -153,7 +154,7 @@ class StemFeatures(NamedTuple):
     """What a dense head is given of native pixels.
 
     Attributes:
-        maps: (N, G*M, H, W) feature maps of all groups.
+        maps: (N, H, W, G*M) feature maps of all groups.
         own: images of the groups that have finer pixels, (N, c, sH, sW) each, NaN = invalid.
     """
 

@@ -179,10 +179,7 @@ class UpsampleHead(nn.Module):
         features = features.unflatten(-1, (-1, self.patch_size**2)).transpose(1, 2)  # (N, head_width, L, p*p)
         features = unpatchify(features, self.patch_size)  # (N, head_width, H, W)
         images = soft_limit(imgs)
-        parts = [features.to(images.dtype), images, valid.to(images.dtype)]
-        if stem is not None:
-            parts.append(stem.maps.to(images.dtype))
-        x = self.refine(self.fuse(torch.cat(parts, dim=1)))
+        x = self.refine(self._fused(torch.cat([features.to(images.dtype), images, valid.to(images.dtype)], dim=1), stem))
         with full_precision(x.device):
             base = self.proj_out(at_least_float32(x))
         if self.detail_out is None:
@@ -194,6 +191,14 @@ class UpsampleHead(nn.Module):
         with full_precision(x.device):
             smooth = F.interpolate(base, scale_factor=self.scale, mode="bilinear", align_corners=False)
             return smooth + self.detail_out(at_least_float32(x))
+
+    def _fused(self, features: Tensor, stem: StemFeatures | None) -> Tensor:
+        """`fuse` of features (N, c, H, W) and the maps of the stems, which are not moved before there are fewer."""
+        weights, bias = self.fuse.weight, self.fuse.bias
+        if stem is None:
+            return F.conv2d(features, weights, bias)
+        own, of_maps = weights.split([features.shape[1], stem.maps.shape[-1]], dim=1)
+        return F.conv2d(features, own, bias) + F.linear(stem.maps, of_maps.flatten(1)).permute(0, 3, 1, 2)
 
     def _with_own_pixels(self, x: Tensor, imgs: Tensor, valid: Tensor, stem: StemFeatures | None) -> Tensor:
         """Features (N, w, sH, sW) refined by pixels finer than the base pixel."""
