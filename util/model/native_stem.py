@@ -96,7 +96,7 @@ class NativeStem(nn.Module):
         for part, weight in others:  # not put together, which takes longer
             x = torch.addmm(x, part.flatten(0, -2), weight.t())
         x = F.gelu(x)
-        return (x + self.mix(x)).view(*shape, -1)
+        return (x + self.mix(x)).view(*shape, self.pixels.out_features)
 
     @torch.no_grad()  # inputs are data
     def _describe(self, pixels: StemPixels) -> list[Tensor]:

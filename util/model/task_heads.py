@@ -179,7 +179,8 @@ class UpsampleHead(nn.Module):
         features = features.unflatten(-1, (-1, self.patch_size**2)).transpose(1, 2)  # (N, head_width, L, p*p)
         features = unpatchify(features, self.patch_size)  # (N, head_width, H, W)
         images = soft_limit(imgs)
-        x = self.refine(self._fused(torch.cat([features.to(images.dtype), images, valid.to(images.dtype)], dim=1), stem))
+        features = torch.cat([features.to(images.dtype), images, valid.to(images.dtype)], dim=1)
+        x = self.refine(self._fused(features, stem))
         with full_precision(x.device):
             base = self.proj_out(at_least_float32(x))
         if self.detail_out is None:
