@@ -56,7 +56,7 @@ from util.training.dry_run import time_update
 from util.training.lr_sched import Schedule
 from util.training.setup import RunSettings, TrainingSettings
 from util.training.state import Progress, TrainingState
-from util.training.step_meter import StepMeter, WindowOfSteps, require_finite
+from util.training.step_meter import LossTerms, StepMeter, WindowOfSteps, require_finite
 from util.training.timer import TrainingTimer
 
 logger = logging.getLogger("main_pretrain")
@@ -119,7 +119,7 @@ def prepare(
     """
     training, settings = options.fill(TrainingSettings, args), options.fill(RunSettings, args)
     pretrain_options.check(args)
-    setup.check_start(settings, ranks, device)
+    graphs = setup.check_start(settings, ranks, device)
     claim_output_folders(args.output_dir, args.log_dir, alone=not args.dry_run)
     amp_dtype, _ = amp_policy(device, args.amp)
     environment = log_environment(device, ranks, precision=str(amp_dtype or "fp32"))
@@ -150,7 +150,7 @@ def prepare(
         pin=args.pin_mem and device.type == "cuda",
     )
     schedule = setup.pretraining_schedule(training, batches)
-    updater = setup.pretraining_updater(network, model, training, lr=schedule.peak_lr, amp_dtype=amp_dtype)
+    updater = setup.pretraining_updater(network, model, training, graphs, lr=schedule.peak_lr, amp_dtype=amp_dtype)
     setup.log_size(args.model, network, schedule)
     data.warn_if_short(schedule.steps, scores=args.val_fraction > 0, auto=args.auto, warn=ranks.is_main)
     used = {"options": vars(args), "decisive": pretrain_options.decisive(vars(args))}
@@ -285,13 +285,7 @@ def train_epoch(run: Run, stop: Stop) -> bool:
     run.model.train()
     for micro, batch in state.timer.timed(prefetch(plan, read, workers=settings.num_workers)):
         tiles_of_steps[-1].append(tiles[micro.positions])
-        loss, out = add_gradients(run, pyramid, micro, batch)
-        meter.add(
-            losses=(loss, out.loss, out.ms_loss),
-            weight=micro.weight,
-            error_sums=out.error_sums,
-            error_counts=out.error_counts,
-        )
+        meter.add(**add_gradients(run, pyramid, micro, batch)._asdict(), weight=micro.weight)
         state.timer.tiles += len(micro.positions) if micro.weight else 0
         if not micro.is_last:
             continue
@@ -322,17 +316,21 @@ def train_epoch(run: Run, stop: Stop) -> bool:
     return True
 
 
-def add_gradients(
-    run: Run, pyramid: Pyramid, micro: MicroBatch, batch: Batch
-) -> tuple[torch.Tensor, models.Reconstruction]:
+def add_gradients(run: Run, pyramid: Pyramid, micro: MicroBatch, batch: Batch) -> LossTerms:
     """Reconstructs the masked tiles of a micro-batch and adds the gradients of the weighted loss to the update's."""
     sample, noise = batch.to(run.device, pyramid)
     with dist.gradients_shared(run.model, micro.is_last), dist.peer_errors_named():
-        with run.state.updater.autocast():
-            out = run.model(**sample._asdict(), noise=noise, mask_ratio=run.training.mask_ratio, details=True)
-        loss = run.training.base_loss_weight * out.loss + run.training.scale_loss_weight * out.ms_loss
-        run.state.updater.backward(loss * micro.weight)
-    return loss, out
+        inputs = {**sample._asdict(), "noise": noise}
+        return run.state.updater.accumulate(partial(backward, run), inputs, micro.weight)
+
+
+def backward(run: Run, inputs: dict[str, Any], weight: float | torch.Tensor) -> LossTerms:
+    """Computes the losses of a micro-batch, and the gradients of their weighted sum."""
+    with run.state.updater.autocast():
+        out = run.model(**inputs, mask_ratio=run.training.mask_ratio, details=True)
+    loss = run.training.base_loss_weight * out.loss + run.training.scale_loss_weight * out.ms_loss
+    run.state.updater.backward(loss * weight)
+    return LossTerms((loss.detach(), out.loss.detach(), out.ms_loss.detach()), out.error_sums, out.error_counts)
 
 
 def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:
@@ -360,7 +358,7 @@ def dry_run(run: Run, _: Stop) -> None:
     time_update(
         list(islice(epoch.plan, run.batches.accum_iter)),
         fetch=epoch.read,
-        add_gradients=lambda micro, batch: add_gradients(run, pyramid, micro, batch)[0],
+        add_gradients=lambda micro, batch: add_gradients(run, pyramid, micro, batch).losses[0],
         updater=run.state.updater,
         schedule=run.schedule,
         device=run.device,

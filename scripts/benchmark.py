@@ -70,6 +70,7 @@ def _add_loader(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch_size", type=positive_int, default=32, help="tiles a batch (32)")
     command.add_argument("--workers", type=positive_int, nargs="*", default=[1, 2], help="reading threads (1 2)")
     command.add_argument("--repeats", type=positive_int, default=5, help="timed runs of each way (5)")
+    command.add_argument("--device", choices=("cpu", "cuda"), help="also put tiles onto this device (none)")
 
 
 def _add_shape(command: argparse.ArgumentParser, *, input_size: int) -> None:
@@ -95,7 +96,10 @@ def _add_step(command: argparse.ArgumentParser) -> None:
     command.add_argument("--warmup", type=int, default=1, help="steps of each before (1)")
     command.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     command.add_argument("--amp", choices=("off", "fp16", "bf16"), default="off", help="autocast (off)")
-    command.add_argument("--compile", action="store_true", help="compile the model")
+    command.add_argument(
+        "--ways", nargs="+", choices=bench_step.WAYS, default=["eager"], help="how a step is computed (eager)"
+    )
+    command.add_argument("--profile", action="store_true", help="count kernels also on a CPU, as is done on a GPU")
     command.add_argument(
         "--matmul_edge", type=positive_int, default=2048, help="matrices that measure the ceiling (2048)"
     )

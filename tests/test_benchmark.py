@@ -62,7 +62,23 @@ def test_loader(capsys):
     found = run(capsys, *arguments.split())
     ways = {row["way"]: row for row in found["rows"]}
     assert len(ways) == 7 and all(row["tiles_per_s"] > 0 for row in ways.values())
+    there = run(capsys, *arguments.split(), "--device", "cpu")["rows"][len(ways) :]
+    assert [row["way"] for row in there] == ["on cpu, --cache device", "on cpu, native pixels, 1 threads"]
     assert found["facts"]["pooled_mib"] > 0 and found["facts"]["decoding"]["of_bare"] > 0
+
+
+def test_a_step_in_every_way_and_its_kernels(capsys):
+    """What is published is not computed in other ways. Compiling takes long: the rehearsal of the GPU check does it."""
+    flags = "step --input_size 16 --batch_size 1 --repeats 2 --warmup 0 --matmul_edge 64 --profile --ways eager graphs"
+    rows = run(capsys, *flags.split())["rows"]
+    assert [(row["recipe"], row["way"]) for row in rows] == [
+        ("ours", "eager"),
+        ("ours", "graphs"),
+        ("published", "eager"),
+    ]
+    for row in rows:
+        assert row["launches"] > 0 and row["device_busy"] > 0 and 0 < row["of_matmul"] and row["times_published"] > 0
+    assert rows[1]["times_eager"] == pytest.approx(rows[0]["step_s"] / rows[1]["step_s"])
 
 
 def test_scale(capsys):

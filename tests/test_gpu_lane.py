@@ -1,12 +1,14 @@
 """What must hold on a GPU; the same bodies run on the CPU, so that no mistake in them waits for a card."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 
 from datasets.survey.pyramid_cache import PyramidCache
+from scripts.benchmarks.recorded_graph import recorded_graphs
 from scripts.benchmarks.step import OURS, make_batch, make_model, make_step, total_loss
 from tests.test_pyramid_cache import survey as small_survey
 from util.training.engine import Updater, make_adamw
@@ -17,14 +19,18 @@ UPDATES = {"cpu": 10, "cuda": 200}
 HALF_TOLERANCE = {"cpu": 0.002, "cuda": 0.05}
 """Relative, of any loss: 4e-4 was seen on a CPU with bf16; that of 200 updates on a GPU is a guess yet to be tried."""
 
+GRAPHS_TOLERANCE = {"cpu": 1e-4, "cuda": 1e-2}
+"""Relative, of any loss in float32: sums of a GPU are not repeated bit for bit; a guess yet to be tried."""
 
-def losses(device, amp, **recipe):
+
+def losses(device, amp, way="eager", **recipe):
     """Losses of updates on two batches in turn."""
     torch.manual_seed(0)
     model = make_model("tiny", replace(OURS, **recipe), **SHAPE).to(device)
     batches = [make_batch(model, batch_size=2, device=torch.device(device), seed=k) for k in range(2)]
-    step = make_step(model, replace(OURS, **recipe), batches=batches, amp=amp)
-    return torch.stack([step() for _ in range(UPDATES[device])]).double().cpu()
+    step = make_step(model, replace(OURS, **recipe), batches=batches, amp=amp, way=way)
+    with recorded_graphs() if device == "cpu" and way == "graphs" else nullcontext():
+        return torch.stack([step().clone() for _ in range(UPDATES[device])]).double().cpu()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -33,6 +39,22 @@ def test_half_precision_follows_full_precision(device, amp):
     full, half = losses(device, "off"), losses(device, amp)
     assert full[-1] < full[0]
     assert ((half - full).abs() / full).max() < HALF_TOLERANCE[device]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("amp", ["off", "fp16", "bf16"])
+def test_cuda_graphs_follow_eager_updates(device, amp):
+    """More in tests/test_cuda_graphs.py."""
+    eager, graphs = losses(device, amp), losses(device, amp, "graphs")
+    assert ((graphs - eager).abs() / eager).max() < (GRAPHS_TOLERANCE if amp == "off" else HALF_TOLERANCE)[device]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_cuda_graphs_of_a_compiled_model(amp):
+    assert torch.allclose(
+        losses("cuda", amp, "graphs", compiled=True), losses("cuda", amp), rtol=HALF_TOLERANCE["cuda"]
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -67,7 +67,9 @@ def run_loader(args: argparse.Namespace) -> dict[str, Any]:
         for workers in args.workers:
             jobs[f"ready, pooled once, {workers} threads"] = partial(_ahead, batches, pooled.read, workers)
             jobs[f"native, files, {workers} threads"] = partial(_ahead, of_files, files.read, workers)
-        times = time_in_turn(jobs, repeats=args.repeats)
+        if args.device:
+            jobs |= _onto_device(survey, batches, torch.device(args.device), args.workers)
+        times = time_in_turn(jobs, repeats=args.repeats, device=torch.device(args.device or "cpu"))
     count = args.tiles
     rows = [
         {
@@ -80,7 +82,28 @@ def run_loader(args: argparse.Namespace) -> dict[str, Any]:
         for name, found in times.items()
     ]
     facts = {"pooled_mib": pooled.memory_bytes / 2**20, "decoding": _decoding(args)}
-    return {"machine": describe_machine(CPU), "rows": rows, "facts": facts}
+    return {"machine": describe_machine(torch.device(args.device or "cpu")), "rows": rows, "facts": facts}
+
+
+def _onto_device(
+    survey: Survey, batches: list[np.ndarray], device: torch.device, workers: list[int]
+) -> dict[str, Callable[[], object]]:
+    """Two ways to tiles that are ready on a device: all layers kept there, or native pixels copied there and averaged.
+
+    Native pixels are copied from page-locked memory, without waiting, as training does.
+    """
+    kept, pyramid, native = PyramidCache(survey, device), survey.pyramid(), TileReader(survey.stack, survey.bundles)
+
+    def read(part: np.ndarray) -> Any:
+        found = native.read(part)
+        return found.pin() if device.type == "cuda" else found
+
+    def copied(count: int) -> None:
+        for _, tiles in prefetch(batches, read, workers=count):
+            to_sample(tiles, pyramid, device)
+
+    jobs: dict[str, Callable[[], object]] = {f"on {device.type}, --cache device": partial(_each, batches, kept.read)}
+    return jobs | {f"on {device.type}, native pixels, {count} threads": partial(copied, count) for count in workers}
 
 
 def _batches(survey: Survey, args: argparse.Namespace) -> list[np.ndarray]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +20,10 @@ from torch import Tensor, nn
 from models_mae_group_channels import SCALE_HEADS, build_model
 from models_vit_group_channels import build_finetune_model
 from scripts.benchmarks.common import describe_machine, time_in_turn
+from scripts.benchmarks.recorded_graph import recorded_graphs
 from util.hardware.device import wait_for
 from util.hardware.malloc import default_malloc, keep_freed_memory
+from util.training.cuda_graphs import WARM_UP, GraphedUpdater
 from util.training.engine import Updater, make_adamw
 from util.training.flops import count_flops, head_share, step_cost
 
@@ -59,6 +64,8 @@ COMPARED = {
     "finetune_base_stem": replace(OURS, stem="base", finetunes=True),
 }
 """Recipes whose speed is compared; some compute other losses."""
+WAYS = ("eager", "compiled", "graphs")
+"""Ways to compute a step: kernel by kernel, with a compiled model, or as CUDA graphs."""
 CLASSES = 11
 """Number of classes of the segmentation."""
 SWITCHES = {
@@ -169,13 +176,14 @@ def make_step(
     *,
     batches: Sequence[StepBatch],
     amp: str,
-    compiled: bool = False,
+    way: str = "eager",
     lr: float = 1e-4,
 ) -> Callable[[], Tensor]:
-    """The training step of a recipe, on each batch in turn; it returns the total loss."""
+    """The training step of a recipe, on each batch in turn; it returns the total loss, until the next step."""
     device, amp = next(model.parameters()).device, recipe.amp or amp
     groups = param_groups_weight_decay(model, 0.05)
-    updater = (Updater if recipe.fused_adamw else LoopUpdater)(
+    kind = partial(GraphedUpdater, choice="on") if way == "graphs" else Updater
+    updater = (kind if recipe.fused_adamw else LoopUpdater)(
         model,
         make_adamw(groups, lr=lr)
         if recipe.fused_adamw
@@ -185,20 +193,23 @@ def make_step(
         device_type=device.type,
         clip_grad=1.0,
     )
-    forward = torch.compile(model) if compiled or recipe.compiled else model
+    forward = torch.compile(model) if way == "compiled" or recipe.compiled else model
     count = 0
+
+    def backward(batch: StepBatch, weight: float | Tensor) -> Tensor:
+        with updater.autocast():
+            total = total_loss(forward, batch, finetunes=recipe.finetunes)
+        updater.backward(total * weight)
+        return total.detach()
 
     def step() -> Tensor:
         nonlocal count
-        batch = batches[count % len(batches)]
+        total = updater.accumulate(backward, batches[count % len(batches)], 1.0)
         count += 1
-        with updater.autocast():
-            total = total_loss(forward, batch, finetunes=recipe.finetunes)
-        updater.backward(total)
         if recipe.reads_loss:
             total.item()
         updater.step(lr)
-        return total.detach()
+        return total
 
     return step
 
@@ -211,26 +222,31 @@ def matmul_flops(device: torch.device, amp: str, *, edge: int = 2048) -> Callabl
 
 
 def run_step(args: argparse.Namespace) -> dict[str, Any]:
-    """Times recipes of each model side by side."""
+    """Times recipes of each model side by side, each in several ways; CUDA graphs have a stand-in on a CPU."""
     device = torch.device(args.device)
     rows = []
     for name in args.models:
         jobs: dict[str, Callable[[], object]] = {"matmul": matmul_flops(device, args.amp, edge=args.matmul_edge)}
-        flops = {"matmul": 2.0 * args.matmul_edge**3}
-        for recipe_name in args.recipes:
+        flops, warmup = {"matmul": 2.0 * args.matmul_edge**3}, args.warmup
+        for recipe_name, way in product(args.recipes, args.ways):
             recipe = COMPARED[recipe_name]
+            if way != "eager" and not recipe.fused_adamw:
+                continue  # as published
             torch.manual_seed(0)
             model = make_model(name, recipe, **_shape(args)).to(device)
             batch = make_batch(model, batch_size=args.batch_size, device=device)
-            jobs[recipe_name] = make_step(model, recipe, batches=[batch], amp=args.amp, compiled=args.compile)
-            flops[recipe_name] = float(_step_flops(name, recipe, args))
+            job = f"{recipe_name} {way}"
+            jobs[job] = make_step(model, recipe, batches=[batch], amp=args.amp, way=way)
+            flops[job] = float(_step_flops(name, recipe, args))
+            warmup = max(warmup, WARM_UP + 1 if way == "graphs" else 0)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        times = time_in_turn(jobs, repeats=args.repeats, warmup=args.warmup, device=device, before=_set_memory)
-        rows += _rows(name, args, times, flops)
-        if device.type == "cuda":
-            for row in rows[-len(args.recipes) :]:
-                row |= device_use(jobs[row["recipe"]], device, step_s=row["step_s"])
+        with recorded_graphs() if device.type == "cpu" and "graphs" in args.ways else nullcontext():
+            times = time_in_turn(jobs, repeats=args.repeats, warmup=warmup, device=device, before=_set_memory)
+            found = _rows(name, args, times, flops)
+            for row in found if device.type == "cuda" or args.profile else ():
+                row |= device_use(jobs[f"{row['recipe']} {row['way']}"], device, step_s=row["step_s"])
+        rows += found
         jobs.clear()
         gc.collect()
     return {"machine": describe_machine(device), "rows": rows}
@@ -280,8 +296,8 @@ def _to(part: Any, device: torch.device) -> Any:
     return [tensor.to(device) for tensor in part] if isinstance(part, list) else part.to(device)
 
 
-def _set_memory(recipe_name: str) -> None:
-    if {**COMPARED, **SWITCHES}.get(recipe_name, OURS).kept_memory:
+def _set_memory(job: str) -> None:
+    if {**COMPARED, **SWITCHES}.get(job.partition(" ")[0], OURS).kept_memory:
         keep_freed_memory()
     else:
         default_malloc()
@@ -300,26 +316,34 @@ def _rows(
     name: str, args: argparse.Namespace, times: dict[str, dict[str, float]], flops: dict[str, float]
 ) -> list[dict[str, Any]]:
     ceiling = flops["matmul"] / times["matmul"]["median_s"]
-    reference = times.get("published", next(iter(times.values())))
+    reference = times.get("published eager")
+    eager = {job.partition(" ")[0]: found for job, found in times.items() if job.endswith(" eager")}
     return [
         {
             "model": name,
-            "recipe": recipe,
+            "recipe": job.partition(" ")[0],
+            "way": job.partition(" ")[2],
             "tiles_per_s": args.batch_size / found["median_s"],
             "step_s": found["median_s"],
             "q25_s": found["q25_s"],
             "q75_s": found["q75_s"],
             "cpu_s": found["cpu_s"],
-            "times_published": reference["median_s"] / found["median_s"] if "published" in times else None,
-            "times_published_cpu": reference["cpu_s"] / found["cpu_s"] if "published" in times else None,
-            "gflop": flops[recipe] / 1e9,
-            "gflop_per_s": flops[recipe] / found["median_s"] / 1e9,
-            "of_matmul": flops[recipe] / found["median_s"] / ceiling,
-            "of_matmul_cpu": flops[recipe] / found["cpu_s"] / (flops["matmul"] / times["matmul"]["cpu_s"]),
+            "times_eager": _ratio(eager.get(job.partition(" ")[0]), found, "median_s"),
+            "times_published": _ratio(reference, found, "median_s"),
+            "times_published_cpu": _ratio(reference, found, "cpu_s"),
+            "gflop": flops[job] / 1e9,
+            "gflop_per_s": flops[job] / found["median_s"] / 1e9,
+            "of_matmul": flops[job] / found["median_s"] / ceiling,
+            "of_matmul_cpu": flops[job] / found["cpu_s"] / (flops["matmul"] / times["matmul"]["cpu_s"]),
         }
-        for recipe, found in times.items()
-        if recipe != "matmul"
+        for job, found in times.items()
+        if job != "matmul"
     ]
+
+
+def _ratio(reference: dict[str, float] | None, found: dict[str, float], key: str) -> float | None:
+    """How many times as fast as the reference; None without one."""
+    return None if reference is None else reference[key] / found[key]
 
 
 def run_numerics(args: argparse.Namespace) -> dict[str, Any]:

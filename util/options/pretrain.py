@@ -8,10 +8,11 @@ from typing import Any
 
 from util.options.common import BASE_STEM
 
+CUDA_GRAPHS = ("off", "auto", "on")
 MAY_CHANGE = frozenset(
-    "accum_iter auto batch_size cache compile crs data_dir data_path device dist_url dry_run effective_batch epochs "
-    "figure_every fsdp grad_checkpointing keep_every local_rank log_dir log_every no_progress num_workers output_dir "
-    "pin_mem resume save_minutes start_epoch test_path train_path val_tiles world_size".split()
+    "accum_iter auto batch_size cache compile crs cuda_graphs data_dir data_path device dist_url dry_run "
+    "effective_batch epochs figure_every fsdp grad_checkpointing keep_every local_rank log_dir log_every no_progress "
+    "num_workers output_dir pin_mem resume save_minutes start_epoch test_path train_path val_tiles world_size".split()
 )
 """Options that do not change the numbers a run computes, or whose effect is checked elsewhere."""
 
@@ -20,6 +21,13 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that only main_pretrain has."""
     parser.add_argument(
         "--fsdp", action="store_true", help="shard weights and optimiser state across processes, for large models"
+    )
+    parser.add_argument(
+        "--cuda_graphs",
+        choices=CUDA_GRAPHS,
+        default="off",
+        help="record updates as CUDA graphs, for small models on one GPU; auto: if that is faster in the first updates "
+        "(off)",
     )
     parser.add_argument(
         "--auto",

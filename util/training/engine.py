@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from util.processes.fsdp import whole
 from util.processes.program import RunFailed
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MOST_SKIPPED = 25
 """Updates in a row that a gradient scaler may skip, each at half the scale of the one before: from 65536 down to 0.002,
@@ -79,6 +83,7 @@ class Updater:
         self._clip_grad = float("inf") if clip_grad is None else clip_grad
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._skipped: torch.Tensor | None = None  # on the device: since `require_updates`, and in a row until now
+        self._keeps_gradients = False  # at their addresses, as zeros
 
     def autocast(self) -> torch.autocast:
         """Mixed-precision context for the forward pass."""
@@ -88,7 +93,23 @@ class Updater:
         """Adds the gradients of a loss."""
         self.scaler.scale(loss).backward()
 
-    def step(self, lr: float) -> torch.Tensor:
+    def accumulate(self, backward: Callable[[Any, Any], T], inputs: Any, weight: float) -> T:
+        """Adds the gradients of a micro-batch.
+
+        Args:
+            backward: computes the loss of inputs, multiplies it by a weight and passes it to `self.backward`; returns
+                tensors without gradients.
+            inputs: tensors, the same nest of containers for all micro-batches; the first axis counts samples.
+            weight: factor for the loss.
+        """
+        return backward(inputs, weight)
+
+    def set_rate(self, lr: float | torch.Tensor) -> None:
+        """Sets the learning rate of all parameter groups."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+    def step(self, lr: float | torch.Tensor) -> torch.Tensor:
         """Clips, updates the weights unless a gradient is not finite, and clears the gradients.
 
         Args:
@@ -97,8 +118,7 @@ class Updater:
         Returns:
             Gradient norm before clipping, a tensor on the device, so that the host does not wait.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self.set_rate(lr)
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = whole(torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_grad))
@@ -110,14 +130,16 @@ class Updater:
             # The attribute by which GradScaler makes a fused optimiser skip an update, without a sync.
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
         return norm.detach()
 
     def _count_skipped(self, norm: torch.Tensor) -> None:
         """Counts an update that the scaler has skipped, without waiting for the device."""
         skipped = (~torch.isfinite(norm.detach())).float()
-        before = torch.zeros(2, device=norm.device) if self._skipped is None else self._skipped
-        self._skipped = torch.stack([before[0] + skipped, (before[1] + 1) * skipped])
+        if self._skipped is None:
+            self._skipped = torch.zeros(2, device=norm.device)
+        self._skipped += skipped
+        self._skipped[1] *= skipped
 
     def require_updates(self, output_dir: Path, *, is_end: bool = False) -> dict[str, float]:
         """Returns what the gradient scaler did since the last call; the host waits for the device.

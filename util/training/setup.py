@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from util.hardware.device import busy_warning
 from util.processes import distributed as dist
 from util.processes import fsdp
+from util.training import cuda_graphs
 from util.training.batch_size import BatchSize, choose_batch_size, predict_memory
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
@@ -70,6 +72,8 @@ class RunSettings:
         num_workers: threads that read ahead.
         fsdp: shard weights and optimiser state across processes.
         compile: compile the model.
+        cuda_graphs: record updates as CUDA graphs: off, auto or on.
+        grad_checkpointing: recompute blocks in the backward pass.
         log_every: updates between lines of the log.
         figure_every: epochs between pictures, 0 for the last epoch only.
         keep_every: epochs between checkpoints that are kept.
@@ -84,6 +88,8 @@ class RunSettings:
     num_workers: int
     fsdp: bool
     compile: bool
+    cuda_graphs: str
+    grad_checkpointing: bool
     log_every: int
     figure_every: int
     keep_every: int
@@ -104,16 +110,25 @@ class RunSettings:
         return bool(self.figure_every) and epochs_done % self.figure_every == 0
 
 
-def check_start(settings: RunSettings, ranks: dist.Ranks, device: torch.device) -> None:
-    """Checks that sharding is possible, and warns if other programs keep the cores busy; every process must call it.
+def check_start(settings: RunSettings, ranks: dist.Ranks, device: torch.device) -> str:
+    """Checks that sharding and CUDA graphs are possible, and warns of busy cores; every process must call it.
+
+    Returns:
+        Whether updates are recorded as CUDA graphs: off, auto or on; auto becomes off where they cannot be.
 
     Raises:
-        ValueError: --fsdp with one process or a compiled model, or not supported by this torch.
+        ValueError: --fsdp with one process or a compiled model, or not supported by this torch; --cuda_graphs on where
+            updates cannot be recorded.
     """
+    checkpointing = settings.grad_checkpointing
+    reason = cuda_graphs.why_not(device=device, processes=ranks.world_size, checkpointing=checkpointing)
+    if reason and settings.cuda_graphs == "on":
+        raise ValueError(f"--cuda_graphs on: {reason}")
     if settings.fsdp:
         dist.on_all(lambda: fsdp.refuse_unfit(world_size=ranks.world_size, compiled=settings.compile, device=device))
     if busy := busy_warning() if device.type == "cpu" and ranks.is_main else "":
         logger.warning("%s", busy)
+    return "off" if reason else settings.cuda_graphs
 
 
 def fit_batch(
@@ -274,6 +289,7 @@ def pretraining_updater(
     network: nn.Module,
     model: nn.Module,
     settings: TrainingSettings,
+    graphs: str = "off",
     *,
     lr: float,
     amp_dtype: torch.dtype | None,
@@ -284,11 +300,13 @@ def pretraining_updater(
         network: the network that is trained.
         model: the same, wrapped for several processes or compiled.
         settings: weight decay and clipping.
+        graphs: record updates as CUDA graphs: off, auto or on.
         lr: initial learning rate; each step sets its own.
         amp_dtype: number format of autocast, None for full precision; gradients are scaled for float16.
     """
     device_type = next(network.parameters()).device.type
-    return Updater(
+    make = Updater if graphs == "off" else partial(cuda_graphs.GraphedUpdater, choice=graphs)
+    return make(
         model,
         make_adamw(param_groups_weight_decay(network, settings.weight_decay), lr=lr),
         amp_dtype=amp_dtype,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +13,20 @@ import torch
 from util.processes import distributed as dist
 from util.processes.program import RunFailed
 from util.training.state import Progress
+
+
+class LossTerms(NamedTuple):
+    """What a micro-batch adds to a `StepMeter`: tensors on the device, without gradients.
+
+    Attributes:
+        losses: total, base-scale and finer-scale loss, scalars.
+        error_sums: (S, C) sums of errors.
+        error_counts: (S, C) their numbers.
+    """
+
+    losses: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    error_sums: torch.Tensor
+    error_counts: torch.Tensor
 
 
 @dataclass(frozen=True)
