@@ -1,6 +1,7 @@
 """Runs every check and benchmark that needs a GPU, and writes one report: gpu_report.md and gpu_report.json.
 
-A part that fails does not stop the others; the end names it, and the exit status is 1. Nothing is downloaded.
+A part that fails does not stop the others; the end names it, and the exit status is 1. The report is written after each
+part, so that a check that is stopped leaves what it has found. Nothing is downloaded.
 `--rehearse` runs the same commands with tiny sizes on the CPU, to find mistakes in them where there is no GPU; its
 figures say nothing about any GPU.
 """
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = {"quick": 8 * 60.0, "whole": 45 * 60.0}
 """Of all parts together; a part gets what is left of it, and no more than its own limit."""
 TEST_LIMIT_S, BENCHMARK_LIMIT_S = 1200.0, 900.0
+WAYS = ("eager", "compiled", "graphs")
 PRECISIONS = ("float32", "float16", "bfloat16")
 NO_NETWORK = (
     "Without a network: on a machine that has one, and the same system and Python, run "
@@ -61,12 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs all parts; returns 0, or 1 if a part failed."""
     args = get_args_parser().parse_args(argv)
     end = time.monotonic() + LIMIT_S["quick" if args.quick else "whole"]
-    found = [run_part(part) for part in parts(quick=args.quick, rehearse=args.rehearse, end=end)]
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    report = {"rehearsal": args.rehearse, "quick": args.quick, "parts": found}
-    (folder / "gpu_report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (folder / "gpu_report.md").write_text(as_markdown(report), encoding="utf-8")
+    listed = parts(quick=args.quick, rehearse=args.rehearse, end=end)
+    found: list[dict[str, Any]] = []
+    for part in listed:
+        found.append(run_part(part))
+        missing = [other.name for other in listed[len(found) :]]
+        report = {"rehearsal": args.rehearse, "quick": args.quick, "parts": found, "not reached": missing}
+        (folder / "gpu_report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        (folder / "gpu_report.md").write_text(as_markdown(report), encoding="utf-8")
     failed = [part["name"] for part in found if part["error"]]
     print(f"{folder / 'gpu_report.md'}: {len(found) - len(failed)} of {len(found)} parts passed")
     if failed:
@@ -89,7 +95,8 @@ def run_part(part: Part) -> dict[str, Any]:
 def parts(*, quick: bool, rehearse: bool, end: float = math.inf) -> list[Part]:
     """All parts in order: environment, tests, benchmarks; `end` is when the last must be done, by `time.monotonic`."""
     device = "cpu" if rehearse else "cuda"
-    tests = ["tests/test_gpu_lane.py", "tests/test_gpu_runs.py"] if rehearse else ["-m", "gpu"]
+    files = ["test_gpu_lane", "test_gpu_runs", "test_cuda_graphs", "test_graph_capture"]
+    tests = [f"tests/{name}.py" for name in files] if rehearse else ["-m", "gpu"]
     listed = [
         Part("environment", lambda: environment(device)),
         Part("tests", lambda: {"summary": run(["-m", "pytest", "-q", *tests], left(end, TEST_LIMIT_S))[-3000:]}),
@@ -100,35 +107,44 @@ def parts(*, quick: bool, rehearse: bool, end: float = math.inf) -> list[Part]:
 
 
 def environment(device_name: str) -> dict[str, Any]:
-    """Versions and device, and whether a matrix product in each precision is right.
+    """Versions and device, whether a matrix product in each precision is right, and which attention torch chooses.
 
     Raises:
         PartFailed: a product in float32 or float16 fails or is wrong; bfloat16 is stated alone.
     """
     import torch
+    from torch.nn.attention import SDPBackend
 
     from util.hardware.device import describe_environment, select_device
 
     device = select_device(device_name)
-    products = {}
+    products, attention = {}, {}
     for name in PRECISIONS:
         try:
             a = torch.ones(64, 64, dtype=getattr(torch, name), device=device)
             products[name] = "right" if bool(((a @ a) == 64).all()) else "wrong"
+            q = a.expand(2, 3, 64, 64)  # (N, heads, tokens, width), as in the models
+            attention[name] = SDPBackend(torch._fused_sdp_choice(q, q, q)).name
         except RuntimeError as error:
-            products[name] = str(error).splitlines()[0]
+            products.setdefault(name, str(error).splitlines()[0])
     if any(products[name] != "right" for name in ("float32", "float16")):
         raise PartFailed(f"matrix products: {products}")
-    return {**describe_environment(device), **{f"product in {name}": found for name, found in products.items()}}
+    return {
+        **describe_environment(device),
+        **{f"product in {name}": found for name, found in products.items()},
+        **{f"attention in {name}": found for name, found in attention.items()},
+    }
 
 
 def benchmarks(*, quick: bool, rehearse: bool) -> list[tuple[str, list[str]]]:
     """Name and arguments of each benchmark."""
     if rehearse:
         tiny = "--input_size 16 --repeats 1 --batch_size 1 --models tiny"
+        step = f"step {tiny} --warmup 0 --matmul_edge 64 --recipes ours base_stem published --profile --ways"
+        loader = "loader --size 256 --input_size 16 --tiles 8 --batch_size 4 --workers 1 --repeats 1 --device cpu"
         return [
-            ("step", f"step {tiny} --warmup 0 --matmul_edge 64 --recipes ours base_stem published".split()),
-            ("loader", "loader --size 256 --input_size 16 --tiles 8 --batch_size 4 --workers 1 --repeats 1".split()),
+            ("step", [*step.split(), *WAYS]),
+            ("loader", loader.split()),
             ("inference", f"inference {tiny} --size 256".split()),
             ("memory", "memory --models tiny=1 --layers 2 --input_size 16 --checkpointing no".split()),
         ]
@@ -137,12 +153,10 @@ def benchmarks(*, quick: bool, rehearse: bool) -> list[tuple[str, list[str]]]:
     found = []
     for layers in (2,) if quick else (2, 10):
         for amp in ("fp16", "bf16"):
-            for compiled in ("", "--compile"):
-                name = f"step, {layers} layers, {amp}{', compiled' if compiled else ''}"
-                flags = f"step --device cuda --models {models} --layers {layers} --amp {amp} --batch_size 32 {compiled}"
-                flags += f" --repeats {repeats} --warmup 5 --matmul_edge 8192 --recipes ours base_stem published"
-                found.append((name, flags.split()))
-    found.append(("loader", f"loader --repeats {3 if quick else 5} --workers 1 2 4 8".split()))
+            flags = f"step --device cuda --models {models} --layers {layers} --amp {amp} --batch_size 32"
+            flags += f" --repeats {repeats} --warmup 5 --matmul_edge 8192 --recipes ours base_stem published"
+            found.append((f"step, {layers} layers, {amp}", [*flags.split(), "--ways", *WAYS]))
+    found.append(("loader", f"loader --repeats {3 if quick else 5} --workers 1 2 4 8 --device cuda".split()))
     found.append(("inference", f"inference --device cuda --models {models}".split()))
     found.append(("memory", "memory --device cuda --amp fp16 --models tiny=32 small=16 base=8 large=8".split()))
     return found
@@ -179,7 +193,8 @@ def run(arguments: Sequence[str], limit_s: float) -> str:
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s, check=False)
     except subprocess.TimeoutExpired as error:
-        raise PartFailed(f"not done after {limit_s:.0f} s") from error
+        said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
+        raise PartFailed(f"not done after {limit_s:.0f} s: {said.strip()[-2000:]}") from error
     if done.returncode:
         raise PartFailed(f"exit status {done.returncode}: {(done.stdout + done.stderr).strip()[-2000:]}")
     return done.stdout
@@ -190,6 +205,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = ["# GPU report", ""]
     if report["rehearsal"]:
         lines += ["**A rehearsal on a CPU: nothing ran on a GPU, and no figure here says anything about one.**", ""]
+    if report["not reached"]:
+        lines += [f"**Stopped before the end.** Not reached: {', '.join(report['not reached'])}.", ""]
     for part in report["parts"]:
         lines += [f"## {part['name']}", "", f"{part['seconds']:.0f} s", ""]
         lines += [f"**Failed**: {part['error']}", ""] if part["error"] else [*_result(part["result"]), ""]

@@ -29,10 +29,24 @@ def test_it_goes_on_after_a_failure_and_says_so(tmp_path, monkeypatch, capsys):
     assert [bool(part["error"]) for part in found] == [True, False]
 
 
+def test_a_check_that_is_stopped_leaves_what_it_found(tmp_path, monkeypatch):
+    def stopped():
+        raise KeyboardInterrupt
+
+    listed = [small_parts()[1], gpu_check.Part("third", stopped), gpu_check.Part("fourth", dict)]
+    monkeypatch.setattr(gpu_check, "parts", lambda **_: listed)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_check.main(["--output_dir", str(tmp_path)])
+    text = (tmp_path / "gpu_report.md").read_text()
+    assert "**Stopped before the end.** Not reached: third, fourth." in text and "| tiny | 1.5 | - |" in text
+    assert len(json.loads((tmp_path / "gpu_report.json").read_text())["parts"]) == 1
+
+
 def test_a_gpu_is_not_called_a_rehearsal(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "parts", lambda **_: small_parts()[1:])
     assert gpu_check.main(["--output_dir", str(tmp_path)]) == 0
-    assert "rehearsal" not in (tmp_path / "gpu_report.md").read_text()
+    text = (tmp_path / "gpu_report.md").read_text()
+    assert "rehearsal" not in text and "Stopped" not in text
 
 
 @pytest.mark.parametrize("options", [(True, False), (False, False), (False, True)], ids=["quick", "whole", "rehearsal"])
@@ -47,13 +61,14 @@ def test_the_benchmarks_have_all_flags(options):
 def test_the_environment_on_a_cpu():
     found = gpu_check.environment("cpu")
     assert found["product in float32"] == found["product in float16"] == "right"
+    assert found["attention in float32"] in ("FLASH_ATTENTION", "MATH")
 
 
 def test_what_a_failing_program_said_is_reported():
     with pytest.raises(gpu_check.PartFailed, match="exit status 3: why"):
         gpu_check.run(["-c", "import sys; print('why'); sys.exit(3)"], 60)
-    with pytest.raises(gpu_check.PartFailed, match="not done after"):
-        gpu_check.run(["-c", "import time; time.sleep(60)"], 0.5)
+    with pytest.raises(gpu_check.PartFailed, match="not done after 5 s: begun"):
+        gpu_check.run(["-c", "import time; print('begun', flush=True); time.sleep(60)"], 5)
 
 
 def test_no_part_begins_when_the_time_is_up(tmp_path, monkeypatch):
