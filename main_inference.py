@@ -135,7 +135,7 @@ def work(run: InferenceRun, stop: Stop) -> int:
         logger.warning("stopped by a signal; finished blocks are stored: continue with --resume")
         return 1
     beside = partial(input_panels, run.survey) if PRODUCTS[run.output].shows_inputs else None
-    layers = [SourceLayer(layer.name, layer.path, layer.band) for layer in run.survey.layers]
+    layers = [SourceLayer(layer.name, layer.path, layer.band, layer.units) for layer in run.survey.layers]
     place = {**run.survey.map_scale, "beside": beside, "layers": layers}
     written = dist.on_main_rank(lambda: results.finish(run.output_dir, run.parts, run.product, **place))
     run.page.add(written)

@@ -22,6 +22,7 @@ import argparse
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -185,11 +186,12 @@ def as_text(facts: dict[str, Any]) -> str:
         layer_unit = f" {layer['length_unit']}".rstrip()
         scored = " ".join(f"{scale}x" for scale in facts["scored"][layer["name"]]) or "no scale"
         length = layer["correlation_length"]
-        length = "over a third of the survey, or unknown" if length is None else f"{length:.4g} {unit}".rstrip()
+        length = "over a third of the survey, or unknown" if length is None else _length(length, unit)
         lines += [
             f"layer {number}  {layer['name']}  "
             f"({shown_path(layer['path'])}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
-            f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}{layer_unit}, {layer['crs'][:70]}",
+            f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}{layer_unit}, "
+            + _crs_name(layer["crs"]),
             f"    {100 * layer['valid_fraction']:.1f} % valid; {layer['nodata_rule']}",
             f"    {_values(layer)}; autocorrelation length {length}",
             f"    group {layer['group']}, scored at {scored}",
@@ -198,11 +200,11 @@ def as_text(facts: dict[str, Any]) -> str:
     memory = "held in memory" if estimate["layers_in_memory"] else "read by window"
     lines += [
         f"reference grid  {reference['shape'][1]} x {reference['shape'][0]} pixels of "
-        f"{' x '.join(f'{r:g}' for r in reference['resolution'])} {unit}, {reference['crs'][:70]}",
+        f"{' x '.join(f'{r:g}' for r in reference['resolution'])} {unit}, {_crs_name(reference['crs'])}",
         f"base pixel      {facts['base_resolution']:g} {unit}; scales "
         + ", ".join(f"{s}x = {facts['base_resolution'] / s:g} {unit}" for s in facts["scales"]),
-        f"tile            {tile['pixels']} base pixels = {tile['ground']:g} {unit}; a patch covers "
-        f"{tile['patch_ground']:g} {unit}",
+        f"tile            {tile['pixels']} base pixels = {_length(tile['ground'], unit)}; a patch covers "
+        f"{_length(tile['patch_ground'], unit)}",
         f"tiles           {facts['tiles']['train']} for training, {facts['tiles']['val']} held out",
         f"layers          {estimate['layers_bytes'] / 2**20:.1f} MiB as float32, {memory}",
         f"model           {estimate['model']}, {estimate['parameters'] / 1e6:.2f} M parameters; a step of "
@@ -212,6 +214,17 @@ def as_text(facts: dict[str, Any]) -> str:
     lines += [f"warning: {text}" for text in facts["warnings"]]
     found = facts.get("suggestion", {"lines": [], "command": facts.get("next", "")})
     return "\n".join([*lines, *[""] * bool(found["lines"]), *found["lines"], "", f"next: {found['command']}"])
+
+
+def _length(length: float, unit: str) -> str:
+    """A length with its unit, in kilometres from 1000 m on."""
+    return f"{length / 1000:.4g} km" if unit == "m" and length >= 1000 else f"{length:.4g} {unit}".rstrip()
+
+
+def _crs_name(crs: str) -> str:
+    """A CRS by its code, or by its name where it has none."""
+    named = re.match(r'\w+\["([^"]+)"', crs)
+    return crs if named is None else named[1]
 
 
 def _values(layer: dict[str, Any]) -> str:

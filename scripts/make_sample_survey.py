@@ -76,7 +76,7 @@ def write_styles(directory: Path) -> Path:
     specs = {name: spec_of(directory, name) for name in (LITHOLOGY, *FIELDS)}
     for name, spec in specs.items():
         write_style(directory / f"{name}.tif", spec)
-    sources = [SourceLayer(name, str(directory / f"{name}.tif"), 1) for name in FIELDS]
+    sources = [SourceLayer(name, str(directory / f"{name}.tif"), 1, specs[name].units[0]) for name in FIELDS]
     return write_project(directory, {LITHOLOGY: specs[LITHOLOGY]}, sources, heading="labels")
 
 

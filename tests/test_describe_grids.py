@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from rasterio.crs import CRS
 
 from scripts import describe_grids
 from tests.bad_inputs import BAD_INPUTS, SMALL, damaged, values, with_second, with_table
@@ -223,3 +224,14 @@ def test_as_a_program(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("describe_grids: error: layer 'b'")
+
+
+def test_lengths_and_reference_systems_can_be_read():
+    """No 1.42e+04 m, and of a CRS without a code its name instead of the beginning of its WKT."""
+    assert [describe_grids._length(length, "m") for length in (14_240.0, 999.0)] == ["14.24 km", "999 m"]
+    assert [describe_grids._length(length, unit) for length, unit in ((1500.0, "degrees"), (2.5, ""))] == [
+        "1500 degrees",
+        "2.5",
+    ]
+    wkt = CRS.from_string("+proj=tmerc +lat_0=1 +lon_0=2 +datum=NAD27").to_wkt().replace("unknown", "Local grid", 1)
+    assert describe_grids._crs_name(wkt) == "Local grid" and describe_grids._crs_name("EPSG:2957") == "EPSG:2957"

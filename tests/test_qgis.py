@@ -72,7 +72,7 @@ def test_the_project_lists_results_over_layers_and_keeps_older_results(tmp_path)
     (tmp_path / "out").mkdir()
     path, raster = fields(tmp_path / "out")
     source = shutil.copy(path, tmp_path / "gravity & more.tif")
-    sources = [SourceLayer("gravity <b>", str(source), 1), SourceLayer("store", "xarray:a.zarr#b", 1)]
+    sources = [SourceLayer("gravity <b>", str(source), 1, "mGal"), SourceLayer("store", "xarray:a.zarr#b", 1)]
     write_project(path.parent, {"r": raster}, sources)
     second = shutil.copy(path, path.with_name("later.tif"))
     write_project(path.parent, {"later": raster}, sources)
@@ -80,6 +80,8 @@ def test_the_project_lists_results_over_layers_and_keeps_older_results(tmp_path)
     found = [(layer.findtext("layername"), layer.findtext("datasource")) for layer in root.iter("maplayer")]
     names = [f"{stem}: {name}" for stem in ("later", "r") for name in FIELDS]
     assert found == [*((name, f"./{name.split(':')[0]}.tif") for name in names), ("gravity <b>", str(source))]
+    legend = [item.get("label") for item in list(root.iter("maplayer"))[-1].iter("item")]
+    assert len(legend) == 9 and all(label.endswith(" mGal") for label in legend)
     Path(second).unlink()
     write_project(path.parent, {"r": raster}, [])
     left = [layer.findtext("layername") for layer in ET.parse(path.parent / PROJECT).getroot().iter("maplayer")]

@@ -38,11 +38,12 @@ RAMP_COLOURS = 9
 
 
 class SourceLayer(NamedTuple):
-    """A layer that results were made of: its name, and the band of the file that holds it."""
+    """A layer that results were made of: its name, the band of the file that holds it, and the unit of its values."""
 
     name: str
     path: str
     band: int
+    unit: str = ""
 
 
 class MapLayer(NamedTuple):
@@ -229,7 +230,7 @@ def _source_layer(source: SourceLayer) -> MapLayer | None:
         pixels, _ = read_reduced(path, bands=[source.band], most=SAMPLE_PIXELS)
     except GDAL_ERRORS:
         return None
-    pipe = None if has_colours else _pipe(_ramp(source.band, Panel(source.name, pixels[0])))
+    pipe = None if has_colours else _pipe(_ramp(source.band, Panel(source.name, pixels[0], source.unit)))
     return MapLayer(source.name, path, wkt, pipe)
 
 
