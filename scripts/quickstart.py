@@ -76,6 +76,7 @@ def say_what_it_left(python: str, output: str) -> None:
     pictures = sorted(path.name for path in (ROOT / output).glob("*.png"))
     picture = f"{output}/{pictures[-1]}" if pictures else "none"
     step("Done. What it left:")
+    print(f"page:        {output}/report.html   (open it in a browser; {output}/maps/report.html shows the maps)")
     print(f"checkpoint:  {output}/checkpoint-last.pth")
     print(f"curves:      {python} -m tensorboard.main --logdir {output}")
     print(f"picture:     {picture}   (input, masked input, reconstruction, target and error per layer and scale)")

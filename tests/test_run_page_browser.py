@@ -117,7 +117,9 @@ def test_a_browser_shows_all_of_a_page(tmp_path, width, runs):
 
 def test_the_browser_would_notice(tmp_path):
     text = page_of(tmp_path, write_run(tmp_path)[:1])
-    broken = '<img src="data:image/png;base64,AAAA" alt="x"><div style="width: 3000px">wide</div><script>nothing()</script>'
+    broken = (
+        '<img src="data:image/png;base64,AAAA" alt="x"><div style="width: 3000px">wide</div><script>nothing()</script>'
+    )
     found, console = opened(text.replace("</main>", f"{broken}</main>"), tmp_path, width=1280)
     assert found["unloaded"] == 1 and found["scroll"] > found["client"]
     assert any("nothing is not defined" in line for line in console)

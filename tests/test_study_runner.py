@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,6 +24,7 @@ from study.results import read_results
 from study.runner import LOG, PATIENCE_S, Pool, Running, hold
 from tests import labelled, small_main, surveys
 from util.processes.signals import Stop
+from util.run_page.record import read_records
 
 ARM = StudyArm("a")
 SAYS = "import sys, pathlib; pathlib.Path('{0}').open('a').write('{1} '); "
@@ -291,6 +293,9 @@ def test_the_control_wins_and_the_report_is_there(ended):
     out, _ = ended
     text = (out / "report.md").read_text()
     assert "Small" in text and "What 2x buys" in text
+    page, record = (out / "report.html").read_text(), read_records(out)[0]
+    assert "What 2x buys" in page and page.count("<img ") == 2 and record.sessions[0].state == "finished"
+    assert re.fullmatch(r"(\d+) of \1 programs done", record.progress)
     assert (out / "score-cost.png").stat().st_size > 10_000 and (out / "differences.png").stat().st_size > 5_000
     scores = {
         (run.arm, run.fold, run.seed): run.score for run in read_results(out / "results.csv") if run.label_fraction == 1

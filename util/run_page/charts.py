@@ -26,6 +26,8 @@ MOST_POINTS = 240
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 12, 38
 MAP_EDGE, MAP_RIM = 300, 4
+FEW_PLACES = 300
+"""Places on a map up to which they are large dots."""
 SMALL_WIDTH, SMALL_HEIGHT = 108, 30
 
 
@@ -165,6 +167,7 @@ class DrawnMap:
         percent: the cells' values.
         shapes: rectangles.
         dots: (colour, path that draws every place as a dot) of each kind.
+        dot: diameter of a dot.
         legend: (name, colour, whether it is a dot) of each kind.
         tile: of a tile, at the corner; None if there is none.
         corners: coordinates of the north-western and the south-eastern corner.
@@ -177,6 +180,7 @@ class DrawnMap:
     percent: Sequence[Sequence[int]]
     shapes: Sequence[Shape]
     dots: Sequence[tuple[str, str]]
+    dot: float
     legend: Sequence[tuple[str, str, bool]]
     tile: tuple[float, float, float, float] | None
     corners: tuple[str, str]
@@ -215,6 +219,7 @@ def draw_map(ground_map: GroundMap) -> DrawnMap:
         percent=cells["percent"] if cells else (),
         shapes=[Shape(box(item["bounds"]), colours[item["name"]]) for item in rectangles],
         dots=dots,
+        dot=5.0 if sum(len(of["places"]) for of in points) <= FEW_PLACES else 2.2,
         legend=legend,
         tile=tile,
         corners=(_corner(left, top, ground["unit"]), _corner(right, bottom, ground["unit"])),

@@ -145,7 +145,7 @@ def _with_labels(section: Section, record: RunRecord) -> Section:
         [f"fold {fold}", str(n), f"{test:,}", f"{train:,}"]
         for fold, (n, test, train) in enumerate(zip(counts, tested, trained, strict=False))
     ]
-    note = f"{folds['split']} split with a buffer of {folds['buffer']} base pixels, seed {folds['seed']}."
+    note = f"Split: {folds['split']}, with a buffer of {folds['buffer']} base pixels, seed {folds['seed']}."
     blocks.append(Table("Labels by fold", ["fold", "blocks", "labels tested", "labels trained on"], rows, note=note))
     names, by_class = record.overview.get("classes", []), folds.get("tested_classes") or []
     if names and by_class and all(isinstance(row, list) and len(row) == len(names) for row in by_class):
