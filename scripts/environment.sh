@@ -4,4 +4,5 @@
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$project/scripts/interpreter.sh"
 interpreter="$(find_interpreter)" || exit 2
+# shellcheck disable=SC2034 # for the script that sources this one
 PYTHON="$("$interpreter" "$project/scripts/environment.py")" || exit 2
