@@ -200,7 +200,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
     overwrite, resume = args.overwrite or restarted, args.resume or restarted
     dist.on_main_rank(lambda: begin_or_resume(run, settings, overwrite=overwrite, resume=resume))
     restarts.mark_started(output_dir)
-    about = {"options": vars(args), "environment": environment, "overview": survey.overview}
+    about: dict[str, Any] = {"options": vars(args), "environment": environment, "overview": survey.overview}
     run.page.begin(resumed=resume, resume_flags=("--resume",), **about)
     return run
 

@@ -329,7 +329,7 @@ class TestOutputs:
             "_clusters.png",
         )
         expected = {f"embeddings{ending}" for ending in (*endings, "_clusters.tif.aux.xml")}
-        assert {path.name for path in out.iterdir()} == {*expected, "maps.qgs"}
+        assert {path.name for path in out.iterdir()} == {*expected, "maps.qgs", "report.html", "report.json"}
         with rasterio.open(out / "embeddings.tif") as file:
             assert (file.count, file.shape, file.res) == (32, (10, 10), (1600.0, 1600.0))
             assert file.crs.to_epsg() == 28354 and (file.transform.c, file.transform.f) == (500_000, 6_000_000)
@@ -366,6 +366,8 @@ class TestOutputs:
         assert {path.name for path in out.iterdir()} == {
             *(f"reconstruction_{n}{e}" for n in names for e in (".tif", ".qml", ".png")),
             "maps.qgs",
+            "report.html",
+            "report.json",
         }
         with rasterio.open(out / "reconstruction_magnetics_4x.tif") as file:
             assert file.descriptions == ("magnetics reconstruction", "magnetics spread", "magnetics error")

@@ -62,7 +62,8 @@ def test_the_files_of_a_run(finished):
     names = {path.name for path in finished.iterdir()}
     checkpoints = {f"checkpoint-{name}.pth" for name in ("last", "previous", 1, 2)}
     pictures = {"reconstruction-2.png", "reconstruction-last.png"}
-    assert names == {"log.txt", "layers.csv", "statistics.json", "events", *checkpoints, *pictures}
+    page = {"report.html", "report.json"}
+    assert names == {"log.txt", "layers.csv", "statistics.json", "events", *page, *checkpoints, *pictures}
     assert surveys.same_bits(surveys.checkpoint(finished), surveys.checkpoint(finished, "2"))
     assert surveys.same_bits(surveys.checkpoint(finished, "previous"), surveys.checkpoint(finished, "1"))
     # A row for each layer and scale, with input, masked, reconstruction, target and error: five wide pictures.
