@@ -33,8 +33,16 @@ from util.hardware.system import replace_file
 logger = logging.getLogger(__name__)
 
 PREVIOUS = "checkpoint-previous.pth"
-RUN_FILES = ("checkpoint-*.pth", "log.txt", "layers.csv", "categories.csv", "statistics.json", "reconstruction-*.png")
-RUN_FILES += ("report.html", "report.json")
+RUN_FILES = (
+    "checkpoint-*.pth",
+    "log.txt",
+    "layers.csv",
+    "categories.csv",
+    "statistics.json",
+    "reconstruction-*.png",
+    "report.html",
+    "report.json",
+)
 
 
 class Resumable(NamedTuple):

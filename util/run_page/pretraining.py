@@ -125,7 +125,7 @@ def _curves(epochs: Lines, windows: Lines) -> list[Block]:
     if any("val_loss" in line for line in epochs):
         lines.append(Line("held-out", [(line["epoch"], line.get("val_loss")) for line in epochs]))
     charts: list[Block] = [Chart("Loss", "epoch", "loss, model units", lines)]
-    skills: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    skills: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
     for line in epochs:
         for layer, scale, values in _scores(line):
             skills.setdefault(scale, {}).setdefault(layer, []).append((line["epoch"], values.get("skill")))
