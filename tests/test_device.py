@@ -151,13 +151,20 @@ def test_number_format_on_a_card(pretend, caplog, capability, choice, expected):
     assert caplog.text == ""
 
 
-def test_number_format_on_the_cpu(caplog):
+def test_number_format_on_the_cpu(caplog, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     assert devices.amp_policy(CPU) == (None, False)
     assert devices.amp_policy(CPU, "off") == (None, False)
     assert caplog.text == ""
     assert devices.amp_policy(CPU, "bf16") == (torch.bfloat16, False)
     assert devices.amp_policy(CPU, "fp16") == (torch.float16, True)
-    assert caplog.text.count("on a CPU is usually slower") == 2
+    assert caplog.text.count("usually slower") == 2
+    caplog.clear()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert devices.amp_policy(CPU, "bf16") == (torch.bfloat16, False)
+    assert caplog.text == ""
+    assert devices.amp_policy(CPU, "fp16") == (torch.float16, True)
+    assert "usually slower" in caplog.text
 
 
 def test_emulated_bf16_is_allowed_with_a_warning(pretend, caplog):

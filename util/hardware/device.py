@@ -134,8 +134,8 @@ def amp_policy(device: torch.device, choice: str = "auto") -> tuple[torch.dtype 
     if choice == "auto":
         gpu_choice = "bf16" if has_bf16 else "fp16"
         choice = gpu_choice if device.type == "cuda" else "off"
-    elif choice != "off" and device.type == "cpu":
-        logger.warning("--amp %s on a CPU is usually slower than --amp off", choice)
+    elif choice != "off" and device.type == "cpu" and not (choice == "bf16" and _computes_in_bf16()):
+        logger.warning("--amp %s on a CPU that does not compute in it is usually slower than --amp off", choice)
     elif choice == "bf16" and not has_bf16:
         logger.warning("--amp bf16: this device only emulates it; --amp fp16 is faster")
     if choice == "off":
@@ -143,6 +143,11 @@ def amp_policy(device: torch.device, choice: str = "auto") -> tuple[torch.dtype 
     if choice == "bf16":
         return torch.bfloat16, False
     return torch.float16, True
+
+
+def _computes_in_bf16() -> bool:
+    """True if this CPU is known to multiply bfloat16 numbers (AVX512-BF16)."""
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
