@@ -134,9 +134,9 @@ def amp_policy(device: torch.device, choice: str = "auto") -> tuple[torch.dtype 
     if choice == "auto":
         gpu_choice = "bf16" if has_bf16 else "fp16"
         choice = gpu_choice if device.type == "cuda" else "off"
-    elif choice != "off" and device.type == "cpu" and not (choice == "bf16" and _computes_in_bf16()):
+    elif device.type == "cpu" and (choice == "fp16" or (choice == "bf16" and not _computes_in_bf16())):
         logger.warning("--amp %s on a CPU that does not compute in it is usually slower than --amp off", choice)
-    elif choice == "bf16" and not has_bf16:
+    elif device.type == "cuda" and choice == "bf16" and not has_bf16:
         logger.warning("--amp bf16: this device only emulates it; --amp fp16 is faster")
     if choice == "off":
         return None, False
