@@ -99,6 +99,8 @@ def test_everything_is_there(compared):
         "log.txt",
         "map.png",
         "metrics.json",
+        "report.html",
+        "report.json",
         "run.json",
         "scores.png",
     }
