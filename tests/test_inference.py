@@ -43,6 +43,7 @@ from util.mosaics.mosaic import blocks_of
 CPU = torch.device("cpu")
 SIZE, PATCH = 16, 4
 KINDS = ("embeddings", "reconstruction", "gapfill", "superresolution")
+PAGE = ("report.html", "report.json")
 
 
 # ------------------------------------------------------------------------------------------------ a model that copies
@@ -618,7 +619,7 @@ class TestStopping:
 
         monkeypatch.setattr(main_inference.Parts, "write", interrupted)
         infer(trained, out, status=1)
-        assert [path.name for path in out.iterdir()] == [".embeddings.parts"]  # nothing under a final name
+        assert {path.name for path in out.iterdir()} == {".embeddings.parts", *PAGE}  # nothing under a final name
         done = len(list((out / ".embeddings.parts").glob("block-*.json")))
         assert done == 2
         seen = []
@@ -656,7 +657,7 @@ class TestStopping:
             ("checkpoint_file.load_checkpoint", []),
             ("open_inference_survey", []),
             ("Meter", []),
-            ("results.join", [".embeddings.parts"]),
+            ("results.join", [".embeddings.parts", *PAGE]),
         ],
     )
     def test_interrupted_outside_the_loop(self, trained, tmp_path, monkeypatch, capsys, where, left):
@@ -666,7 +667,7 @@ class TestStopping:
         monkeypatch.setattr(f"main_inference.{where}", interrupted)
         infer(trained, tmp_path, status=1)
         assert capsys.readouterr().err.rstrip().endswith("main_inference: stopped by Ctrl-C")
-        assert [path.name for path in tmp_path.iterdir()] == left
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
 
     def test_resumed_with_other_options(self, trained, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(main_inference, "compute", lambda *_: False)

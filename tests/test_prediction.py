@@ -299,7 +299,7 @@ class TestSameResult:
 
         monkeypatch.setattr(main_inference.Parts, "write", interrupted)
         predict(run, out, status=1)
-        assert [path.name for path in out.iterdir()] == [".prediction.parts"]
+        assert {path.name for path in out.iterdir()} == {".prediction.parts", "report.html", "report.json"}
         monkeypatch.setattr(main_inference.Parts, "write", write)
         predict(run, out, "--resume", "--views", "8", status=2)
         assert "views was None, now 8" in capsys.readouterr().err
