@@ -76,7 +76,7 @@ def test_no_part_begins_when_the_time_is_up(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_check, "environment", lambda device: {"device": device})
     assert gpu_check.main(["--rehearse", "--quick", "--output_dir", str(tmp_path)]) == 1
     first, *others = json.loads((tmp_path / "gpu_report.json").read_text())["parts"]
-    assert not first["error"] and len(others) == 5
+    assert not first["error"] and len(others) == 6
     assert all("the time of the whole check is up" in part["error"] for part in others)
 
 
