@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ from util.model.scale_heads import at_least_float32, full_precision
 from util.model.task_heads import HEAD_WIDTH, HeadSize, make_task_head
 
 NORM_LAYER = partial(nn.LayerNorm, eps=1e-6)
+STEM_BATCH = 64
+"""Visible patches are filled up to a multiple of this: memory of few sizes is used again, but not that of many."""
 MOST_EXPLICIT_TOKENS = 512
 """Most tokens for which scores of attention are written out, see `explicit_is_faster`."""
 
@@ -326,9 +329,10 @@ class GroupChannelEncoder(nn.Module):
         by_group = self._patches_by_group(imgs, valid, native, patch_size=self.patch_size)
         for g, (module, patches) in enumerate(by_group):
             n, place = seen[:, g].nonzero(as_tuple=True)
-            chosen = StemPixels(*(x[n, place // side, place % side] for x in patches))
+            at = F.pad(torch.stack([n, place // side, place % side]), (0, -len(n) % STEM_BATCH))
+            chosen = StemPixels(*(x[tuple(at)] for x in patches))
             group = torch.full_like(n, g)
-            added = tokens[n, group, place] + module.tokens(module(chosen))
+            added = tokens[n, group, place] + module.tokens(module(chosen))[: len(n)]  # without what fills it up
             tokens = tokens.index_put((n, group, place), added)
         return tokens
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import models_vit_group_channels
 from models_mae_group_channels import MaskedAutoencoderGroupChannelViT, build_model
 from models_vit_group_channels import build_finetune_model, encoder_arguments
 from util.model.native_stem import STEM_MAPS, NativeStem, StemPixels, compressed, maps_by_patch, patches_of
@@ -113,6 +114,20 @@ class TestTokens:
         assert torch.equal(part[~seen], tokens[~seen])
         # Sums of thousands of products in another order, which depends on the processor: float32 rounding.
         torch.testing.assert_close(part[seen], whole[seen], atol=1e-5, rtol=1e-5)
+
+    def test_visible_patches_come_in_few_numbers(self, monkeypatch):
+        """So that their memory is used again from update to update."""
+        monkeypatch.setattr(models_vit_group_channels, "STEM_BATCH", 8)
+        model, (images, valid, _) = make_mae(), make_inputs()
+        tokens, _ = model.embed(images[0], valid[0])
+        generator, counts, given = torch.Generator().manual_seed(0), set(), set()
+        for stem in model.stems:
+            stem.register_forward_pre_hook(lambda _, inputs: given.add(len(inputs[0].own)))
+        for share in (0.0, 0.3, 0.4, 0.5, 0.6, 1.0):
+            seen = torch.rand(tokens.shape[:3], generator=generator) < share
+            counts.update(seen.sum(dim=(0, 2)).tolist())
+            model.add_stems_where(tokens, seen, images[0], valid[0], make_native())
+        assert given == {-(-count // 8) * 8 for count in counts} and len(given) < len(counts)
 
     def test_hidden_pixels_change_no_prediction(self):
         model, (images, valid, noise) = make_mae().eval(), make_inputs()
