@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from util.options.commands import command
 from util.options.early import PARSERS
 from util.run_page.charts import number_text
 from util.run_page.content import Alerts, Block, Cell, Commands, Facts, GroundMap, Histogram, Section, Table, Text, View
@@ -205,3 +206,8 @@ def next_section(record: RunRecord, after: Sequence[tuple[str, str]]) -> Section
     else:
         text = "Continue it where it stopped."
     return Section("Next", [Commands([(text, again)])] if again else [])
+
+
+def curves_command(folder: Path, record: RunRecord) -> tuple[str, str]:
+    """How to see the curves of a training in TensorBoard."""
+    return "Curves in TensorBoard:", command("tensorboard.main", "--logdir", record.facts.get("log_dir", folder))

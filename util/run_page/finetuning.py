@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from util.checkpoints.checkpoint_file import LAST
-from util.options.commands import after_finetuning, command
+from util.options.commands import after_finetuning
 from util.run_page.common_sections import (
+    curves_command,
     data_section,
     duration,
     environment_rows,
@@ -61,8 +62,7 @@ def finetuning_view(folder: Path, record: RunRecord) -> View:
     after = [("A map of the whole survey:", line) for line in after_finetuning(folder / LAST)]
     if not record.facts.get("has_final", True):
         after = []
-    log_dir = record.facts.get("log_dir", folder)
-    after.append(("Curves in TensorBoard:", command("tensorboard.main", "--logdir", log_dir)))
+    after.append(curves_command(folder, record))
     pictures = [
         Picture(folder / f"{name}.png", title) for name, title in FIGURES.items() if (folder / f"{name}.png").exists()
     ]

@@ -8,8 +8,9 @@ from typing import Any
 
 from util.checkpoints.checkpoint_file import LAST
 from util.metrics.verdict import skill_verdict
-from util.options.commands import after_pretraining, command
+from util.options.commands import after_pretraining
 from util.run_page.common_sections import (
+    curves_command,
     data_section,
     duration,
     environment_rows,
@@ -46,9 +47,7 @@ def pretraining_view(folder: Path, record: RunRecord) -> View:
             ("Maps of what it learned:", "Fine-tuning on labels:"), after_pretraining(folder / LAST), strict=True
         )
     ]
-    after.append(
-        ("Curves in TensorBoard:", command("tensorboard.main", "--logdir", record.facts.get("log_dir", folder)))
-    )
+    after.append(curves_command(folder, record))
     sections = [
         _result(epochs, record),
         next_section(record, after),
