@@ -79,7 +79,7 @@ def test_the_checkpoint_says_how_channels_come_about(trained):
 
 def test_a_stopped_run_goes_on_bit_for_bit(survey, trained, tmp_path):
     """Also with masks of several shapes and layers left out."""
-    shaped = ["--mask_shape", "random=0.4", "block=0.2", "lines=0.2", "layer=0.2", "--layer_dropout", "0.3"]
+    shaped = "--mask_shape random=0.3 block=0.2 lines=0.2 noise=0.1 layer=0.2 --layer_dropout 0.3".split()
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(survey, whole, *shaped) == 0
     assert not same_bits(checkpoint(whole)["model"], checkpoint(trained)["model"])

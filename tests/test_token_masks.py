@@ -17,22 +17,22 @@ def masks(*pairs, **options):
     return Masks(fractions=mask_fractions(pairs), **(arguments | options))
 
 
-def hidden(plan, epoch=0):
+def hidden(plan, epoch=0, positions=POSITIONS):
     """(n, G, side, side) bool, True where a token is hidden."""
-    noise = torch.from_numpy(plan.noise(POSITIONS, seed=0, epoch=epoch))
+    noise = torch.from_numpy(plan.noise(positions, seed=0, epoch=epoch))
     valid = torch.ones(len(noise), plan.groups, plan.side**2, dtype=torch.bool)
     keep = int(noise.shape[1] * (1 - plan.mask_ratio))
     mask = random_masking(noise, keep=keep, token_valid=valid, spatial=plan.spatial)[2]
     return mask.bool().numpy().reshape(-1, plan.groups, plan.side, plan.side)
 
 
-@pytest.mark.parametrize("shape", ["random", "block", "lines", "layer"])
+@pytest.mark.parametrize("shape", ["random", "block", "lines", "noise", "layer"])
 def test_as_much_is_hidden_as_the_ratio_says(shape):
     assert (hidden(masks((shape, None))).sum(axis=(1, 2, 3)) == 0.75 * GROUPS * SIDE**2).all()
 
 
 def test_a_function_of_seed_epoch_and_position():
-    plan = masks(("random", 0.4), ("block", 0.2), ("lines", 0.2), ("layer", 0.2))
+    plan = masks(("random", 0.2), ("block", 0.2), ("lines", 0.2), ("noise", 0.2), ("layer", 0.2))
     noise = plan.noise(POSITIONS, seed=1, epoch=2)
     assert noise.dtype == np.float32 and noise.min() >= 0
     np.testing.assert_array_equal(noise[7:9], plan.noise(POSITIONS[7:9], seed=1, epoch=2))
@@ -72,6 +72,25 @@ def test_lines_are_seen_from_one_end_to_the_other():
             assert ndimage.label(group, structure=np.ones((3, 3)))[1] <= 6
 
 
+@pytest.mark.parametrize("side", [6, 8, 16])
+def test_noise_hides_every_patch_as_often_and_in_clumps(side):
+    """Patches 3 apart are opposite more often than random ones, those side by side alike; no patch is preferred."""
+    plan = masks(("noise", None), side=side, groups=1, mask_ratio=0.5)
+    mask = hidden(plan, positions=np.arange(2000))[:, 0]
+    assert (
+        abs(mask.mean(axis=0) - 0.5).max() < 0.05
+    )  # 4.5 standard deviations of 2,000 draws: sqrt(0.25 / 2000) = 0.011
+    alike = {k: (mask == np.roll(mask, k, axis=2)).mean() for k in (1, 3)}
+    assert alike[1] > 0.6 and alike[3] < 0.48  # random masks: 0.486 to 0.498
+
+
+def test_noise_differs_between_groups_unless_the_mask_is_spatial():
+    apart = hidden(masks(("noise", None)))
+    assert (apart[:, 0] == apart[:, 1]).mean() == pytest.approx(0.75**2 + 0.25**2, abs=0.03)  # as if independent
+    together = hidden(masks(("noise", None), spatial=True))
+    assert (together == together[:, :1]).all()
+
+
 def test_whole_groups_are_hidden():
     gone = hidden(masks(("layer", None))).all(axis=(2, 3))  # (n, G)
     assert set(gone.sum(axis=1)) == {1, 2}
@@ -95,7 +114,7 @@ def test_shares_add_up_to_1(pairs, expected):
 @pytest.mark.parametrize(
     "pairs, message",
     [
-        ([("stripes", None)], "--mask_shape stripes: expected each of random, block, lines, layer at most once"),
+        ([("stripes", None)], "--mask_shape stripes: expected each of random, block, lines, noise, layer at most once"),
         ([("block", None), ("block", None)], "--mask_shape block block: expected each of"),
         ([("block", 0.5), ("random", None)], "--mask_shape block=0.5 random: expected a fraction above 0 for every"),
         ([("block", 0.0)], "--mask_shape block=0: expected a fraction above 0"),

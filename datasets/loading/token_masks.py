@@ -1,4 +1,4 @@
-"""Token masks: random, or shaped like survey gaps (blocks, flight lines, whole groups of layers); and absent layers.
+"""Token masks: random, clumped, or shaped like survey gaps (blocks, flight lines, groups of layers); and absent layers.
 
 The order of a tile's noise decides its mask: the tokens with the smallest numbers stay visible, as many as the mask
 ratio leaves. A mask shape is therefore a choice of noise, and does not change how much is hidden. A new shape is one
@@ -11,8 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import ndimage
 
 from datasets.loading.batch_plan import noise_generators
+
+NOISE_SIGMAS = (0.7, 2.0)
+"""Standard deviations, in patches, of the two blurs whose difference `noise` masks take: they pass most at a wavelength
+of 5.7 patches, so that clumps and gaps are about three patches wide and a grid of 6 x 6 patches holds both."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,21 @@ def _lines(noise: np.ndarray, masks: Masks, rng: np.random.Generator) -> None:
         group[:] = _ranks(_distance_to_lines(masks.side, rng, 1 - masks.mask_ratio), group)
 
 
+def _band_passed(noise: np.ndarray, masks: Masks, rng: np.random.Generator) -> None:
+    """Hides clumps of patches in each group: the largest values of white noise between two Gaussian blurs.
+
+    Blurs wrap around, so that patches at the edge are hidden as often as others.
+
+    References:
+        Hinojosa et al., ColorMAE, ECCV 2024: green noise. There, masks are cropped from large patterns made
+        beforehand; here each is drawn on its own grid.
+    """
+    white = rng.standard_normal((len(noise), masks.side, masks.side))
+    fine, coarse = (ndimage.gaussian_filter(white, (0, sigma, sigma), mode="wrap") for sigma in NOISE_SIGMAS)
+    for group, clumps in zip(noise, fine - coarse, strict=True):
+        group[:] = _ranks(clumps.ravel(), group)
+
+
 def _layer(noise: np.ndarray, masks: Masks, rng: np.random.Generator) -> None:
     """Hides some groups as a whole, at most as many as the mask ratio covers."""
     most = max(1, min(len(noise) - 1, int(masks.mask_ratio * len(noise) + 1e-6)))
@@ -126,6 +146,7 @@ MASK_SHAPES = {
     "random": MaskShape(_random),
     "block": MaskShape(_block),
     "lines": MaskShape(_lines),
+    "noise": MaskShape(_band_passed),
     "layer": MaskShape(_layer, check=_check_groups),
 }
 """Choices of `--mask_shape`."""

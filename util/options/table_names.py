@@ -3,7 +3,7 @@
 # fmt: off
 # ruff: noqa: E501
 PRETRAIN = {
-    'mask_shapes': ('random', 'block', 'lines', 'layer'),
+    'mask_shapes': ('random', 'block', 'lines', 'noise', 'layer'),
     'scale_heads': ('subpixel', 'shared'),
     'stems': ('native', 'base', 'tokens', 'head'),
 }
