@@ -22,13 +22,14 @@ import argparse
 import json
 import logging
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rasterio.crs import CRS
+
 import models_mae_group_channels as models
-from datasets.ground.grid import length_unit
+from datasets.ground.grid import crs_name, length_unit
 from datasets.layers.encoding import Encoding
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import NO_TRANSFORM
@@ -191,16 +192,17 @@ def as_text(facts: dict[str, Any]) -> str:
             f"layer {number}  {layer['name']}  "
             f"({shown_path(layer['path'])}, band {layer['band']}, {layer['kind']}, {layer['dtype']})",
             f"    {layer['shape'][1]} x {layer['shape'][0]} pixels of {resolution}{layer_unit}, "
-            + _crs_name(layer["crs"]),
+            + crs_name(CRS.from_string(layer["crs"])),
             f"    {100 * layer['valid_fraction']:.1f} % valid; {layer['nodata_rule']}",
             f"    {_values(layer)}; autocorrelation length {length}",
             f"    group {layer['group']}, scored at {scored}",
         ]
     reference, tile, estimate = facts["reference"], facts["tile"], facts["estimate"]
     memory = "held in memory" if estimate["layers_in_memory"] else "read by window"
+    crs = crs_name(CRS.from_string(reference["crs"]))
     lines += [
         f"reference grid  {reference['shape'][1]} x {reference['shape'][0]} pixels of "
-        f"{' x '.join(f'{r:g}' for r in reference['resolution'])} {unit}, {_crs_name(reference['crs'])}",
+        f"{' x '.join(f'{r:g}' for r in reference['resolution'])} {unit}, {crs}",
         f"base pixel      {facts['base_resolution']:g} {unit}; scales "
         + ", ".join(f"{s}x = {facts['base_resolution'] / s:g} {unit}" for s in facts["scales"]),
         f"tile            {tile['pixels']} base pixels = {_length(tile['ground'], unit)}; a patch covers "
@@ -219,12 +221,6 @@ def as_text(facts: dict[str, Any]) -> str:
 def _length(length: float, unit: str) -> str:
     """A length with its unit, in kilometres from 1000 m on."""
     return f"{length / 1000:.4g} km" if unit == "m" and length >= 1000 else f"{length:.4g} {unit}".rstrip()
-
-
-def _crs_name(crs: str) -> str:
-    """A CRS by its code, or by its name where it has none."""
-    named = re.match(r'\w+\["([^"]+)"', crs)
-    return crs if named is None else named[1]
 
 
 def _values(layer: dict[str, Any]) -> str:

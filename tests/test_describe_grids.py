@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rasterio.crs import CRS
 
+from datasets.ground.grid import crs_name
 from scripts import describe_grids
 from tests.bad_inputs import BAD_INPUTS, SMALL, damaged, values, with_second, with_table
 from tests.rasters import write_grid
@@ -234,4 +235,9 @@ def test_lengths_and_reference_systems_can_be_read():
         "2.5",
     ]
     wkt = CRS.from_string("+proj=tmerc +lat_0=1 +lon_0=2 +datum=NAD27").to_wkt().replace("unknown", "Local grid", 1)
-    assert describe_grids._crs_name(wkt) == "Local grid" and describe_grids._crs_name("EPSG:2957") == "EPSG:2957"
+    mars = CRS.from_string("+proj=longlat +R=3396190")
+    assert [crs_name(crs) for crs in (CRS.from_wkt(wkt), CRS.from_epsg(2957), mars)] == [
+        "Local grid",
+        "EPSG:2957",
+        "CRS without a name, equatorial radius 3,396,190 m",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,18 @@ def length_text(length: float, crs: CRS) -> str:
     if unit == "m" and length >= 1000:
         return f"{length / 1000:.6g} km"
     return f"{length:.6g} {unit}".rstrip()
+
+
+def crs_name(crs: CRS) -> str:
+    """A CRS in a few words: its authority and code, else its name, else that it has none and its equatorial radius."""
+    text = str(crs.to_string())
+    named = re.match(r'\s*\w+\["([^"]*)"', text)
+    if named is None:
+        return text
+    if named[1] not in ("", "unknown", "unnamed"):
+        return named[1]
+    radius = re.search(r'SPHEROID\["[^"]*",([0-9.]+)', text)
+    return "CRS without a name" + (f", equatorial radius {float(radius[1]):,.0f} m" if radius else "")
 
 
 def crs_agree(grid: Grid, crs: CRS) -> bool:

@@ -17,7 +17,7 @@ import torch
 from affine import Affine
 
 from datasets.ground.area_of_interest import AreaOfInterest, load_area_of_interest, stored_area_of_interest
-from datasets.ground.grid import Grid, length_text, metres_per_unit
+from datasets.ground.grid import Grid, crs_name, length_text, metres_per_unit
 from datasets.ground.planet import planet_of
 from datasets.ground.wraparound import pixel_size_m, wrap_columns, wraps
 from datasets.layers.encoding import Encoding, channel_ranges, encoding_from_dict, linear_encodings
@@ -28,7 +28,7 @@ from datasets.rasters.scan import BandSummary
 from datasets.rasters.wrapped_band import WrappedBand, wraparound_remarks
 from datasets.survey.layer_classes import layer_classes
 from datasets.survey.open_layers import as_trained, choose_layers, scan_bands
-from datasets.survey.overview import crs_name, ground_map, layer_rows, plain_rows
+from datasets.survey.overview import ground_map, layer_rows, plain_rows
 from datasets.survey.pyramid import NativeGroup, Pyramid, Sample
 from datasets.survey.scales_and_groups import check_native_scales, native_groups, score_scales
 from datasets.survey.stack import LayerBundle, Stack, make_bundles, reference_grid

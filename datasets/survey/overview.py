@@ -7,14 +7,12 @@ the raster.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from rasterio.crs import CRS
 
-from datasets.ground.grid import Grid, length_text, length_unit
+from datasets.ground.grid import Grid, crs_name, length_text, length_unit
 from datasets.layers.encoding import Encoding
 from datasets.layers.layer import Layer
 from datasets.rasters.scan import BandSummary
@@ -157,13 +155,6 @@ def tile_centres(grid: Grid, origins: np.ndarray, *, height: int, width: int) ->
     rows, cols = (origins + np.array([height / 2, width / 2])).T
     x, y = grid.left + cols * grid.resolution_x, grid.top - rows * grid.resolution_y
     return np.stack([x, y], axis=1).tolist()
-
-
-def crs_name(crs: CRS) -> str:
-    """A CRS in a few words: its authority and code, else the name in its WKT."""
-    text = str(crs.to_string())
-    found = re.match(r'\s*\w+\["([^"]*)"', text)
-    return found[1] if found else text
 
 
 def plain_rows(rows: Iterable[Sequence[Any]]) -> list[list[str]]:
