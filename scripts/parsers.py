@@ -62,6 +62,14 @@ def worth_it_parser(doc: str, *, tasks: Sequence[str]) -> Parser:
     study.add_argument(
         "--finetune_epochs", type=options.positive_int, default=30, help="longest, epochs of 256 windows (30)"
     )
+    study.add_argument(
+        "--patience",
+        type=options.count,
+        default=0,
+        metavar="N",
+        help="epochs without a better score on validation blocks after which a fit ends, --finetune_epochs at most; 0: "
+        "all fits have the planned length (0)",
+    )
     study.add_argument("--model", default="tiny", help="tiny, small, base or large (tiny)")
     study.add_argument("--input_size", type=options.positive_int, default=48, help="tile edge, base pixels (48)")
     study.add_argument(

@@ -48,6 +48,7 @@ from util.finetuning.tasks import OFFERED, TASKS
 from util.hardware.device import describe_environment
 from util.hardware.system import disk_full_message, usable_cpus
 from util.options.commands import command, without_flags
+from util.options.finetune_checks import LEAST_VALIDATED_FOLDS
 from util.processes.signals import Stop
 from util.processes.terminal import setup_logging
 from util.records.log import check_writable
@@ -80,6 +81,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     pretrain, finetune = (
         shared_flags(f"--{name}", getattr(args, name)) for name in ("pretrain_flags", "finetune_flags")
     )
+    check_patience(args.patience, folds=args.folds, epochs=args.finetune_epochs)
     if args.data_dir and args.train_path:
         raise ValueError("--data_dir and --train_path both name the layers; give one of them")
     if args.data_dir or args.train_path:
@@ -100,8 +102,27 @@ def settings_of(args: argparse.Namespace) -> Settings:
         finetune=finetune,
         precision=args.amp,
         folds=args.folds,
+        patience=args.patience,
         base_resolution=args.base_resolution,
     )
+
+
+def check_patience(patience: int, *, folds: int, epochs: int) -> None:
+    """Refuses fits that cannot end early.
+
+    Raises:
+        ValueError: too few folds to set validation blocks aside, or patience as long as the longest fit.
+    """
+    if patience and folds < LEAST_VALIDATED_FOLDS:
+        raise ValueError(
+            f"--patience {patience} with --folds {folds}: fits are validated on half the test blocks of the next fold; "
+            f"expected at least {LEAST_VALIDATED_FOLDS} folds, or --patience 0 for fits of fixed length"
+        )
+    if patience >= epochs:
+        raise ValueError(
+            f"--patience {patience} with --finetune_epochs {epochs}: no fit could end early; expected a longer "
+            "--finetune_epochs, several times the patience"
+        )
 
 
 def from_anywhere(path: str) -> str:

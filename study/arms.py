@@ -36,12 +36,12 @@ COLUMNS = (
 SET_BY_STUDY = (
     "--data_dir --train_path --labels --task --finetune --output_dir --log_dir --resume --seed --fold_seed "
     "--label_seed --epochs --tiles_per_epoch --folds --only_folds --label_fraction --no_final --no_network "
-    "--baselines --device --freeze_encoder"
+    "--baselines --device --freeze_encoder --patience"
 ).split()
 """Flags that the study gives itself."""
 FOR_ALL = (
-    "--data_dir --train_path --labels --label_column --task --model --input_size --patch_size --folds --amp".split()
-)
+    "--data_dir --train_path --labels --label_column --task --model --input_size --patch_size --folds --amp --patience"
+).split()
 """Flags that must be the same in every experiment, so that they are options of the study."""
 PRETRAINED_ALONE = "--dropped_bands --masked_bands --transform --grouped_bands --model_type --aoi --extent".split()
 """Flags of main_pretrain that change the input of pre-trained networks alone: only rows of arms may have them."""
@@ -81,6 +81,11 @@ class StudyArm:
     def seed_offset(self) -> int:
         """What is added to the study's seeds: a null control is the same arm with other seeds."""
         return 1000 if self.role == "null" else 0
+
+    @property
+    def is_timed_fit(self) -> bool:
+        """Whether its fine-tuning gets the time of another arm's pre-training and fine-tuning together."""
+        return bool(self.as_long_as) and self.pretrain is None
 
 
 def read_arms(path: str | Path, *, only: Sequence[str] = ()) -> list[StudyArm]:

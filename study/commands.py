@@ -12,10 +12,8 @@ from study.plan import FINETUNE_WINDOWS, PRETRAIN_TILES, Task
 
 CHECKPOINT = "checkpoint-last.pth"
 NEVER = "1000000"
-FIXED_LENGTH = ("--patience", "0")
-"""All arms train as long as the study says, so that their costs compare."""
 WARMUP = 0.1
-"""Share of its epochs in which the rate of a training rises, long or short."""
+"""Share of its epochs in which the rate of a training rises, long or short; of the patience where fits end early."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Settings:
         finetune: further flags of main_finetune.
         precision: value of --amp.
         folds: number of folds.
+        patience: epochs without a better validation score after which a fit ends; 0: fits have fixed lengths.
         base_resolution: edge of a base pixel, CRS units; None until it is known.
     """
 
@@ -40,6 +39,7 @@ class Settings:
     finetune: tuple[str, ...] = ()
     precision: str = "auto"
     folds: int = 3
+    patience: int = 0
     base_resolution: float | None = None
 
 
@@ -79,7 +79,7 @@ def fit_command(task: Task, settings: Settings, *, folder: Path, epochs: int) ->
     else:
         command += ["--finetune", str(folder / task.needs[0] / CHECKPOINT)]
     command += ["--folds", str(settings.folds), "--fold_seed", "0", "--label_seed", str(task.seed)]
-    command += ["--tiles_per_epoch", str(FINETUNE_WINDOWS), *_warmup(epochs), *FIXED_LENGTH]
+    command += ["--tiles_per_epoch", str(FINETUNE_WINDOWS), *_length(arm, settings.patience, epochs)]
     command += [*settings.finetune, *arm.finetune]
     command += ["--label_fraction", f"{task.label_fraction:g}", "--epochs", str(epochs), "--no_final"]
     command += ["--baselines", *_baselines(arm), *(["--no_network"] if arm.method != "network" else [])]
@@ -90,6 +90,17 @@ def _baselines(arm: StudyArm) -> list[str]:
     if arm.method != "network":
         return [arm.method]
     return ["probe"] if arm.probe else ["constant"]
+
+
+def _length(arm: StudyArm, patience: int, epochs: int) -> list[str]:
+    """Flags that end a fit.
+
+    A fit that gets another arm's time validates like the others, on the same training ground, but its patience is its
+    whole length, so that it never ends early.
+    """
+    if not patience:
+        return [*_warmup(epochs), "--patience", "0"]
+    return [*_warmup(min(patience, epochs)), "--patience", str(epochs if arm.is_timed_fit else patience)]
 
 
 def _warmup(epochs: int) -> list[str]:

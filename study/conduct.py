@@ -11,9 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from study import outcomes
 from study.arms import OF_TREES, StudyArm
 from study.commands import Settings, command_of
+from study.curves import CURVES, write_curves
 from study.plan import (
     PROBE_SHARE,
     Lengths,
@@ -74,6 +77,8 @@ class Wishes:
     def facts(self) -> dict[str, Any]:
         """What must be the same for a study to be gone on with."""
         settings = {key: value for key, value in asdict(self.settings).items() if key != "base_resolution"}
+        if not self.settings.patience:  # as in plans from before there was a choice
+            del settings["patience"]
         facts = {
             "arms": [asdict(arm) for arm in self.arms],
             "settings": settings,
@@ -171,14 +176,16 @@ class Study:
         self._try([TRIAL_FIT, *tasks[1:]], stop)
         fit = self._facts(TRIAL_FIT)
         full, trees = fit["modes"]["full"], fit["modes"]["trees"]
+        validation = full.get("validation_seconds", 0.0)
         inside = sum(mode["seconds"] for mode in fit["modes"].values())
         self.rates = Rates(
             pretrain={task.arm.name: self._facts(task)["seconds"] for task in tasks},
             finetune=full["train_seconds"],
             probe=full["train_seconds"] * PROBE_SHARE,
-            score=full["seconds"] - full["train_seconds"],
+            score=full["seconds"] - full["train_seconds"] - validation,
             trees=trees["seconds"],
             start=max(fit["wall_seconds"] - inside, 0.0),
+            validation=validation,
         )
 
     def _scales(self, arm: StudyArm) -> list[int]:
@@ -303,7 +310,8 @@ class Study:
         fits = [self._facts(other_task) for other_task in self.tasks() if other_task.name in task.needs]
         fits = [facts["modes"]["full"] for facts in fits if "modes" in facts]
         own = outcomes.mean_cost(fits, f"train_{self.seconds}")
-        return equal_time_epochs(lengths.finetune[other.name], own, paid + own)
+        epochs = [facts.get("epochs", lengths.finetune[other.name]) for facts in fits]
+        return equal_time_epochs(float(np.mean(epochs)), own, paid + own)
 
     def _pretrainings(self, arm: StudyArm) -> list[dict[str, Any]]:
         assert self.lengths is not None
@@ -387,6 +395,9 @@ class Study:
             )
         ]
         write_results(self.folder / RESULTS, runs)
+        if self.settings.patience:
+            curves = [of for task in done for of in outcomes.curves_of(self.folder, task, seconds=self.seconds)]
+            write_curves(self.folder / CURVES, curves)
         first = self._facts(done[0])
         modes = {task.name: 1 + task.arm.probe for task in fits}
         table = {
@@ -399,6 +410,7 @@ class Study:
             ),
             "seeds": self.lengths.seeds,
             "folds": self.settings.folds,
+            "patience": self.settings.patience,
             "blocks": sum(first["split"]["blocks"]),
             "lengths": self.lengths.facts(),
             "spent_s": sum(self._facts(task)["wall_seconds"] for task in tasks if task.name in outcome.done),

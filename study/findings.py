@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from study.bootstrap import DRAWS, pool
+from study.curves import CURVES, Curve, read_curves
+from study.readouts import FitLengths, fit_lengths
 from study.results import Run, read_results
 from study.summary import ArmFacts, Group, group_runs, read_arms
 from study.verdict import Comparison, Control, compare_arms, judge_controls
@@ -27,6 +29,7 @@ class Findings:
         comparisons: differences of arms.
         controls: how the controls came out.
         draws: of each interval.
+        curves: of the fits that were validated.
     """
 
     facts: Mapping[str, Any]
@@ -36,6 +39,25 @@ class Findings:
     comparisons: Sequence[Comparison]
     controls: Sequence[Control]
     draws: int
+    curves: Sequence[Curve] = ()
+
+    @property
+    def lengths(self) -> list[FitLengths]:
+        """Lengths of the fits that were validated, in the order of `groups`."""
+        planned = self.facts.get("lengths") or {}
+        # An arm that gets another one's time for its fine-tuning has no pre-training; its length is fixed.
+        fixed = {arm.name for arm in self.arms if arm.as_long_as and arm.name not in (planned.get("pretrain") or {})}
+        found: dict[tuple[str, str, float], list[Curve]] = {}
+        for of in self.curves:
+            found.setdefault((of.arm, of.mode, of.label_fraction), []).append(of)
+        return [
+            fit_lengths(
+                found[key],
+                greatest=None if group.arm in fixed else (planned.get("finetune") or {}).get(group.arm),
+            )
+            for group in self.groups
+            if (key := (group.arm, group.mode, group.fraction)) in found
+        ]
 
     @property
     def metric(self) -> str:
@@ -78,7 +100,7 @@ class Findings:
 
 
 def gather_findings(results_path: Path, facts: Mapping[str, Any], *, draws: int = DRAWS, seed: int = 0) -> Findings:
-    """Reads a table of results and compares all that its arms ask for.
+    """Reads a table of results, with the curves beside it if there are any, and compares all that its arms ask for.
 
     Args:
         results_path: the table, as `results.write_results` writes it.
@@ -88,13 +110,14 @@ def gather_findings(results_path: Path, facts: Mapping[str, Any], *, draws: int 
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a damaged or empty table, or arms that make no sense.
+        ValueError: a damaged or empty table, damaged curves, or arms that make no sense.
     """
     runs = read_results(results_path)
     if not runs:
         raise ValueError(f"{results_path}: no run in it, expected one at least; let the study finish a run first")
+    curves = read_curves(results_path.with_name(CURVES))
     arms = read_arms(facts, runs)
     groups = group_runs(runs, arms)
     comparisons = compare_arms(arms, groups, draws=draws, seed=seed)
     controls = judge_controls(arms, groups, comparisons, draws=draws, seed=seed)
-    return Findings(facts, runs, arms, list(groups.values()), comparisons, controls, draws)
+    return Findings(facts, runs, arms, list(groups.values()), comparisons, controls, draws, curves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 import models_mae_group_channels as models
 from study.arms import OF_TREES, StudyArm
+from study.curves import Curve
 from study.plan import PRETRAIN_TILES, Task
 from study.results import Run
 from util.checkpoints import checkpoint_file
@@ -89,7 +91,8 @@ def fit_facts(folder: Path, task: Task) -> dict[str, Any]:
     for name, arm in metrics["arms"].items():
         if name in FITS:
             folds = list(arm["folds"].values())
-            keys = ("seconds", "train_seconds", "train_cpu_seconds")
+            keys = ["seconds", "train_seconds", "train_cpu_seconds"]
+            keys += [key for key in ("epochs", "validation_seconds") if key in folds[0]]
             costs[FITS[name]] = {key: float(np.mean([fold[key] for fold in folds])) for key in keys}
     return {"task": metrics["task"], "units": metrics["units"], "split": metrics["split"], "modes": costs}
 
@@ -132,6 +135,33 @@ def runs_of(folder: Path, task: Task, *, pretraining: Mapping[str, Any] | None, 
                 peak_memory_mb=max(facts["peak_memory_mb"], before.get("peak_memory_mb", 0.0)),
                 train_labels=facts["train_labels"],
             )
+
+
+def curves_of(folder: Path, task: Task, *, seconds: str) -> Iterator[Curve]:
+    """Validation scores of the fits of a finished task that were validated, one curve for each mode and fold.
+
+    Args:
+        folder: of the study.
+        task: the task.
+        seconds: `cpu_seconds` or `seconds`, what is called time.
+    """
+    place = folder / task.name
+    scores: dict[tuple[str, int], list[float | None]] = {}
+    for line in _log(place):
+        if line.get("kind") == "epoch" and "validation" in line:
+            scores.setdefault((line["arm"], line["fold"]), []).append(line["validation"])
+    for name, arm in read_json(place / "metrics.json")["arms"].items():
+        for fold, facts in arm["folds"].items():
+            if name in FITS and (found := scores.get((name, int(fold)))):
+                yield Curve(
+                    task.arm.name,
+                    FITS[name],
+                    task.label_fraction,
+                    task.seed + task.arm.seed_offset,
+                    int(fold),
+                    facts[f"train_{seconds}"],
+                    tuple(math.nan if score is None else score for score in found),
+                )
 
 
 def _sums(path: Path, metric: str) -> dict[str, Any]:

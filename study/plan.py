@@ -56,6 +56,7 @@ class Rates:
         score: scoring one fold.
         trees: trees on one fold, scored.
         start: beginning and ending a program.
+        validation: validating an epoch of a fit of one fold; 0 where fits have fixed lengths.
     """
 
     pretrain: Mapping[str, float]
@@ -64,6 +65,7 @@ class Rates:
     score: float
     trees: float
     start: float
+    validation: float = 0.0
 
 
 @dataclass
@@ -124,7 +126,7 @@ def all_tasks(arms: Sequence[StudyArm], *, seeds: int, label_fractions: Sequence
             needs: tuple[str, ...] = ()
             if arm.pretrain is not None:
                 needs = (pretrain_name(arm, seed),)
-            elif arm.as_long_as:
+            elif arm.is_timed_fit:
                 other = by_name[arm.as_long_as]
                 needs = _all_pretrainings([other], seeds)
                 needs += tuple(fit_name(other, 0, part) for part in fractions_of(other, label_fractions))
@@ -228,7 +230,7 @@ def choose_lengths(
 
 
 def estimate(task: Task, lengths: Lengths, rates: Rates, *, arms: Sequence[StudyArm], folds: int) -> float:
-    """Seconds that a task will take in its job slot.
+    """Seconds that a task will take in its job slot; fits that may end early are taken to reach their greatest length.
 
     Args:
         task: the task.
@@ -243,20 +245,21 @@ def estimate(task: Task, lengths: Lengths, rates: Rates, *, arms: Sequence[Study
         return rates.start + lengths.pretrain[paid.name] * _pretrain_rate(paid, arms, rates)
     if arm.method in OF_TREES:
         return rates.start + folds * rates.trees * TIMES.get(arm.method, 1.0)
-    if arm.as_long_as and arm.pretrain is None:
+    epoch = rates.finetune + rates.validation
+    if arm.is_timed_fit:
         other = by_name[arm.as_long_as]
         training = lengths.pretrain[other.name] * _pretrain_rate(other, arms, rates)
         training += lengths.finetune[other.name] * rates.finetune
-        return rates.start + folds * (training + rates.score)
+        return rates.start + folds * (training * (epoch / rates.finetune) + rates.score)
     epochs = lengths.finetune[arm.name] * TIMES.get(arm.method, 1.0)
-    probe = epochs * rates.probe + rates.score if arm.probe else 0.0
-    return rates.start + folds * (epochs * rates.finetune + rates.score + probe)
+    probe = epochs * (rates.probe + rates.validation) + rates.score if arm.probe else 0.0
+    return rates.start + folds * (epochs * epoch + rates.score + probe)
 
 
 def _pretrain_rate(arm: StudyArm, arms: Sequence[StudyArm], rates: Rates) -> float:
     return rates.pretrain[own_like(arm, arms).name]
 
 
-def equal_time_epochs(own_epochs: int, own_cost: float, cost: float) -> int:
+def equal_time_epochs(own_epochs: float, own_cost: float, cost: float) -> int:
     """Epochs for a given cost, by what another number of epochs of the same training did cost; one at least."""
     return max(1, round(own_epochs * cost / own_cost))

@@ -12,7 +12,7 @@ from study.figures import cost_figure, differences_figure
 from study.findings import Findings, gather_findings
 from study.plan import FINETUNE_WINDOWS, PRETRAIN_TILES
 from study.summary import ArmFacts
-from study.tables import main_table, write_differences, write_summary
+from study.tables import lengths_table, main_table, write_differences, write_summary
 from study.verdict import MOST_SEEDS, Comparison, further_hours, most_seeds_needed, spread_from_blocks
 from study.words import TRAINING_ALONE, finding, hours_words, in_short
 from util.hardware.system import written_whole
@@ -80,6 +80,7 @@ def report_text(study: Findings) -> str:
         [heading, "", *_warnings(study), *_disagrees(study), _first_line(study)],
         ["## Verdict", "", *_verdict(study)],
         ["## All arms", "", *table, "", *_table_notes(study)],
+        *([["## Length of the fits", "", *_lengths(study)]] if study.curves else []),
         ["## Pictures", "", *_pictures(study)],
         ["## Controls", "", *_controls(study)],
         ["## How it was worked out", "", *_method(study)],
@@ -210,6 +211,29 @@ def _table_notes(study: Findings) -> list[str]:
         "the arm is better than the one named, whatever the score. Costs are those of one model: pre-training and "
         f"fine-tuning in one fold, {study.seconds}, means over runs; {memory}. Operations are "
         f"those of the network, as counted, in units of 10^9 (G), 10^12 (T) or 10^15 (P). {v100}"
+    ]
+
+
+def _lengths(study: Findings) -> list[str]:
+    """Whether fits stopped improving within the greatest length."""
+    lengths = study.lengths
+    open_ended = sum(of.at_greatest or 0 for of in lengths)
+    fits = sum(of.fits for of in lengths if of.at_greatest is not None)
+    said = "All fits that could end early did: they stopped improving in validation."
+    if open_ended:
+        said = (
+            f"**{open_ended} of {fits} fits trained up to the bound: they did not converge**, and longer training may "
+            "still change what they score. A longer `--finetune_epochs` would show it."
+        )
+    return [
+        *([said, ""] if fits else []),
+        *lengths_table(lengths),
+        "",
+        f"A fit ends when its score on validation blocks has not improved for {study.facts.get('patience', 'some')} "
+        "epochs and its rate has fallen since; it keeps its best weights. Validation blocks are half the test blocks "
+        "of the next fold. Times and operations count all epochs, those after the best one too, without validation. "
+        "Fits of fixed length get the time of another arm: they are validated alike and keep their best weights, but "
+        "train all their epochs.",
     ]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from study.readouts import FitLengths
 from study.results import COSTS
 from study.summary import ArmFacts, Group, v100_hours
 from study.verdict import Comparison
@@ -50,7 +51,7 @@ def main_table(
             (
                 group.arm + (" [control]" if roles[group.arm] in ("null", "leak") else ""),
                 group.mode,
-                labels_words(group.fraction).replace(" of the labels", "").replace(" labels", ""),
+                _labels(group.fraction),
                 _scores(group, decimals),
                 str(len(group.runs)),
                 _against(comparison, decimals),
@@ -61,10 +62,30 @@ def main_table(
                 _sum_text(group, "tiles"),
             )
         )
+    return _markdown(head, rows)
+
+
+def _labels(fraction: float) -> str:
+    """The share of labels in a cell."""
+    return labels_words(fraction).replace(" of the labels", "").replace(" labels", "")
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         for cells in (head, ["---"] * len(head), *rows)
     ]
+
+
+def lengths_table(lengths: Sequence[FitLengths]) -> list[str]:
+    """Lines of a Markdown table: where fits were best in validation, and whether they ended before their bound."""
+    head = ("arm", "mode", "labels", "fits", "best epoch, median", "epochs trained, median", "fits at the bound")
+    rows = []
+    for of in lengths:
+        best = "-" if of.best_epoch is None else f"{of.best_epoch:g}"
+        bound = "fixed length" if of.at_greatest is None else f"{of.at_greatest} of {of.fits}"
+        rows.append((of.arm, of.mode, _labels(of.fraction), str(of.fits), best, f"{of.epochs:g}", bound))
+    return _markdown(head, rows)
 
 
 def write_summary(path: Path, arms: Sequence[ArmFacts], groups: Sequence[Group], *, facts: Mapping[str, Any]) -> None:

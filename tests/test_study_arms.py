@@ -82,6 +82,7 @@ BAD = [
     (["a,network,,,perhaps,,,,,"], "probe 'perhaps', expected yes or no"),
     (["a,network,--seed 3,,,,,,,"], "pretrain has --seed, which the study sets itself"),
     (["a,network,,--epochs=3,,,,,,"], "finetune has --epochs=3, which the study sets itself"),
+    (["a,network,,--patience 9,,,,,,"], "finetune has --patience, which the study sets itself"),
     (["a,network,,,,,,,some,"], "label_fractions 'some', expected numbers"),
     (["a,network,,,,,,,0 1,"], "label_fractions '0 1', expected shares above 0"),
     (["a,network,,,,,,,0.1 1 0.10,"], "label_fractions '0.1 1 0.10', expected each share once"),

@@ -1,5 +1,6 @@
 """Plan of a study: which tasks, what they wait for, how long they train and take, worked out by hand."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,32 @@ def test_baselines_are_fitted_alone_and_take_longer_than_trees():
     task = Task("fit/both-seed0", "fit", both, 0, needs=("pretrain/both-seed0",))
     command = " ".join(fit_command(task, settings, folder=Path("study"), epochs=1))
     assert "--finetune study/pretrain/both-seed0/" in command and "--baselines trees+embeddings --no_network" in command
+
+
+def flags_of(arm, *, patience, epochs):
+    settings = Settings(data=("--train_path", "layers.csv"), labels=("--labels", "a.tif"), patience=patience)
+    task = Task(f"fit/{arm.name}-seed0", "fit", arm, 0, needs=("pretrain/one-seed0",))
+    command = fit_command(task, settings, folder=Path("study"), epochs=epochs)
+    return [command[command.index(flag) + 1] for flag in ("--epochs", "--warmup_epochs", "--patience")]
+
+
+def test_fits_end_early_but_for_those_that_get_the_time_of_another_arm():
+    assert flags_of(SCRATCH, patience=0, epochs=40) == ["40", "4", "0"]
+    assert flags_of(SCRATCH, patience=20, epochs=90) == flags_of(ONE_LONG, patience=20, epochs=90) == ["90", "2", "20"]
+    # validated like the others, but it cannot wait for longer than it lasts
+    assert flags_of(SCRATCH_LONG, patience=20, epochs=90) == ["90", "2", "90"]
+    assert flags_of(SCRATCH_LONG, patience=20, epochs=5) == ["5", "0.5", "5"]
+
+
+def test_validation_is_estimated_for_every_epoch_of_the_greatest_length():
+    rates = dataclasses.replace(RATES, validation=3.0)
+    lengths = Lengths(2, 1.0, {"one": 20, "multi": 20}, dict.fromkeys(("scratch", "one", "multi", "one_long"), 10))
+    seconds = {task.name: estimate(task, lengths, rates, arms=ARMS, folds=2) for task in tasks()}
+    assert seconds["fit/scratch-seed0-labels1"] == 5 + 2 * (10 * (4 + 3) + 2)
+    assert seconds["fit/one-seed0-labels1"] == pytest.approx(5 + 2 * (10 * (4 + 3) + 2 + 10 * (1.6 + 3) + 2))
+    # 20 x 15 + 10 x 4 = 340 s of training are 85 epochs of 4 s
+    assert seconds["fit/scratch_long-seed0-labels1"] == 5 + 2 * (85 * (4 + 3) + 2)
+    assert seconds["pretrain/multi-seed0"] == 5 + 20 * 15
 
 
 def total(lengths):

@@ -18,6 +18,7 @@ from scripts import worth_it
 from scripts.parsers import duration
 from study import commands, plan, runner
 from study.arms import StudyArm
+from study.curves import read_curves
 from study.outcomes import read_json
 from study.plan import Task
 from study.results import read_results
@@ -223,22 +224,29 @@ QUIET = ["--pretrain_flags", "--batch_size 8 --num_workers 0", "--finetune_flags
 
 
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory):
-    """The folder of a whole study on the small survey, and its command line."""
+def small(tmp_path_factory):
+    """A folder with the small survey and its labels, and a command line, while epochs are short."""
     folder = tmp_path_factory.mktemp("study")
     survey = surveys.write_survey(folder / "survey")
     labelled.write_classes(folder)
-    (folder / "arms.csv").write_text(ARMS)
-    argv = ["--data_dir", str(survey), "--labels", str(folder / "classes.tif"), "--arms", str(folder / "arms.csv")]
-    argv += [*FLAGS, *QUIET, "--output_dir", str(folder / "out")]
+    argv = ["--data_dir", str(survey), "--labels", str(folder / "classes.tif"), *FLAGS, *QUIET]
     with pytest.MonkeyPatch.context() as patch:
         for module in (plan, commands):
             patch.setattr(module, "PRETRAIN_TILES", 16)
             patch.setattr(module, "FINETUNE_WINDOWS", 16)
         patch.setattr("study.outcomes.PRETRAIN_TILES", 16)
         patch.setattr(worth_it, "Pool", InProcess)
-        assert worth_it.main(argv) == 0
-        yield folder / "out", argv
+        yield folder, argv
+
+
+@pytest.fixture(scope="module")
+def ended(small):
+    """The folder of a whole study on the small survey, and its command line."""
+    folder, argv = small
+    (folder / "arms.csv").write_text(ARMS)
+    argv = [*argv, "--arms", str(folder / "arms.csv"), "--output_dir", str(folder / "out")]
+    assert worth_it.main(argv) == 0
+    return folder / "out", argv
 
 
 def test_every_run_of_the_plan_is_in_the_results(ended):
@@ -324,6 +332,62 @@ def test_checkpoints_that_nothing_needs_are_gone(ended):
     assert {path.name for path in ended[0].rglob("checkpoint-*.pth")} == {"checkpoint-last.pth"}
 
 
+EARLY_ARMS = """arm,method,pretrain,probe,as_long_as,against,label_fractions
+scratch,network,none,,,,
+one,network,--scales 1,yes,,scratch,
+scratch_long,network,none,,one,one,
+trees,trees,none,,,one,
+"""
+
+
+@pytest.fixture(scope="module")
+def early(small):
+    """A study whose fits end early, on the small survey."""
+    folder, argv = small
+    (folder / "early.csv").write_text(EARLY_ARMS)
+    argv = [*argv, "--arms", str(folder / "early.csv"), "--output_dir", str(folder / "early"), "--seeds", "1"]
+    argv += "--folds 3 --patience 2 --finetune_epochs 12".split()
+    assert worth_it.main(argv) == 0
+    return folder / "early", argv
+
+
+def test_fits_end_early_and_those_of_equal_time_do_not(early):
+    out, _ = early
+    plan_, curves = read_json(out / "plan.json"), read_curves(out / "curves.csv")
+    assert plan_["wishes"]["settings"]["patience"] == 2 and plan_["rates"]["validation"] > 0
+    lengths = plan_["lengths"]["finetune"]
+    assert {(of.arm, of.mode) for of in curves} == {
+        *((arm, "full") for arm in ("scratch", "one", "scratch_long")),
+        ("one", "probe"),
+    }
+    runs = {run.key: run for run in read_results(out / "results.csv")}
+    for of in curves:
+        run, epochs = runs[(of.arm, of.mode, of.label_fraction, of.seed, of.fold)], len(of.scores)
+        assert run.finetune_tiles == 16 * epochs  # all epochs are charged, those after the best one too
+        assert run.finetune_s == of.train_s and of.best_epoch <= epochs <= lengths[of.arm]
+        if of.arm == "scratch_long":
+            assert epochs == lengths[of.arm]
+    own = read_json(out / "fit/one-seed0-labels1/done.json")["modes"]["full"]
+    mean = np.mean([len(of.scores) for of in curves if (of.arm, of.mode) == ("one", "full")])
+    assert own["epochs"] == mean and own["validation_seconds"] > 0
+    paid = read_json(out / "pretrain/one-seed0/done.json")["cpu_seconds"]
+    cost = own["train_cpu_seconds"]
+    assert lengths["scratch_long"] == max(1, round(mean * (paid + cost) / cost))
+
+
+def test_the_report_says_which_fits_did_not_converge(early, capsys):
+    out, argv = early
+    text, record = (out / "report.md").read_text(), read_json(out / "study.json")
+    stuck = sum(len(of.scores) == 12 for of in read_curves(out / "curves.csv") if of.arm != "scratch_long")
+    said = f"**{stuck} of 9 fits trained up to the bound" if stuck else "All fits that could end early did"
+    assert record["patience"] == 2 and "## Length of the fits" in text and said in text
+    assert re.search(r"\| scratch_long \| full \| all \| 3 \| [\d.]+ \| [\d.]+ \| fixed length \|", text)
+    assert worth_it.main(["--report_only", "--output_dir", str(out)]) == 0
+    assert (out / "report.md").read_text() == text
+    assert worth_it.main([*argv, "--patience", "3"]) == 2
+    assert "holds a study with other settings" in capsys.readouterr().err
+
+
 def test_another_study_in_the_same_folder_is_refused(ended, capsys):
     out, argv = ended
     assert worth_it.main([*argv, "--finetune_epochs", "3"]) == 2
@@ -350,6 +414,9 @@ BAD = [
     ("--data_dir . --train_path a.csv --labels b.tif", "--data_dir and --train_path both name the layers; give one"),
     ('--finetune_flags "--head \'x"', '--finetune_flags "--head \'x": No closing quotation'),
     ("--pretrain_flags '--aoi a.gpkg'", "--pretrain_flags has --aoi, which networks from scratch and trees would not"),
+    ("--patience 5 --folds 2", "--patience 5 with --folds 2: fits are validated on half .* expected at least 3 folds"),
+    ("--patience 30", "--patience 30 with --finetune_epochs 30: no fit could end early; expected a longer"),
+    ("--finetune_flags '--patience 3'", "--finetune_flags has --patience, which must be the same for all arms"),
     ("--report_only", "results.csv: no such table of results; run the study first"),
 ]
 
@@ -362,7 +429,7 @@ def test_bad_input_ends_at_once(tmp_path, monkeypatch, capsys, flags, said):
         assert worth_it.main([*shlex.split(flags), "--output_dir", str(tmp_path / "out")]) == 2
     except SystemExit as end:
         assert end.code == 2
-    assert said in capsys.readouterr().err
+    assert re.search(said, capsys.readouterr().err)
 
 
 def test_arms_may_be_added_but_not_changed(ended, tmp_path, monkeypatch, capsys):
