@@ -133,7 +133,7 @@ def prepare(
 
     # model
     torch.manual_seed(args.seed)
-    sizes = {**options.model_options(args), **data.training.channel_options()}
+    sizes = {**options.model_options(args), **data.training.channel_options(), "texture": args.texture_weight > 0}
     network = models.build_model(args.model, **sizes).to(device)
     limits: dict[str, Any] = {"batches_ahead": read_ahead(settings.num_workers), "job_free": free_in_job()}
     batch, memory = setup.fit_batch(network, training, settings, ranks, amp_dtype=amp_dtype, **limits)
@@ -301,7 +301,7 @@ def train_epoch(run: Run, stop: Stop) -> bool:
             window = meter.read(dist.mean_over_ranks, dist.sum_over_ranks)
             require_finite(window, tiles_of_steps, progress, run.files.output_dir, name_tiles=training.name_tiles)
             log_window(run, window, lr)
-            bar.set_postfix(loss=f"{window.loss:.4f}", refresh=False)
+            bar.set_postfix(window.shown, refresh=False)
             tiles_of_steps.clear()
         tiles_of_steps.append([])
         if (stopping or is_due) and not is_end:
@@ -328,9 +328,9 @@ def backward(run: Run, inputs: dict[str, Any], weight: float | torch.Tensor) -> 
     """Computes the losses of a micro-batch, and the gradients of their weighted sum."""
     with run.state.updater.autocast():
         out = run.model(**inputs, mask_ratio=run.training.mask_ratio, details=True)
-    loss = run.training.base_loss_weight * out.loss + run.training.scale_loss_weight * out.ms_loss
+    loss = run.training.total_loss(out.losses)
     run.state.updater.backward(loss * weight)
-    return LossTerms((loss.detach(), out.loss.detach(), out.ms_loss.detach()), out.error_sums, out.error_counts)
+    return LossTerms(tuple(term.detach() for term in (loss, *out.losses)), out.error_sums, out.error_counts)
 
 
 def log_window(run: Run, window: WindowOfSteps, lr: float) -> None:

@@ -13,6 +13,7 @@ References: SatMAE++ (Noman et al., CVPR 2024, arXiv 2403.05419), SatMAE (Cong e
 - `norm_pix_loss` normalises each channel of a patch separately, because layers may have different units.
 - `mask_ratio` is the fraction of the tokens with valid pixels that is removed.
 - With a stem, visible tokens see their own fine pixels, so finer scales are scored inside removed tokens alone.
+- The texture of hidden patches may be predicted as well (`util/model/texture.py`).
 
 Shape letters: N batch, C channels, Y layers, H W base-scale pixels, G groups, L patches per group, D encoder width, E
 decoder width, p patch edge, s scale. `mask` is the token mask, 1 = removed; `valid` is data validity, True = usable.
@@ -64,6 +65,7 @@ from util.model.scale_heads import (
     mean_pool,
     plan_subpixel,
 )
+from util.model.texture import LEAST_EDGE, TextureHead, TextureSource, source_images
 
 
 def check_scored(
@@ -96,6 +98,10 @@ def _shapes_may_depend_on_data(imgs: Tensor) -> bool:
     return type(imgs) is Tensor and imgs.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+NOT_IN_CONFIG = ("self", "__class__", "norm_layer", "layers", "texture")
+"""Arguments and local names of the model that `config` does not take as they are."""
+
+
 class Reconstruction(NamedTuple):
     """Result of a forward pass with `details`; S scales, in the order of the model's `scales`."""
 
@@ -106,6 +112,13 @@ class Reconstruction(NamedTuple):
     images: dict[int, Tensor]  # scale -> (N, C, sH, sW), model units or class fractions; 0 where not scored
     error_sums: Tensor  # (S, Y): sum over valid pixels, at the base scale only those of removed tokens
     error_counts: Tensor  # (S, Y): number of pixels in each sum
+    texture_loss: Tensor | None = None  # scalar, of a model with a texture head
+
+    @property
+    def losses(self) -> tuple[Tensor, ...]:
+        """The terms of the total loss: base scale, finer scales and, with a texture head, texture."""
+        terms = (self.loss, self.ms_loss)
+        return terms if self.texture_loss is None else (*terms, self.texture_loss)
 
 
 class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
@@ -126,10 +139,12 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         stem, native_scales, detail_scales: whether and how tokens see pixels finer than the base pixel, see
             `GroupChannelEncoder`.
         grad_checkpointing: recompute the blocks in the backward pass to save memory.
+        texture: also predict the texture of layers of values, see `util.model.texture`; all other weights start as
+            without.
 
     Raises:
-        ValueError: the groups are not a partition of the channels, widths are not divisible, or scales or weights do
-            not fit.
+        ValueError: the groups are not a partition of the channels, widths are not divisible, scales or weights do not
+            fit, or no layer can have a texture.
     """
 
     weights_1: Tensor
@@ -166,8 +181,9 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         native_scales: Sequence[int] | None = None,
         detail_scales: Sequence[float] | None = None,
         grad_checkpointing: bool = False,
+        texture: bool = False,
     ) -> None:
-        arguments = {k: v for k, v in locals().items() if k not in ("self", "norm_layer", "__class__", "layers")}
+        arguments = {k: v for k, v in locals().items() if k not in NOT_IN_CONFIG}
         if layers is not None:  # `where` is for messages alone
             arguments["layers"] = [{k: v for k, v in layer.items() if k != "where"} for layer in layers]
         super().__init__(
@@ -188,14 +204,13 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             "scales": list(self.scales),
             "scored": {str(s): list(channels) for s, channels in self.scored.items()},
             "channel_weights": weights,
+            **({"texture": True} if texture else {}),  # absent as in checkpoints of versions without
         }
-
         self.norm = norm_layer(embed_dim)
         self._build_decoder(norm_layer)
-        if scale_heads not in SCALE_HEADS:
-            raise ValueError(f"scale_heads {scale_heads!r}: expected one of {', '.join(SCALE_HEADS)}")
-        SCALE_HEADS[scale_heads].build(self)
+        self._build_scale_heads()
         self.init_weights()
+        self.texture_head = self._build_texture_head() if texture else None
 
     def _register_layers(self, layers: Sequence[Mapping[str, Any]] | None) -> None:
         """Register the channels of each layer, and the layers of each group and scored at each scale."""
@@ -240,6 +255,16 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         self.decoder_norm = norm_layer(width)
         self.decoder_pred = nn.ModuleList(nn.Linear(width, size * self.patch_size**2) for size in self.group_sizes)
 
+    def _build_scale_heads(self) -> None:
+        """Add the heads of finer scales.
+
+        Raises:
+            ValueError: there are no heads of that name, or they do not suit the scales.
+        """
+        if self.scale_heads not in SCALE_HEADS:
+            raise ValueError(f"scale_heads {self.scale_heads!r}: expected one of {', '.join(SCALE_HEADS)}")
+        SCALE_HEADS[self.scale_heads].build(self)
+
     def build_shared_heads(self) -> None:
         """Add the published heads: `up_block1` doubles the base scale, `up_block2` doubles that, and so on.
 
@@ -282,6 +307,44 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                     rank=rank,
                     fraction_channels=[c for layer in self.layers if layer.has_fractions for c in layer.channels],
                 )
+
+    def _build_texture_head(self) -> TextureHead:
+        """The head that predicts textures of the scored layers of values whose patches are wide enough.
+
+        Raises:
+            ValueError: there is no such layer.
+        """
+        details = self.config["detail_scales"] or [0.0] * self.in_chans
+        sources = [source for source in self._texture_sources() if source.scale * self.patch_size >= LEAST_EDGE]
+        if not sources:
+            raise ValueError(
+                f"texture with patch_size {self.patch_size}: no scored layer of values has {LEAST_EDGE} or more of its "
+                "pixels along a patch; use larger patches, or do without (--texture_weight 0)"
+            )
+        return TextureHead(
+            sources,
+            groups=self.num_groups,
+            details=[float(details[source.channel]) for source in sources],
+            patch_size=self.patch_size,
+            width=self.config["decoder_embed_dim"],
+        )
+
+    def _texture_sources(self) -> list[TextureSource]:
+        """The finest pixels of each scored layer of values, group by group: native ones or those of a target."""
+        number_of = {layer.first: number for number, layer in enumerate(self.layers) if layer.has_values}
+        with_native = [g for g, scale in enumerate(self.native_scales) if scale > 1]
+        sources = []
+        for g, group in enumerate(self.channel_groups):
+            for k, c in enumerate(group):
+                if c not in number_of or c not in self.scored[1] or not self.config["channel_weights"][c]:
+                    continue
+                scale, native = max(s for s in self.scales if c in self.scored[s]), None
+                own = self.config["native_scales"][c] if g in with_native else 1
+                if own > 1 and own >= scale:  # a coarser layer of the group has each of its pixels repeated
+                    step = 1 if self.native_scales[g] % own else self.native_scales[g] // own
+                    scale, native = self.native_scales[g] // step, (with_native.index(g), k, step)
+                sources.append(TextureSource(c, number_of[c], g, scale, native))
+        return sources
 
     def init_weights(self) -> None:
         """Initialise as MAE does; light heads start as interpolation, shared ones with PyTorch's default."""
@@ -548,7 +611,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             valid_up: validity of each finer target.
             noise: (N, G*L), or (N, L) with `spatial_mask`; valid tokens with the smallest noise stay visible. None:
                 uniform random numbers.
-            details: return a `Reconstruction`, which adds images and sums of errors.
+            details: return a `Reconstruction`, which adds images, sums of errors and the loss of textures.
             native: native pixels of the groups that have finer ones, (N, c, sH, sW) each in the order of the groups,
                 model units, NaN = invalid; needed unless the stem is "base".
 
@@ -586,7 +649,11 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             images[1] = unpatchify(to_fractions(pred * std + mean, self.layers), self.patch_size)
             totals = {1: error_totals(error, layer_valid & hidden)}
             totals |= {s: error_totals(finer_errors[s], ok) for s, ok in finer_valid.items()}
-            return self._reconstruction(result, images, totals)
+            texture = None
+            if self.texture_head is not None:
+                own_pixels = source_images(self.texture_head.sources, {1: (imgs, valid), **finer}, own)
+                texture = self.texture_head.loss(tokens, own_pixels, mask=mask, weights=self.weights_1)
+            return self._reconstruction(result, images, totals, texture)
 
     def _scored_finer(self, valid: Tensor, hidden: Tensor, *, scale: int) -> Tensor:
         """Where layers are scored at a finer scale, (N, Y, sH, sW) bool: with a stem inside removed tokens alone.
@@ -651,6 +718,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         result: tuple[Tensor, Tensor, Tensor, Tensor],
         images: dict[int, Tensor],
         totals: dict[int, tuple[Tensor, Tensor]],
+        texture: Tensor | None,
     ) -> Reconstruction:
         """Arrange the details by scale, with zeros where a layer is not scored."""
         zeros = (torch.zeros_like(self.weights_1), torch.zeros_like(self.weights_1))
@@ -662,7 +730,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         }
         is_scored = self.is_scored.index_select(1, self.first_channel)
         error_sums = torch.where(is_scored, torch.stack(sums), 0.0).detach()
-        return Reconstruction(*result, scored_images, error_sums, torch.stack(counts) * is_scored)
+        return Reconstruction(*result, scored_images, error_sums, torch.stack(counts) * is_scored, texture)
 
 
 @dataclass(frozen=True)

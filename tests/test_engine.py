@@ -228,6 +228,19 @@ class TestStepMeter:
         assert (found.loss, found.base_loss, found.scale_loss, found.grad_norm) == (3.0, 2.0, 1.0, 4.0)
         assert found.first_bad is None and not found.bad_here
 
+    def test_a_fourth_loss_is_that_of_textures(self):
+        window = meter()
+        losses = tuple(map(torch.tensor, (7.0, 2.0, 1.0, 4.0)))
+        window.add(losses=losses, weight=1.0, error_sums=torch.ones(1, 2), error_counts=torch.ones(1, 2))
+        window.end_update(torch.tensor(3.0))
+        found = window.read(same, same)
+        assert (found.loss, found.texture_loss, found.grad_norm) == (7.0, 4.0, 3.0)
+        assert found.shown == {"loss": "7.0000", "texture": "4.0000"}
+        add(window, 1.0)
+        window.end_update(torch.tensor(1.0))
+        plain = window.read(same, same)
+        assert plain.texture_loss is None and plain.shown == {"loss": "1.0000"}
+
     def test_layer_losses_are_sums_over_counts(self):
         window = meter(scales=2)
         add(window, 1.0, sums=((6.0, 1.0), (2.0, 0.0)), counts=((2.0, 1.0), (1.0, 0.0)))
@@ -281,7 +294,7 @@ class TestStepMeter:
         for _ in range(2):
             add(window, 1.0)
             window.end_update(torch.tensor(1.0))
-        other = torch.tensor([[1.0, 1.0, 1.0, 1.0], [math.nan, 1.0, 1.0, 1.0]])
+        other = torch.tensor([[1.0, 1.0, 1.0, 1.0, 1.0], [math.nan, 1.0, 1.0, 1.0, 1.0]])
         found = window.read(lambda rows: (rows + other) / 2, same)
         assert found.first_bad == 1 and not found.bad_here
 

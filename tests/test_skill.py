@@ -242,9 +242,8 @@ class HeldOutGround:
             mask = self.mask[batch.noise[:, 0].long()]
             hidden = self.evaluator().hidden_pixels(mask, batch.imgs.shape)
             first, second = images(batch, hidden)
-            return SimpleNamespace(
-                loss=torch.tensor(2.0), ms_loss=torch.tensor(3.0), mask=mask, images={1: first, 2: second}
-            )
+            losses = (torch.tensor(2.0), torch.tensor(3.0))
+            return SimpleNamespace(loss=losses[0], losses=losses, mask=mask, images={1: first, 2: second})
 
         return predict
 

@@ -25,7 +25,15 @@ from util.checkpoints.checkpoint_file import CheckpointError, checkpoint_in, loa
 from util.model.patches import SENTINEL_GROUPS
 from util.model.pos_embed import resize_positions
 
-PRETRAINING_ONLY = ("mask_token", "decoder_", "proj_up_conv.", "proj_up_norm.", "up_block", "subpixel_heads.")
+PRETRAINING_ONLY = (
+    "mask_token",
+    "decoder_",
+    "proj_up_conv.",
+    "proj_up_norm.",
+    "up_block",
+    "subpixel_heads.",
+    "texture_head.",
+)
 """Prefixes of parameters that only pre-training has; not loaded."""
 TASK_ONLY = ("head.",)
 """Prefixes of parameters of a task; not loaded, and new in the model."""

@@ -179,6 +179,7 @@ class Scores:
         reports: mean `report` of these three, (3, S, Y) float64 each.
         counts: (3, S, Y) float64, number of pixels in each mean.
         views: number of masked tiles scored.
+        texture_loss: loss of textures, None if the model predicts none.
     """
 
     loss: float
@@ -190,6 +191,7 @@ class Scores:
     reports: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     counts: torch.Tensor
     views: int
+    texture_loss: float | None = None
 
     @property
     def best(self) -> torch.Tensor:
@@ -278,14 +280,14 @@ class HeldOutEvaluator:
         self,
         predict: Callable[[ScoredBatch], Any],
         *,
-        loss_weights: tuple[float, float],
+        loss_weights: tuple[float, ...],
         show: Callable = iter,
     ) -> Scores:
         """Scores a model.
 
         Args:
             predict: batch -> the model's `Reconstruction`, without gradients.
-            loss_weights: of the base-scale and the finer-scale term.
+            loss_weights: of the base-scale and the finer-scale term and, if there is one, that of textures.
             show: wraps the list of batches, to show a progress bar.
 
         Returns:
@@ -293,7 +295,7 @@ class HeldOutEvaluator:
         """
         shape = (3, len(self._scales), len(self._layers))
         sums, counts = torch.zeros((2, *shape), dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
-        losses = torch.zeros(3, dtype=torch.float64)
+        losses = torch.zeros(len(loss_weights) + 1, dtype=torch.float64)
         baselines: list[torch.Tensor] = []
         for numbers in show(self.batches):
             batch = self.fetch(numbers)
@@ -304,7 +306,7 @@ class HeldOutEvaluator:
             part, part_counts = error_sums(images, targets, valid, hidden, self._layers)
             sums += part
             counts += part_counts
-            losses += torch.stack([out.loss, out.ms_loss, torch.ones_like(out.loss)]).double().cpu() * len(numbers)
+            losses += torch.stack([*out.losses, torch.ones_like(out.loss)]).double().cpu() * len(numbers)
             if self._baselines is None:
                 baselines.append(
                     baseline_error_sums(batch, targets, valid, hidden, layers=self._layers, scales=self._scales)
@@ -317,10 +319,10 @@ class HeldOutEvaluator:
         if not self._base_in_units:
             has_values = [layer.channels.has_values for layer in self._layers]
             model[:, :, 0, has_values] = float("nan")
-        base, finer = (losses[:2] / losses[2]).tolist()
+        base, finer, *texture = terms = (losses[:-1] / losses[-1]).tolist()
         constant, interpolated = (sums / counts for sums in self._baselines)
         return Scores(
-            loss=loss_weights[0] * base + loss_weights[1] * finer,
+            loss=sum(weight * term for weight, term in zip(loss_weights, terms, strict=True)),
             base_loss=base,
             scale_loss=finer,
             model=model[0],
@@ -328,7 +330,8 @@ class HeldOutEvaluator:
             interpolation=interpolated[0],
             reports=(model[1], constant[1], interpolated[1]),
             counts=counts,
-            views=int(losses[2]),
+            views=int(losses[-1]),
+            texture_loss=texture[0] if texture else None,
         )
 
     def hidden_pixels(self, mask: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

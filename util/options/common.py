@@ -306,6 +306,13 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--scale_loss_weight", type=non_negative, default=0.4, help="weight of the loss at finer scales (0.4)"
     )
+    train.add_argument(
+        "--texture_weight",
+        type=non_negative,
+        default=0.0,
+        help="weight of a third loss: also predict how rough hidden patches are, by direction and distance, from the "
+        "finest pixels of each layer of values; not of classes and angles; 0: without (0)",
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:

@@ -47,6 +47,8 @@ def decisive(options: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in options.items() if name not in MAY_CHANGE and value is not None}
     if options.get("stem") == BASE_STEM:  # as in checkpoints of versions without stems
         del options["stem"]
+    if not options.get("texture_weight"):  # as in checkpoints of versions without
+        options.pop("texture_weight", None)
     return options
 
 
@@ -54,9 +56,9 @@ def check(args: argparse.Namespace) -> None:
     """Checks that the options of main_pretrain fit together.
 
     Raises:
-        ValueError: both losses have weight 0.
+        ValueError: all losses have weight 0.
     """
-    if not args.base_loss_weight + args.scale_loss_weight:
+    if not args.base_loss_weight + args.scale_loss_weight + args.texture_weight:
         raise ValueError("--base_loss_weight 0 and --scale_loss_weight 0 leave nothing to learn; raise one of them")
 
 

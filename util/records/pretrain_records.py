@@ -156,6 +156,7 @@ class RunFiles:
             f"{tag.LOSS}/training": window.loss,
             f"{tag.LOSS}/training_base": window.base_loss,
             f"{tag.LOSS}/training_finer": window.scale_loss,
+            **({} if window.texture_loss is None else {f"{tag.LOSS}/training_texture": window.texture_loss}),
             f"{tag.OPTIMISER}/lr": lr,
             f"{tag.OPTIMISER}/grad_norm": window.grad_norm,
             f"{tag.SPEED}/tiles_per_s": speed["tiles_per_s"],
@@ -199,10 +200,12 @@ class RunFiles:
         for level, channel, scale, layer in self._entries():
             losses = [float(window.layer_losses[level, channel]) for window in windows]
             layers.setdefault(layer.name, {})[f"{scale}x"] = mean(losses)
+        textures = [window.texture_loss for window in windows if window.texture_loss is not None]
         return {
             "train_loss": mean(window.loss for window in windows),
             "train_base_loss": mean(window.base_loss for window in windows),
             "train_scale_loss": mean(window.scale_loss for window in windows),
+            **({"train_texture_loss": mean(textures)} if textures else {}),
             "train_layers": layers,
         }
 
@@ -233,12 +236,15 @@ class RunFiles:
                 "val_loss": scores.loss,
                 "val_base_loss": scores.base_loss,
                 "val_scale_loss": scores.scale_loss,
+                **({} if scores.texture_loss is None else {"val_texture_loss": scores.texture_loss}),
                 "val_tiles": tiles,
                 "val_views": scores.views,
                 "val": self._layer_scores(scores),
             }
-            for name, part in (("val_loss", ""), ("val_base_loss", "_base"), ("val_scale_loss", "_finer")):
-                tags[f"{tag.LOSS}/held_out{part}"] = line[name]
+            parts = {"loss": "", "base_loss": "_base", "scale_loss": "_finer", "texture_loss": "_texture"}
+            tags |= {
+                f"{tag.LOSS}/held_out{p}": line[f"val_{name}"] for name, p in parts.items() if f"val_{name}" in line
+            }
             for layer, by_scale in line["val"].items():
                 for scale, values in by_scale.items():
                     kept = {"skill": tag.SKILL, "rmse": tag.ERROR, "accuracy": tag.ERROR}

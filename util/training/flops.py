@@ -24,12 +24,12 @@ class StepCost:
 
     parameters: int
     forward_flops: int
-    head_forward_flops: int  # the part of the cross-scale heads
+    head_forward_flops: int  # the part of the heads of finer scales and of textures
     step_flops: int  # forward and backward
 
     @property
     def head_share(self) -> float:
-        """Fraction of forward FLOPs spent in the cross-scale heads, 0 to 1."""
+        """Fraction of forward FLOPs spent in the heads of finer scales and of textures, 0 to 1."""
         return self.head_forward_flops / self.forward_flops
 
 
@@ -59,7 +59,7 @@ def step_cost(network: nn.Module, *, batch_size: int, mask_ratio: float = 0.75) 
 
 
 def head_share(network: nn.Module, *, mask_ratio: float = 0.75) -> float:
-    """Fraction of forward FLOPs spent in the cross-scale heads, 0 to 1; quicker than `step_cost`."""
+    """Fraction of forward FLOPs spent in the heads of finer scales and of textures; quicker than `step_cost`."""
     flops = _forward_flops(pretraining_step(network, mask_ratio=mask_ratio))
     return 1 - _flops_without_heads(network, mask_ratio) / flops
 
@@ -78,8 +78,8 @@ def count_flops(loss: Callable[[], Tensor]) -> tuple[int, int]:
 
 
 def _flops_without_heads(network: nn.Module, mask_ratio: float) -> int:
-    """Forward FLOPs of one sample through the model without cross-scale heads."""
-    return _forward_flops(pretraining_step(network, mask_ratio=mask_ratio, scales=[1], scored=None))
+    """Forward FLOPs of one sample through the model without heads of finer scales and of textures."""
+    return _forward_flops(pretraining_step(network, mask_ratio=mask_ratio, scales=[1], scored=None, texture=False))
 
 
 def _forward_flops(step: TrainingStep) -> int:

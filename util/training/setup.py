@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class TrainingSettings:
         clip_grad: largest gradient norm.
         base_loss_weight: weight of the base-scale loss.
         scale_loss_weight: weight of the loss at finer scales.
+        texture_weight: weight of the loss of textures; 0: the network does not predict them.
         mask_ratio: fraction of tokens removed.
     """
 
@@ -53,12 +55,19 @@ class TrainingSettings:
     clip_grad: float
     base_loss_weight: float
     scale_loss_weight: float
+    texture_weight: float
     mask_ratio: float
 
     @property
-    def loss_weights(self) -> tuple[float, float]:
-        """Weights of the base-scale loss and of the loss at finer scales."""
-        return self.base_loss_weight, self.scale_loss_weight
+    def loss_weights(self) -> tuple[float, ...]:
+        """Weights of the losses at the base scale, at finer scales and, if there is one, of textures."""
+        weights = (self.base_loss_weight, self.scale_loss_weight)
+        return (*weights, self.texture_weight) if self.texture_weight else weights
+
+    def total_loss(self, losses: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The weighted sum of the losses of a `Reconstruction`."""
+        base, *others = (weight * loss for weight, loss in zip(self.loss_weights, losses, strict=True))
+        return sum(others, base)
 
 
 @dataclass(frozen=True)
@@ -272,8 +281,8 @@ def pretraining_schedule(settings: TrainingSettings, batches: Batches) -> Schedu
     )
 
 
-def log_size(name: str, network: nn.Module, schedule: Schedule) -> None:
-    """Logs the number of trained parameters and the length of a run."""
+def log_size(name: str, network: Any, schedule: Schedule) -> None:
+    """Logs the number of trained parameters, the length of a run, and of how many layers textures are predicted."""
     logger.info(
         "%s: %.2f M parameters; %d tiles and %d updates an epoch, effective batch %d, peak rate %.3g",
         name,
@@ -283,6 +292,8 @@ def log_size(name: str, network: nn.Module, schedule: Schedule) -> None:
         schedule.effective_batch,
         schedule.peak_lr,
     )
+    if network.texture_head is not None:
+        logger.info("textures of %d of %d layers", len(network.texture_head.sources), len(network.layers))
 
 
 def pretraining_updater(

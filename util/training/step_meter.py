@@ -19,12 +19,12 @@ class LossTerms(NamedTuple):
     """What a micro-batch adds to a `StepMeter`: tensors on the device, without gradients.
 
     Attributes:
-        losses: total, base-scale and finer-scale loss, scalars.
+        losses: total, base-scale and finer-scale loss and, if there is one, that of textures, scalars.
         error_sums: (S, C) sums of errors.
         error_counts: (S, C) their numbers.
     """
 
-    losses: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    losses: tuple[torch.Tensor, ...]
     error_sums: torch.Tensor
     error_counts: torch.Tensor
 
@@ -42,6 +42,7 @@ class WindowOfSteps:
         layer_losses: (S, C) mean error per scale and channel, NaN where nothing was scored.
         first_bad: index, within the window, of the first update with a non-finite loss; None if there is none.
         bad_here: True if that update's loss was non-finite on this rank.
+        texture_loss: loss of textures, None if there is none.
     """
 
     updates: int
@@ -52,6 +53,13 @@ class WindowOfSteps:
     layer_losses: torch.Tensor
     first_bad: int | None
     bad_here: bool
+    texture_loss: float | None = None
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """Losses as a progress bar shows them."""
+        losses = {"loss": self.loss} | ({} if self.texture_loss is None else {"texture": self.texture_loss})
+        return {name: f"{value:.4f}" for name, value in losses.items()}
 
 
 class StepMeter:
@@ -69,7 +77,8 @@ class StepMeter:
     def __init__(
         self, *, updates: int, scales: int, channels: int, device: torch.device, check_gradients: bool
     ) -> None:
-        self._rows = torch.zeros(updates, 4, device=device)
+        self._rows = torch.zeros(updates, 5, device=device)  # four losses and the gradient norm
+        self._losses = 3
         self._sums = torch.zeros(2, scales, channels, device=device)
         self._check_gradients = check_gradients
         self.count = 0
@@ -77,18 +86,19 @@ class StepMeter:
     def add(
         self,
         *,
-        losses: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        losses: tuple[torch.Tensor, ...],
         weight: float,
         error_sums: torch.Tensor,
         error_counts: torch.Tensor,
     ) -> None:
-        """Adds a micro-batch: (total, base, finer) losses with their weight, and error sums and counts by layer."""
-        self._rows[self.count, :3] += torch.stack([x.detach().float() for x in losses]) * weight
+        """Adds a micro-batch: its `LossTerms`, the losses with their weight."""
+        self._losses = len(losses)
+        self._rows[self.count, : self._losses] += torch.stack([x.detach().float() for x in losses]) * weight
         self._sums += torch.stack([error_sums, error_counts]).float() * (weight > 0)
 
     def end_update(self, grad_norm: torch.Tensor) -> None:
         """Closes an update."""
-        self._rows[self.count, 3] = grad_norm
+        self._rows[self.count, 4] = grad_norm
         self.count += 1
 
     @property
@@ -113,10 +123,10 @@ class StepMeter:
         here = self._rows[: self.count].clone()
         rows = reduce_mean(here.clone()).cpu()
         sums = reduce_sum(self._sums.clone()).cpu()
-        columns = rows if self._check_gradients else rows[:, :3]
+        columns = rows if self._check_gradients else rows[:, :4]
         bad = (~torch.isfinite(columns)).any(dim=1)
         first_bad = int(bad.nonzero()[0]) if bad.any() else None
-        bad_here = first_bad is not None and not bool(torch.isfinite(here[first_bad, :3]).all())
+        bad_here = first_bad is not None and not bool(torch.isfinite(here[first_bad, :4]).all())
         updates, means = self.count, rows.mean(dim=0).tolist()
         self._rows.zero_()
         self._sums.zero_()
@@ -126,10 +136,11 @@ class StepMeter:
             loss=means[0],
             base_loss=means[1],
             scale_loss=means[2],
-            grad_norm=means[3],
+            grad_norm=means[4],
             layer_losses=sums[0] / sums[1],
             first_bad=first_bad,
             bad_here=bad_here,
+            texture_loss=means[3] if self._losses > 3 else None,
         )
 
 

@@ -97,7 +97,7 @@ def pretraining_step(
             details=True,
             native=native,
         )
-        return 0.6 * out.loss + 0.4 * out.ms_loss, out
+        return sum(out.losses[2:], 0.6 * out.loss + 0.4 * out.ms_loss), out
 
     return TrainingStep(
         make_model=lambda: kind(**config),
