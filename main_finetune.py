@@ -45,8 +45,8 @@ from util.finetuning.report import log_checkpoint, report_run
 from util.finetuning.run import (
     FinetuneInputs,
     FinetuneRun,
-    baseline_inputs,
     begin_fit,
+    fit_baseline,
     network_predictor,
     open_records,
     score,
@@ -253,8 +253,7 @@ def compare_fold(run: FinetuneRun, method: Method, fold: int, stop: Stop) -> Non
         predictor: Predictor = network_predictor(run, fit.network, fit.objective, fit.layers.survey)
         costs = fit_costs(fit, device=run.device)
     else:
-        files.forget(method.name, fold, epochs_done=0)
-        predictor, costs = method.fit(baseline_inputs(run, fold))
+        predictor, costs = fit_baseline(run, method.name, method.fit, fold)
     fold_scores = score(run, predictor, fold)
     labels, seconds = run.examples[fold].statistics.labels, time.monotonic() - begin
     record = {"test": fold_scores.scores, "train_labels": labels, "seconds": seconds, **costs}

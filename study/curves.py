@@ -29,7 +29,7 @@ class Curve:
         seed: as in the results.
         fold: number of the fold.
         train_s: seconds of training of all epochs, without validation.
-        scores: of each epoch, more is better; NaN = undefined.
+        scores: of each epoch, more is better; NaN = undefined; a single one of trees, which have no epochs.
     """
 
     arm: str
@@ -45,6 +45,14 @@ class Curve:
         """Number of the first epoch, from 1, with the best score; None if no epoch has one."""
         known = [score for score in self.scores if not math.isnan(score)]
         return 1 + self.scores.index(max(known)) if known else None
+
+    def seconds_to(self, score: float) -> float:
+        """Seconds of training up to the end of the first epoch with at least that score; infinite if none has it.
+
+        All epochs have as many windows, so each is taken to have had the same part of the time.
+        """
+        first = next((epoch for epoch, of in enumerate(self.scores, start=1) if of >= score), None)
+        return math.inf if first is None else self.train_s * first / len(self.scores)
 
 
 def read_curves(path: Path) -> list[Curve]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from study.bootstrap import DRAWS, pool
 from study.curves import CURVES, Curve, read_curves
-from study.readouts import FitLengths, fit_lengths
+from study.readouts import BreakEven, FitLengths, Key, ReachTime, break_evens, fit_lengths, reach_times
 from study.results import Run, read_results
 from study.summary import ArmFacts, Group, group_runs, read_arms
 from study.verdict import Comparison, Control, compare_arms, judge_controls
@@ -42,6 +42,16 @@ class Findings:
     curves: Sequence[Curve] = ()
 
     @property
+    def reach_times(self) -> dict[Key, ReachTime]:
+        """Time to the score of trees, by arm, mode and share of labels; empty if fits were not validated."""
+        return reach_times(self.arms, self.groups, self.curves)
+
+    @property
+    def break_evens(self) -> dict[Key, BreakEven]:
+        """How many models must share a pre-training, likewise."""
+        return break_evens(self.arms, self.groups)
+
+    @property
     def lengths(self) -> list[FitLengths]:
         """Lengths of the fits that were validated, in the order of `groups`."""
         planned = self.facts.get("lengths") or {}
@@ -56,7 +66,7 @@ class Findings:
                 greatest=None if group.arm in fixed else (planned.get("finetune") or {}).get(group.arm),
             )
             for group in self.groups
-            if (key := (group.arm, group.mode, group.fraction)) in found
+            if group.mode != "trees" and (key := (group.arm, group.mode, group.fraction)) in found
         ]
 
     @property

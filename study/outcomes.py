@@ -146,13 +146,14 @@ def curves_of(folder: Path, task: Task, *, seconds: str) -> Iterator[Curve]:
         seconds: `cpu_seconds` or `seconds`, what is called time.
     """
     place = folder / task.name
-    scores: dict[tuple[str, int], list[float | None]] = {}
+    scores: dict[tuple[str, int], list[float | None]] = {}  # of trees there is one, beside their other scores
     for line in _log(place):
         if line.get("kind") == "epoch" and "validation" in line:
             scores.setdefault((line["arm"], line["fold"]), []).append(line["validation"])
     for name, arm in read_json(place / "metrics.json")["arms"].items():
         for fold, facts in arm["folds"].items():
-            if name in FITS and (found := scores.get((name, int(fold)))):
+            found = [facts["validation"]] if "validation" in facts else scores.get((name, int(fold)))
+            if name in FITS and found:
                 yield Curve(
                     task.arm.name,
                     FITS[name],

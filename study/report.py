@@ -12,7 +12,15 @@ from study.figures import cost_figure, differences_figure
 from study.findings import Findings, gather_findings
 from study.plan import FINETUNE_WINDOWS, PRETRAIN_TILES
 from study.summary import ArmFacts
-from study.tables import lengths_table, main_table, write_differences, write_summary
+from study.tables import (
+    break_even_table,
+    lengths_table,
+    main_table,
+    reach_table,
+    write_differences,
+    write_readouts,
+    write_summary,
+)
 from study.verdict import MOST_SEEDS, Comparison, further_hours, most_seeds_needed, spread_from_blocks
 from study.words import TRAINING_ALONE, finding, hours_words, in_short
 from util.hardware.system import written_whole
@@ -40,7 +48,7 @@ _LEFT = {
 def build_report(
     results_path: Path, facts: Mapping[str, Any], out_dir: Path, *, draws: int = DRAWS, seed: int = 0
 ) -> Path:
-    """Writes report.md, two pictures, summary.csv and differences.csv from a table of results.
+    """Writes report.md, two pictures, summary.csv, differences.csv and readouts.csv from a table of results.
 
     Args:
         results_path: the table, as `results.write_results` writes it.
@@ -64,6 +72,13 @@ def build_report(
         with written_whole(out_dir / name) as waiting:
             picture.savefig(waiting, dpi=_DPI)
     write_summary(out_dir / "summary.csv", study.arms, study.groups, facts=facts)
+    write_readouts(
+        out_dir / "readouts.csv",
+        study.groups,
+        lengths=study.lengths,
+        times=study.reach_times,
+        evens=study.break_evens,
+    )
     write_differences(out_dir / "differences.csv", study.comparisons)
     path = out_dir / REPORT
     with written_whole(path) as waiting:
@@ -81,6 +96,7 @@ def report_text(study: Findings) -> str:
         ["## Verdict", "", *_verdict(study)],
         ["## All arms", "", *table, "", *_table_notes(study)],
         *([["## Length of the fits", "", *_lengths(study)]] if study.curves else []),
+        ["## When pre-training pays", "", *_pays(study)],
         ["## Pictures", "", *_pictures(study)],
         ["## Controls", "", *_controls(study)],
         ["## How it was worked out", "", *_method(study)],
@@ -234,6 +250,42 @@ def _lengths(study: Findings) -> list[str]:
         "of the next fold. Times and operations count all epochs, those after the best one too, without validation. "
         "Fits of fixed length get the time of another arm: they are validated alike and keep their best weights, but "
         "train all their epochs.",
+    ]
+
+
+def _pays(study: Findings) -> list[str]:
+    """Time to the score of trees, and how many models must share a pre-training."""
+    times, evens = study.reach_times, study.break_evens
+    lines = ["### Time to the score of trees", ""]
+    if times:
+        trees = next(iter(times.values())).trees
+        lines += [
+            *reach_table(times),
+            "",
+            f"Training, pre-training included, up to the first epoch whose score on validation blocks is at least that "
+            f"of `{trees}` of the same seed and fold there: the median over fits, of which those that never reach it "
+            "count as infinitely slow. The rate is still constant at most of these epochs, so that fits planned for "
+            "that time would score a little higher.",
+        ]
+    elif study.curves:
+        lines.append("Not available: no trees with the same labels, seeds and folds were scored on validation blocks.")
+    else:
+        lines.append(
+            "Not available: fits were not validated, so that nothing is known of their scores before their ends. "
+            "`--patience` validates them, and scores trees on the same blocks."
+        )
+    lines += ["", "### How many models must share a pre-training", ""]
+    if not evens:
+        return [*lines, "Not available: it takes the costs and scores of an arm with pre-training and of one without."]
+    return [
+        *lines,
+        *break_even_table(study.groups, evens),
+        "",
+        "From so many models on, pre-training divided by their number plus fine-tuning takes less time for each than "
+        "the shortest training from scratch that scores at least as well; it may do so in less time than was tried, "
+        "so that more models may be needed. Never: it does so in the time of fine-tuning alone, give or take 5 %. At "
+        "most: it does not in the longest training tried, so that fewer models may do. Scores are means, whatever "
+        "their intervals; models share a pre-training if they differ in labels, not in layers and ground.",
     ]
 
 

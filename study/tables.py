@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.readouts import FitLengths
+from study.readouts import BreakEven, FitLengths, Key, ReachTime
 from study.results import COSTS
 from study.summary import ArmFacts, Group, v100_hours
 from study.verdict import Comparison
@@ -19,6 +19,10 @@ SUMMARY_COLUMNS = (
     *("arm", "role", "mode", "label_fraction", "runs", "seeds", "blocks", "metric", "score", "score_low", "score_high"),
     *COSTS,
     "v100_hours",
+)
+READOUT_COLUMNS = (
+    *("arm", "mode", "label_fraction", "fits", "best_epoch", "epochs", "fits_at_bound"),
+    *("reach_fits", "reached", "reach_s", "reach_finetune_s", "break_even", "models", "twin", "twin_s"),
 )
 DIFFERENCE_COLUMNS = (
     *("arm", "role", "against", "mode", "against_mode", "label_fraction", "metric", "difference", "low", "high"),
@@ -86,6 +90,66 @@ def lengths_table(lengths: Sequence[FitLengths]) -> list[str]:
         bound = "fixed length" if of.at_greatest is None else f"{of.at_greatest} of {of.fits}"
         rows.append((of.arm, of.mode, _labels(of.fraction), str(of.fits), best, f"{of.epochs:g}", bound))
     return _markdown(head, rows)
+
+
+def reach_table(times: Mapping[Key, ReachTime]) -> list[str]:
+    """Lines of a Markdown table: how many fits reach the score of trees in validation, and after what time."""
+    head = ("arm", "mode", "labels", "fits that reach it", "training s, median", "of fine-tuning alone")
+    rows = [
+        (arm, mode, _labels(fraction), f"{of.reached} of {of.fits}", _seconds(of.seconds), _seconds(of.finetune_s))
+        for (arm, mode, fraction), of in times.items()
+    ]
+    return _markdown(head, rows)
+
+
+def break_even_table(groups: Sequence[Group], evens: Mapping[Key, BreakEven]) -> list[str]:
+    """Lines of a Markdown table: how many models must share a pre-training, and what that follows from."""
+    head = ("arm", "labels", "training s, pre + fine", "compared with", "models that must share it")
+    rows = []
+    for group in groups:
+        if even := evens.get((group.arm, group.mode, group.fraction)):
+            reaches = "" if even.word in ("from", "never") else ", which does not reach its score"
+            twin = f"{even.twin}, {even.twin_s:,.0f} s{reaches}"
+            rows.append((group.arm, _labels(group.fraction), _sum_text(group, "s"), twin, even_words(even)))
+    return _markdown(head, rows)
+
+
+def even_words(even: BreakEven) -> str:
+    """Such as `3 or more`."""
+    if even.models is None:
+        return {"never": "never, within the lengths tried", "unknown": "not known"}[even.word]
+    return f"{even.models:,} or more" if even.word == "from" else f"{even.models:,} at most"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "not reached"
+
+
+def write_readouts(
+    path: Path,
+    groups: Sequence[Group],
+    *,
+    lengths: Sequence[FitLengths],
+    times: Mapping[Key, ReachTime],
+    evens: Mapping[Key, BreakEven],
+) -> None:
+    """Writes a row for each arm, mode and share of labels of networks; cells of what is not known are empty."""
+    by_key = {(of.arm, of.mode, of.fraction): of for of in lengths}
+    rows = []
+    for group in (of for of in groups if of.mode != "trees"):
+        key = (group.arm, group.mode, group.fraction)
+        row: dict[str, Any] = {"arm": group.arm, "mode": group.mode, "label_fraction": group.fraction}
+        if fits := by_key.get(key):
+            row |= {"fits": fits.fits, "best_epoch": fits.best_epoch, "epochs": fits.epochs}
+            row["fits_at_bound"] = fits.at_greatest
+        if reach := times.get(key):
+            row |= {"reach_fits": reach.fits, "reached": reach.reached}
+            if math.isfinite(reach.seconds):
+                row |= {"reach_s": reach.seconds, "reach_finetune_s": reach.finetune_s}
+        if even := evens.get(key):
+            row |= {"break_even": even.word, "models": even.models, "twin": even.twin, "twin_s": even.twin_s}
+        rows.append(row)
+    _write(path, READOUT_COLUMNS, [dict.fromkeys(READOUT_COLUMNS) | row for row in rows])
 
 
 def write_summary(path: Path, arms: Sequence[ArmFacts], groups: Sequence[Group], *, facts: Mapping[str, Any]) -> None:

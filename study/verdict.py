@@ -106,7 +106,7 @@ def compare_arms(arms: Sequence[ArmFacts], groups: Groups, *, draws: int = DRAWS
             chosen = not arm.against and first.mode == "trees"
             second = best_network(arms, groups, first.fraction) if chosen else _opponent(arm.against, first, groups)
             if second is not None and second is not first:
-                offset = _seed_offset(arms, first) - _seed_offset(arms, second)
+                offset = seed_offset(arms, first) - seed_offset(arms, second)
                 difference = compare(first.seeds, second.seeds, offset=offset, draws=draws, seed=seed)
                 seed_s = sum(group.pretrain_per_seed_s + group.finetune_per_seed_s for group in (first, second))
                 advice = advise(difference, seed_s=seed_s)
@@ -191,7 +191,7 @@ def judge_controls(
     return controls
 
 
-def _seed_offset(arms: Sequence[ArmFacts], group: Group) -> int:
+def seed_offset(arms: Sequence[ArmFacts], group: Group) -> int:
     """What the study adds to the seeds of a group's arm."""
     role = next(arm.role for arm in arms if arm.name == group.arm)
     return StudyArm(group.arm, role=role).seed_offset
@@ -234,7 +234,7 @@ def _judge_leak(arm: ArmFacts, arms: Sequence[ArmFacts], groups: Groups, *, draw
             weaker = first.mode == "probe" and other.mode != "probe"  # a probe need not beat whole networks
             if other.arm in leaks or other.fraction != first.fraction or weaker:
                 continue
-            offset = _seed_offset(arms, first) - _seed_offset(arms, other)
+            offset = seed_offset(arms, first) - seed_offset(arms, other)
             difference = compare(first.seeds, other.seeds, offset=offset, draws=draws, seed=seed)
             if difference.estimate > 0:
                 beaten, least = beaten + 1, min(least, difference.estimate)

@@ -13,6 +13,8 @@ METRIC_WORDS = {
     "roc_auc": "ROC-AUC",
     "balanced_accuracy": "balanced accuracy",
 }
+SAME_TIME = 1.05
+"""Times that differ by a factor of up to that are called the same: so much the same training varies."""
 TRAINING_ALONE = "without start-up and scoring"
 """What hours of training leave out."""
 MODE_WORDS = {"full": "all weights fine-tuned", "probe": "linear probe", "trees": "trees"}
@@ -60,7 +62,7 @@ def cost_words(ratio: float | None) -> str:
     """How many times the training of the other arm a training takes."""
     if ratio is None:
         return "costs not recorded"
-    if 0.95 <= ratio <= 1.05:
+    if 0.95 <= ratio <= SAME_TIME:
         return "at the same training time"
     return f"at {ratio_words(ratio)} times the training time"
 
@@ -125,7 +127,7 @@ def in_short(comparisons: Sequence[Comparison], decimals: int, unit: str) -> str
     low, high = signed(min(sizes), decimals), signed(max(sizes), decimals)
     spread = f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
     cheap, dear = (ratio_words(end(ratios)) if ratios else "" for end in (min, max))
-    if ratios and min(ratios) >= 0.95 and max(ratios) <= 1.05:
+    if ratios and min(ratios) >= 0.95 and max(ratios) <= SAME_TIME:
         return f"{said}; {spread}, at the same training time"
     cost = f", at {cheap if cheap == dear else f'{cheap} to {dear}'} times the training time" if ratios else ""
     return f"{said}; {spread}{cost}"

@@ -246,7 +246,7 @@ def test_the_report_is_built_again_from_its_files(tmp_path):
     write_results(tmp_path / "results.csv", study_runs(LEVELS, **COSTS) + study_runs(LEVELS, mode="probe", **COSTS))
     facts = {"arms": ARMS, "v100": {"tflops": 100, "share": 0.5, "why": "by the book"}, "title": "Small"}
     (tmp_path / "study.json").write_text(json.dumps(facts))
-    names = ["report.md", "summary.csv", "differences.csv", "score-cost.png", "differences.png"]
+    names = ["report.md", "summary.csv", "differences.csv", "readouts.csv", "score-cost.png", "differences.png"]
     found = []
     for folder in ("first", "second"):
         facts = read_facts(tmp_path / "study.json")

@@ -359,9 +359,10 @@ def test_fits_end_early_and_those_of_equal_time_do_not(early):
     assert {(of.arm, of.mode) for of in curves} == {
         *((arm, "full") for arm in ("scratch", "one", "scratch_long")),
         ("one", "probe"),
+        ("trees", "trees"),
     }
     runs = {run.key: run for run in read_results(out / "results.csv")}
-    for of in curves:
+    for of in (of for of in curves if of.arm != "trees"):
         run, epochs = runs[(of.arm, of.mode, of.label_fraction, of.seed, of.fold)], len(of.scores)
         assert run.finetune_tiles == 16 * epochs  # all epochs are charged, those after the best one too
         assert run.finetune_s == of.train_s and of.best_epoch <= epochs <= lengths[of.arm]
@@ -382,6 +383,8 @@ def test_the_report_says_which_fits_did_not_converge(early, capsys):
     said = f"**{stuck} of 9 fits trained up to the bound" if stuck else "All fits that could end early did"
     assert record["patience"] == 2 and "## Length of the fits" in text and said in text
     assert re.search(r"\| scratch_long \| full \| all \| 3 \| [\d.]+ \| [\d.]+ \| fixed length \|", text)
+    assert re.search(r"\| scratch \| full \| all \| \d of 3 \|", text)  # that reach the score of trees
+    assert re.search(r"\| one \| all \| [\d,]+ \+ \d+ \| scratch(_long)?, ", text)
     assert worth_it.main(["--report_only", "--output_dir", str(out)]) == 0
     assert (out / "report.md").read_text() == text
     assert worth_it.main([*argv, "--patience", "3"]) == 2

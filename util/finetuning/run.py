@@ -300,6 +300,23 @@ def network_predictor(run: FinetuneRun, network: Any, objective: Objective, surv
     )
 
 
+def fit_baseline(
+    run: FinetuneRun, name: str, fit: Callable[[BaselineInputs], tuple[Predictor, dict[str, Any]]], fold: int
+) -> tuple[Predictor, dict[str, Any]]:
+    """Fits a method that is no network on a fold; every process must call it.
+
+    Returns:
+        Its predictor and its costs. Where networks are validated, `validation` among them is its score on the same
+        ground as theirs, with which their epochs can be compared; nothing is chosen by it.
+    """
+    run.files.forget(name, fold, epochs_done=0)
+    predictor, costs = fit(baseline_inputs(run, fold))
+    if run.training.patience:
+        scores = score(run, predictor, fold, validation=True).scores
+        costs = costs | {"validation": dist.on_main_rank(lambda: stopping_score(run.inputs.task, scores))}
+    return predictor, costs
+
+
 def baseline_inputs(run: FinetuneRun, fold: int) -> BaselineInputs:
     """Training labels of a fold, and features of pixels, for methods that are no network."""
     data, examples, layers = run.inputs.data, run.examples[fold], run.layers[fold]
