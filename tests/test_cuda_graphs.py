@@ -29,7 +29,7 @@ def graphs_of(device):
         yield made
 
 
-def make_updater(device, choice="off", *, scaler=False):
+def make_updater(device, choice="off", *, scaler=False, ema_decay=0.0):
     torch.manual_seed(0)
     first, last = nn.Linear(3, 8), nn.Linear(8, 1)
     model = nn.Sequential(first, nn.Tanh(), last, nn.Linear(1, 1)).to(device)
@@ -45,6 +45,7 @@ def make_updater(device, choice="off", *, scaler=False):
         scaler=torch.amp.GradScaler(device, enabled=scaler, init_scale=1024.0, growth_interval=4),
         device_type=device,
         clip_grad=0.5,
+        ema_decay=ema_decay,
     )
 
 
@@ -85,6 +86,19 @@ def test_replayed_updates_are_those_without_graphs(device, scaler, rows):
     if made is not None:
         full = sum(count == FULL for count in rows)
         assert [graph.replays for graph in made] == [(12 - WARM_UP) * full, 12 - WARM_UP]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_weights_are_averaged_in_the_graph(device):
+    """Updates 1 and 5 are skipped, before and after recording: 10 of 12 are averaged."""
+    plain, graphed = make_updater(device, ema_decay=0.8), make_updater(device, "on", ema_decay=0.8)
+    train(plain, device, 12, spoiled=[1, 5])
+    with graphs_of(device):
+        train(graphed, device, 12, spoiled=[1, 5])
+    assert graphed.uses_graphs and graphed.average.updates == plain.average.updates == 10
+    with plain.averaged(), graphed.averaged():
+        for ours, theirs in zip(graphed.model.parameters(), plain.model.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -18,7 +18,7 @@ from util.training.step_meter import StepMeter
 CPU = torch.device("cpu")
 
 
-def make_updater(*, clip_grad=None, scaler=False, lr=0.1, groups=None):
+def make_updater(*, clip_grad=None, scaler=False, lr=0.1, groups=None, ema_decay=0.0):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
     return Updater(
@@ -28,6 +28,7 @@ def make_updater(*, clip_grad=None, scaler=False, lr=0.1, groups=None):
         scaler=torch.amp.GradScaler("cpu", enabled=scaler, init_scale=1024.0),
         device_type="cpu",
         clip_grad=clip_grad,
+        ema_decay=ema_decay,
     )
 
 

@@ -1,5 +1,6 @@
 """Weights split over two processes: the numbers and the checkpoints of an unsharded run."""
 
+import signal
 from functools import partial
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from tests import small_main, surveys
 from tests.test_distributed import CPU, run_ranks
-from tests.test_multirank import PAIR, messages, signal_at_step_9
+from tests.test_multirank import PAIR, at_step, messages, signal_at_step_9
 from util.processes import distributed as dist
 from util.processes import fsdp
 from util.training.engine import Updater, make_adamw
@@ -80,6 +81,24 @@ def test_checkpoints_are_those_of_a_run_without(survey, pair, tmp_path, before, 
         }
     run(survey, tmp_path / "output", *after, "--resume", "auto")
     assert_agree(pair, tmp_path / "output")
+
+
+def signal_at_step_5() -> None:
+    """Sends itself a SIGTERM."""
+    at_step(5, lambda: signal.raise_signal(signal.SIGTERM))
+
+
+@averaging
+def test_averaged_weights(survey, tmp_path):
+    """Each process averages its part; scores, and both kinds of weights in the checkpoint, are those without."""
+    flags = [*PAIR, *surveys.HELD_OUT, "--ema_decay", "0.9"]
+    run(survey, tmp_path / "pair", *flags)
+    run(survey, tmp_path / "shared", *flags, "--fsdp", before=(signal_at_step_5, None))
+    run(survey, tmp_path / "shared", *flags, "--fsdp", "--resume", "auto")
+    assert_agree(tmp_path / "pair", tmp_path / "shared")
+    ours, theirs = (surveys.checkpoint(tmp_path / name) for name in ("shared", "pair"))
+    surveys.assert_weights_agree(ours["raw_model"], theirs["raw_model"])
+    assert ours["averaged_updates"] == theirs["averaged_updates"] == ours["step"]
 
 
 @averaging

@@ -43,6 +43,7 @@ def pair(survey, tmp_path_factory):
         ("", "--batch_size 2 --accum_iter 2", 2),
         ("--batch_size 12", "--batch_size 4", 3),  # 49 = 4 x 12 + 1: in the last update, two ranks have no tile
         ("--batch_size 6 --accum_iter 3 --spatial_mask", "--batch_size 9 --spatial_mask", 2),
+        ("--ema_decay 0.9", "--batch_size 2 --accum_iter 2 --ema_decay 0.9", 2),
     ],
 )
 def test_ranks_share_what_one_does_alone(survey, tmp_path, alone, shared, world_size):

@@ -195,6 +195,7 @@ def test_going_back_leaves_no_newer_checkpoint_to_be_mistaken(survey, tmp_path):
         ("--batch_size 16", ["effective batch (batch_size x accum_iter x processes): checkpoint 8, now 16"]),
         ("--tiles_per_epoch 40", ["options.tiles_per_epoch: checkpoint '(absent)', now 40"]),
         ("--mask_ratio 0.5", ["options.mask_ratio: checkpoint 0.75, now 0.5"]),
+        ("--ema_decay 0.9", ["options.ema_decay: checkpoint '(absent)', now 0.9"]),
         ("--amp bf16", ["options.amp: checkpoint 'auto', now 'bf16'"]),
     ],
 )

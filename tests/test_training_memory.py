@@ -1,6 +1,7 @@
 """Memory of training: tensors counted as on paper, and peaks that small trials tell of larger batches."""
 
 import mmap
+from unittest import mock
 
 import pytest
 import torch
@@ -162,6 +163,13 @@ class TestTrial:
         trials = memory_trials(step, model, device=CPU, accumulates=False, shares_gradients=False, batches_ahead=0)
         assert trials.fits(64, limit=1 << 50)
         assert trials.peaks[64] - base > count_tensors(step, batch_size=64) / 2
+
+    def test_averaged_weights_count_once_more(self):
+        model, step = nn.Linear(WIDTH, OUT, bias=False), step_of(lambda: nn.Linear(WIDTH, OUT, bias=False))
+        options = {"device": CPU, "accumulates": False, "shares_gradients": False, "batches_ahead": 0}
+        with mock.patch("util.training.memory._free_unused", return_value=0):
+            plain, averaged = (memory_trials(step, model, averages_weights=on, **options) for on in (False, True))
+        assert averaged.expected(0) - plain.expected(0) == 4 * WIDTH * OUT
 
     def test_what_is_held_beside_the_passes_counts(self):
         """Weights four times instead of twice, and a batch three times instead of once: counted, not measured."""

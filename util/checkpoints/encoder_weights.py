@@ -45,7 +45,7 @@ MAY_BE_NEW = (*TASK_ONLY, "fc_norm.", "channel_cls_embed", "nodata_token", "stem
 COMPARED = ("in_chans", "channel_groups", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "channel_embed")
 """Arguments of the encoder that must agree; `img_size` may differ."""
 HEAD_WIDTH = 64  # numbers per attention head in every published and named size
-_NOT_NEEDED = ("model", "optimizer", "scaler", "rng")
+_NOT_NEEDED = ("model", "raw_model", "optimizer", "scaler", "rng")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from util.checkpoints.checkpoint_file import save_checkpoint
 from util.export.files import whole_file
 
 NOT_SHARED = (
+    "raw_model",
+    "averaged_updates",
     "optimizer",
     "scaler",
     "rng",

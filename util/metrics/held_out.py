@@ -11,7 +11,6 @@ import torch
 
 from util.metrics.skill import HeldOutEvaluator, ScoredBatch, Scores, scored_layers
 from util.processes import distributed as dist
-from util.processes import fsdp
 from util.processes.terminal import progress_bar
 from util.training.setup import TrainingSettings
 from util.training.state import TrainingState
@@ -48,7 +47,7 @@ class HeldOutScorer:
     """Scores a network on held-out tiles, and reconstructs one of them for a figure; all processes must call it.
 
     Args:
-        state: the network being trained, sharded or not.
+        state: the network being trained, sharded or not, and its averaged weights, if any, which are scored.
         settings: masking and loss weights.
         data: the training data.
         rebuild: builds an unsharded copy of the network on the device, into which a sharded one is gathered.
@@ -88,7 +87,7 @@ class HeldOutScorer:
         """The scores over all processes, or None if no tile is held out."""
         if not dist.any_rank(bool(self._evaluator.batches)):
             return None
-        with fsdp.gathered(self._state.network, self._rebuild) as network:
+        with self._state.scored(self._rebuild) as network:
             predict = partial(self._predict, network)
             return self._evaluator(predict, loss_weights=self._settings.loss_weights, show=self._show)
 
@@ -101,7 +100,7 @@ class HeldOutScorer:
             A batch of that tile, its reconstruction by scale (1, C, sH, sW), and (1, C, H, W) bool, True inside masked
             tokens. None in other processes.
         """
-        with fsdp.gathered(self._state.network, self._rebuild) as network:
+        with self._state.scored(self._rebuild) as network:
             if not enabled:
                 return None
             batch = self._evaluator.fetch(np.array([number]))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from util.options.common import BASE_STEM
+from util.options.common import BASE_STEM, fraction
 
 CUDA_GRAPHS = ("off", "auto", "on")
 MAY_CHANGE = frozenset(
@@ -30,6 +30,14 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
         "(off)",
     )
     parser.add_argument(
+        "--ema_decay",
+        type=fraction,
+        default=0.0,
+        metavar="D",
+        help="score and save a moving average of the weights, of which an update keeps the fraction D, such as 0.999; "
+        "0: no average (0)",
+    )
+    parser.add_argument(
         "--auto",
         action="store_true",
         help="take sizes of pixel, tile and patch, held-out ground and epochs that suit the survey, as describe_grids "
@@ -45,6 +53,8 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
 def decisive(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options that must stay the same when a run is resumed."""
     options = {name: value for name, value in options.items() if name not in MAY_CHANGE and value is not None}
+    if not options.get("ema_decay"):  # as in checkpoints of versions without it
+        options.pop("ema_decay", None)
     if options.get("stem") == BASE_STEM:  # as in checkpoints of versions without stems
         del options["stem"]
     if not options.get("texture_weight"):  # as in checkpoints of versions without

@@ -17,10 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed import ReduceOp, get_world_size, reduce_scatter_tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+"""Of `get_state_dict`: whole tensors in the main process's host memory."""
 
 
 def refuse_unfit(*, world_size: int, compiled: bool, device: torch.device) -> None:
@@ -68,6 +76,19 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns this process's part of a tensor, which shares its memory; of one that is not sharded, all of it."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_weights(network: nn.Module) -> dict[str, Any]:
+    """A copy of the network's state in host memory, complete in the main process; every process must call it."""
+    if not isinstance(network, FSDPModule):
+        return {name: value.to("cpu", copy=True) for name, value in network.state_dict().items()}
+    return get_model_state_dict(network, options=WHOLE)
+
+
 def whole_states(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """The states of network and optimiser as a checkpoint holds them; every process must call it.
 
@@ -76,8 +97,7 @@ def whole_states(network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[
     """
     if not isinstance(network, FSDPModule):
         return network.state_dict(), optimizer.state_dict()
-    gather = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    model, by_name = get_state_dict(network, optimizer, options=gather)
+    model, by_name = get_state_dict(network, optimizer, options=WHOLE)
     if not model:
         return {}, {}
     numbers = {name: number for number, name in enumerate(_trained_names(network, optimizer))}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from torch import nn
 from util.processes import distributed as dist
 from util.processes.fsdp import whole
 from util.processes.program import RunFailed
+from util.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +65,10 @@ class Updater:
         scaler: gradient scaler, disabled unless fp16 is used.
         device_type: `cpu` or `cuda`.
         clip_grad: largest gradient norm, None for no limit.
+        ema_decay: decay of the moving average of the weights, 0 for none.
+
+    Attributes:
+        average: the moving average, None without.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class Updater:
         scaler: torch.amp.GradScaler,
         device_type: str,
         clip_grad: float | None,
+        ema_decay: float = 0.0,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -82,12 +89,17 @@ class Updater:
         self._device_type = device_type
         self._clip_grad = float("inf") if clip_grad is None else clip_grad
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = WeightAverage(self._parameters, ema_decay) if ema_decay else None
         self._skipped: torch.Tensor | None = None  # on the device: since `require_updates`, and in a row until now
         self._keeps_gradients = False  # at their addresses, as zeros
 
     def autocast(self) -> torch.autocast:
         """Mixed-precision context for the forward pass."""
         return torch.autocast(self._device_type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """A context in which the network has its averaged weights, if they are averaged."""
+        return nullcontext() if self.average is None else self.average.swapped()
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of a loss."""
@@ -110,7 +122,7 @@ class Updater:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def step(self, lr: float | torch.Tensor) -> torch.Tensor:
-        """Clips, updates the weights unless a gradient is not finite, and clears the gradients.
+        """Clips, updates the weights and their average unless a gradient is not finite, and clears the gradients.
 
         Args:
             lr: rate of this step.
@@ -131,6 +143,8 @@ class Updater:
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self._keeps_gradients)
+        if self.average is not None:
+            self.average.update(torch.isfinite(norm.detach()))
         return norm.detach()
 
     def _count_skipped(self, norm: torch.Tensor) -> None:

@@ -84,6 +84,7 @@ def memory_trials(
     accumulates: bool,
     shares_gradients: bool,
     batches_ahead: int,
+    averages_weights: bool = False,
 ) -> MemoryTrials:
     """Trials of a network; nothing is tried yet.
 
@@ -94,8 +95,9 @@ def memory_trials(
         accumulates: an update has several passes: from the second on, gradients exist beside the activations.
         shares_gradients: gradients are averaged over processes, which takes their size once more.
         batches_ahead: batches that wait in the host's memory while one is computed.
+        averages_weights: a moving average of the weights takes their size once more.
     """
-    copies = MOMENTS + shares_gradients
+    copies = MOMENTS + shares_gradients + averages_weights
     return MemoryTrials(
         partial(
             try_batch,

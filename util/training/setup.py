@@ -39,6 +39,7 @@ class TrainingSettings:
         min_lr: final learning rate.
         warmup_epochs: epochs of linear warm-up.
         weight_decay: of AdamW.
+        ema_decay: decay of the moving average of the weights, 0 for none.
         clip_grad: largest gradient norm.
         base_loss_weight: weight of the base-scale loss.
         scale_loss_weight: weight of the loss at finer scales.
@@ -52,6 +53,7 @@ class TrainingSettings:
     min_lr: float
     warmup_epochs: float
     weight_decay: float
+    ema_decay: float
     clip_grad: float
     base_loss_weight: float
     scale_loss_weight: float
@@ -154,7 +156,7 @@ def fit_batch(
 
     Args:
         network: the network on the device, not wrapped.
-        training: masking and clipping.
+        training: masking, clipping and averaging of weights.
         settings: batch size, accumulation and sharding asked for.
         ranks: which process this is.
         amp_dtype: number format of autocast, None for full precision.
@@ -176,6 +178,7 @@ def fit_batch(
         accumulates=settings.batch_size == "auto" or settings.accum_iter > 1,
         shares_gradients=ranks.world_size > 1 and not settings.fsdp,
         batches_ahead=batches_ahead,
+        averages_weights=bool(training.ema_decay),
     )
     batch = choose_batch_size(
         settings.batch_size,
@@ -310,7 +313,7 @@ def pretraining_updater(
     Args:
         network: the network that is trained.
         model: the same, wrapped for several processes or compiled.
-        settings: weight decay and clipping.
+        settings: weight decay, clipping and averaging of weights.
         graphs: record updates as CUDA graphs: off, auto or on.
         lr: initial learning rate; each step sets its own.
         amp_dtype: number format of autocast, None for full precision; gradients are scaled for float16.
@@ -324,4 +327,5 @@ def pretraining_updater(
         scaler=torch.amp.GradScaler(device_type, enabled=amp_dtype == torch.float16),
         device_type=device_type,
         clip_grad=settings.clip_grad,
+        ema_decay=settings.ema_decay,
     )

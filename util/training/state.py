@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +48,7 @@ class TrainingState:
         """Returns the state for a checkpoint, complete in the main process; every process must call it."""
         model, optimizer = fsdp.whole_states(self.network, self.updater.optimizer)
         return {
-            "model": model,
+            **self._collect_weights(model),
             "optimizer": optimizer,
             "scaler": self.updater.scaler.state_dict(),
             "epoch": self.progress.epoch,
@@ -56,9 +58,31 @@ class TrainingState:
             **self.timer.state(),
         }
 
+    def _collect_weights(self, model: dict[str, Any]) -> dict[str, Any]:
+        """The weights that others use as `model`, and beside averaged ones those of the last update, to go on from."""
+        if self.updater.average is None:
+            return {"model": model}
+        with self.updater.averaged():
+            averaged = fsdp.whole_weights(self.network)
+        return {"model": averaged, "raw_model": model, "averaged_updates": self.updater.average.updates}
+
+    @contextmanager
+    def scored(self, rebuild: Callable[[], nn.Module]) -> Iterator[nn.Module]:
+        """The network with the weights that are scored, averaged if they are averaged; every process must enter.
+
+        Args:
+            rebuild: builds an unsharded copy of the network on the device, into which a sharded one is gathered.
+        """
+        with self.updater.averaged(), fsdp.gathered(self.network, rebuild) as network:
+            yield network
+
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the state of a checkpoint."""
-        fsdp.load_states(self.network, self.updater.optimizer, model=state["model"], optimizer_state=state["optimizer"])
+        load = partial(fsdp.load_states, self.network, self.updater.optimizer, optimizer_state=state["optimizer"])
+        load(model=state["model"])
+        if self.updater.average is not None:
+            self.updater.average.restart(state["averaged_updates"])
+            load(model=state["raw_model"])
         self.updater.scaler.load_state_dict(state["scaler"])
         restore_rng_state(state["rng"], self.device)
         self.progress.epoch = state["epoch"]
