@@ -54,6 +54,14 @@ def worth_it_parser(doc: str, *, tasks: Sequence[str]) -> Parser:
     study.add_argument(
         "--label_fractions", type=float, nargs="+", default=[0.01, 0.1, 1.0], help="shares of the labels (0.01 0.1 1)"
     )
+    study.add_argument(
+        "--label_blocks",
+        type=options.positive_int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="besides them, labels of so many whole blocks in each fold (none)",
+    )
     study.add_argument("--seeds", type=options.positive_int, help="seeds (3, more if the budget allows)")
     study.add_argument("--folds", type=options.positive_int, default=3, help="block folds (3)")
     study.add_argument(

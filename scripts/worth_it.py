@@ -41,6 +41,7 @@ from study.arms import OF_TREES, check_fractions, read_arms, shared_flags
 from study.commands import Settings
 from study.conduct import FACTS, RESULTS, Study, StudyFailed, Wishes
 from study.plan import LEAST_SEEDS
+from study.regimes import check_blocks
 from study.report import build_report
 from study.runner import Pool, hold
 from study.summary import read_facts
@@ -74,10 +75,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """What all experiments share, with paths that hold from anywhere.
 
     Raises:
-        ValueError: layers named twice or without labels, shares of the labels that cannot be, or flags that cannot be
-            shared.
+        ValueError: layers named twice or without labels, shares or blocks of labels that cannot be, or flags that
+            cannot be shared.
     """
     check_fractions(args.label_fractions, f"--label_fractions {' '.join(f'{part:g}' for part in args.label_fractions)}")
+    check_blocks(args.label_blocks, f"--label_blocks {' '.join(map(str, args.label_blocks))}")
     pretrain, finetune = (
         shared_flags(f"--{name}", getattr(args, name)) for name in ("pretrain_flags", "finetune_flags")
     )
@@ -184,7 +186,7 @@ def plan_lines(study: Study) -> list[str]:
     base = study.settings.base_resolution or "as without pre-training"
     return [
         *rows,
-        f"{lengths.seeds} seeds, {study.settings.folds} folds, labels {list(study.wishes.label_fractions)}; training "
+        f"{lengths.seeds} seeds, {study.settings.folds} folds; {', '.join(map(str, study.wishes.regimes))}; training "
         f"{100 * lengths.share:.0f} % as long as the longest asked for; base pixel {base}",
         f"{total:.2f} h of work, {total / slots:.2f} h with {slots} at a time",
     ]
@@ -245,7 +247,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         arms, settings = read_arms(args.arms, only=args.only_arms), settings_of(args)
         pool = make_pool(args, folder)
         wishes = Wishes(
-            arms, settings, args.label_fractions, args.seeds, args.pretrain_epochs, args.finetune_epochs, args.budget
+            arms,
+            settings,
+            args.label_fractions,
+            args.label_blocks,
+            args.seeds,
+            args.pretrain_epochs,
+            args.finetune_epochs,
+            args.budget,
         )
         on_cpu = pool.devices[0] == "cpu"
         study = Study(folder, wishes, pool, seconds="cpu_seconds" if on_cpu else "seconds")

@@ -11,6 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from study.regimes import BLOCKS, check_blocks
+
 logger = logging.getLogger(__name__)
 
 METHODS = ("network", "trees", "rcf", "trees+embeddings", "unet")
@@ -32,6 +34,7 @@ COLUMNS = (
     "role",
     "label_fractions",
     "question",
+    BLOCKS,
 )
 SET_BY_STUDY = (
     "--data_dir --train_path --labels --task --finetune --output_dir --log_dir --resume --seed --fold_seed "
@@ -62,7 +65,8 @@ class StudyArm:
         against: name of the arm it is compared with, or empty.
         role: `null`, another arm once more with other seeds, must come out level; `leak`, which sees the tested
             labels, must win; `switch` asks about one option; empty otherwise.
-        label_fractions: shares of the labels it is fitted on; empty: all shares of the study.
+        label_fractions: shares of the labels it is fitted on.
+        label_blocks: numbers of whole blocks of labels it is fitted on; both empty: all regimes of the study.
         question: what the comparison answers, in words.
     """
 
@@ -75,6 +79,7 @@ class StudyArm:
     against: str = ""
     role: str = ""
     label_fractions: tuple[float, ...] = ()
+    label_blocks: tuple[int, ...] = ()
     question: str = ""
 
     @property
@@ -178,6 +183,7 @@ def _arm_of(row: dict[str, str]) -> StudyArm:
         against=row.get("against", ""),
         role=role,
         label_fractions=_fractions(name, row.get("label_fractions", "")),
+        label_blocks=_blocks(name, row.get(BLOCKS, "")),
         question=row.get("question", ""),
     )
     if method == "trees+embeddings" and arm.pretrain is None:
@@ -258,6 +264,15 @@ def _fractions(name: str, text: str) -> tuple[float, ...]:
     except ValueError as error:
         raise ValueError(f"arm {name}: label_fractions {text!r}, expected numbers with spaces between") from error
     check_fractions(values, f"arm {name}: label_fractions {text!r}")
+    return values
+
+
+def _blocks(name: str, text: str) -> tuple[int, ...]:
+    try:
+        values = tuple(int(part) for part in text.split())
+    except ValueError as error:
+        raise ValueError(f"arm {name}: {BLOCKS} {text!r}, expected whole numbers with spaces between") from error
+    check_blocks(values, f"arm {name}: {BLOCKS} {text!r}")
     return values
 
 

@@ -81,7 +81,7 @@ def fit_command(task: Task, settings: Settings, *, folder: Path, epochs: int) ->
     command += ["--folds", str(settings.folds), "--fold_seed", "0", "--label_seed", str(task.seed)]
     command += ["--tiles_per_epoch", str(FINETUNE_WINDOWS), *_length(arm, settings.patience, epochs)]
     command += [*settings.finetune, *arm.finetune]
-    command += ["--label_fraction", f"{task.label_fraction:g}", "--epochs", str(epochs), "--no_final"]
+    command += [*task.regime.flags, "--epochs", str(epochs), "--no_final"]
     command += ["--baselines", *_baselines(arm), *(["--no_network"] if arm.method != "network" else [])]
     return [*command, "--seed", str(task.seed + arm.seed_offset)]
 

@@ -26,11 +26,12 @@ from study.plan import (
     choose_lengths,
     equal_time_epochs,
     estimate,
-    fractions_of,
     lengths_of,
     own_like,
     pretrain_name,
+    regimes_of_arm,
 )
+from study.regimes import BLOCKS, Regime, regimes_of
 from study.report import build_report
 from study.results import write_results
 from study.runner import Outcome, Pool, TaskRefused
@@ -48,6 +49,10 @@ OWN_BASE = "--base_resolution"
 """Flag of an arm whose base pixel is not that of all."""
 
 
+NOT_IN_OLD_PLANS = {BLOCKS: list[int]()}
+"""What plans from before there was a choice are taken to hold."""
+
+
 class StudyFailed(RuntimeError):
     """Ends a study that cannot go on, with one message."""
 
@@ -60,6 +65,7 @@ class Wishes:
         arms: the arms.
         settings: what all experiments share.
         label_fractions: shares of the labels.
+        label_blocks: numbers of whole blocks of labels.
         seeds: number of seeds; None: as many as the budget allows, three at least.
         pretrain_epochs: longest pre-training, epochs of `plan.PRETRAIN_TILES` tiles.
         finetune_epochs: longest fine-tuning, epochs of `plan.FINETUNE_WINDOWS` windows.
@@ -69,10 +75,16 @@ class Wishes:
     arms: Sequence[StudyArm]
     settings: Settings
     label_fractions: Sequence[float]
+    label_blocks: Sequence[int]
     seeds: int | None
     pretrain_epochs: int
     finetune_epochs: int
     budget_s: float
+
+    @property
+    def regimes(self) -> tuple[Regime, ...]:
+        """Labels that arms without a choice of their own are fitted on."""
+        return regimes_of(self.label_fractions, self.label_blocks)
 
     def facts(self) -> dict[str, Any]:
         """What must be the same for a study to be gone on with."""
@@ -83,6 +95,7 @@ class Wishes:
             "arms": [asdict(arm) for arm in self.arms],
             "settings": settings,
             "label_fractions": list(self.label_fractions),
+            BLOCKS: list(self.label_blocks),
             "pretrain_epochs": self.pretrain_epochs,
             "finetune_epochs": self.finetune_epochs,
         }
@@ -124,7 +137,7 @@ class Study:
             (f"arm {arm['name']}", _what_it_runs(arms.get(arm["name"], arm)), _what_it_runs(arm))
             for arm in now.pop("arms")
         ]
-        changed += [(key, plan["wishes"].get(key), value) for key, value in now.items()]
+        changed += [(key, plan["wishes"].get(key, NOT_IN_OLD_PLANS.get(key)), value) for key, value in now.items()]
         for what, before, value in changed:
             if before != value:
                 raise ValueError(
@@ -246,7 +259,7 @@ class Study:
                 jobs=len(self.pool.devices),
                 seeds=self.wishes.seeds,
                 folds=self.settings.folds,
-                label_fractions=self.wishes.label_fractions,
+                regimes=self.wishes.regimes,
                 pretrain_epochs=self.wishes.pretrain_epochs,
                 finetune_epochs=self.wishes.finetune_epochs,
             )
@@ -277,7 +290,7 @@ class Study:
     def tasks(self) -> list[Task]:
         """All tasks."""
         assert self.lengths is not None
-        return all_tasks(self.arms, seeds=self.lengths.seeds, label_fractions=self.wishes.label_fractions)
+        return all_tasks(self.arms, seeds=self.lengths.seeds, regimes=self.wishes.regimes)
 
     def estimate(self, task: Task) -> float:
         """Seconds that a task will take."""
@@ -400,14 +413,14 @@ class Study:
             write_curves(self.folder / CURVES, curves)
         first = self._facts(done[0])
         modes = {task.name: 1 + task.arm.probe for task in fits}
+        regimes = {regime for arm in self.arms for regime in regimes_of_arm(arm, self.wishes.regimes)}
         table = {
             "task": first["task"],
             "metric": outcomes.METRICS[first["task"]],
             "units": first["units"],
             "arms": [outcomes.arm_facts(arm) for arm in self.arms],
-            "label_fractions": sorted(
-                {part for arm in self.arms for part in fractions_of(arm, self.wishes.label_fractions)}
-            ),
+            "label_fractions": sorted({of.fraction for of in regimes if not of.blocks}),
+            BLOCKS: sorted({of.blocks for of in regimes if of.blocks}),
             "seeds": self.lengths.seeds,
             "folds": self.settings.folds,
             "patience": self.settings.patience,
@@ -442,7 +455,7 @@ class Study:
 
 def _what_it_runs(arm: Mapping[str, Any]) -> dict[str, Any]:
     """What the programs of an arm depend on; what it is compared with may change."""
-    return {key: value for key, value in arm.items() if key not in ("against", "question", "label_fractions")}
+    return {key: value for key, value in arm.items() if key not in ("against", "question", "label_fractions", BLOCKS)}
 
 
 def _numbers_of(command: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from study.cells import as_text, read_cost, read_count, read_name, read_one_of, read_share
+from study.regimes import BLOCKS, Regime
 from study.results import KEYS, MODES
 from util.hardware.system import written_whole
 
@@ -25,11 +26,12 @@ class Curve:
     Attributes:
         arm: name of the arm.
         mode: one of `results.MODES`.
-        label_fraction: share of the training labels used.
+        label_fraction: share of the training labels used, 1 with `label_blocks`.
         seed: as in the results.
         fold: number of the fold.
         train_s: seconds of training of all epochs, without validation.
         scores: of each epoch, more is better; NaN = undefined; a single one of trees, which have no epochs.
+        label_blocks: number of whole blocks of labels used; 0: a share.
     """
 
     arm: str
@@ -39,6 +41,12 @@ class Curve:
     fold: int
     train_s: float
     scores: tuple[float, ...]
+    label_blocks: int = 0
+
+    @property
+    def regime(self) -> Regime:
+        """The labels it was fitted on."""
+        return Regime(self.label_fraction, self.label_blocks)
 
     @property
     def best_epoch(self) -> int | None:
@@ -88,6 +96,7 @@ def _curve_of(path: Path, line: int, row: dict[str, str]) -> Curve:
             read_count(row["fold"]),
             seconds,
             scores,
+            read_count(row.get(BLOCKS) or "0"),
         )
     except (ValueError, TypeError, AttributeError):  # a short row has None in its last cells
         raise ValueError(
@@ -98,10 +107,12 @@ def _curve_of(path: Path, line: int, row: dict[str, str]) -> Curve:
 
 def write_curves(path: Path, curves: Iterable[Curve]) -> None:
     """Writes a table of curves, a row for each fit, whole or not at all."""
+    kept = list(curves)
+    with_blocks = any(of.label_blocks for of in kept)
     with written_whole(path) as waiting, open(waiting, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for of in curves:
+        writer.writerow([*COLUMNS, *[BLOCKS] * with_blocks])
+        for of in kept:
             scores = " ".join(as_text(score) or UNDEFINED for score in of.scores)
             row = (of.arm, of.mode, as_text(of.label_fraction), of.seed, of.fold, as_text(of.train_s), scores)
-            writer.writerow(row)
+            writer.writerow([*row, *[of.label_blocks or ""] * with_blocks])

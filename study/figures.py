@@ -28,7 +28,7 @@ _ROW_TITLES = {"full": "all weights", "probe": "linear probe"}
 
 
 def cost_figure(arms: Sequence[ArmFacts], groups: Sequence[Group], *, metric: str, seconds: str) -> Figure:
-    """Draws score against training cost: a panel for each share of labels; small: folds of a seed, rings: means.
+    """Draws score against training cost: a panel for each regime of labels; small: folds of a seed, rings: means.
 
     Arms given test labels are left out: what they reach would flatten all else. Of switches and of twins of the
     control, small marks are hollow and rings dashed.
@@ -41,18 +41,18 @@ def cost_figure(arms: Sequence[ArmFacts], groups: Sequence[Group], *, metric: st
     """
     styles = _styles(arms)
     drawn = [group for group in groups if group.arm in styles and group.seconds]
-    fractions = sorted({group.fraction for group in drawn})
+    regimes = sorted({group.regime for group in drawn}, key=lambda regime: regime.order)
     rows = [modes for modes in _MODE_ROWS if any(group.mode in modes for group in drawn)]
-    size = (3.5 * max(len(fractions), 1) + 2.9, max(3.2 * len(rows), 3.6) + 0.9)
-    figure, axes = _panels(size, max(len(rows), 1), max(len(fractions), 1), sharex=True, sharey="row")
-    for (row, modes), (column, fraction) in _cells(rows, fractions):
+    size = (3.5 * max(len(regimes), 1) + 2.9, max(3.2 * len(rows), 3.6) + 0.9)
+    figure, axes = _panels(size, max(len(rows), 1), max(len(regimes), 1), sharex=True, sharey="row")
+    for (row, modes), (column, regime) in _cells(rows, regimes):
         axis = axes[row, column]
-        for group in (of for of in drawn if of.mode in modes and of.fraction == fraction):
+        for group in (of for of in drawn if of.mode in modes and of.regime == regime):
             _draw_group(axis, group, styles[group.arm])
         axis.grid(color="0.92", linewidth=0.6)
         axis.set_axisbelow(True)
         if row == 0:
-            axis.set_title(labels_words(fraction), fontsize=10)
+            axis.set_title(labels_words(regime), fontsize=10)
         if column == 0:
             axis.set_ylabel(f"{metric}\n({_ROW_TITLES[modes[0]]})" if len(rows) > 1 else metric)
     _log_ticks(axes[0, 0], [group.seconds for group in drawn if group.seconds])
@@ -68,7 +68,7 @@ def cost_figure(arms: Sequence[ArmFacts], groups: Sequence[Group], *, metric: st
 
 
 def differences_figure(comparisons: Sequence[Comparison], *, metric: str) -> Figure:
-    """Draws all differences with their intervals: a panel for each share of labels, a row for each pair of arms.
+    """Draws all differences with their intervals: a panel for each regime of labels, a row for each pair of arms.
 
     Pairs that reach much further than the rest have panels of their own, so that small intervals can be seen.
 
@@ -76,22 +76,22 @@ def differences_figure(comparisons: Sequence[Comparison], *, metric: str) -> Fig
         comparisons: what was compared.
         metric: what differs, for the axis.
     """
-    fractions = sorted({of.first.fraction for of in comparisons})
+    regimes = sorted({of.first.regime for of in comparisons}, key=lambda regime: regime.order)
     panels = _near_and_far(comparisons) or [[]]
     labels = [label for panel in panels for label in panel]
     size = (
-        max(2.9 * len(fractions), 3.6) + 0.062 * max((len(label) for label in labels), default=0) + 0.3,
+        max(2.9 * len(regimes), 3.6) + 0.062 * max((len(label) for label in labels), default=0) + 0.3,
         0.3 * len(labels) + 0.6 * len(panels) + 1.1,
     )
     heights = [len(panel) + 0.5 for panel in panels]
-    figure, axes = _panels(size, len(panels), max(len(fractions), 1), sharey="row", height_ratios=heights)
-    for (number, panel), (column, fraction) in _cells(panels, fractions):
+    figure, axes = _panels(size, len(panels), max(len(regimes), 1), sharey="row", height_ratios=heights)
+    for (number, panel), (column, regime) in _cells(panels, regimes):
         axis = axes[number, column]
-        for of in (of for of in comparisons if of.first.fraction == fraction and _row_label(of) in panel):
+        for of in (of for of in comparisons if of.first.regime == regime and _row_label(of) in panel):
             _draw_difference(axis, of, panel.index(_row_label(of)))
         axis.axvline(0, color="0.2", linewidth=0.9)
         if number == 0:
-            axis.set_title(labels_words(fraction), fontsize=10)
+            axis.set_title(labels_words(regime), fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.tick_params(axis="x", labelsize=8)
         axis.grid(axis="x", color="0.92", linewidth=0.6)

@@ -10,9 +10,9 @@ from typing import Any
 
 from study.bootstrap import DRAWS, pool
 from study.curves import CURVES, Curve, read_curves
-from study.readouts import BreakEven, FitLengths, Key, ReachTime, break_evens, fit_lengths, reach_times
+from study.readouts import BreakEven, FitLengths, ReachTime, break_evens, fit_lengths, reach_times
 from study.results import Run, read_results
-from study.summary import ArmFacts, Group, group_runs, read_arms
+from study.summary import ArmFacts, Group, Key, group_runs, read_arms
 from study.verdict import Comparison, Control, compare_arms, judge_controls
 from study.words import METRIC_WORDS, decimals_for
 
@@ -25,7 +25,7 @@ class Findings:
         facts: of the plan, as the study wrote them.
         runs: what was run.
         arms: the arms.
-        groups: their runs by arm, mode and share of labels.
+        groups: their runs by arm, mode and regime of labels.
         comparisons: differences of arms.
         controls: how the controls came out.
         draws: of each interval.
@@ -43,7 +43,7 @@ class Findings:
 
     @property
     def reach_times(self) -> dict[Key, ReachTime]:
-        """Time to the score of trees, by arm, mode and share of labels; empty if fits were not validated."""
+        """Time to the score of trees, by arm, mode and regime of labels; empty if fits were not validated."""
         return reach_times(self.arms, self.groups, self.curves)
 
     @property
@@ -57,16 +57,16 @@ class Findings:
         planned = self.facts.get("lengths") or {}
         # An arm that gets another one's time for its fine-tuning has no pre-training; its length is fixed.
         fixed = {arm.name for arm in self.arms if arm.as_long_as and arm.name not in (planned.get("pretrain") or {})}
-        found: dict[tuple[str, str, float], list[Curve]] = {}
+        found: dict[Key, list[Curve]] = {}
         for of in self.curves:
-            found.setdefault((of.arm, of.mode, of.label_fraction), []).append(of)
+            found.setdefault((of.arm, of.mode, of.regime), []).append(of)
         return [
             fit_lengths(
                 found[key],
                 greatest=None if group.arm in fixed else (planned.get("finetune") or {}).get(group.arm),
             )
             for group in self.groups
-            if group.mode != "trees" and (key := (group.arm, group.mode, group.fraction)) in found
+            if group.mode != "trees" and (key := (group.arm, group.mode, group.regime)) in found
         ]
 
     @property

@@ -120,7 +120,8 @@ def runs_of(folder: Path, task: Task, *, pretraining: Mapping[str, Any] | None, 
             yield Run(
                 arm=task.arm.name,
                 mode=FITS[name],
-                label_fraction=task.label_fraction,
+                label_fraction=task.regime.fraction,
+                label_blocks=task.regime.blocks,
                 seed=task.seed + task.arm.seed_offset,
                 fold=int(fold),
                 metric=metric,
@@ -157,11 +158,12 @@ def curves_of(folder: Path, task: Task, *, seconds: str) -> Iterator[Curve]:
                 yield Curve(
                     task.arm.name,
                     FITS[name],
-                    task.label_fraction,
+                    task.regime.fraction,
                     task.seed + task.arm.seed_offset,
                     int(fold),
                     facts[f"train_{seconds}"],
                     tuple(math.nan if score is None else score for score in found),
+                    task.regime.blocks,
                 )
 
 

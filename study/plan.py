@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from study.arms import OF_TREES, StudyArm
+from study.regimes import Regime, regimes_of
 
 PRETRAIN_TILES = 1024
 """Tiles in an epoch of pre-training, for all arms alike."""
@@ -29,7 +30,7 @@ class Task:
         stage: `pretrain` or `fit`.
         arm: the arm.
         seed: number of the seed, 0, 1, ...; a null control's program gets another one.
-        label_fraction: of a fit.
+        regime: labels of a fit.
         needs: names of the tasks that must be done before.
     """
 
@@ -37,7 +38,7 @@ class Task:
     stage: str
     arm: StudyArm
     seed: int
-    label_fraction: float = 1.0
+    regime: Regime = Regime()
     needs: tuple[str, ...] = ()
 
 
@@ -94,17 +95,17 @@ def pretrain_name(arm: StudyArm, seed: int) -> str:
     return f"pretrain/{arm.name}-seed{seed}"
 
 
-def fit_name(arm: StudyArm, seed: int, label_fraction: float) -> str:
-    """Folder of the fits of all folds with a share of the labels."""
-    return f"fit/{arm.name}-seed{seed}-labels{label_fraction:g}"
+def fit_name(arm: StudyArm, seed: int, regime: Regime) -> str:
+    """Folder of the fits of all folds with some of the labels."""
+    return f"fit/{arm.name}-seed{seed}-{regime.folder}"
 
 
-def fractions_of(arm: StudyArm, label_fractions: Sequence[float]) -> tuple[float, ...]:
-    """Shares of the labels that an arm is fitted on."""
-    return arm.label_fractions or tuple(label_fractions)
+def regimes_of_arm(arm: StudyArm, regimes: Sequence[Regime]) -> tuple[Regime, ...]:
+    """Labels that an arm is fitted on: its own, or those of the study."""
+    return regimes_of(arm.label_fractions, arm.label_blocks) or tuple(regimes)
 
 
-def all_tasks(arms: Sequence[StudyArm], *, seeds: int, label_fractions: Sequence[float]) -> list[Task]:
+def all_tasks(arms: Sequence[StudyArm], *, seeds: int, regimes: Sequence[Regime]) -> list[Task]:
     """Every program of a study, in the order in which they begin as long as nothing has to be waited for.
 
     Pre-training comes first, of all seeds, as its measured time decides how long the arms of equal cost train; then
@@ -113,7 +114,7 @@ def all_tasks(arms: Sequence[StudyArm], *, seeds: int, label_fractions: Sequence
     Args:
         arms: the arms.
         seeds: number of seeds.
-        label_fractions: shares of the labels.
+        regimes: of labels.
     """
     by_name = {arm.name: arm for arm in arms}
     tasks = []
@@ -129,9 +130,9 @@ def all_tasks(arms: Sequence[StudyArm], *, seeds: int, label_fractions: Sequence
             elif arm.is_timed_fit:
                 other = by_name[arm.as_long_as]
                 needs = _all_pretrainings([other], seeds)
-                needs += tuple(fit_name(other, 0, part) for part in fractions_of(other, label_fractions))
-            for part in fractions_of(arm, label_fractions):
-                tasks.append(Task(fit_name(arm, seed, part), "fit", arm, seed, part, needs))
+                needs += tuple(fit_name(other, 0, regime) for regime in regimes_of_arm(other, regimes))
+            for regime in regimes_of_arm(arm, regimes):
+                tasks.append(Task(fit_name(arm, seed, regime), "fit", arm, seed, regime, needs))
     return tasks
 
 
@@ -179,7 +180,7 @@ def choose_lengths(
     jobs: int,
     seeds: int | None,
     folds: int,
-    label_fractions: Sequence[float],
+    regimes: Sequence[Regime],
     pretrain_epochs: int,
     finetune_epochs: int,
 ) -> Lengths:
@@ -192,7 +193,7 @@ def choose_lengths(
         jobs: programs at a time.
         seeds: number of seeds; None: at least three, more where the budget allows.
         folds: number of folds.
-        label_fractions: shares of the labels.
+        regimes: of labels.
         pretrain_epochs: longest pre-training.
         finetune_epochs: longest fine-tuning.
 
@@ -206,7 +207,7 @@ def choose_lengths(
         )
 
     def seconds(found: Lengths) -> float:
-        tasks = all_tasks(arms, seeds=found.seeds, label_fractions=label_fractions)
+        tasks = all_tasks(arms, seeds=found.seeds, regimes=regimes)
         return sum(estimate(task, found, rates, arms=arms, folds=folds) for task in tasks) / jobs
 
     available, count = RESERVE * budget_s, seeds or LEAST_SEEDS
@@ -214,9 +215,9 @@ def choose_lengths(
         need = seconds(lengths(0.0, count)) / RESERVE
         raise ValueError(
             f"--budget {budget_s / 3600:.3g} h: {len(arms)} arms, {count} seeds, {folds} folds and "
-            f"{len(label_fractions)} shares of the labels need {need / 3600:.3g} h even with the shortest training "
+            f"{len(regimes)} regimes of labels need {need / 3600:.3g} h even with the shortest training "
             f"({LEAST_PRETRAIN_EPOCHS} epochs of pre-training, {LEAST_FINETUNE_EPOCHS} of fine-tuning); give a larger "
-            "--budget, fewer --only_arms, --label_fractions or --folds"
+            "--budget, fewer --only_arms, --label_fractions, --label_blocks or --folds"
         )
     low, high = 0.0, 1.0
     if seconds(lengths(1.0, count)) <= available:

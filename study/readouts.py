@@ -9,22 +9,20 @@ from dataclasses import dataclass
 
 from study.bootstrap import HIGHER_IS_BETTER
 from study.curves import Curve
-from study.summary import ArmFacts, Group
+from study.regimes import Regime
+from study.summary import ArmFacts, Group, Key
 from study.verdict import seed_offset
 from study.words import SAME_TIME
-
-Key = tuple[str, str, float]
-"""Arm, mode and share of labels."""
 
 
 @dataclass(frozen=True)
 class FitLengths:
-    """How long the fits of one arm, mode and share of labels trained.
+    """How long the fits of one arm, mode and regime of labels trained.
 
     Attributes:
         arm: its name.
         mode: one of `results.MODES`.
-        fraction: share of the labels.
+        regime: the labels.
         fits: number of fits.
         best_epoch: median of the epochs with the best validation score; None if none has a score.
         epochs: median of all epochs trained, those after the best one too.
@@ -34,7 +32,7 @@ class FitLengths:
 
     arm: str
     mode: str
-    fraction: float
+    regime: Regime
     fits: int
     best_epoch: float | None
     epochs: float
@@ -45,7 +43,7 @@ def fit_lengths(curves: Sequence[Curve], *, greatest: int | None) -> FitLengths:
     """Lengths of fits that belong together.
 
     Args:
-        curves: of one arm, mode and share of labels; one at least.
+        curves: of one arm, mode and regime of labels; one at least.
         greatest: most epochs that a fit could have; None if the length was fixed or is not known.
     """
     first, trained = curves[0], [len(of.scores) for of in curves]
@@ -53,7 +51,7 @@ def fit_lengths(curves: Sequence[Curve], *, greatest: int | None) -> FitLengths:
     return FitLengths(
         first.arm,
         first.mode,
-        first.label_fraction,
+        first.regime,
         len(curves),
         statistics.median(best) if best else None,
         statistics.median(trained),
@@ -63,7 +61,7 @@ def fit_lengths(curves: Sequence[Curve], *, greatest: int | None) -> FitLengths:
 
 @dataclass(frozen=True)
 class ReachTime:
-    """How long the fits of one arm, mode and share of labels took to the score that trees have on the same ground.
+    """How long the fits of one arm, mode and regime of labels took to the score that trees have on the same ground.
 
     Attributes:
         trees: name of the arm of trees.
@@ -83,23 +81,23 @@ class ReachTime:
 def reach_times(arms: Sequence[ArmFacts], groups: Sequence[Group], curves: Sequence[Curve]) -> dict[Key, ReachTime]:
     """Time to the score of trees on validation ground, for all networks that were validated.
 
-    Trees are those of the first arm of trees that is no control, with the same share of labels, seed and fold.
+    Trees are those of the first arm of trees that is no control, with the same labels, seed and fold.
     """
     controls = {arm.name for arm in arms if arm.role in ("null", "leak")}
     trees = next((of.arm for of in groups if of.mode == "trees" and of.arm not in controls), None)
-    scores = {(of.label_fraction, of.seed, of.fold): of.scores[0] for of in curves if of.arm == trees}
+    scores = {(of.regime, of.seed, of.fold): of.scores[0] for of in curves if of.arm == trees}
     found = {}
     for group in (of for of in groups if of.mode != "trees"):
         offset, before = seed_offset(arms, group), {(run.seed, run.fold): run.pretrain_s or 0.0 for run in group.runs}
         times = [
             (before[of.seed, of.fold], of.seconds_to(score))
             for of in curves
-            if (of.arm, of.mode, of.label_fraction) == (group.arm, group.mode, group.fraction)
+            if (of.arm, of.mode, of.regime) == (group.arm, group.mode, group.regime)
             and (of.seed, of.fold) in before
-            and not math.isnan(score := scores.get((of.label_fraction, of.seed - offset, of.fold), math.nan))
+            and not math.isnan(score := scores.get((of.regime, of.seed - offset, of.fold), math.nan))
         ]
         if times and trees is not None:
-            found[group.arm, group.mode, group.fraction] = ReachTime(
+            found[group.arm, group.mode, group.regime] = ReachTime(
                 trees,
                 len(times),
                 sum(math.isfinite(time) for _, time in times),
@@ -155,7 +153,7 @@ def break_even(
 
 
 def break_evens(arms: Sequence[ArmFacts], groups: Sequence[Group]) -> dict[Key, BreakEven]:
-    """Break-even of every fully fine-tuned network with pre-training, at each share of labels; not of controls.
+    """Break-even of every fully fine-tuned network with pre-training, with each regime of labels; not of controls.
 
     Scores are means over seeds and test blocks, times means over runs.
     """
@@ -169,7 +167,7 @@ def break_evens(arms: Sequence[ArmFacts], groups: Sequence[Group]) -> dict[Key, 
         scratch = {
             of.arm: (of.cost("finetune_s") or 0.0, sign * of.mean)
             for of in networks
-            if of.fraction == group.fraction and not of.cost("pretrain_s")
+            if of.regime == group.regime and not of.cost("pretrain_s")
         }
         even = break_even(
             sign * group.mean,
@@ -178,5 +176,5 @@ def break_evens(arms: Sequence[ArmFacts], groups: Sequence[Group]) -> dict[Key, 
             scratch=scratch,
         )
         if even is not None:
-            found[group.arm, group.mode, group.fraction] = even
+            found[group.arm, group.mode, group.regime] = even
     return found

@@ -155,7 +155,7 @@ def _verdict(study: Findings) -> list[str]:
     found = {arm.name: [of for of in study.asked if of.arm is arm] for arm in study.arms}
     asked = [arm for arm in study.arms if found[arm.name]]
     lines = (
-        ["In short (a setting is a share of the labels with a way of fine-tuning):", ""]
+        ["In short (a setting is a choice of labels with a way of fine-tuning):", ""]
         if asked
         else ["There is nothing to compare yet.", ""]
     )
@@ -197,11 +197,11 @@ def _equal_time(study: Findings, arm: ArmFacts) -> str:
     """How an arm's training time compares with the one it is meant to have; empty if none."""
     if not arm.as_long_as:
         return ""
-    seconds = {(of.arm, of.mode, of.fraction): of.seconds for of in study.groups}
+    seconds = {(of.arm, of.mode, of.regime): of.seconds for of in study.groups}
     ratios = [
         of.seconds / twin
         for of in study.groups
-        if of.arm == arm.name and of.seconds and (twin := seconds.get((arm.as_long_as, of.mode, of.fraction)))
+        if of.arm == arm.name and of.seconds and (twin := seconds.get((arm.as_long_as, of.mode, of.regime)))
     ]
     if not ratios:
         return f"; meant to be trained as long as `{arm.as_long_as}`, which cannot be checked: its costs are not there"

@@ -28,6 +28,7 @@ from study.cells import (
     read_score,
     read_share,
 )
+from study.regimes import BLOCKS, Regime
 from util.hardware.system import replace_file
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ class Run:
     Attributes:
         arm: name of the arm.
         mode: one of MODES.
-        label_fraction: share of the training labels used, above 0 up to 1.
+        label_fraction: share of the training labels used, above 0 up to 1; 1 with `label_blocks`.
         seed: of weights, order and choice of labels.
         fold: number of the fold.
         metric: headline number, a key of SUMS.
@@ -84,6 +85,7 @@ class Run:
         finetune_tiles: tiles or windows seen in fine-tuning.
         peak_memory_mb: most memory held.
         train_labels: number of training labels.
+        label_blocks: number of whole blocks of labels used; 0: a share.
     """
 
     arm: str
@@ -108,6 +110,7 @@ class Run:
     finetune_tiles: float | None = None
     peak_memory_mb: float | None = None
     train_labels: float | None = None
+    label_blocks: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what cannot be scored.
@@ -139,14 +142,19 @@ class Run:
         return lengths[0] == lengths[1] and len(lengths[0]) == len(self.blocks)
 
     @property
-    def key(self) -> tuple[str, str, float, int, int]:
+    def regime(self) -> Regime:
+        """The labels it was fitted on."""
+        return Regime(self.label_fraction, self.label_blocks)
+
+    @property
+    def key(self) -> tuple[str, str, Regime, int, int]:
         """What tells the run from all others."""
-        return self.arm, self.mode, self.label_fraction, self.seed, self.fold
+        return self.arm, self.mode, self.regime, self.seed, self.fold
 
     @property
     def title(self) -> str:
         """The key in words."""
-        return f"{self.arm}, {self.mode}, {self.label_fraction:g} of the labels, seed {self.seed}, fold {self.fold}"
+        return f"{self.arm}, {self.mode}, {self.regime}, seed {self.seed}, fold {self.fold}"
 
 
 def read_results(path: Path) -> list[Run]:
@@ -164,7 +172,7 @@ def read_results(path: Path) -> list[Run]:
         raise FileNotFoundError(f"{path}: no such table of results; run the study first")
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in _rows(path):
-        groups.setdefault(tuple(row[name] for name in KEYS), []).append(row)
+        groups.setdefault(tuple(row[name] for name in (*KEYS, BLOCKS)), []).append(row)
     runs = [_run_of(path, rows) for rows in groups.values()]
     _check_blocks_once(path, runs)
     return runs
@@ -185,8 +193,10 @@ def write_results(path: Path, runs: Iterable[Run]) -> None:
     waiting = path.with_name(path.name + ".tmp")
     with open(waiting, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(row for run in kept for row in _cells(run))
+        with_blocks = any(run.label_blocks for run in kept)
+        writer.writerow([*COLUMNS, *[BLOCKS] * with_blocks])
+        for run in kept:
+            writer.writerows([*row, *[str(run.label_blocks or "")] * with_blocks] for row in _cells(run))
         file.flush()
         os.fsync(file.fileno())
     replace_file(waiting, path)
@@ -229,6 +239,7 @@ def _parsed(path: Path, line: int, cells: Mapping[str, str]) -> dict[str, Any]:
         "score": read("score", read_score, "a finite number or nothing"),
     }
     row |= {name: read(name, read_count, "a whole number, 0 or more") for name in ("seed", "fold", "block")}
+    row[BLOCKS] = read(BLOCKS, read_count, "a whole number of blocks, or nothing") if cells.get(BLOCKS) else 0
     row |= {name: read(name, read_cost, "a number, 0 or more, or nothing") for name in COSTS}
     needed = SUMS[row["metric"]]
     if COUNTS == needed:
@@ -266,7 +277,7 @@ def _run_of(path: Path, rows: Sequence[Mapping[str, Any]]) -> Run:
         name: np.stack([row[name] for row in rows]) for name in (*COUNTS, "errors") if name in first
     }
     of_blocks |= {name: tuple(row[name] for row in rows) for name in WINDOWS if name in first}
-    scalars = {name: first[name] for name in (*KEYS, "metric", "score", *COSTS)}
+    scalars = {name: first[name] for name in (*KEYS, BLOCKS, "metric", "score", *COSTS)}
     return Run(**scalars, **of_blocks, blocks=blocks)
 
 

@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from study.bootstrap import BlockSums, pool
+from study.regimes import Regime
 from study.results import MODES, Run
 
+Key = tuple[str, str, Regime]
+"""Arm, mode and labels of runs that belong together."""
 ROLES = ("", "null", "leak", "switch")
 """An arm of the question; the control that must show nothing; the one that must win; a switch against the default."""
 
@@ -43,19 +46,19 @@ class ArmFacts:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The runs of one arm, mode and share of labels.
+    """The runs of one arm, mode and regime of labels.
 
     Attributes:
         arm: its name.
         mode: one of `results.MODES`.
-        fraction: share of the labels.
+        regime: the labels.
         runs: its runs.
         seeds: sums over folds, by seed.
     """
 
     arm: str
     mode: str
-    fraction: float
+    regime: Regime
     runs: tuple[Run, ...]
     seeds: Mapping[int, BlockSums]
 
@@ -143,8 +146,8 @@ def read_arms(facts: Mapping[str, Any], runs: Iterable[Run]) -> list[ArmFacts]:
     return list(arms.values())
 
 
-def group_runs(runs: Sequence[Run], arms: Sequence[ArmFacts]) -> dict[tuple[str, str, float], Group]:
-    """Groups by (arm, mode, share of labels): arms in their order, most labels first.
+def group_runs(runs: Sequence[Run], arms: Sequence[ArmFacts]) -> dict[Key, Group]:
+    """Groups by arm, mode and labels: arms in their order, most labels first.
 
     Raises:
         ValueError: runs of different metrics.
@@ -152,10 +155,13 @@ def group_runs(runs: Sequence[Run], arms: Sequence[ArmFacts]) -> dict[tuple[str,
     metrics = sorted({run.metric for run in runs})
     if len(metrics) > 1:
         raise ValueError(f"results of different metrics, {', '.join(metrics)}: expected one; keep studies apart")
-    found: dict[tuple[str, str, float], dict[int, list[Run]]] = {}
+    found: dict[Key, dict[int, list[Run]]] = {}
     order = {arm.name: number for number, arm in enumerate(arms)}
-    for run in sorted(runs, key=lambda run: (order[run.arm], MODES.index(run.mode), -run.label_fraction, run.seed)):
-        found.setdefault((run.arm, run.mode, run.label_fraction), {}).setdefault(run.seed, []).append(run)
+    regimes = sorted({run.regime for run in runs}, key=lambda regime: regime.order, reverse=True)
+    for run in sorted(
+        runs, key=lambda run: (order[run.arm], MODES.index(run.mode), regimes.index(run.regime), run.seed)
+    ):
+        found.setdefault((run.arm, run.mode, run.regime), {}).setdefault(run.seed, []).append(run)
     return {
         key: Group(*key, tuple(run for of in seeds.values() for run in of), {s: pool(of) for s, of in seeds.items()})
         for key, seeds in found.items()

@@ -8,24 +8,50 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from study.readouts import BreakEven, FitLengths, Key, ReachTime
+from study.readouts import BreakEven, FitLengths, ReachTime
+from study.regimes import BLOCKS, Regime
 from study.results import COSTS
-from study.summary import ArmFacts, Group, v100_hours
+from study.summary import ArmFacts, Group, Key, v100_hours
 from study.verdict import Comparison
 from study.words import interval_words, labels_words
 from util.hardware.system import written_whole
 
 SUMMARY_COLUMNS = (
-    *("arm", "role", "mode", "label_fraction", "runs", "seeds", "blocks", "metric", "score", "score_low", "score_high"),
+    *(
+        "arm",
+        "role",
+        "mode",
+        "label_fraction",
+        BLOCKS,
+        "runs",
+        "seeds",
+        "blocks",
+        "metric",
+        "score",
+        "score_low",
+        "score_high",
+    ),
     *COSTS,
     "v100_hours",
 )
 READOUT_COLUMNS = (
-    *("arm", "mode", "label_fraction", "fits", "best_epoch", "epochs", "fits_at_bound"),
+    *("arm", "mode", "label_fraction", BLOCKS, "fits", "best_epoch", "epochs", "fits_at_bound"),
     *("reach_fits", "reached", "reach_s", "reach_finetune_s", "break_even", "models", "twin", "twin_s"),
 )
 DIFFERENCE_COLUMNS = (
-    *("arm", "role", "against", "mode", "against_mode", "label_fraction", "metric", "difference", "low", "high"),
+    *(
+        "arm",
+        "role",
+        "against",
+        "mode",
+        "against_mode",
+        "label_fraction",
+        BLOCKS,
+        "metric",
+        "difference",
+        "low",
+        "high",
+    ),
     *("word", "seeds", "blocks", "var_blocks", "var_seeds", "share_from_blocks", "cost_ratio", "decided_by"),
     *("seeds_needed", "blocks_needed", "hours_needed", "hours_to_come", "notes"),
 )
@@ -39,23 +65,23 @@ def main_table(
     facts: Mapping[str, Any],
     decimals: int,
 ) -> list[str]:
-    """Lines of the one Markdown table: every arm, mode and share of labels."""
+    """Lines of the one Markdown table: every arm, mode and regime of labels."""
     name, size = _operations_unit([flops for group in groups if (flops := group.flops)])
     head = (
         *("arm", "mode", "labels", "score (lowest to highest seed)", "runs", "difference (95 % interval)"),
         *("training s, pre + fine", name, "V100 h", "memory MB", "tiles, pre + fine"),
     )
-    found = {(of.first.arm, of.first.mode, of.first.fraction): of for of in comparisons}
+    found = {(of.first.arm, of.first.mode, of.first.regime): of for of in comparisons}
     roles = {arm.name: arm.role for arm in arms}
     rows = []
     for group in groups:
-        comparison = found.get((group.arm, group.mode, group.fraction))
+        comparison = found.get((group.arm, group.mode, group.regime))
         flops = group.flops
         rows.append(
             (
                 group.arm + (" [control]" if roles[group.arm] in ("null", "leak") else ""),
                 group.mode,
-                _labels(group.fraction),
+                _labels(group.regime),
                 _scores(group, decimals),
                 str(len(group.runs)),
                 _against(comparison, decimals),
@@ -69,9 +95,14 @@ def main_table(
     return _markdown(head, rows)
 
 
-def _labels(fraction: float) -> str:
-    """The share of labels in a cell."""
-    return labels_words(fraction).replace(" of the labels", "").replace(" labels", "")
+def _regime_cells(regime: Regime) -> dict[str, Any]:
+    """The labels as cells of a file."""
+    return {"label_fraction": regime.fraction, BLOCKS: regime.blocks or None}
+
+
+def _labels(regime: Regime) -> str:
+    """The labels in a cell of the report."""
+    return labels_words(regime).replace(" of the labels", "").replace(" of labels", "").replace(" labels", "")
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -88,7 +119,7 @@ def lengths_table(lengths: Sequence[FitLengths]) -> list[str]:
     for of in lengths:
         best = "-" if of.best_epoch is None else f"{of.best_epoch:g}"
         bound = "fixed length" if of.at_greatest is None else f"{of.at_greatest} of {of.fits}"
-        rows.append((of.arm, of.mode, _labels(of.fraction), str(of.fits), best, f"{of.epochs:g}", bound))
+        rows.append((of.arm, of.mode, _labels(of.regime), str(of.fits), best, f"{of.epochs:g}", bound))
     return _markdown(head, rows)
 
 
@@ -96,8 +127,8 @@ def reach_table(times: Mapping[Key, ReachTime]) -> list[str]:
     """Lines of a Markdown table: how many fits reach the score of trees in validation, and after what time."""
     head = ("arm", "mode", "labels", "fits that reach it", "training s, median", "of fine-tuning alone")
     rows = [
-        (arm, mode, _labels(fraction), f"{of.reached} of {of.fits}", _seconds(of.seconds), _seconds(of.finetune_s))
-        for (arm, mode, fraction), of in times.items()
+        (arm, mode, _labels(regime), f"{of.reached} of {of.fits}", _seconds(of.seconds), _seconds(of.finetune_s))
+        for (arm, mode, regime), of in times.items()
     ]
     return _markdown(head, rows)
 
@@ -107,10 +138,10 @@ def break_even_table(groups: Sequence[Group], evens: Mapping[Key, BreakEven]) ->
     head = ("arm", "labels", "training s, pre + fine", "compared with", "models that must share it")
     rows = []
     for group in groups:
-        if even := evens.get((group.arm, group.mode, group.fraction)):
+        if even := evens.get((group.arm, group.mode, group.regime)):
             reaches = "" if even.word in ("from", "never") else ", which does not reach its score"
             twin = f"{even.twin}, {even.twin_s:,.0f} s{reaches}"
-            rows.append((group.arm, _labels(group.fraction), _sum_text(group, "s"), twin, even_words(even)))
+            rows.append((group.arm, _labels(group.regime), _sum_text(group, "s"), twin, even_words(even)))
     return _markdown(head, rows)
 
 
@@ -133,12 +164,12 @@ def write_readouts(
     times: Mapping[Key, ReachTime],
     evens: Mapping[Key, BreakEven],
 ) -> None:
-    """Writes a row for each arm, mode and share of labels of networks; cells of what is not known are empty."""
-    by_key = {(of.arm, of.mode, of.fraction): of for of in lengths}
+    """Writes a row for each arm, mode and regime of labels of networks; cells of what is not known are empty."""
+    by_key = {(of.arm, of.mode, of.regime): of for of in lengths}
     rows = []
     for group in (of for of in groups if of.mode != "trees"):
-        key = (group.arm, group.mode, group.fraction)
-        row: dict[str, Any] = {"arm": group.arm, "mode": group.mode, "label_fraction": group.fraction}
+        key = (group.arm, group.mode, group.regime)
+        row: dict[str, Any] = {"arm": group.arm, "mode": group.mode, **_regime_cells(group.regime)}
         if fits := by_key.get(key):
             row |= {"fits": fits.fits, "best_epoch": fits.best_epoch, "epochs": fits.epochs}
             row["fits_at_bound"] = fits.at_greatest
@@ -153,7 +184,7 @@ def write_readouts(
 
 
 def write_summary(path: Path, arms: Sequence[ArmFacts], groups: Sequence[Group], *, facts: Mapping[str, Any]) -> None:
-    """Writes a row for each arm, mode and share of labels; costs are means over runs, memory the most of any."""
+    """Writes a row for each arm, mode and regime of labels; costs are means over runs, memory the most of any."""
     roles = {arm.name: arm.role for arm in arms}
     rows = []
     for group in groups:
@@ -163,7 +194,7 @@ def write_summary(path: Path, arms: Sequence[ArmFacts], groups: Sequence[Group],
                 "arm": group.arm,
                 "role": roles[group.arm],
                 "mode": group.mode,
-                "label_fraction": group.fraction,
+                **_regime_cells(group.regime),
                 "runs": len(group.runs),
                 "seeds": len(group.seeds),
                 "blocks": len({block for sums in group.seeds.values() for block in sums.blocks.tolist()}),
@@ -190,7 +221,7 @@ def write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
                 "against": comparison.second.arm,
                 "mode": comparison.first.mode,
                 "against_mode": comparison.second.mode,
-                "label_fraction": comparison.first.fraction,
+                **_regime_cells(comparison.first.regime),
                 "metric": comparison.first.runs[0].metric,
                 "difference": of.estimate,
                 "low": of.low,
@@ -215,7 +246,8 @@ def write_differences(path: Path, comparisons: Sequence[Comparison]) -> None:
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     with written_whole(path) as waiting, open(waiting, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        kept = [name for name in columns if name != BLOCKS or any(row[BLOCKS] for row in rows)]
+        writer = csv.DictWriter(file, kept, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
 

@@ -11,9 +11,10 @@ from scipy.special import stdtrit
 
 from study.arms import StudyArm
 from study.bootstrap import DRAWS, HIGHER_IS_BETTER, LEAST_BLOCKS, LEAST_SEEDS, LEVEL, Difference, compare, student
-from study.summary import ArmFacts, Group
+from study.regimes import Regime
+from study.summary import ArmFacts, Group, Key
 
-Groups = Mapping[tuple[str, str, float], Group]
+Groups = Mapping[Key, Group]
 
 MOST_SEEDS = 1000
 """More seeds than that are out of reach: no number is given."""
@@ -104,7 +105,7 @@ def compare_arms(arms: Sequence[ArmFacts], groups: Groups, *, draws: int = DRAWS
     for arm in arms:
         for first in (group for group in groups.values() if group.arm == arm.name and arm.role != "leak"):
             chosen = not arm.against and first.mode == "trees"
-            second = best_network(arms, groups, first.fraction) if chosen else _opponent(arm.against, first, groups)
+            second = best_network(arms, groups, first.regime) if chosen else _opponent(arm.against, first, groups)
             if second is not None and second is not first:
                 offset = seed_offset(arms, first) - seed_offset(arms, second)
                 difference = compare(first.seeds, second.seeds, offset=offset, draws=draws, seed=seed)
@@ -114,13 +115,13 @@ def compare_arms(arms: Sequence[ArmFacts], groups: Groups, *, draws: int = DRAWS
     return found
 
 
-def best_network(arms: Sequence[ArmFacts], groups: Groups, fraction: float) -> Group | None:
-    """The fully fine-tuned network, controls apart, with the best mean score at a share of labels."""
+def best_network(arms: Sequence[ArmFacts], groups: Groups, regime: Regime) -> Group | None:
+    """The fully fine-tuned network, controls apart, with the best mean score with a regime of labels."""
     controls = {arm.name for arm in arms if arm.role in ("null", "leak")}
     networks = [
         group
         for group in groups.values()
-        if group.mode == "full" and group.fraction == fraction and group.arm not in controls and group.scores
+        if group.mode == "full" and group.regime == regime and group.arm not in controls and group.scores
     ]
     return max(networks, key=lambda group: _worth(group), default=None)
 
@@ -159,11 +160,11 @@ def advise(difference: Difference, *, seed_s: float) -> Advice | None:
 
 def further_hours(comparisons: Sequence[Comparison]) -> float:
     """Training hours of all further seeds that would decide what seeds can decide; each run counted once."""
-    extra: dict[tuple[str, str, float], tuple[Group, int]] = {}
+    extra: dict[Key, tuple[Group, int]] = {}
     for of in comparisons:
         if of.advice is not None and of.advice.by == "seeds":
             for group in (of.first, of.second):
-                key = (group.arm, group.mode, group.fraction)
+                key = (group.arm, group.mode, group.regime)
                 more = of.advice.seeds - of.difference.seeds
                 extra[key] = (group, max(more, extra.get(key, (group, 0))[1]))
     pretraining: dict[str, float] = {}
@@ -200,7 +201,7 @@ def seed_offset(arms: Sequence[ArmFacts], group: Group) -> int:
 def _opponent(against: str, first: Group, groups: Groups) -> Group | None:
     """Runs of the other arm in the same mode; trees and fully fine-tuned networks meet each other."""
     modes = {"trees": ("trees", "full"), "full": ("full", "trees"), "probe": ("probe",)}[first.mode]
-    found = (groups.get((against, mode, first.fraction)) for mode in modes)
+    found = (groups.get((against, mode, first.regime)) for mode in modes)
     return next((group for group in found if group is not None), None)
 
 
@@ -232,14 +233,14 @@ def _judge_leak(arm: ArmFacts, arms: Sequence[ArmFacts], groups: Groups, *, draw
     for first in (group for group in groups.values() if group.arm == arm.name):
         for other in groups.values():
             weaker = first.mode == "probe" and other.mode != "probe"  # a probe need not beat whole networks
-            if other.arm in leaks or other.fraction != first.fraction or weaker:
+            if other.arm in leaks or other.regime != first.regime or weaker:
                 continue
             offset = seed_offset(arms, first) - seed_offset(arms, other)
             difference = compare(first.seeds, other.seeds, offset=offset, draws=draws, seed=seed)
             if difference.estimate > 0:
                 beaten, least = beaten + 1, min(least, difference.estimate)
             elif not math.isnan(difference.estimate):
-                lost.append(f"{other.arm} ({other.mode}, {other.fraction:g} of the labels)")
+                lost.append(f"{other.arm} ({other.mode}, {other.regime})")
     if not beaten and not lost:
         return Control(arm.name, "leak", None, f"{arm.name} could not be compared with any other arm yet.")
     text = f"{arm.name} was given the labels of the test blocks. It beats {beaten} of {beaten + len(lost)} others"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from study.regimes import Regime
 from study.verdict import MOST_SEEDS, Advice, Comparison
 
 METRIC_WORDS = {
@@ -28,9 +29,11 @@ def decimals_for(metric: str, values: Iterable[float]) -> int:
     return max(0, 2 - math.floor(math.log10(largest)))
 
 
-def labels_words(fraction: float) -> str:
-    """Such as `10 % of the labels`."""
-    return "all labels" if fraction == 1 else f"{100 * fraction:.3g} % of the labels"
+def labels_words(regime: Regime) -> str:
+    """Such as `10 % of the labels` or `2 blocks of labels`."""
+    if regime.blocks:
+        return f"{regime.blocks} block{'s' * (regime.blocks > 1)} of labels"
+    return "all labels" if regime.fraction == 1 else f"{100 * regime.fraction:.3g} % of the labels"
 
 
 def hours_words(hours: float | None) -> str:
@@ -99,7 +102,7 @@ def advice_words(advice: Advice | None, comparison: Comparison) -> str:
 def finding(comparison: Comparison, decimals: int, unit: str) -> str:
     """One comparison as a sentence or two."""
     of = comparison.difference
-    where = labels_words(comparison.first.fraction).capitalize()
+    where = labels_words(comparison.first.regime).capitalize()
     modes = [MODE_WORDS[group.mode] for group in (comparison.first, comparison.second)]
     where += "" if comparison.first.mode == "trees" else f", {modes[0]}"
     rival = f" than {comparison.second.arm}" if comparison.chosen else ""

@@ -20,6 +20,7 @@ from study.plan import (
     estimate,
     lengths_of,
 )
+from study.regimes import regimes_of
 
 SCRATCH = StudyArm("scratch")
 ONE = StudyArm("one", pretrain=("--scales", "1"), probe=True)
@@ -28,14 +29,15 @@ ONE_LONG = StudyArm("one_long", pretrain=("--scales", "1"), as_long_as="multi")
 SCRATCH_LONG = StudyArm("scratch_long", as_long_as="multi")
 TREES = StudyArm("trees", method="trees", label_fractions=(1.0,))
 ARMS = [SCRATCH_LONG, SCRATCH, ONE_LONG, ONE, MULTI, TREES]
+REGIMES = regimes_of([0.1, 1.0], [])
 RATES = Rates(
     pretrain={"one": 10.0, "multi": 15.0}, finetune=4.0, probe=4.0 * PROBE_SHARE, score=2.0, trees=6.0, start=5.0
 )
-OPTIONS = {"jobs": 1, "folds": 2, "label_fractions": [0.1, 1.0], "pretrain_epochs": 20, "finetune_epochs": 10}
+OPTIONS = {"jobs": 1, "folds": 2, "regimes": REGIMES, "pretrain_epochs": 20, "finetune_epochs": 10}
 
 
 def tasks(seeds=2):
-    return all_tasks(ARMS, seeds=seeds, label_fractions=[0.1, 1.0])
+    return all_tasks(ARMS, seeds=seeds, regimes=REGIMES)
 
 
 def test_every_arm_seed_and_share_once():
@@ -119,7 +121,7 @@ def test_validation_is_estimated_for_every_epoch_of_the_greatest_length():
 
 
 def total(lengths):
-    found = all_tasks(ARMS, seeds=lengths.seeds, label_fractions=OPTIONS["label_fractions"])
+    found = all_tasks(ARMS, seeds=lengths.seeds, regimes=REGIMES)
     return sum(estimate(task, lengths, RATES, arms=ARMS, folds=2) for task in found)
 
 
@@ -147,7 +149,7 @@ def test_a_large_budget_buys_seeds():
 
 def test_a_budget_for_nothing_is_refused():
     with pytest.raises(
-        ValueError, match=r"--budget 0.0278 h: 6 arms, 3 seeds, 2 folds and 2 shares.* need .* h even"
+        ValueError, match=r"--budget 0.0278 h: 6 arms, 3 seeds, 2 folds and 2 regimes of labels need .* h even"
     ) as e:
         choose_lengths(ARMS, RATES, budget_s=100, seeds=None, **OPTIONS)
     shortest = Lengths(

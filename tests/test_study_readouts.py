@@ -9,6 +9,7 @@ import pytest
 from study.bootstrap import pool
 from study.curves import Curve, write_curves
 from study.readouts import break_even, break_evens, reach_times
+from study.regimes import Regime
 from study.report import build_report, report_text
 from study.summary import ArmFacts, Group
 from tests.study_runs import errors_run, study_runs
@@ -29,7 +30,7 @@ def test_time_to_a_score_is_that_of_the_first_epoch_that_has_it():
 def groups_of(*runs):
     found = {}
     for run in runs:
-        found.setdefault((run.arm, run.mode, run.label_fraction), []).append(run)
+        found.setdefault((run.arm, run.mode, run.regime), []).append(run)
     return [
         Group(
             *key, tuple(of), {seed: pool([run for run in of if run.seed == seed]) for seed in {run.seed for run in of}}
@@ -45,9 +46,9 @@ def test_the_median_time_counts_fits_that_never_reach_the_trees():
     arms, groups = [ArmFacts("one"), ArmFacts("told", "leak"), ArmFacts("trees")], groups_of(*runs)
     trees = [curve("trees", score, mode="trees", fold=k) for k, score in enumerate((0.2, 0.3, 0.9))]
     fits = [curve("one", 0.1, 0.2, 0.3, 0.3, fold=k) for k in folds]  # after 20 s, 30 s and never
-    found = reach_times(arms, groups, [*trees, *fits])[("one", "full", 1.0)]
+    found = reach_times(arms, groups, [*trees, *fits])[("one", "full", Regime())]
     assert dataclasses.astuple(found) == ("trees", 3, 2, 130.0, 30.0)
-    only_two = reach_times(arms, groups, [*trees[1:], *fits])[("one", "full", 1.0)]
+    only_two = reach_times(arms, groups, [*trees[1:], *fits])[("one", "full", Regime())]
     assert (only_two.fits, only_two.reached, only_two.seconds) == (2, 1, math.inf)
     assert reach_times(arms, groups, fits) == reach_times(arms, groups, []) == {}
     undefined = [dataclasses.replace(of, scores=(math.nan,)) for of in trees]
@@ -62,7 +63,7 @@ def test_twins_of_the_control_meet_the_trees_of_their_seed():
     )
     trees = [curve("trees", score, mode="trees", seed=seed) for seed, score in enumerate((0.9, 0.2))]
     found = reach_times(arms, groups, [*trees, curve("again", 0.1, 0.2, seed=1001)])
-    assert found[("again", "full", 1.0)].seconds == 40.0 and found[("again", "full", 1.0)].reached == 1
+    assert found[("again", "full", Regime())].seconds == 40.0 and found[("again", "full", Regime())].reached == 1
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,8 @@ def test_of_errors_the_lower_is_the_better():
     )
     arms = [ArmFacts(of.arm, "null" if of.arm == "again" else "") for of in groups]
     found = break_evens(arms, groups)
-    assert list(found) == [("one", "full", 1.0)]
-    assert (found["one", "full", 1.0].word, found["one", "full", 1.0].models) == ("from", 5)
+    assert list(found) == [("one", "full", Regime())]
+    assert (found["one", "full", Regime()].word, found["one", "full", Regime()].models) == ("from", 5)
 
 
 def test_report_and_results_have_both(tmp_path):

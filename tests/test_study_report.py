@@ -14,6 +14,7 @@ from study.arms import read_arms as read_study_arms
 from study.bootstrap import Difference
 from study.figures import cost_figure, differences_figure
 from study.findings import gather_findings
+from study.regimes import Regime
 from study.report import build_report, report_text
 from study.results import write_results
 from study.summary import group_runs, read_arms, read_facts
@@ -186,7 +187,7 @@ def test_trees_meet_the_best_network_of_each_share_of_labels(tmp_path):
     runs += study_runs({"trees": 0.6}, mode="trees", fraction=0.1)
     runs += study_runs({"one": 0.8, "two": 0.5}) + study_runs({"one": 0.3, "two": 0.4}, fraction=0.1)
     study = study_of(tmp_path, runs, arms=[{"name": "trees"}, {"name": "one"}, {"name": "two"}])
-    met = [(of.first.fraction, of.second.arm, of.difference.word) for of in study.comparisons]
+    met = [(of.first.regime.fraction, of.second.arm, of.difference.word) for of in study.comparisons]
     assert met == [(1.0, "one", "worse"), (0.1, "two", "better")]
     text = report_text(study)
     assert "All labels: **worse** than one (the network that scored best here, which favours it)" in text
@@ -380,7 +381,11 @@ def test_numbers_in_words():
         "140 h",
         "an unknown time",
     ]
-    assert [labels_words(of) for of in (1, 0.1, 0.025)] == ["all labels", "10 % of the labels", "2.5 % of the labels"]
+    assert [labels_words(Regime(of)) for of in (1, 0.1, 0.025)] == [
+        "all labels",
+        "10 % of the labels",
+        "2.5 % of the labels",
+    ]
     assert [cost_words(of) for of in (None, 1.02, 0.001, 0.3, 2.04, 1400.0)] == [
         "costs not recorded",
         "at the same training time",

@@ -363,7 +363,7 @@ def test_fits_end_early_and_those_of_equal_time_do_not(early):
     }
     runs = {run.key: run for run in read_results(out / "results.csv")}
     for of in (of for of in curves if of.arm != "trees"):
-        run, epochs = runs[(of.arm, of.mode, of.label_fraction, of.seed, of.fold)], len(of.scores)
+        run, epochs = runs[(of.arm, of.mode, of.regime, of.seed, of.fold)], len(of.scores)
         assert run.finetune_tiles == 16 * epochs  # all epochs are charged, those after the best one too
         assert run.finetune_s == of.train_s and of.best_epoch <= epochs <= lengths[of.arm]
         if of.arm == "scratch_long":
