@@ -96,6 +96,13 @@ def worth_it_parser(doc: str, *, tasks: Sequence[str]) -> Parser:
         help="print experiments and their cost after trials, an epoch of each arm: minutes",
     )
     run.add_argument("--report_only", action="store_true", help="write the report again, from results.csv")
+    run.add_argument(
+        "--together",
+        nargs="+",
+        metavar="DIR",
+        help="draw score against cost of several studies into --output_dir, a column for each of these folders; run "
+        "nothing",
+    )
     run.add_argument("--devices", nargs="+", help="such as cuda:0 cuda:1 (every GPU; without one, the CPU)")
     run.add_argument(
         "--jobs", type=options.positive_int, help="programs at a time on each GPU (1), or on the CPU (cores)"

@@ -4,6 +4,7 @@
     python -m scripts.worth_it --data_dir DIR --labels FILE --budget 12h     on your own
     python -m scripts.worth_it --plan                                        what would be run, and what it would take
     python -m scripts.worth_it --report_only                                 the report again, from results.csv
+    python -m scripts.worth_it --together DIR DIR --output_dir OUT           several studies in one picture
 
 Called again with the same options and --output_dir it goes on where it was stopped. docs/worth_it.md explains the
 arms, their table, and the report.
@@ -45,6 +46,7 @@ from study.regimes import check_blocks
 from study.report import build_report
 from study.runner import Pool, hold
 from study.summary import read_facts
+from study.together import draw_together
 from util.finetuning.tasks import OFFERED, TASKS
 from util.hardware.device import describe_environment
 from util.hardware.system import disk_full_message, usable_cpus
@@ -244,6 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             report_again(folder, vars(args))
             return 0
         check_writable(folder, flag="--output_dir")
+        if args.together:
+            logger.info("picture  %s", draw_together([Path(name) for name in args.together], folder))
+            return 0
         arms, settings = read_arms(args.arms, only=args.only_arms), settings_of(args)
         pool = make_pool(args, folder)
         wishes = Wishes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from study.regimes import Regime
 from study.summary import ArmFacts, Group
 from study.verdict import Comparison
 from study.words import labels_words
@@ -61,6 +63,66 @@ def cost_figure(arms: Sequence[ArmFacts], groups: Sequence[Group], *, metric: st
         axes[0, 0].scatter([], [], s=60, facecolors="none", label=name, **_ring(style))
         for name, style in styles.items()
         if any(group.arm == name for group in drawn)
+    ]
+    legend = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
+    figure.legend(handles=handles, loc="outside right center", title="ring: mean of seeds\nsmall: one fold", **legend)
+    return figure
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A study as one column of a figure of several.
+
+    Attributes:
+        title: of the column.
+        arms: its arms.
+        groups: their runs.
+        metric: what its scores are, for the axis.
+        seconds: what its seconds are, for the axis.
+    """
+
+    title: str
+    arms: Sequence[ArmFacts]
+    groups: Sequence[Group]
+    metric: str
+    seconds: str
+
+
+def surveys_figure(surveys: Sequence[Survey]) -> Figure:
+    """Draws score against total cost of several studies: a column for each survey, a row for each regime of labels.
+
+    Arms of the same name look alike in all of them; as in `cost_figure`, small marks are folds of a seed, rings means.
+    Probes are left out, and arms given test labels. A survey without runs of a regime has no panel there.
+
+    Args:
+        surveys: in the order of columns, one at least; their seconds must be of one kind.
+    """
+    first = {arm.name: arm for survey in reversed(surveys) for arm in reversed(survey.arms)}
+    styles = _styles(list(reversed(first.values())))
+    drawn = [
+        [of for of in survey.groups if of.arm in styles and of.seconds and of.mode in _MODE_ROWS[0]]
+        for survey in surveys
+    ]
+    regimes = sorted({of.regime for groups in drawn for of in groups}, key=lambda regime: regime.order) or [Regime()]
+    size = (3.0 * len(surveys) + 2.4, max(2.5 * len(regimes), 3.2) + 0.9)
+    figure, axes = _panels(size, len(regimes), len(surveys), sharex="col")
+    for (row, regime), (column, (survey, groups)) in _cells(regimes, list(zip(surveys, drawn, strict=True))):
+        axis, here = axes[row, column], [of for of in groups if of.regime == regime]
+        axis.set_title(f"{survey.title}\n{labels_words(regime)}", fontsize=9)
+        for group in here:
+            _draw_group(axis, group, styles[group.arm])
+        axis.set_ylabel(survey.metric, fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(color="0.92", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.set_visible(bool(here))
+    for column, groups in enumerate(drawn):
+        _log_ticks(axes[0, column], [of.seconds for of in groups if of.seconds])
+    figure.supxlabel(f"training of one model: pre-training and fine-tuning, {surveys[0].seconds}", fontsize=10)
+    handles = [
+        axes[0, 0].scatter([], [], s=60, facecolors="none", label=name, **_ring(style))
+        for name, style in styles.items()
+        if any(of.arm == name for groups in drawn for of in groups)
     ]
     legend = {"fontsize": 8, "title_fontsize": 8, "frameon": False}
     figure.legend(handles=handles, loc="outside right center", title="ring: mean of seeds\nsmall: one fold", **legend)

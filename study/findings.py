@@ -77,8 +77,7 @@ class Findings:
     @property
     def unit(self) -> str:
         """The headline number in words."""
-        units = self.facts.get("units")
-        return METRIC_WORDS[self.metric] + (f", {units}" if units and self.metric == "rmse" else "")
+        return headline_words(self.metric, self.facts)
 
     @property
     def decimals(self) -> int:
@@ -99,14 +98,30 @@ class Findings:
     @property
     def on_cpu(self) -> bool:
         """Time is the processor's, or no other device is named."""
-        return self.facts.get("seconds") == "cpu_seconds" or str(self.facts.get("device") or "cpu").startswith("cpu")
+        return is_on_cpu(self.facts)
 
     @property
     def seconds(self) -> str:
         """What seconds of training are."""
-        if self.on_cpu:
-            return "seconds of the processor"
-        return f"seconds on {self.facts['device']}" if self.facts.get("device") else "seconds"
+        return seconds_words(self.facts)
+
+
+def headline_words(metric: str, facts: Mapping[str, Any]) -> str:
+    """A headline number in words, with its units."""
+    units = facts.get("units")
+    return METRIC_WORDS[metric] + (f", {units}" if units and metric == "rmse" else "")
+
+
+def is_on_cpu(facts: Mapping[str, Any]) -> bool:
+    """Whether a study's time is the processor's, or no other device is named."""
+    return facts.get("seconds") == "cpu_seconds" or str(facts.get("device") or "cpu").startswith("cpu")
+
+
+def seconds_words(facts: Mapping[str, Any]) -> str:
+    """What the seconds of a study are."""
+    if is_on_cpu(facts):
+        return "seconds of the processor"
+    return f"seconds on {facts['device']}" if facts.get("device") else "seconds"
 
 
 def gather_findings(results_path: Path, facts: Mapping[str, Any], *, draws: int = DRAWS, seed: int = 0) -> Findings:
