@@ -53,12 +53,11 @@ def add_pretrain_options(parser: argparse.ArgumentParser) -> None:
 def decisive(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options that must stay the same when a run is resumed."""
     options = {name: value for name, value in options.items() if name not in MAY_CHANGE and value is not None}
-    if not options.get("ema_decay"):  # as in checkpoints of versions without it
-        options.pop("ema_decay", None)
     if options.get("stem") == BASE_STEM:  # as in checkpoints of versions without stems
         del options["stem"]
-    if not options.get("texture_weight"):  # as in checkpoints of versions without
-        options.pop("texture_weight", None)
+    for name in ("ema_decay", "texture_weight"):  # 0: as in checkpoints of versions without them
+        if not options.get(name):
+            options.pop(name, None)
     return options
 
 
