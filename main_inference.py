@@ -36,6 +36,7 @@ from datasets.survey.inference_survey import (
 )
 from datasets.survey.preview import layer_previews
 from util.checkpoints import checkpoint_file
+from util.checkpoints.target_layers import target_numbers
 from util.finetuning.tasks import TASKS, trained_objective
 from util.geotiff.parts import Parts, limited_cache
 from util.geotiff.raster_spec import RasterSpec
@@ -221,6 +222,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> InferenceSurve
         base_resolution=base_resolution(args, state),
         finest_scale=max(trained.get("scales") or scales),
         hidden=hidden_channels(state),
+        targets=target_numbers(state),
         extent=args.extent or trained.get("extent") or "union",
         reproject=args.reproject or bool(trained.get("reproject")),
         aoi=args.aoi,

@@ -143,7 +143,7 @@ def prepare(
     # batches, learning rate, optimiser
     batches = data.batches(
         **pretrain_options.batch_options(args),
-        groups=network.num_groups,
+        groups=network.encoded_groups,
         channel_counts=[layer.count for layer in network.layers],
         rank=ranks.rank,
         world_size=ranks.world_size,

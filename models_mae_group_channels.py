@@ -51,7 +51,6 @@ from util.model.patches import (
     patchify,
     random_masking,
     token_pixels,
-    token_validity,
     unpatchify,
     visible_valid_counts,
 )
@@ -98,7 +97,7 @@ def _shapes_may_depend_on_data(imgs: Tensor) -> bool:
     return type(imgs) is Tensor and imgs.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-NOT_IN_CONFIG = ("self", "__class__", "norm_layer", "layers", "texture")
+NOT_IN_CONFIG = ("self", "__class__", "norm_layer", "layers", "target_groups", "texture")
 """Arguments and local names of the model that `config` does not take as they are."""
 
 
@@ -138,6 +137,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             of values.
         stem, native_scales, detail_scales: whether and how tokens see pixels finer than the base pixel, see
             `GroupChannelEncoder`.
+        target_groups: number of the last groups, which are targets: their tokens are removed from every image, and
+            neither noise nor mask ratio counts them.
         grad_checkpointing: recompute the blocks in the backward pass to save memory.
         texture: also predict the texture of layers of values, see `util.model.texture`; all other weights start as
             without.
@@ -180,18 +181,15 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         stem: str = "base",
         native_scales: Sequence[int] | None = None,
         detail_scales: Sequence[float] | None = None,
+        target_groups: int = 0,
         grad_checkpointing: bool = False,
         texture: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in NOT_IN_CONFIG}
         if layers is not None:  # `where` is for messages alone
             arguments["layers"] = [{k: v for k, v in layer.items() if k != "where"} for layer in layers]
-        super().__init__(
-            **encoder_arguments(arguments),
-            norm_layer=norm_layer,
-            train_embeddings=False,
-            grad_checkpointing=grad_checkpointing,
-        )
+        own = {"norm_layer": norm_layer, "target_groups": target_groups, "grad_checkpointing": grad_checkpointing}
+        super().__init__(**encoder_arguments(arguments), **own, train_embeddings=False)
         self.scales = tuple(int(s) for s in scales)
         self.scored = check_scored(scored, scales=self.scales, in_chans=in_chans)
         self.spatial_mask, self.norm_pix_loss, self.scale_heads = spatial_mask, norm_pix_loss, scale_heads
@@ -204,7 +202,10 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             "scales": list(self.scales),
             "scored": {str(s): list(channels) for s, channels in self.scored.items()},
             "channel_weights": weights,
-            **({"texture": True} if texture else {}),  # absent as in checkpoints of versions without
+            **(
+                {"target_groups": target_groups} if target_groups else {}
+            ),  # absent as in checkpoints of versions without
+            **({"texture": True} if texture else {}),
         }
         self.norm = norm_layer(embed_dim)
         self._build_decoder(norm_layer)
@@ -216,6 +217,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         """Register the channels of each layer, and the layers of each group and scored at each scale."""
         self.layers = layer_channels(layers, self.in_chans)
         grouped = [layers_of_channels(self.layers, group, "channel_groups") for group in self.channel_groups]
+        #: Numbers of the layers that are targets.
+        self.target_layers = [number for numbers in grouped[self.encoded_groups :] for number in numbers]
         self.layer_group_sizes = [len(numbers) for numbers in grouped]
         self._register_index("layer_order", [number for numbers in grouped for number in numbers])
         self._register_index("first_channel", [layer.first for layer in self.layers])
@@ -355,8 +358,11 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                 module.init_weights()
 
     def _noise(self, imgs: Tensor, noise: Tensor | None) -> Tensor:
-        """The given noise if its shape is right, or uniform noise if None: (N, G*L), or (N, L) with `spatial_mask`."""
-        positions = self.num_patches * (1 if self.spatial_mask else self.num_groups)
+        """The given noise if its shape is right, or uniform noise if None: (N, G*L), or (N, L) with `spatial_mask`.
+
+        G counts the encoded groups, here and wherever noise is an argument.
+        """
+        positions = self.num_patches * (1 if self.spatial_mask else self.encoded_groups)
         if noise is None:
             return torch.rand(imgs.shape[0], positions, device=imgs.device)
         if noise.shape != (imgs.shape[0], positions):
@@ -421,7 +427,15 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         x = tokens.flatten(1, 2)  # (N, G*L, D)
         x = x.gather(1, ids_keep.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        return self.norm(self.run_blocks(self.blocks, x)), mask, ids_restore
+        return self.norm(self.run_blocks(self.blocks, x)), *self._with_targets(mask, ids_restore)
+
+    def _with_targets(self, mask: Tensor, ids_restore: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask and order of the encoded groups with those of the targets, which are the last of the removed tokens."""
+        targets = self.num_groups - self.encoded_groups
+        if not targets:
+            return mask, ids_restore
+        last = torch.arange(ids_restore.shape[1], self.num_groups * self.num_patches, device=mask.device)
+        return F.pad(mask, (0, 0, 0, targets), value=1.0), torch.cat([ids_restore, last.expand(len(mask), -1)], dim=1)
 
     def forward_tokens(
         self, imgs: Tensor, valid: Tensor | None = None, native: Sequence[Tensor] | None = None
@@ -434,8 +448,8 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             native: native pixels, as in `forward`.
 
         Returns:
-            tokens (N, G, L, D), at least float32, and (N, G, L) bool, True where a token has a valid pixel; features of
-            the others come from their surroundings alone.
+            tokens (N, G, L, D) of the encoded groups, at least float32, and (N, G, L) bool, True where a token has a
+            valid pixel; features of the others come from their surroundings alone.
 
         Raises:
             ValueError: shapes or types do not fit the model.
@@ -447,7 +461,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
             tokens = self.add_stems(tokens, token_valid, self.stem_maps(imgs, valid, own))
         x = torch.cat([self.cls_token.expand(imgs.shape[0], -1, -1), tokens.flatten(1, 2)], dim=1)
         x = at_least_float32(self.norm(self.run_blocks(self.blocks, x)))
-        return x[:, 1:].unflatten(1, (self.num_groups, self.num_patches)), token_valid
+        return x[:, 1:].unflatten(1, (self.encoded_groups, self.num_patches)), token_valid
 
     def valid_positions(self, valid: Tensor) -> Tensor:
         """Whether each position that masking may remove has a valid pixel.
@@ -458,7 +472,7 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         Returns:
             (N, G*L) bool, or (N, L) with `spatial_mask`.
         """
-        tokens = token_validity(valid, self.patch_size, group_order=self.group_order, group_sizes=self.group_sizes)
+        tokens = self.token_validity(valid)
         return tokens.any(dim=1) if self.spatial_mask else tokens.flatten(1)
 
     def reconstruct(

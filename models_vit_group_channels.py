@@ -111,12 +111,14 @@ class GroupChannelEncoder(nn.Module):
             seen at the largest of its channels. Needed unless `stem` is "base".
         detail_scales: for each channel, the standard deviation of its native pixels within a base pixel, model units; 0
             if that has no meaning. Needed likewise.
+        target_groups: number of the last groups, which are predicted in pre-training and never encoded.
 
     Attributes:
+        encoded_groups: number of the first groups, which are encoded: all but the targets.
         fused_attention: whether blocks use PyTorch's fused attention; None: where that is faster.
 
     Raises:
-        ValueError: the stem is unknown, or its scales do not fit the channels.
+        ValueError: the stem is unknown, its scales do not fit the channels, or no group is encoded.
     """
 
     fused_attention: bool | None = None
@@ -138,6 +140,7 @@ class GroupChannelEncoder(nn.Module):
         stem: str = "base",
         native_scales: Sequence[int] | None = None,
         detail_scales: Sequence[float] | None = None,
+        target_groups: int = 0,
         drop_path: float = 0.0,
         grad_checkpointing: bool = False,
     ) -> None:
@@ -149,6 +152,12 @@ class GroupChannelEncoder(nn.Module):
         self.img_size, self.patch_size, self.in_chans = img_size, patch_size, in_chans
         self.num_groups, self.num_patches = len(self.channel_groups), (img_size // patch_size) ** 2
         self.grad_checkpointing = grad_checkpointing
+        if not 0 <= target_groups < self.num_groups:
+            raise ValueError(
+                f"target_groups {target_groups} of {self.num_groups} channel groups: expected at least one group that "
+                "is encoded; give fewer targets"
+            )
+        self.encoded_groups = self.num_groups - target_groups
 
         order = [c for group in self.channel_groups for c in group]
         group_of = {c: i for i, group in enumerate(self.channel_groups) for c in group}
@@ -156,10 +165,11 @@ class GroupChannelEncoder(nn.Module):
         self._register_index("channel_order", [order.index(c) for c in range(in_chans)])  # and back
         self._register_index("group_of_channel", [group_of[c] for c in range(in_chans)])
 
-        self.patch_embed = nn.ModuleList(PatchEmbed(img_size, patch_size, size, embed_dim) for size in self.group_sizes)
+        encoded = self.group_sizes[: self.encoded_groups]
+        self.patch_embed = nn.ModuleList(PatchEmbed(img_size, patch_size, size, embed_dim) for size in encoded)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.nodata_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        position, group = self._embeddings(embed_dim, channel_embed, num_heads, rows=self.num_groups)
+        position, group = self._embeddings(embed_dim, channel_embed, num_heads, rows=self.encoded_groups)
         self.pos_embed = nn.Parameter(position, requires_grad=train_embeddings)
         self.channel_embed = nn.Parameter(group, requires_grad=train_embeddings)
         self.blocks = nn.ModuleList(
@@ -196,7 +206,7 @@ class GroupChannelEncoder(nn.Module):
             raise ValueError(f"stem {stem!r}: expected one of {', '.join(STEMS)}")
         self.stem, self.embeds_native = stem, stem in ("native", "tokens")
         self.stems = nn.ModuleList()
-        self.native_scales = (1,) * self.num_groups
+        self.native_scales = (1,) * self.encoded_groups
         if not self._needs_stems():
             return
         scales, details = list(native_scales or ()), list(detail_scales or ())
@@ -205,8 +215,9 @@ class GroupChannelEncoder(nn.Module):
                 f"stem {stem!r} with native_scales {scales} and detail_scales {details}: expected for each of "
                 f"{self.in_chans} channels a whole number of at least 1 and a number of at least 0"
             )
-        self.native_scales = tuple(max(scales[c] for c in group) for group in self.channel_groups)
-        self.group_details = [tuple(float(details[c]) for c in group) for group in self.channel_groups]
+        encoded = self.channel_groups[: self.encoded_groups]
+        self.native_scales = tuple(max(scales[c] for c in group) for group in encoded)
+        self.group_details = [tuple(float(details[c]) for c in group) for group in encoded]
         for scale, group_details in zip(self.native_scales, self.group_details, strict=True):
             self.stems.append(
                 NativeStem(
@@ -226,7 +237,7 @@ class GroupChannelEncoder(nn.Module):
         """Channels and edge of each image of native pixels that the model takes: of groups finer than base pixels."""
         return [
             (size, scale * self.img_size)
-            for size, scale in zip(self.group_sizes, self.native_scales, strict=True)
+            for size, scale in zip(self.group_sizes[: self.encoded_groups], self.native_scales, strict=True)
             if scale > 1
         ]
 
@@ -262,14 +273,23 @@ class GroupChannelEncoder(nn.Module):
             valid: (N, C, H, W) bool, True = usable.
 
         Returns:
-            tokens (N, G, L, D), and (N, G, L) bool, True where a token has a valid pixel.
+            tokens (N, G, L, D), and (N, G, L) bool, True where a token has a valid pixel; G encoded groups.
         """
-        token_valid = token_validity(valid, self.patch_size, group_order=self.group_order, group_sizes=self.group_sizes)
+        token_valid = self.token_validity(valid)
         with full_precision(imgs.device):
-            parts = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
+            parts = self._encoded_parts(imgs)
             tokens = torch.stack([embed(part) for embed, part in zip(self.patch_embed, parts, strict=True)], dim=1)
             tokens = torch.where(token_valid.unsqueeze(-1), tokens, self.nodata_token.unsqueeze(1))
             return tokens + self._token_embedding(self.pos_embed[:, 1:], self.channel_embed), token_valid
+
+    def token_validity(self, valid: Tensor) -> Tensor:
+        """Validity of pixels (N, C, H, W) -> (N, G, L) bool of encoded groups, True where a token has a valid pixel."""
+        groups = {"group_order": self.group_order, "group_sizes": self.group_sizes}
+        return token_validity(valid, self.patch_size, **groups)[:, : self.encoded_groups]
+
+    def _encoded_parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (N, C, H, W) -> the channels of each encoded group."""
+        return images.index_select(1, self.group_order).split(self.group_sizes, dim=1)[: self.encoded_groups]
 
     def _check_native(self, native: Sequence[Tensor] | None, count: int) -> list[Tensor]:
         """The images of native pixels, after checking their shapes; none if the model sees base pixels alone.
@@ -292,8 +312,7 @@ class GroupChannelEncoder(nn.Module):
         self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor], *, patch_size: int
     ) -> Iterator[tuple[NativeStem, StemPixels]]:
         """Yield each group's stem and views of its patches, (N, side, side, ...)."""
-        bases = imgs.index_select(1, self.group_order).split(self.group_sizes, dim=1)
-        usable = valid.index_select(1, self.group_order).split(self.group_sizes, dim=1)
+        bases, usable = self._encoded_parts(imgs), self._encoded_parts(valid)
         images = iter(native)
         for module, scale, base, ok in zip(self.stems, self.native_scales, bases, usable, strict=True):
             assert isinstance(module, NativeStem)

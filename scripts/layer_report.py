@@ -103,6 +103,11 @@ def load_network(path: str, state: dict[str, Any]) -> models.MaskedAutoencoderGr
     config = state["model_config"]
     if config.get("decoder_depth") is None:
         raise ValueError(f"--checkpoint {path}: not a pre-training checkpoint; expected one of main_pretrain")
+    if config.get("target_groups"):
+        raise ValueError(
+            f"--checkpoint {path}: trained with --target_layers, whose layers are never shown; expected a model that "
+            "sees every layer. How well targets are predicted stands in the run's log.txt and report.html"
+        )
     for flag in ("spatial_mask", "norm_pix_loss"):
         if config.get(flag):
             raise ValueError(f"--checkpoint {path}: trained with --{flag}, expected a model without it; train one")

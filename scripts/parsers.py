@@ -125,6 +125,22 @@ def layer_report_parser(doc: str) -> Parser:
     return parser
 
 
+def known_labels_parser(doc: str) -> Parser:
+    """The options of scripts.known_labels, whose docstring is `doc`."""
+    parser = Parser("known_labels", description=doc.split("\n\n")[0])
+    parser.add_argument("--fold", type=options.count, required=True, help="number of the fold, from 0")
+    parser.add_argument("--output", required=True, metavar="FILE", help="GeoTIFF to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument(
+        "--finetuning",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="FLAGS",
+        help="last: the flags of main_finetune, which decide layers, labels and folds",
+    )
+    return parser
+
+
 def make_sample_survey_parser(doc: str) -> Parser:
     """The options of scripts.make_sample_survey, whose docstring is `doc`."""
     parser = Parser("make_sample_survey", description=doc)

@@ -30,6 +30,7 @@ PROGRAMS = (
     "scripts.describe_grids",
     "scripts.worth_it",
     "scripts.layer_report",
+    "scripts.known_labels",
     "scripts.export",
     "scripts.make_sample_survey",
 )

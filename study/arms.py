@@ -46,7 +46,9 @@ FOR_ALL = (
     "--data_dir --train_path --labels --label_column --task --model --input_size --patch_size --folds --amp --patience"
 ).split()
 """Flags that must be the same in every experiment, so that they are options of the study."""
-PRETRAINED_ALONE = "--dropped_bands --masked_bands --transform --grouped_bands --model_type --aoi --extent".split()
+PRETRAINED_ALONE = (
+    "--dropped_bands --masked_bands --target_layers --transform --grouped_bands --model_type --aoi --extent".split()
+)
 """Flags of main_pretrain that change the input of pre-trained networks alone: only rows of arms may have them."""
 
 

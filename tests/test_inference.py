@@ -53,10 +53,10 @@ class Copy:
     """Stands in for the network: it predicts what it was given, and its features are means of patches."""
 
     def __init__(self, scales=(1, 2), channels=1):
-        self.img_size, self.patch_size, self.num_groups = SIZE, PATCH, 1
+        self.img_size, self.patch_size, self.encoded_groups = SIZE, PATCH, 1
         self.pos_embed = torch.zeros(1, 1, channels)
         self.channel_embed = torch.zeros(1, 1, 0)
-        self.scales, self.norm_pix_loss = scales, False
+        self.scales, self.norm_pix_loss, self.target_layers = scales, False, ()
         self.layers = [LayerChannels(c) for c in range(channels)]
 
     def valid_positions(self, valid):

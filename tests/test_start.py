@@ -120,7 +120,7 @@ def test_the_early_parser_is_that_of_the_program(program):
     assert first.format_help() == program.get_args_parser().format_help()
 
 
-@pytest.mark.parametrize("name", ["describe_grids", "worth_it", "layer_report", "make_sample_survey"])
+@pytest.mark.parametrize("name", ["describe_grids", "worth_it", "layer_report", "known_labels", "make_sample_survey"])
 def test_parsers_of_scripts_have_the_same_names(name):
     module = importlib.import_module(f"scripts.{name}")
     more = {

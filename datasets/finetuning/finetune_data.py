@@ -291,7 +291,7 @@ def open_targets(
     )
 
 
-def _target_grid(survey: InferenceSurvey, scale: int) -> TargetGrid:
+def target_grid(survey: InferenceSurvey, scale: int) -> TargetGrid:
     """The grid of target pixels, `scale` of them along the edge of a base-scale pixel."""
     grid = survey.stack.reference
     return TargetGrid(
@@ -311,7 +311,7 @@ def _burn_labels(
     opened = open_labels(
         path,
         kind="classes" if targets.has_classes else "values",
-        grid=_target_grid(survey, targets.scale),
+        grid=target_grid(survey, targets.scale),
         column=labels.column,
         classes_csv=labels.classes_csv,
         band=labels.band,
@@ -335,7 +335,7 @@ def _open_points(
     split: SplitOptions,
 ) -> FinetuneData:
     """Windows around points, with one class each or presences only."""
-    grid, codes = _target_grid(survey, 1), targets.class_codes
+    grid, codes = target_grid(survey, 1), targets.class_codes
     points = open_points(
         path,
         class_codes=codes if codes is not None and list(codes) != list(PRESENCE.codes) else None,

@@ -93,6 +93,7 @@ class OpenedLayers:
         channels: `in_chans`, `channel_groups` and the scales of stems for a network from scratch; empty where a
             checkpoint has them.
         fits_statistics: statistics are no checkpoint's, so each fold fits its own (`on_fold`).
+        targets: layers that pre-training predicted and never saw, as a checkpoint stores them.
     """
 
     survey: InferenceSurvey | SceneGround
@@ -101,6 +102,7 @@ class OpenedLayers:
     encodings: list[dict[str, Any]]
     channels: dict[str, Any]
     fits_statistics: bool = False
+    targets: Sequence[dict[str, Any]] = ()
 
     @property
     def grids(self) -> InferenceSurvey:
@@ -237,7 +239,14 @@ def _open_stored(stored: Mapping[str, Any], options: LayerOptions, local_ranks: 
         )
     if fits_memory(survey.stack, options.cache, local_ranks):
         survey.stack.load()
-    return OpenedLayers(survey, layers, stored["statistics"], [encoding.plain() for encoding in encodings], {})
+    return OpenedLayers(
+        survey,
+        layers,
+        stored["statistics"],
+        [encoding.plain() for encoding in encodings],
+        {},
+        targets=stored.get("targets", ()),
+    )
 
 
 def _shown_area(stored: Mapping[str, Any], given: str | None) -> str | Mapping[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from datasets.finetuning.finetune_data import (
@@ -13,7 +14,9 @@ from datasets.finetuning.finetune_data import (
     TargetOptions,
     open_scene_data,
     open_targets,
+    target_grid,
 )
+from datasets.finetuning.known_targets import known_tests
 from datasets.finetuning.label_copies import label_copies
 from datasets.finetuning.layers import (
     LayerOptions,
@@ -23,6 +26,8 @@ from datasets.finetuning.layers import (
     open_layers,
     open_scene_layers,
 )
+from datasets.folds.folds import Folds
+from datasets.survey.inference_survey import stored_layers
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +96,18 @@ def open_labels(
     if scenes is not None:
         return open_scene_data(opened.scenes, **scenes)
     assert path is not None
-    return open_targets(
+    data = open_targets(
         opened.grids,
         path,
         labels=LabelOptions(**labels),
         targets=TargetOptions(**targets, class_codes=class_codes),
         split=SplitOptions(**split),
     )
+    if not opened.targets:
+        return data
+    assert isinstance(data.folds, Folds)
+    known = known_tests(target_grid(opened.grids, 1).pixels, data.folds, stored_layers(opened.targets))
+    return replace(data, warnings=(*data.warnings, *known))
 
 
 def log_inputs(opened: OpenedLayers, data: FinetuneData, *, warn: bool) -> None:

@@ -154,6 +154,7 @@ class TrainingBatches:
         rank: number of this process.
         world_size: number of processes.
         pin: put batches into page-locked memory.
+        targets: numbers of the layers that are targets, which are never seen and never dropped.
     """
 
     source: TileSource
@@ -168,6 +169,7 @@ class TrainingBatches:
     rank: int
     world_size: int
     pin: bool
+    targets: Sequence[int] = ()
 
     @property
     def updates(self) -> int:
@@ -201,8 +203,10 @@ class TrainingBatches:
         noise = torch.from_numpy(self.masks.noise(numbers, seed=self.seed, epoch=epoch))
         dropped = None
         if self.layer_dropout:
-            layers = dropped_layers(
-                numbers, layers=len(self.channel_counts), probability=self.layer_dropout, seed=self.seed, epoch=epoch
+            inputs = [number for number in range(len(self.channel_counts)) if number not in self.targets]
+            layers = np.zeros((len(numbers), len(self.channel_counts)), dtype=bool)
+            layers[:, inputs] = dropped_layers(
+                numbers, layers=len(inputs), probability=self.layer_dropout, seed=self.seed, epoch=epoch
             )
             dropped = torch.from_numpy(layers.repeat(self.channel_counts, axis=1))
         return Batch(found.pin(), noise.pin_memory(), dropped) if self.pin else Batch(found, noise, dropped)
@@ -261,7 +265,7 @@ class PretrainData:
         """Returns the reader of masked training batches.
 
         Args:
-            groups: number of channel groups.
+            groups: number of channel groups that the model sees.
             channel_counts: number of channels of each layer.
             mask_shapes: mask shapes with their fractions of the tiles, None for random tokens.
             mask_ratio: fraction of tokens masked.
@@ -286,6 +290,7 @@ class PretrainData:
             masks,
             tuple(channel_counts),
             tiles=tiles or self.training.training_tiles,
+            targets=self.training.targets if isinstance(self.training, Survey) else (),
             **how,
         )
 

@@ -327,7 +327,8 @@ def stored_native(state: Mapping[str, Any], encodings: Sequence[Encoding]) -> Na
         return NativeLayers()
     first = {numbers[0]: layer for layer, numbers in enumerate(channel_ranges(encodings))}
     scales = tuple(config["native_scales"][channel] for channel in first)
-    groups = [[first[c] for c in group if c in first] for group in config["channel_groups"]]
+    seen = config["channel_groups"][: len(config["channel_groups"]) - config.get("target_groups", 0)]
+    groups = [[first[c] for c in group if c in first] for group in seen]
     return NativeLayers(scales, native_groups(groups, scales))
 
 
@@ -342,6 +343,7 @@ def open_inference_survey(
     finest_scale: int,
     encodings: Sequence[Encoding],
     hidden: Sequence[int] = (),
+    targets: Sequence[int] = (),
     extent: str = "union",
     reproject: bool = False,
     aoi: str | None = None,
@@ -361,6 +363,7 @@ def open_inference_survey(
         finest_scale: largest scale that training was asked for.
         encodings: per layer, how values become channels.
         hidden: layers that training presented as wholly invalid; they need not be there.
+        targets: those of them that training predicted: they are never opened.
         extent: `union` or `intersection` of the layers' extents.
         reproject: warp layers to the first layer's CRS.
         aoi: polygons file that limits what is written.
@@ -374,6 +377,7 @@ def open_inference_survey(
         FileNotFoundError: for files that are not there.
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
+    found = [None if number in targets else layer for number, layer in enumerate(found)]
     where = data_dir or layers_table
     missing = _missing(trained, found, hidden=hidden, allowed=allow_missing, where=where, extra=extra)
     encodings = tuple(encodings)

@@ -23,7 +23,7 @@ from datasets.survey.layer_classes import layer_classes
 from datasets.survey.memory import fits_memory
 from datasets.survey.open_layers import TrainedLayers, check_numbers, choose_layers, scan_bands
 from datasets.survey.scales_and_groups import channel_groups, check_native_scales, native_scales, score_scales
-from datasets.survey.stack import Stack, make_bundles, reference_grid
+from datasets.survey.stack import Stack, longest_edge, make_bundles, reference_grid
 from datasets.survey.statistics import fit_statistics
 from datasets.survey.survey import Survey, with_detail
 from datasets.survey.tiles import TileIndex, index_tiles
@@ -41,6 +41,7 @@ class SurveySettings:
         crs: CRS of stores that state none.
         dropped_bands: layer numbers to leave out; the others are renumbered.
         masked_bands: layer numbers (after dropping) presented as wholly invalid.
+        target_layers: names of layers that the model predicts and never sees.
         grouped_bands: channel groups by layer number; default by the table's `group` column, else by resolution.
         one_group: put all layers in one group.
         input_size: base-scale pixels along a tile's edge.
@@ -69,6 +70,7 @@ class SurveySettings:
     crs: str | None = None
     dropped_bands: Sequence[int] = ()
     masked_bands: Sequence[int] = ()
+    target_layers: Sequence[str] = ()
     grouped_bands: Sequence[Sequence[int]] | None = None
     one_group: bool = False
     input_size: int
@@ -100,7 +102,8 @@ class _Plan:
         height: tile height, reference pixels.
         width: tile width, reference pixels.
         step: tile origins are multiples of this, reference pixels.
-        groups: channel groups.
+        groups: channel groups, those of targets last.
+        targets: numbers of the layers that are predicted and never seen.
         scales: scales at which some layer is scored.
         scored: for each of those scales, the numbers of the layers scored there.
         warnings: layers and scales that are not scored.
@@ -112,6 +115,7 @@ class _Plan:
     width: int
     step: int
     groups: tuple[tuple[int, ...], ...]
+    targets: tuple[int, ...]
     scales: tuple[int, ...]
     scored: dict[int, tuple[int, ...]]
     warnings: list[str]
@@ -157,6 +161,7 @@ def open_survey(settings: SurveySettings) -> Survey:
         statistics=tuple(statistics for statistics, _ in fitted),
         encodings=tuple(encoding for _, encoding in fitted) if trained is None else tuple(trained.encodings),
         groups=plan.groups,
+        targets=plan.targets,
         base_resolution=float(plan.base),
         input_size=settings.input_size,
         scales=plan.scales,
@@ -270,12 +275,38 @@ def _choose_layers(settings: SurveySettings) -> list[Layer]:
     check_numbers(settings.masked_bands, len(layers), "--masked_bands")
     if len(set(settings.masked_bands)) == len(layers):
         raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")
+    _target_numbers(settings, layers)
     return layers
+
+
+def _target_numbers(settings: SurveySettings, layers: Sequence[Layer]) -> tuple[int, ...]:
+    """Numbers of the layers of `target_layers`.
+
+    Raises:
+        ValueError: there is no such layer, or it cannot be predicted; no other layer is left to be seen.
+    """
+    names = [layer.name for layer in layers]
+    for name in settings.target_layers:
+        flag = f"--target_layers {name}"
+        if name not in names:
+            raise ValueError(f"{flag}: there is no such layer, expected out of {', '.join(names)}")
+        if names.index(name) in settings.masked_bands:
+            raise ValueError(f"{flag} is hidden by --masked_bands {names.index(name)}; name it in one of the two")
+        if layers[names.index(name)].loss_weight == 0:
+            raise ValueError(f"{flag}: its loss_weight is 0, so it would be neither seen nor predicted; raise it")
+    targets = tuple(number for number, name in enumerate(names) if name in settings.target_layers)
+    if {*targets, *settings.masked_bands} == {*range(len(layers))}:
+        raise ValueError(
+            f"--target_layers {' '.join(settings.target_layers)}: no layer is left to predict from; expected at least "
+            "one that is neither a target nor hidden (--masked_bands)"
+        )
+    return targets
 
 
 def _plan(settings: SurveySettings, bands: Sequence[RasterBand]) -> _Plan:
     reference = reference_grid(bands, extent=settings.extent)
-    groups = channel_groups(bands, grouped_bands=settings.grouped_bands, one_group=settings.one_group)
+    targets = _target_numbers(settings, [band.layer for band in bands])
+    groups = channel_groups(bands, grouped_bands=settings.grouped_bands, one_group=settings.one_group, targets=targets)
     base = settings.base_resolution or max(reference.resolution_x, reference.resolution_y) * max(settings.scales)
     tile = settings.input_size * base
     if not (_is_whole(tile / reference.resolution_x) and _is_whole(tile / reference.resolution_y)):
@@ -293,7 +324,14 @@ def _plan(settings: SurveySettings, bands: Sequence[RasterBand]) -> _Plan:
     scales, scored, warnings = score_scales(
         bands, scales=settings.scales, base_resolution=base, hidden=sorted(unscored)
     )
-    return _Plan(reference, base, height, width, step, groups, scales, scored, warnings)
+    coarse = [bands[number] for number in targets if number not in scored[1]]
+    if coarse:
+        raise ValueError(
+            f"--target_layers {coarse[0].layer.name}: its pixels of {longest_edge(coarse[0]):g} are coarser than the "
+            f"base pixel of {base:g}, so it cannot be predicted; give --base_resolution {longest_edge(coarse[0]):g}, "
+            "or a finer layer"
+        )
+    return _Plan(reference, base, height, width, step, groups, targets, scales, scored, warnings)
 
 
 def _tile_edge(input_size: int, base: float, resolution: float) -> int:
@@ -330,7 +368,7 @@ def _map_all(stack: Stack, *, step: int) -> tuple[list[CellMap], int]:
 
 def _index_tiles(settings: SurveySettings, plan: _Plan, stack: Stack, maps: Sequence[CellMap], cell: int) -> TileIndex:
     return index_tiles(
-        mean_coverage([m for channel, m in enumerate(maps) if channel not in stack.hidden], cell),
+        mean_coverage([m for c, m in enumerate(maps) if c not in stack.hidden and c not in plan.targets], cell),
         (plan.reference.rows, plan.reference.cols),
         height=plan.height,
         width=plan.width,

@@ -119,6 +119,7 @@ def channel_groups(
     *,
     grouped_bands: Sequence[Sequence[int]] | None = None,
     one_group: bool = False,
+    targets: Sequence[int] = (),
 ) -> tuple[tuple[int, ...], ...]:
     """Groups of channels that share tokens.
 
@@ -126,27 +127,52 @@ def channel_groups(
         bands: the layers.
         grouped_bands: groups by layer number, as given.
         one_group: everything together.
+        targets: numbers of the layers that are predicted and never seen; they share no group with others.
 
     Returns:
         The groups: as given, one, by the `group` column of the layers table, or by native resolution (finest first).
+        Those of targets come last.
 
     Raises:
-        ValueError: if the groups given are not a partition of the layers.
+        ValueError: if the groups given are not a partition of the layers, or mix targets with others.
     """
     if grouped_bands is not None:
-        return given_groups(grouped_bands, [band.layer.name for band in bands])
+        groups = given_groups(grouped_bands, [band.layer.name for band in bands])
+        return _targets_last(groups, bands, targets, "--grouped_bands")
     if one_group:
-        return (tuple(range(len(bands))),)
-    by_key: dict[tuple[float, str], list[int]] = {}
+        seen = tuple(number for number in range(len(bands)) if number not in targets)
+        return (seen, tuple(sorted(targets))) if targets else (seen,)
+    by_key: dict[tuple[bool, float, str], list[int]] = {}
     resolutions: list[float] = []
     for edge in sorted(longest_edge(band) for band in bands):
         if not resolutions or edge > resolutions[-1] * ALIKE:
             resolutions.append(edge)
     for channel, band in enumerate(bands):
         resolution = max(r for r in resolutions if r <= longest_edge(band))
-        key = (-1.0, band.layer.group) if band.layer.group else (resolution, "")
+        # Without a label targets are kept apart; one that they share with other layers is refused below.
+        key = (False, -1.0, band.layer.group) if band.layer.group else (channel in targets, resolution, "")
         by_key.setdefault(key, []).append(channel)
-    return tuple(tuple(by_key[key]) for key in sorted(by_key))
+    return _targets_last([tuple(by_key[key]) for key in sorted(by_key)], bands, targets, "column `group`")
+
+
+def _targets_last(
+    groups: Sequence[tuple[int, ...]], bands: Sequence[RasterBand], targets: Sequence[int], where: str
+) -> tuple[tuple[int, ...], ...]:
+    """The groups in their order, those of targets after the others.
+
+    Raises:
+        ValueError: a group mixes targets with other layers.
+    """
+    for group in groups:
+        apart: tuple[list[str], list[str]] = ([], [])
+        for number in group:
+            apart[number in targets].append(f"'{bands[number].layer.name}'")
+        if all(apart):
+            raise ValueError(
+                f"{where} puts {', '.join(apart[1])}, a target (--target_layers), into one channel group with "
+                f"{', '.join(apart[0])}; expected groups of targets alone, which the encoder never sees; divide it"
+            )
+    return tuple(sorted(groups, key=lambda group: group[0] in targets))
 
 
 def given_groups(grouped_bands: Sequence[Sequence[int]], names: Sequence[str]) -> tuple[tuple[int, ...], ...]:

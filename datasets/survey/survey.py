@@ -41,7 +41,8 @@ class Survey:
         summaries: per layer, what scanning it found.
         statistics: per layer, values on training ground.
         encodings: per layer, how its values become channels of the model.
-        groups: groups of layers that share tokens, each a tuple of layer numbers; a partition of the layers.
+        groups: groups of layers that share tokens, each a tuple of layer numbers; a partition of the layers. Those of
+            targets come last.
         base_resolution: ground edge of a base-scale pixel, CRS units.
         input_size: base-scale pixels along a tile's edge.
         scales: scales at which some layer is scored, 1 first.
@@ -53,6 +54,7 @@ class Survey:
         scale_warnings: layers and scales that are not scored.
         native_scales: per layer, its native pixels along the edge of a base pixel, at which a stem reads it; empty if
             models see base pixels alone.
+        targets: numbers of the layers that models predict and never see.
     """
 
     stack: Stack
@@ -70,6 +72,7 @@ class Survey:
     layer_warnings: tuple[str, ...] = field(default=())
     scale_warnings: tuple[str, ...] = field(default=())
     native_scales: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -86,6 +89,11 @@ class Survey:
         """The channel numbers of each layer."""
         return channel_ranges(self.encodings)
 
+    @property
+    def seen_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The groups that models see: all but the targets."""
+        return tuple(group for group in self.groups if group[0] not in self.targets)
+
     def summary_lines(self) -> list[str]:
         """Summary of layers and tiles, as lines to log."""
         lines = []
@@ -95,7 +103,7 @@ class Survey:
             lines.append(
                 f"layer {channel} {band.layer.name}: {band.grid.cols} x {band.grid.rows} pixels of "
                 f"{length_text(band.grid.resolution_x, band.grid.crs)}, {100 * summary.valid_fraction:.0f} % valid, "
-                f"{values}, scored at {scored}"
+                f"{values}, scored at {scored}{', a target that is never seen' if channel in self.targets else ''}"
             )
         base, ground = (
             length_text(self.base_resolution * pixels, self.stack.reference.crs) for pixels in (1, self.input_size)
@@ -176,6 +184,8 @@ class Survey:
                 layer.loss_weight for layer, numbers in zip(self.layers, channels, strict=True) for _ in numbers
             ],
         }
+        if self.targets:
+            options["target_groups"] = len(self.groups) - len(self.seen_groups)
         if self.native_scales:
             options["native_scales"] = per_channel(self.native_scales, self.encodings)
             options["detail_scales"] = per_channel([item.detail for item in self.statistics], self.encodings)
@@ -207,7 +217,7 @@ class Survey:
             scales=self.scales,
             scored={s: sorted({*self.scored[s]} & {*source.scored.get(s, ())}) for s in self.scales},
             encodings=self.encodings,
-            native=native_groups(self.groups, self.native_scales) if self.native_scales else (),
+            native=native_groups(self.seen_groups, self.native_scales) if self.native_scales else (),
         )
 
     @property

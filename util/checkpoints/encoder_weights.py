@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from util.checkpoints.checkpoint_file import CheckpointError, checkpoint_in, load_checkpoint
+from util.checkpoints.target_layers import without_targets
 from util.model.patches import SENTINEL_GROUPS
 from util.model.pos_embed import resize_positions
 
@@ -57,7 +58,8 @@ class EncoderWeights:
         state: parameters by name, on the CPU.
         config: arguments of the model; those of a published encoder are inferred from names and shapes.
         contents: the other contents of the file without the optimiser: `layers`, `statistics`, `options`,
-            `base_resolution` and so on; of a published one `args` (a dict) and `epoch`.
+            `base_resolution` and so on; of a published one `args` (a dict) and `epoch`. Target layers of pre-training,
+            which the encoder never saw, are listed under `targets` alone.
         published: not written by this program.
     """
 
@@ -135,7 +137,7 @@ def read_encoder_weights(path: str | os.PathLike[str]) -> EncoderWeights:
     if isinstance(args, argparse.Namespace):
         rest["args"] = vars(args)
     if ours:
-        config = dict(contents["model_config"])
+        config, rest = without_targets(contents["model_config"], rest)
     else:
         state = {name: tensor.clone() for name, tensor in state.items()}  # out of the file
         config = _config_from_shapes(path, state, rest.get("args"))

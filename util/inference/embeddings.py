@@ -74,7 +74,7 @@ class EmbeddingProduct(Product):
         width = model.pos_embed.shape[-1] + model.channel_embed.shape[-1]
         names = [f"embedding_{k}" for k in range(width)]
         if pool == "group":
-            names = [f"group_{g}_{name}" for g in range(model.num_groups) for name in names]
+            names = [f"group_{g}_{name}" for g in range(model.encoded_groups) for name in names]
         self.rasters = {
             "embeddings": RasterSpec(
                 crs=ground.crs,
@@ -118,7 +118,7 @@ class EmbeddingProduct(Product):
         side, step = model.img_size // model.patch_size, model.patch_size // stride
         taper = raised_cosine(side).to(device)
         taper = taper[:, None] * taper
-        groups = model.num_groups if self.pool == "group" else 1
+        groups = model.encoded_groups if self.pool == "group" else 1
         bands = len(self.rasters["embeddings"].names) // groups
         mosaics = [Mosaic(bands, rows, cols, device=device, with_std=False) for _ in range(groups)]
         for origins, tiles in self.engine.batches(self.tiles_of(block), lambda o: window.sample(o, device)):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from util.checkpoints.target_layers import target_numbers
 from util.inference import finetuned_task
 from util.inference.engine import Engine, Ground, SampleOf
 from util.inference.layers import LayerValues, NativeLayer
@@ -137,8 +138,9 @@ def native_layers(survey: Any) -> list[NativeLayer | None]:
 
 
 def hidden_channels(state: Mapping[str, Any]) -> Sequence[int]:
-    """Channels that the network of a checkpoint never saw: masked layers, and in fine-tuning also labels among them."""
-    return state["hidden"] if "task" in state else state["options"].get("masked_bands") or ()
+    """Layers that the network of a checkpoint never saw: masked ones, in fine-tuning also labels, and targets."""
+    masked = state["hidden"] if "task" in state else state["options"].get("masked_bands") or ()
+    return [*masked, *target_numbers(state)]
 
 
 def raster_tags(state: Mapping[str, Any], survey: Any, *, checkpoint: str, output: str) -> dict[str, str]:

@@ -94,21 +94,28 @@ class ReconstructionProduct(Product):
             for c in numbers:
                 part = slice(first, first + of_layer[c].count)
                 first = part.stop
-                bands = self.layers[c].encoding.reconstruction_bands(mean[part], spread[part], seen[part])
+                is_target = c in self.engine.model.target_layers  # of which nothing was observed
+                truth = mean[part] if is_target else seen[part]
+                bands = self.layers[c].encoding.reconstruction_bands(mean[part], spread[part], truth)
+                if is_target:
+                    bands[-1] = math.nan
                 name = self._names[s, c]
                 arrays[name] = (self.rasters[name], bands, block.top * s, block.left * s)
         return arrays
 
 
 def build_reconstruction(inputs: InferenceInputs, *, draws: int, mask_ratio: float | None) -> ReconstructionProduct:
-    """Every layer at every scale that the model predicts it at and that it has pixels for here.
+    """Every layer at every scale that the model predicts it at and that it has pixels for here, or that is a target.
 
     Raises:
         ValueError: there is none; predictions have no units; too few views.
     """
     inputs.refuse_normalised("reconstruction")
-    scored = inputs.engine.model.scored_layers
-    wanted = {s: [c for c in layers if c in inputs.known[s]] for s, layers in scored.items()}
+    model = inputs.engine.model
+    wanted = {
+        s: [c for c in layers if c in inputs.known[s] or c in model.target_layers]
+        for s, layers in model.scored_layers.items()
+    }
     if not any(wanted.values()):
         raise ValueError("no layer is as fine as a scale at which the model predicts it; nothing can be reconstructed")
     return ReconstructionProduct(

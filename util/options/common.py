@@ -15,8 +15,8 @@ SCENE_TYPES = ("sentinel", "rgb", "euro_sat")
 """Data sets of separate images: values of --dataset_type that `scene_options` goes with."""
 
 GROUND_ONLY = tuple(
-    "data_dir data_path layer_dim crs extent transform reproject aoi cache base_resolution tile_overlap min_valid "
-    "val_block val_buffer".split()
+    "data_dir data_path layer_dim crs target_layers extent transform reproject aoi cache base_resolution tile_overlap "
+    "min_valid val_block val_buffer".split()
 )
 """Options that mean something on continuous ground only, or for layers of a table."""
 
@@ -180,6 +180,12 @@ def _add_layer_options(data: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="N",
         help="numbers of layers, after dropping, that the model sees as nodata (none)",
+    )
+    data.add_argument(
+        "--target_layers",
+        nargs="+",
+        metavar="LAYER",
+        help="names of layers that the model predicts from the others and never sees, such as a geology map (none)",
     )
     data.add_argument(
         "--grouped_bands",
@@ -415,6 +421,7 @@ def survey_options(args: argparse.Namespace) -> dict[str, Any]:
         **array_options(args),
         "dropped_bands": args.dropped_bands or [],
         "masked_bands": args.masked_bands,
+        "target_layers": args.target_layers or [],
         "grouped_bands": args.grouped_bands,
         "one_group": args.model_type == "vanilla",
         "input_size": args.input_size,

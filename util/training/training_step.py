@@ -77,7 +77,7 @@ def pretraining_step(
     kind: Any = type(network)
     config = {**network.config, **changes}
     edges = [network.img_size * s for s in config["scales"]]
-    channels, groups = network.in_chans, 1 if network.spatial_mask else network.num_groups
+    channels, groups = network.in_chans, 1 if network.spatial_mask else network.encoded_groups
 
     def make_batch(size: int, device: torch.device) -> tuple[list[Tensor], list[Tensor], Tensor, list[Tensor]]:
         images = [torch.zeros(size, channels, edge, edge, device=device) for edge in edges]
