@@ -47,6 +47,34 @@ def worth_it_parser(doc: str, *, tasks: Sequence[str]) -> Parser:
     data.add_argument("--labels", help="raster or vector file; needed with --data_dir or --train_path")
     data.add_argument("--task", default=tasks[0], choices=tasks)
     data.add_argument("--label_column", help="column of classes or values, where labels are vectors or a CSV")
+    _add_study_options(parser)
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", default="./worth_it", help="everything goes there (./worth_it)")
+    run.add_argument(
+        "--plan",
+        action="store_true",
+        help="print experiments and their cost after trials, an epoch of each arm: minutes",
+    )
+    run.add_argument("--report_only", action="store_true", help="write the report again, from results.csv")
+    run.add_argument(
+        "--together",
+        nargs="+",
+        metavar="DIR",
+        help="draw score against cost of several studies into --output_dir, a column for each of these folders; run "
+        "nothing",
+    )
+    run.add_argument("--devices", nargs="+", help="such as cuda:0 cuda:1 (every GPU; without one, the CPU)")
+    run.add_argument(
+        "--jobs", type=options.positive_int, help="programs at a time on each GPU (1), or on the CPU (cores)"
+    )
+    run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
+    run.add_argument("--title", default="", help="heading of the report")
+    run.add_argument("--no_progress", action="store_true", help="no progress bar")
+    return parser
+
+
+def _add_study_options(parser: Parser) -> None:
+    """What a study compares, on which labels and for how long."""
     study = parser.add_argument_group("study")
     study.add_argument("--budget", type=duration, default=7200.0, metavar="TIME", help="such as 90m or 2h (2h)")
     study.add_argument("--arms", default=str(ROOT / "study/arms.csv"), help="table of arms (study/arms.csv)")
@@ -88,29 +116,6 @@ def worth_it_parser(doc: str, *, tasks: Sequence[str]) -> Parser:
     study.add_argument("--patch_size", type=options.positive_int, default=8, help="base pixels (8)")
     study.add_argument("--pretrain_flags", default="", metavar="'FLAGS'", help="further flags of every pre-training")
     study.add_argument("--finetune_flags", default="", metavar="'FLAGS'", help="further flags of every fine-tuning")
-    run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", default="./worth_it", help="everything goes there (./worth_it)")
-    run.add_argument(
-        "--plan",
-        action="store_true",
-        help="print experiments and their cost after trials, an epoch of each arm: minutes",
-    )
-    run.add_argument("--report_only", action="store_true", help="write the report again, from results.csv")
-    run.add_argument(
-        "--together",
-        nargs="+",
-        metavar="DIR",
-        help="draw score against cost of several studies into --output_dir, a column for each of these folders; run "
-        "nothing",
-    )
-    run.add_argument("--devices", nargs="+", help="such as cuda:0 cuda:1 (every GPU; without one, the CPU)")
-    run.add_argument(
-        "--jobs", type=options.positive_int, help="programs at a time on each GPU (1), or on the CPU (cores)"
-    )
-    run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
-    run.add_argument("--title", default="", help="heading of the report")
-    run.add_argument("--no_progress", action="store_true", help="no progress bar")
-    return parser
 
 
 def layer_report_parser(doc: str) -> Parser:
