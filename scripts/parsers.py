@@ -92,6 +92,7 @@ def _add_study_options(parser: Parser) -> None:
     )
     study.add_argument("--seeds", type=options.positive_int, help="seeds (3, more if the budget allows)")
     study.add_argument("--folds", type=options.positive_int, default=3, help="block folds (3)")
+    study.add_argument("--only_folds", type=options.count, nargs="+", metavar="K", help="run only these folds (all)")
     study.add_argument(
         "--pretrain_epochs", type=options.positive_int, default=60, help="longest, epochs of 1,024 tiles (60)"
     )

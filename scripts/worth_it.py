@@ -47,6 +47,7 @@ from study.report import build_report
 from study.runner import Pool, hold
 from study.summary import read_facts
 from study.together import draw_together
+from util.finetuning.compared_methods import choose_folds
 from util.finetuning.tasks import OFFERED, TASKS
 from util.hardware.device import describe_environment
 from util.hardware.system import disk_full_message, usable_cpus
@@ -77,8 +78,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """What all experiments share, with paths that hold from anywhere.
 
     Raises:
-        ValueError: layers named twice or without labels, shares or blocks of labels that cannot be, or flags that
-            cannot be shared.
+        ValueError: layers named twice or without labels, shares or blocks of labels or folds that cannot be, or flags
+            that cannot be shared.
     """
     check_fractions(args.label_fractions, f"--label_fractions {' '.join(f'{part:g}' for part in args.label_fractions)}")
     check_blocks(args.label_blocks, f"--label_blocks {' '.join(map(str, args.label_blocks))}")
@@ -86,6 +87,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         shared_flags(f"--{name}", getattr(args, name)) for name in ("pretrain_flags", "finetune_flags")
     )
     check_patience(args.patience, folds=args.folds, epochs=args.finetune_epochs)
+    only_folds = tuple(choose_folds(args.folds, args.only_folds))
     if args.data_dir and args.train_path:
         raise ValueError("--data_dir and --train_path both name the layers; give one of them")
     if args.data_dir or args.train_path:
@@ -106,6 +108,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         finetune=finetune,
         precision=args.amp,
         folds=args.folds,
+        only_folds=() if len(only_folds) == args.folds else only_folds,
         patience=args.patience,
         base_resolution=args.base_resolution,
     )
@@ -188,7 +191,8 @@ def plan_lines(study: Study) -> list[str]:
     base = study.settings.base_resolution or "as without pre-training"
     return [
         *rows,
-        f"{lengths.seeds} seeds, {study.settings.folds} folds; {', '.join(map(str, study.wishes.regimes))}; training "
+        f"{lengths.seeds} seeds, {len(study.settings.run_folds)} of {study.settings.folds} folds; "
+        f"{', '.join(map(str, study.wishes.regimes))}; training "
         f"{100 * lengths.share:.0f} % as long as the longest asked for; base pixel {base}",
         f"{total:.2f} h of work, {total / slots:.2f} h with {slots} at a time",
     ]

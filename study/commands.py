@@ -28,6 +28,7 @@ class Settings:
         finetune: further flags of main_finetune.
         precision: value of --amp.
         folds: number of folds.
+        only_folds: numbers of the folds that are fitted and tested; empty: all.
         patience: epochs without a better validation score after which a fit ends; 0: fits have fixed lengths.
         base_resolution: edge of a base pixel, CRS units; None until it is known.
     """
@@ -39,8 +40,14 @@ class Settings:
     finetune: tuple[str, ...] = ()
     precision: str = "auto"
     folds: int = 3
+    only_folds: tuple[int, ...] = ()
     patience: int = 0
     base_resolution: float | None = None
+
+    @property
+    def run_folds(self) -> tuple[int, ...]:
+        """Numbers of the folds that are fitted and tested."""
+        return self.only_folds or tuple(range(self.folds))
 
 
 def command_of(
@@ -79,6 +86,7 @@ def fit_command(task: Task, settings: Settings, *, folder: Path, epochs: int) ->
     else:
         command += ["--finetune", str(folder / task.needs[0] / CHECKPOINT)]
     command += ["--folds", str(settings.folds), "--fold_seed", "0", "--label_seed", str(task.seed)]
+    command += ["--only_folds", *map(str, settings.only_folds)] if settings.only_folds else []
     command += ["--tiles_per_epoch", str(FINETUNE_WINDOWS), *_length(arm, settings.patience, epochs)]
     command += [*settings.finetune, *arm.finetune]
     command += [*task.regime.flags, "--epochs", str(epochs), "--no_final"]

@@ -89,8 +89,9 @@ class Wishes:
     def facts(self) -> dict[str, Any]:
         """What must be the same for a study to be gone on with."""
         settings = {key: value for key, value in asdict(self.settings).items() if key != "base_resolution"}
-        if not self.settings.patience:  # as in plans from before there was a choice
-            del settings["patience"]
+        for later in ("patience", "only_folds"):  # plans from before there was a choice have no such entry
+            if not settings[later]:
+                del settings[later]
         facts = {
             "arms": [asdict(arm) for arm in self.arms],
             "settings": settings,
@@ -214,7 +215,8 @@ class Study:
         return found or list(DEFAULT_SCALES)
 
     def _try(self, tasks: Sequence[Task], stop: Stop) -> None:
-        further = {"fit": ["--only_folds", "0", "--baselines", "trees", "constant"], "pretrain": []}
+        first = str(self.settings.run_folds[0])
+        further = {"fit": ["--only_folds", first, "--baselines", "trees", "constant"], "pretrain": []}
 
         def command(task: Task, device: str) -> list[str]:
             return command_of(
@@ -258,7 +260,7 @@ class Study:
                 budget_s=self.deadline - time.monotonic(),
                 jobs=len(self.pool.devices),
                 seeds=self.wishes.seeds,
-                folds=self.settings.folds,
+                folds=len(self.settings.run_folds),
                 regimes=self.wishes.regimes,
                 pretrain_epochs=self.wishes.pretrain_epochs,
                 finetune_epochs=self.wishes.finetune_epochs,
@@ -295,7 +297,7 @@ class Study:
     def estimate(self, task: Task) -> float:
         """Seconds that a task will take."""
         assert self.lengths is not None and self.rates is not None
-        return estimate(task, self.lengths, self.rates, arms=self.arms, folds=self.settings.folds)
+        return estimate(task, self.lengths, self.rates, arms=self.arms, folds=len(self.settings.run_folds))
 
     def epochs_of(self, task: Task) -> int:
         """Epochs of a task; those of equal cost are worked out from what was measured, and kept."""
@@ -422,12 +424,12 @@ class Study:
             "label_fractions": sorted({of.fraction for of in regimes if not of.blocks}),
             BLOCKS: sorted({of.blocks for of in regimes if of.blocks}),
             "seeds": self.lengths.seeds,
-            "folds": self.settings.folds,
+            "folds": len(self.settings.run_folds),
             "patience": self.settings.patience,
-            "blocks": sum(first["split"]["blocks"]),
+            "blocks": sum(first["split"]["blocks"][fold] for fold in self.settings.run_folds),
             "lengths": self.lengths.facts(),
             "spent_s": sum(self._facts(task)["wall_seconds"] for task in tasks if task.name in outcome.done),
-            "planned": self.settings.folds * sum(modes.values()),
+            "planned": len(self.settings.run_folds) * sum(modes.values()),
             "done": len(runs),
             "failed": outcome.failed,
             **facts,

@@ -342,11 +342,11 @@ trees,trees,none,,,one,
 
 @pytest.fixture(scope="module")
 def early(small):
-    """A study whose fits end early, on the small survey."""
+    """A study of two folds of three whose fits end early, on the small survey."""
     folder, argv = small
     (folder / "early.csv").write_text(EARLY_ARMS)
     argv = [*argv, "--arms", str(folder / "early.csv"), "--output_dir", str(folder / "early"), "--seeds", "1"]
-    argv += "--folds 3 --patience 2 --finetune_epochs 12".split()
+    argv += "--folds 3 --only_folds 0 2 --patience 2 --finetune_epochs 12".split()
     assert worth_it.main(argv) == 0
     return folder / "early", argv
 
@@ -362,6 +362,7 @@ def test_fits_end_early_and_those_of_equal_time_do_not(early):
         ("trees", "trees"),
     }
     runs = {run.key: run for run in read_results(out / "results.csv")}
+    assert {run.fold for run in runs.values()} == {0, 2}
     for of in (of for of in curves if of.arm != "trees"):
         run, epochs = runs[(of.arm, of.mode, of.regime, of.seed, of.fold)], len(of.scores)
         assert run.finetune_tiles == 16 * epochs  # all epochs are charged, those after the best one too
@@ -380,10 +381,10 @@ def test_the_report_says_which_fits_did_not_converge(early, capsys):
     out, argv = early
     text, record = (out / "report.md").read_text(), read_json(out / "study.json")
     stuck = sum(len(of.scores) == 12 for of in read_curves(out / "curves.csv") if of.arm != "scratch_long")
-    said = f"**{stuck} of 9 fits trained up to the bound" if stuck else "All fits that could end early did"
+    said = f"**{stuck} of 6 fits trained up to the bound" if stuck else "All fits that could end early did"
     assert record["patience"] == 2 and "## Length of the fits" in text and said in text
-    assert re.search(r"\| scratch_long \| full \| all \| 3 \| [\d.]+ \| [\d.]+ \| fixed length \|", text)
-    assert re.search(r"\| scratch \| full \| all \| \d of 3 \|", text)  # that reach the score of trees
+    assert re.search(r"\| scratch_long \| full \| all \| 2 \| [\d.]+ \| [\d.]+ \| fixed length \|", text)
+    assert re.search(r"\| scratch \| full \| all \| \d of 2 \|", text)  # that reach the score of trees
     assert re.search(r"\| one \| all \| [\d,]+ \+ \d+ \| scratch(_long)?, ", text)
     assert worth_it.main(["--report_only", "--output_dir", str(out)]) == 0
     assert (out / "report.md").read_text() == text
@@ -418,6 +419,7 @@ BAD = [
     ('--finetune_flags "--head \'x"', '--finetune_flags "--head \'x": No closing quotation'),
     ("--pretrain_flags '--aoi a.gpkg'", "--pretrain_flags has --aoi, which networks from scratch and trees would not"),
     ("--patience 5 --folds 2", "--patience 5 with --folds 2: fits are validated on half .* expected at least 3 folds"),
+    ("--only_folds 1 3", "--only_folds 3: there are 3 folds, expected 0 to 2"),
     ("--patience 30", "--patience 30 with --finetune_epochs 30: no fit could end early; expected a longer"),
     ("--finetune_flags '--patience 3'", "--finetune_flags has --patience, which must be the same for all arms"),
     ("--report_only", "results.csv: no such table of results; run the study first"),
