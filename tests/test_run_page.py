@@ -404,3 +404,6 @@ def test_the_page_of_a_study_shows_its_report(tmp_path):
     found = Page(html)
     assert "All comparisons are decided: 1 of 1" in found.words and NASTY in found.words and "<b>" not in html
     assert found.tags.count("img") == 2 and found.tags.count("table") >= 2
+    rebuilt = record_of("scripts.worth_it")
+    rebuilt.sessions[-1].environment.clear()  # --report_only knows of no device
+    assert ">Cost<" in html and ">Cost<" not in page_of(tmp_path, [rebuilt])

@@ -30,12 +30,14 @@ def study_view(folder: Path, record: RunRecord) -> View:
     tasks = record.facts.get("tasks", [])
     rows = [[of["name"], of["state"], of.get("said", "")] for of in tasks]
     progress: list[Block] = [Table("Programs", ["program", "state", "message"], rows)] if rows else []
+    environment = environment_rows(record)  # none where the report alone was written again
+    cost: list[Block] = [Facts(environment)] if environment else []
     sections = [
         Section("Report", body),
         next_section(record, []),
         warnings_section(record),
         Section("Programs", progress),
-        Section("Cost", [Facts(environment_rows(record))]),
+        Section("Cost", cost),
         run_section(record),
     ]
     return view_of(record, record.facts.get("title") or "Is multi-scale pre-training worth its cost?", sections)
