@@ -1,6 +1,7 @@
 """Target layers: predicted and never seen, in the model, in data, in runs and in what follows from a checkpoint."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ import torch
 import main_inference
 from datasets.pretraining.pretrain_data import open_pretrain_data
 from datasets.survey.open_survey import SurveySettings, open_survey
-from scripts import layer_report
+from scripts import export, layer_report
 from tests import labelled, small_main, surveys
 from tests.rasters import write_grid
 from tests.test_model import gradients, make_batch, make_model, run, total, wake
 from util.checkpoints.encoder_weights import read_encoder_weights
+from util.inference.finetuned_task import provenance
+from util.inference.gap_filling import _fillable_layers
+from util.inference.inputs import InferenceInputs
+from util.inference.layers import LayerValues, NativeLayer
 from util.model.patches import patchify
 
 TARGETED = {"in_chans": 4, "channel_groups": ((3, 1), (2,), (0,)), "target_groups": 1}
@@ -250,6 +255,9 @@ def test_fine_tuning_needs_no_target(survey, trained, tmp_path):
     state = surveys.checkpoint(tmp_path / "out")
     assert [layer["name"] for layer in state["layers"]] == ["gravity", "magnetics"]
     assert state["model_config"]["in_chans"] == 2 and "target_groups" not in state["model_config"]
+    # Whoever fine-tunes or scores these weights again is warned, too, and maps say it.
+    assert [layer["name"] for layer in read_encoder_weights(tmp_path / "out").contents["targets"]] == ["geology"]
+    assert provenance(state)["pretraining_targets"] == "geology"
 
 
 def test_labels_that_were_the_target_are_warned_of(survey, trained, tmp_path, caplog):
@@ -282,3 +290,33 @@ def test_the_layer_report_is_refused(trained, tmp_path, capsys):
     flags = ["--checkpoint", str(trained / "checkpoint-last.pth"), "--output_dir", str(tmp_path)]
     assert layer_report.main(flags) == 2
     assert "trained with --target_layers, whose layers are never shown" in capsys.readouterr().err
+
+
+def test_targets_are_neither_filled_nor_refined(caplog):
+    """A continuous target has no measurements to fill gaps between, although the model predicts it."""
+    kinds = {"gravity": "continuous", "density": "continuous", "azimuth": "circular"}
+    layers = [
+        LayerValues(name, "", name, SimpleNamespace(kind=kind, is_continuous=kind == "continuous"))
+        for name, kind in kinds.items()
+    ]
+    native = NativeLayer(0, layers[0], 0.0, 0.0, 1.0, 1.0, 8, 8, (1.0, 1.0), (0.0, 0.0))
+    model = SimpleNamespace(target_layers=[1], scored_layers={1: (0, 1, 2), 2: (1,)})
+    inputs = InferenceInputs(
+        engine=SimpleNamespace(model=model),
+        layers=layers,
+        natives=[native, None, None],
+        known={1: (0, 2), 2: ()},
+        **dict.fromkeys(("ground", "read", "tags", "mask_ratio", "seed", "finetuned")),
+    )
+    assert inputs.continuous("refined") == {1: (0,), 2: ()}
+    assert [layer.values.name for layer in _fillable_layers(inputs)] == ["gravity"]
+    assert "'azimuth' (circular), 'density' (target, never seen) cannot be filled" in caplog.text
+    assert "not filled, because the model does not predict them" not in caplog.text
+
+
+def test_the_model_card_says_what_the_encoder_has_learned(trained, tmp_path):
+    flags = ["--checkpoint", str(trained / "checkpoint-last.pth"), "--format", "torch"]
+    assert export.main([*flags, "--output", str(tmp_path / "model.pth")]) == 0
+    card = (tmp_path / "model.md").read_text(encoding="utf-8")
+    assert "| geology | categorical, not shown to the model, but predicted |" in card
+    assert "Pre-trained to predict geology, whose values it has learned wherever they were known." in card

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from util.checkpoints.target_layers import target_numbers
 from util.export.files import card_path, whole_file
 from util.inference.finetuned_task import provenance
 
@@ -30,10 +31,11 @@ def model_facts(
         licence: of the weights; empty if nobody has stated one.
         exported: what the file holds: `format`, `part` and so on.
     """
-    config, first, layers = state["model_config"], 0, []
+    config, first, layers, targets = state["model_config"], 0, list[dict[str, Any]](), target_numbers(state)
     for number, (layer, encoding) in enumerate(zip(state["layers"], encodings, strict=True)):
         facts = {key: layer.get(key) for key in ("name", "units", "kind", "transform", "normalize")}
         facts |= {"shown": number not in hidden, "channels": list(range(first, first + encoding.channels))}
+        facts |= {"target": True} if number in targets else {}
         facts["native_pixels_per_base_pixel"] = (config.get("native_scales") or {first: 1})[first]
         facts |= {"centres": list(encoding.centres), "scales": list(encoding.scales)}
         facts["classes"] = {f"{code:g}": name for code, name in zip(encoding.codes, encoding.names, strict=True)}
@@ -95,9 +97,12 @@ def card_text(name: str, facts: Mapping[str, Any], *, usage: str) -> str:
         lines = [f"- {key.replace('_', ' ')}: {value}" for key, value in facts["training"].items()]
         parts += ["## Training and scores", "\n".join(lines)]
     else:
+        targets = ", ".join(layer["name"] for layer in facts["layers"] if layer.get("target"))
+        taught = f"to predict {targets}, whose values it has learned wherever they were known" if targets else ""
         parts += [
             "## Training and scores",
-            "Pre-trained without labels. Skill on held-out ground is in `log.txt` of the run; the checkpoint has none.",
+            f"Pre-trained {taught or 'without labels'}. Skill on held-out ground is in `log.txt` of the run; the "
+            "checkpoint has none.",
         ]
     parts += [
         "## Limits",
@@ -129,6 +134,7 @@ def _layer_table(facts: Mapping[str, Any]) -> str:
     for number, layer in enumerate(facts["layers"]):
         centre, scale = (" ".join(f"{x:.6g}" for x in layer[key]) for key in ("centres", "scales"))
         kind = layer["kind"] if layer["shown"] else f"{layer['kind']}, not shown to the model"
+        kind += ", but predicted" if layer.get("target") else ""
         channels = " ".join(map(str, layer["channels"]))
         values = [number, layer["name"], kind, layer["units"], layer["transform"], centre, scale]
         values += ["" if layer["classes"] else f"{layer[key]:.6g}" for key in ("mean", "std")]

@@ -78,6 +78,7 @@ class FinetuneInputs:
             "presences": data.presences(survey),
             "folds": data.folds.summary(),
             "task": {"kind": self.task.name, **data.description()},
+            **({"targets": list(opened.targets)} if opened.targets else {}),  # the encoder may know labels by them
         }
 
 

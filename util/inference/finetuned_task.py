@@ -197,6 +197,8 @@ def provenance(state: Mapping[str, Any]) -> dict[str, str]:
         folds, where = summary[headline]["n"], TESTED.get(split["split"], split["split"])
         tags["score"] = f"{headline} {numbers.get(headline, 'not defined')} on {where}, {folds} fold(s)"
         tags |= {f"score_{name}": text for name, text in numbers.items()}
+    if state.get("targets"):
+        tags["pretraining_targets"] = ", ".join(layer["name"] for layer in state["targets"])
     return tags | ({"warning": split["warning"]} if split["warning"] else {})
 
 

@@ -293,7 +293,8 @@ def _fillable_layers(inputs: InferenceInputs) -> list[NativeLayer]:
     }
     if not finest:
         raise ValueError("no layer is as fine as the base pixels at which the model predicts it; nothing can be filled")
-    measured = [c for c, layer in enumerate(inputs.layers) if layer.encoding.is_continuous]
+    targets = inputs.engine.model.target_layers
+    measured = [c for c, layer in enumerate(inputs.layers) if layer.encoding.is_continuous and c not in targets]
     left_out = [inputs.layers[c].name for c in measured if c not in finest]
     if left_out:
         logger.warning("not filled, because the model does not predict them here: %s", ", ".join(left_out))

@@ -72,21 +72,23 @@ class InferenceInputs:
         return sample
 
     def continuous(self, cannot: str) -> dict[int, tuple[int, ...]]:
-        """For each scale the numbers of the continuous layers that the model predicts there.
+        """For each scale the numbers of the continuous layers that the model sees, and predicts there.
 
         Args:
             cannot: what cannot be done to other layers, for the log, such as "filled".
 
         Raises:
-            ValueError: there are no continuous layers.
+            ValueError: there are no such layers.
         """
-        others = [f"'{y.name}' ({y.encoding.kind})" for y in self.layers if not y.encoding.is_continuous]
+        others = {c: layer.encoding.kind for c, layer in enumerate(self.layers) if not layer.encoding.is_continuous}
+        others |= dict.fromkeys(self.engine.model.target_layers, "target, never seen")
+        names = ", ".join(f"'{self.layers[c].name}' ({why})" for c, why in others.items())
         if len(others) == len(self.layers):
-            raise ValueError(f"no continuous layer: {', '.join(others)} cannot be {cannot}")
+            raise ValueError(f"no continuous layer: {names} cannot be {cannot}")
         if others:
-            logger.warning("%s cannot be %s", ", ".join(others), cannot)
+            logger.warning("%s cannot be %s", names, cannot)
         scored = self.engine.model.scored_layers
-        return {s: tuple(c for c in numbers if self.layers[c].encoding.is_continuous) for s, numbers in scored.items()}
+        return {s: tuple(c for c in numbers if c not in others) for s, numbers in scored.items()}
 
     def refuse_normalised(self, output: str) -> None:
         """Refuses models whose predictions have no physical units.
