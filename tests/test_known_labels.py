@@ -1,15 +1,21 @@
 """Labels that a fold may know: written as a map, pre-trained on, and looked for on test ground afterwards."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rasterio
+from rasterio.crs import CRS
 from scipy import ndimage
 
 import main_finetune
+from datasets.finetuning.known_targets import known_tests
+from datasets.ground.grid import Grid
+from datasets.layers.layer import Layer
 from scripts import known_labels
 from tests import labelled, small_main, surveys
+from tests.rasters import write_grid
 from util.options import finetune_checks as checks
 from util.processes.distributed import Ranks
 
@@ -91,6 +97,20 @@ def test_a_fold_pretrained_on_what_it_may_know_is_not_warned_of(survey, labels, 
     (tmp_path / "geology.tif").unlink()
     assert labelled.finetune(survey, tmp_path / "again", *flags, labels=labels / "classes.tif") == 0
     assert "layer 'geology', a target of pre-training (--target_layers), cannot be read" in caplog.text
+
+
+def test_a_target_of_other_ground_is_not_warned_of(tmp_path):
+    """Beside the ground and on it: the left half of 8 x 8 pixels is tested in fold 0, the right one in fold 1."""
+    ground = Grid(CRS.from_epsg(28354), 500_000.0, 6_000_000.0, 100.0, 100.0, 8, 8)
+    folds = SimpleNamespace(count=2, testing=lambda fold, *window: (np.arange(8) // 4 == fold)[None].repeat(8, axis=0))
+    values = np.full((8, 8), np.nan)
+    values[2, 6] = 1.0
+    places = {"beside": 500_800.0, "inside": 500_000.0}
+    targets = [
+        Layer(name, str(write_grid(tmp_path / f"{name}.tif", values, left=left))) for name, left in places.items()
+    ]
+    (warning,) = known_tests(ground, folds, targets)
+    assert "layer 'inside'" in warning and "tested in fold 1:" in warning
 
 
 @pytest.mark.parametrize(

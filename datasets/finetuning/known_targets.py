@@ -9,7 +9,7 @@ import numpy as np
 from datasets.folds.folds import Folds
 from datasets.ground.grid import Grid
 from datasets.labels.label_map import strips
-from datasets.labels.raster_labels import open_label_raster
+from datasets.labels.raster_labels import NoOverlapError, open_label_raster
 from datasets.layers.layer import Layer
 
 
@@ -31,6 +31,8 @@ def known_tests(grid: Grid, folds: Folds, targets: Sequence[Layer]) -> list[str]
     for layer in targets:
         try:
             raster = open_label_raster(layer.path, kind="values", grid=grid, band=layer.band, nodata=layer.nodata)
+        except NoOverlapError:  # pre-training was on other ground
+            continue
         except (ValueError, OSError) as error:
             found.append(
                 f"layer '{layer.name}', a target of pre-training (--target_layers), cannot be read ({error}), so that "

@@ -46,6 +46,10 @@ _NO_CLASS = 255
 assert MAX_CLASSES <= _NO_CLASS
 
 
+class NoOverlapError(ValueError):
+    """A raster lies wholly outside the ground."""
+
+
 @dataclass(frozen=True, eq=False)
 class LabelRaster:
     """A band of labels, read on target pixels. Picklable, holds no handle.
@@ -140,7 +144,8 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be opened, has no CRS, or does not overlap the grid.
+        NoOverlapError: it does not overlap the grid.
+        ValueError: it cannot be opened, or has no CRS.
     """
     layer = Layer("labels", path, band=band, nodata=nodata, kind_stated=True)
     _check_bands(layer)
@@ -167,7 +172,7 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
     )
     if not periods:
         remedy = f"correct its CRS (rio edit-info --crs {{crs}} {Path(layer.path).name}): --label_crs is not used"
-        raise ValueError(
+        raise NoOverlapError(
             f"{layer.where}: does not overlap the survey: it covers {_numbers(_bounds(source))} in "
             f"{source.crs.to_string()[:60]}, expected ground in {_numbers(grid.bounds)} in "
             f"{grid.crs.to_string()[:60]}; {overlap_advice(_bounds(source), source.crs, grid, remedy=remedy)}"
