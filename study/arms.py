@@ -7,13 +7,16 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from study.regimes import BLOCKS, check_blocks
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T", int, float)
 
 METHODS = ("network", "trees", "rcf", "trees+embeddings", "unet")
 """The encoder with a head, or the baseline of main_finetune of that name, alone."""
@@ -184,8 +187,8 @@ def _arm_of(row: dict[str, str]) -> StudyArm:
         as_long_as=row.get("as_long_as", ""),
         against=row.get("against", ""),
         role=role,
-        label_fractions=_fractions(name, row.get("label_fractions", "")),
-        label_blocks=_blocks(name, row.get(BLOCKS, "")),
+        label_fractions=_numbers(name, "label_fractions", row.get("label_fractions", ""), float, check_fractions),
+        label_blocks=_numbers(name, BLOCKS, row.get(BLOCKS, ""), int, check_blocks),
         question=row.get("question", ""),
     )
     if method == "trees+embeddings" and arm.pretrain is None:
@@ -260,21 +263,16 @@ def _refused(flags: Sequence[str], names: Sequence[str]) -> str:
     return ""
 
 
-def _fractions(name: str, text: str) -> tuple[float, ...]:
+def _numbers(
+    arm: str, column: str, text: str, kind: type[T], check: Callable[[Sequence[T], str], None]
+) -> tuple[T, ...]:
+    """The numbers of a cell."""
     try:
-        values = tuple(float(part) for part in text.split())
+        values = tuple(kind(part) for part in text.split())
     except ValueError as error:
-        raise ValueError(f"arm {name}: label_fractions {text!r}, expected numbers with spaces between") from error
-    check_fractions(values, f"arm {name}: label_fractions {text!r}")
-    return values
-
-
-def _blocks(name: str, text: str) -> tuple[int, ...]:
-    try:
-        values = tuple(int(part) for part in text.split())
-    except ValueError as error:
-        raise ValueError(f"arm {name}: {BLOCKS} {text!r}, expected whole numbers with spaces between") from error
-    check_blocks(values, f"arm {name}: {BLOCKS} {text!r}")
+        expected = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"arm {arm}: {column} {text!r}, expected {expected} with spaces between") from error
+    check(values, f"arm {arm}: {column} {text!r}")
     return values
 
 

