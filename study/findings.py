@@ -10,7 +10,7 @@ from typing import Any
 
 from study.bootstrap import DRAWS, pool
 from study.curves import CURVES, Curve, read_curves
-from study.readouts import BreakEven, FitLengths, ReachTime, break_evens, fit_lengths, reach_times
+from study.readouts import BreakEven, FitLengths, ReachTime, break_evens, fit_lengths, not_converged, reach_times
 from study.results import Run, read_results
 from study.summary import ArmFacts, Group, Key, group_runs, read_arms
 from study.verdict import Comparison, Control, compare_arms, judge_controls
@@ -68,6 +68,11 @@ class Findings:
             for group in self.groups
             if group.mode != "trees" and (key := (group.arm, group.mode, group.regime)) in found
         ]
+
+    @property
+    def not_converged(self) -> frozenset[str]:
+        """Names of arms too many of whose fits trained up to the greatest length."""
+        return not_converged(self.lengths)
 
     @property
     def metric(self) -> str:

@@ -14,6 +14,9 @@ from study.summary import ArmFacts, Group, Key
 from study.verdict import seed_offset
 from study.words import SAME_TIME
 
+OPEN_ENDED = 0.25
+"""An arm is called not converged if more than this share of its fits trained up to the greatest length."""
+
 
 @dataclass(frozen=True)
 class FitLengths:
@@ -57,6 +60,20 @@ def fit_lengths(curves: Sequence[Curve], *, greatest: int | None) -> FitLengths:
         statistics.median(trained),
         None if greatest is None else sum(epochs >= greatest for epochs in trained),
     )
+
+
+def not_converged(lengths: Sequence[FitLengths]) -> frozenset[str]:
+    """Names of the arms of which more than `OPEN_ENDED` of the fits trained up to the greatest length.
+
+    Args:
+        lengths: of all modes and regimes of labels; those of fixed length are not judged.
+    """
+    fits: dict[str, list[tuple[int, int]]] = {}
+    for of in lengths:
+        if of.at_greatest is not None:
+            fits.setdefault(of.arm, []).append((of.at_greatest, of.fits))
+    totals = {arm: [sum(column) for column in zip(*counts, strict=True)] for arm, counts in fits.items()}
+    return frozenset(arm for arm, (reached, count) in totals.items() if reached > OPEN_ENDED * count)
 
 
 @dataclass(frozen=True)

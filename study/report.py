@@ -90,7 +90,14 @@ def report_text(study: Findings) -> str:
     """The report as Markdown."""
     title = study.facts.get("title")
     heading = "# Is multi-scale pre-training worth its cost?" + (f" {title}" if title else "")
-    table = main_table(study.arms, study.groups, study.comparisons, facts=study.facts, decimals=study.decimals)
+    table = main_table(
+        study.arms,
+        study.groups,
+        study.comparisons,
+        facts=study.facts,
+        decimals=study.decimals,
+        not_converged=study.not_converged,
+    )
     parts = [
         [heading, "", *_warnings(study), *_disagrees(study), _first_line(study)],
         ["## Verdict", "", *_verdict(study)],
@@ -162,16 +169,19 @@ def _verdict(study: Findings) -> list[str]:
     for arm in asked:
         said = in_short(found[arm.name], study.decimals, study.unit)
         question = _heading(arm, found[arm.name])
-        asks = f"{question} ({_pair(arm, found[arm.name])})" if question else _pair(arm, found[arm.name])
+        asks = f"{question} ({_pair(study, arm, found[arm.name])})" if question else _pair(study, arm, found[arm.name])
         lines.append(f"- {asks}: **{said}**.")
     for role, title in (("", ""), ("switch", "### Further switches, each against the default")):
         arms = [arm for arm in asked if arm.role == role]
         lines += ["", title] if title and arms else []
         for arm in arms:
             level = "####" if title else "###"
-            lines += ["", f"{level} {_heading(arm, found[arm.name]) or _pair(arm, found[arm.name])}", ""]
-            lines += [f"{_pair(arm, found[arm.name])}{_equal_time(study, arm)}.", ""]
-            lines += [f"- {finding(comparison, study.decimals, study.unit)}" for comparison in found[arm.name]]
+            lines += ["", f"{level} {_heading(arm, found[arm.name]) or _pair(study, arm, found[arm.name])}", ""]
+            lines += [f"{_pair(study, arm, found[arm.name])}{_equal_time(study, arm)}.", ""]
+            lines += [
+                f"- {finding(comparison, study.decimals, study.unit, study.not_converged)}"
+                for comparison in found[arm.name]
+            ]
     return [
         *lines,
         "",
@@ -188,9 +198,14 @@ def _heading(arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
     return "What do trees reach without any network?" if comparisons[0].chosen else ""
 
 
-def _pair(arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
-    rival = "the best network" if comparisons[0].chosen else f"`{arm.against}`"
-    return f"`{arm.name}` against {rival}"
+def _pair(study: Findings, arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
+    rival = "the best network" if comparisons[0].chosen else _named(study, arm.against)
+    return f"{_named(study, arm.name)} against {rival}"
+
+
+def _named(study: Findings, arm: str) -> str:
+    """An arm, and that it did not converge if so."""
+    return f"`{arm}` (not converged)" if arm in study.not_converged else f"`{arm}`"
 
 
 def _equal_time(study: Findings, arm: ArmFacts) -> str:

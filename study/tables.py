@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ def main_table(
     *,
     facts: Mapping[str, Any],
     decimals: int,
+    not_converged: Collection[str] = (),
 ) -> list[str]:
     """Lines of the one Markdown table: every arm, mode and regime of labels."""
     name, size = _operations_unit([flops for group in groups if (flops := group.flops)])
@@ -79,7 +80,9 @@ def main_table(
         flops = group.flops
         rows.append(
             (
-                group.arm + (" [control]" if roles[group.arm] in ("null", "leak") else ""),
+                group.arm
+                + (" [control]" if roles[group.arm] in ("null", "leak") else "")
+                + (" [not converged]" if group.arm in not_converged else ""),
                 group.mode,
                 _labels(group.regime),
                 _scores(group, decimals),

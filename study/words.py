@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from study.regimes import Regime
 from study.verdict import MOST_SEEDS, Advice, Comparison
@@ -99,14 +99,15 @@ def advice_words(advice: Advice | None, comparison: Comparison) -> str:
     return f" Further seeds cannot decide it: it takes about {more:,} independent blocks instead of {of.blocks}."
 
 
-def finding(comparison: Comparison, decimals: int, unit: str) -> str:
-    """One comparison as a sentence or two."""
+def finding(comparison: Comparison, decimals: int, unit: str, not_converged: Collection[str] = ()) -> str:
+    """One comparison as a sentence or two, which names the rival where the report chose it."""
     of = comparison.difference
     where = labels_words(comparison.first.regime).capitalize()
     modes = [MODE_WORDS[group.mode] for group in (comparison.first, comparison.second)]
     where += "" if comparison.first.mode == "trees" else f", {modes[0]}"
     rival = f" than {comparison.second.arm}" if comparison.chosen else ""
     if comparison.chosen:
+        rival += ", not converged" if comparison.second.arm in not_converged else ""
         rival += " (the network that scored best here, which favours it)"
     size = f"{interval_words(comparison, decimals)} {unit}"
     notes = f" ({'; '.join(of.notes)})" if of.notes else ""

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from study.curves import Curve, read_curves, write_curves
-from study.readouts import fit_lengths
+from study.readouts import fit_lengths, not_converged
 from study.report import report_text
 from tests.test_study_report import study_of, study_runs
 
@@ -78,3 +78,25 @@ def test_the_report_tells_fixed_lengths_from_those_that_did_not_converge(tmp_pat
     assert "All fits that could end early did" in report_text(study_of(tmp_path, runs, **facts))
     (tmp_path / "curves.csv").unlink()
     assert "Length of the fits" not in report_text(study_of(tmp_path, runs, **facts))
+
+
+def lengths(arm, *trained, greatest=4):
+    return fit_lengths([curve(*[0.1] * epochs, arm=arm) for epochs in trained], greatest=greatest)
+
+
+def test_an_arm_of_which_more_than_a_quarter_trained_to_the_bound_did_not_converge():
+    quarter = [lengths("quarter", 4, 3), lengths("quarter", 2, 2)]
+    more = [lengths("more", 4, 3), lengths("more", 4, 2, 2)]
+    fixed = [lengths("fixed", 4, 4, greatest=None)]
+    assert not_converged([*quarter, *more, *fixed]) == {"more"}
+
+
+def test_every_sentence_names_an_arm_that_did_not_converge(tmp_path):
+    arms = [{"name": "scratch"}, {"name": "one", "against": "scratch"}, {"name": "trees"}]
+    runs = study_runs({"scratch": 0.5, "one": 0.7}) + study_runs({"trees": 0.6}, mode="trees")
+    facts = {"arms": arms, "patience": 2, "lengths": {"finetune": {"one": 4, "scratch": 4}}}
+    write_curves(tmp_path / "curves.csv", [curve(0.1, 0.2, arm="scratch"), curve(0.1, 0.1, 0.1, 0.2, arm="one")])
+    text = report_text(study_of(tmp_path, runs, **facts))
+    for said in ("`one` (not converged) against `scratch`", "than one, not converged (the network that", "| one [not"):
+        assert said in text
+    assert "scratch (not" not in text and "scratch [not" not in text
