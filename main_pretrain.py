@@ -30,7 +30,7 @@ import models_mae_group_channels as models
 from datasets.layers.layer_statistics import save_statistics
 from datasets.loading.batch_plan import MicroBatch
 from datasets.loading.prefetch import prefetch, read_ahead
-from datasets.loading.token_masks import MASK_SHAPES
+from datasets.loading.token_masks import MASK_SHAPES, new_masks
 from datasets.pretraining.pretrain_data import Batch, PretrainData, TrainingBatches, open_pretrain_data
 from datasets.survey.memory import free_in_job
 from datasets.survey.pyramid import Pyramid
@@ -135,6 +135,7 @@ def prepare(
     torch.manual_seed(args.seed)
     sizes = {**options.model_options(args), **data.training.channel_options(), "texture": args.texture_weight > 0}
     network = models.build_model(args.model, **sizes).to(device)
+    masks = new_masks(**pretrain_options.mask_options(args), groups=network.encoded_groups)
     limits: dict[str, Any] = {"batches_ahead": read_ahead(settings.num_workers), "job_free": free_in_job()}
     batch, memory = setup.fit_batch(network, training, settings, ranks, amp_dtype=amp_dtype, **limits)
     args = options.replaced(args, batch_size=batch.batch_size, accum_iter=batch.accum_iter)
@@ -142,8 +143,8 @@ def prepare(
 
     # batches, learning rate, optimiser
     batches = data.batches(
+        masks,
         **pretrain_options.batch_options(args),
-        groups=network.encoded_groups,
         channel_counts=[layer.count for layer in network.layers],
         rank=ranks.rank,
         world_size=ranks.world_size,

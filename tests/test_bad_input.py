@@ -52,6 +52,14 @@ def test_places_that_cannot_be_written(survey, tmp_path, capsys, flag, place):
     assert (tmp_path / "taken").read_text() == "a file of another kind"
 
 
+@pytest.mark.parametrize("shape", ["stripes", "layer"])
+def test_masks_that_cannot_be_are_refused_before_any_batch_size_is_tried(survey, tmp_path, capsys, monkeypatch, shape):
+    monkeypatch.setattr(main_pretrain.setup, "fit_batch", lambda *_, **__: pytest.fail("a batch size was tried"))
+    flags = ["--mask_shape", shape, "--spatial_mask", "--batch_size", "auto"]
+    message = refused(surveys.arguments(survey, tmp_path / "output", *flags), capsys)
+    assert f"--mask_shape {shape}: " in message
+
+
 def test_the_folder_of_an_earlier_run_is_left_alone_when_refused(survey, tmp_path, capsys):
     output = tmp_path / "output"
     assert surveys.train(survey, output, "--epochs", "1") == 0

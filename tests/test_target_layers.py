@@ -9,6 +9,7 @@ import rasterio
 import torch
 
 import main_inference
+from datasets.loading.token_masks import new_masks
 from datasets.pretraining.pretrain_data import open_pretrain_data
 from datasets.survey.open_survey import SurveySettings, open_survey
 from scripts import export, layer_report
@@ -143,12 +144,12 @@ def test_tiles_and_masks_are_those_without_the_target(survey):
     common = {"test_path": None, "val_tiles": 4, "cache": "none", "device": torch.device("cpu"), "local_ranks": 1}
     chosen = {"layers_table": str(survey / "layers.csv"), "input_size": 16, "scales": (1, 2, 4), "val_fraction": 0.0}
     how = {"seed": 0, "batch_size": 8, "accum_iter": 1, "tiles": None, "layer_dropout": 0.5, "rank": 0, "world_size": 1}
-    how |= {"mask_shapes": [("layer", 0.5), ("block", 0.5)], "mask_ratio": 0.75, "spatial_mask": False, "side": 4}
+    masks = new_masks([("layer", 0.5), ("block", 0.5)], groups=2, side=4, spatial=False, mask_ratio=0.75)
     data = open_pretrain_data(chosen | {"target_layers": ["geology"]}, **common)
     assert data.training.groups == ((2,), (1,), (0,)) and data.training.targets == (0,)
-    batches = data.batches(**how, groups=2, channel_counts=(3, 1, 1), pin=False)
+    batches = data.batches(masks, **how, channel_counts=(3, 1, 1), pin=False)
     without = open_pretrain_data(chosen | {"dropped_bands": [0]}, **common).batches(
-        **how, groups=2, channel_counts=(1, 1), pin=False
+        masks, **how, channel_counts=(1, 1), pin=False
     )
     assert np.array_equal(batches.epoch(0).tiles, without.epoch(0).tiles)
     dropped = 0

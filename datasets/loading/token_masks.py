@@ -172,6 +172,22 @@ def mask_fractions(pairs: Sequence[tuple[str, float | None]]) -> tuple[tuple[str
     return tuple((name, fraction / sum(fractions)) for name, fraction in zip(names, fractions, strict=True))
 
 
+def new_masks(
+    shapes: Sequence[tuple[str, float | None]] | None, *, groups: int, side: int, spatial: bool, mask_ratio: float
+) -> Masks:
+    """The masks of a training run.
+
+    Args:
+        shapes: as `mask_fractions` takes them; None for random tokens.
+        groups, side, spatial, mask_ratio: as of `Masks`.
+
+    Raises:
+        ValueError: the shapes are unknown, or do not suit the channel groups.
+    """
+    fractions = mask_fractions(shapes or [("random", None)])
+    return Masks(fractions, groups=groups, side=side, spatial=spatial, mask_ratio=mask_ratio)
+
+
 def dropped_layers(positions: np.ndarray, *, layers: int, probability: float, seed: int, epoch: int) -> np.ndarray:
     """Layers dropped from each tile, a function of (seed, epoch, position) alone; each tile keeps at least one.
 

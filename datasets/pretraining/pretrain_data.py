@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoch
-from datasets.loading.token_masks import Masks, dropped_layers, mask_fractions
+from datasets.loading.token_masks import Masks, dropped_layers
 from datasets.scenes.scenes import Scenes, open_scenes, open_test_scenes
 from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
 from datasets.survey.pyramid import Pyramid, Sample
@@ -250,40 +250,15 @@ class PretrainData:
         if texts:
             logger.log(logging.WARNING if warn else logging.DEBUG, "%s%s", "; ".join(texts), remedy)
 
-    def batches(
-        self,
-        *,
-        groups: int,
-        channel_counts: Sequence[int],
-        mask_shapes: Sequence[tuple[str, float | None]] | None,
-        mask_ratio: float,
-        spatial_mask: bool,
-        side: int,
-        tiles: int | None,
-        **how: Any,
-    ) -> TrainingBatches:
+    def batches(self, masks: Masks, *, channel_counts: Sequence[int], tiles: int | None, **how: Any) -> TrainingBatches:
         """Returns the reader of masked training batches.
 
         Args:
-            groups: number of channel groups that the model sees.
+            masks: how tokens are hidden.
             channel_counts: number of channels of each layer.
-            mask_shapes: mask shapes with their fractions of the tiles, None for random tokens.
-            mask_ratio: fraction of tokens masked.
-            spatial_mask: mask a location in all groups at once.
-            side: patches along the edge of a tile.
             tiles: tiles in an epoch, None for each training tile once.
             **how: the other attributes of `TrainingBatches`.
-
-        Raises:
-            ValueError: the mask shapes are unknown or do not fit the channel groups.
         """
-        masks = Masks(
-            fractions=mask_fractions(mask_shapes or [("random", None)]),
-            groups=groups,
-            side=side,
-            spatial=spatial_mask,
-            mask_ratio=mask_ratio,
-        )
         return TrainingBatches(
             self.training,
             self.reader,

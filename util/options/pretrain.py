@@ -71,6 +71,16 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError("--base_loss_weight 0 and --scale_loss_weight 0 leave nothing to learn; raise one of them")
 
 
+def mask_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `token_masks.new_masks` that the options give."""
+    return {
+        "shapes": args.mask_shape,
+        "mask_ratio": args.mask_ratio,
+        "spatial": args.spatial_mask,
+        "side": args.input_size // args.patch_size,
+    }
+
+
 def batch_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `PretrainData.batches` that the options give."""
     return {
@@ -79,8 +89,4 @@ def batch_options(args: argparse.Namespace) -> dict[str, Any]:
         "accum_iter": args.accum_iter,
         "tiles": args.tiles_per_epoch,
         "layer_dropout": args.layer_dropout,
-        "mask_shapes": args.mask_shape,
-        "mask_ratio": args.mask_ratio,
-        "spatial_mask": args.spatial_mask,
-        "side": args.input_size // args.patch_size,
     }
