@@ -1,5 +1,7 @@
-"""Settings shared by all tests: one torch thread, pictures drawn without a display, processes that start quickly."""
+"""Settings of all tests: one torch thread, no display, processes that start quickly, quick garbage collection."""
 
+import atexit
+import gc
 import multiprocessing
 
 import matplotlib
@@ -11,3 +13,10 @@ torch.set_num_threads(1)  # the tensors are tiny, and pytest-xdist already uses 
 multiprocessing.get_context("forkserver").set_forkserver_preload(
     ["util.processes.distributed", "tests.small_main", "tests.labelled", "torch.utils.tensorboard"]
 )
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays: each of the many collections would look through all of it."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)
