@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ["ruff", "format", "--check", "."],
         ["ruff", "check", "."],
         ["mypy", "."],
-        ["pytest", "-q", "-n", processes, *arguments],
+        ["pytest", "-q", "-n", processes, "--dist", "loadgroup", *arguments],
     ):
         status = call([python, "-m", *check])
         if status:

@@ -82,8 +82,8 @@ def test_a_step_in_every_way_and_its_kernels(capsys):
 
 
 def test_scale(capsys):
-    rows = run(capsys, *"scale --sizes 1536 2048 --repeats 1".split())["rows"]
-    assert [row["size"] for row in rows] == [1536, 2048] and all(row["peak_mib"] > 0 for row in rows)
+    rows = run(capsys, *"scale --sizes 1024 --repeats 1".split())["rows"]
+    assert [row["size"] for row in rows] == [1024] and all(row["peak_mib"] > 0 for row in rows)
 
 
 def test_inference(capsys):

@@ -5,26 +5,35 @@ import math
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 from rasterio.crs import CRS
 
+import models_mae_group_channels as models
 from datasets.ground.grid import crs_name
 from scripts import describe_grids
+from tests import small_main
 from tests.bad_inputs import BAD_INPUTS, SMALL, damaged, values, with_second, with_table
 from tests.rasters import write_grid
 
 FLAGS = [*SMALL, "--json"]
 
 
-def described(capsys, *argv):
+def describe(argv, *, size=small_main.SMALL):
+    """Runs the program in this process; counting the cost of a small network takes less."""
+    with mock.patch.dict(models.MODEL_SIZES, tiny=size):
+        return describe_grids.main(argv)
+
+
+def described(capsys, *argv, **options):
     """The object that is printed, read as strict JSON; nothing else is on standard output."""
 
     def refuse(text):
         pytest.fail(f"{text} is not JSON")
 
-    assert describe_grids.main(list(argv)) == 0
+    assert describe(list(argv), **options) == 0
     return json.loads(capsys.readouterr().out, parse_constant=refuse)
 
 
@@ -147,8 +156,9 @@ class TestJson:
 
     def test_estimate(self, tmp_path, capsys):
         two_layers(tmp_path)
-        small = described(capsys, "--data_dir", str(tmp_path), *FLAGS)["estimate"]
-        large = described(capsys, "--data_dir", str(tmp_path), *FLAGS, "--batch_size", "4")["estimate"]
+        flags, size = ["--data_dir", str(tmp_path), *FLAGS], {"size": models.MODEL_SIZES["tiny"]}
+        small = described(capsys, *flags, **size)["estimate"]
+        large = described(capsys, *flags, "--batch_size", "4", **size)["estimate"]
         assert small["layers_bytes"] == 4 * (40 * 48 + 15 * 24)
         assert large["flops_per_step"] == 2 * small["flops_per_step"] > 0
         assert large["parameters"] == small["parameters"] > 1e6
@@ -175,7 +185,7 @@ class TestJson:
 
 def test_page(tmp_path, capsys):
     two_layers(tmp_path)
-    assert describe_grids.main(["--data_dir", str(tmp_path), *SMALL]) == 0
+    assert describe(["--data_dir", str(tmp_path), *SMALL]) == 0
     page = capsys.readouterr().out
     assert re.search(r"layer 0  a  \(.*a\.tif, band 1, continuous, float32\)", page)
     assert re.search(r"48 x 40 pixels of 100 x 100 m, EPSG:28354", page)
@@ -192,7 +202,7 @@ def test_strange_but_good_files_are_described_without_a_word_on_standard_error(t
     write_grid(tmp_path / "a.tif", np.stack([values(), values(seed=1)]), band_names=["north", "south"], mask=mask)
     write_grid(tmp_path / "b.tif", values(seed=2), south_up=True)
     write_grid(tmp_path / "c.tif", values(16, 16, seed=3), resolution=250.0, left=500_050.0)
-    assert describe_grids.main(["--data_dir", str(tmp_path), *FLAGS]) == 0
+    assert describe(["--data_dir", str(tmp_path), *FLAGS]) == 0
     out, err = capfd.readouterr()
     found = json.loads(out)
     assert [layer["name"] for layer in found["layers"]] == ["a_north", "a_south", "b", "c"]
@@ -208,7 +218,7 @@ def test_bad_input_is_refused_with_status_2_and_one_message(arguments, pattern, 
     folder.mkdir()
     status: int | str | None
     try:
-        status = describe_grids.main(arguments(folder))
+        status = describe(arguments(folder))
     except SystemExit as stop:  # how argparse refuses
         status = stop.code
     out, err = capfd.readouterr()

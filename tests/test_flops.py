@@ -4,7 +4,8 @@ import torch
 from models_mae_group_channels import build_model
 from models_vit_group_channels import build_finetune_model, freeze_encoder
 from scripts.benchmarks.step import divide
-from util.finetuning import cost
+from util.finetuning.cost import window_flops
+from util.training import flops
 from util.training.flops import head_share, step_cost
 
 
@@ -59,10 +60,10 @@ def test_windows_of_fine_tuning_are_counted_once_for_the_folds_of_a_method(monke
         arguments |= {"native_scales": [4, 2], "detail_scales": [detail, detail], "num_outputs": classes}
         return build_finetune_model({"kind": "dense", **arguments})
 
-    monkeypatch.setattr(cost, "_COUNTED", {})
+    monkeypatch.setattr(flops, "_COUNTED", {})
     frozen = network()
     freeze_encoder(frozen)
-    found = [cost.window_flops(of) for of in (network(), network(detail=0.7), network(classes=4), frozen)]
-    assert len(cost._COUNTED) == 3 and found[0] == found[1] < found[2] and found[3] < 0.5 * found[0]
-    monkeypatch.setattr(cost, "_COUNTED", {})
-    assert cost.window_flops(network(detail=0.7)) == found[1]
+    found = [window_flops(of) for of in (network(), network(detail=0.7), network(classes=4), frozen)]
+    assert len(flops._COUNTED) == 3 and found[0] == found[1] < found[2] and found[3] < 0.5 * found[0]
+    monkeypatch.setattr(flops, "_COUNTED", {})
+    assert window_flops(network(detail=0.7)) == found[1]

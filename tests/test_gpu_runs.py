@@ -86,6 +86,7 @@ def test_peak_memory_of_a_gpu_is_as_predicted(checkpointing):
     assert found["predicted"] / found["peak"] == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_largest_batch_that_fits_is_found(device):
     """Within 100 MiB more than weights, gradients and moments take."""
@@ -122,6 +123,7 @@ def room_left(device, room, monkeypatch):
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 def test_batch_size_auto_against_a_fraction_of_the_memory(device, monkeypatch):
     """200 MiB: the largest batch that does not run out of memory, which an update then fits."""

@@ -21,10 +21,11 @@ from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import learning_rate
 
 SHAPE = {"img_size": 16, "patch_size": 8, "in_chans": 2, "channel_groups": [[0], [1]]}
+UPDATES = 40
 
 
 @pytest.mark.parametrize("amp", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["fp32", "bf16"])
-def test_one_graph_for_a_hundred_ragged_batches(amp):
+def test_one_graph_for_all_ragged_batches(amp):
     graphs = []
 
     def counting(graph, inputs):
@@ -37,17 +38,17 @@ def test_one_graph_for_a_hundred_ragged_batches(amp):
     forward = torch.compile(model, backend=counting, fullgraph=True)
     batch = make_batch(model, batch_size=2, device=torch.device("cpu"))
     found = []
-    for seed in range(100):
+    for seed in range(UPDATES):
         generator = torch.Generator().manual_seed(seed)
         for ok in batch.valid:  # from nothing to all
-            ok.copy_(torch.rand(ok.shape, generator=generator) < seed / 99)
+            ok.copy_(torch.rand(ok.shape, generator=generator) < seed / (UPDATES - 1))
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=amp):
             loss = total_loss(forward, batch, finetunes=False)
         loss.backward()
         model.zero_grad(set_to_none=True)
         found.append(float(loss.detach()))
     assert len(graphs) == 1
-    assert len(set(found)) > 90
+    assert len(set(found)) > 0.9 * UPDATES
 
 
 PRECISIONS = pytest.mark.parametrize(
@@ -55,7 +56,7 @@ PRECISIONS = pytest.mark.parametrize(
     [torch.float16, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (None, torch.bfloat16))],
     ids=["fp16", "fp32", "bf16"],
 )
-RATES = {"peak": 1e-3, "floor": 0.0, "warmup_steps": 20, "total_steps": 100}
+RATES = {"peak": 1e-3, "floor": 0.0, "warmup_steps": 8, "total_steps": UPDATES}
 
 
 def make_updater(model, device, amp):
@@ -101,17 +102,17 @@ def _fixed(value):
 
 @PRECISIONS
 def test_every_update_does_the_same_operations(amp, monkeypatch):
-    """A hundred updates of ragged validity at the rates of a schedule; in every tenth, all gradients overflow."""
+    """Updates of ragged validity at the rates of a schedule; in every tenth, all gradients overflow."""
     monkeypatch.setattr(models, "_shapes_may_depend_on_data", lambda imgs: False)  # as on a GPU
     monkeypatch.setitem(models.MODEL_SIZES, "tiny", SMALL)
     torch.manual_seed(0)
     model = make_model("tiny", OURS, **SHAPE)
     updater, batch = make_updater(model, "cpu", amp), make_batch(model, batch_size=2, device=torch.device("cpu"))
     lr, weight, first, losses = torch.zeros(()), torch.zeros(()), None, set()
-    for step in range(100):
+    for step in range(UPDATES):
         generator = torch.Generator().manual_seed(step)
         for ok in batch.valid:
-            ok.copy_(torch.rand(ok.shape, generator=generator) < step / 99)
+            ok.copy_(torch.rand(ok.shape, generator=generator) < step / (UPDATES - 1))
         lr.fill_(learning_rate(step, **RATES))
         weight.fill_(math.inf if step % 10 == 9 else 1.0)
         with Operations() as operations:
@@ -123,7 +124,7 @@ def test_every_update_does_the_same_operations(amp, monkeypatch):
         if step == 1:  # the first one makes the optimiser's moments
             first = operations.seen
         assert step < 2 or operations.seen == first
-    assert len(losses) > 80
+    assert len(losses) > 0.8 * UPDATES
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 

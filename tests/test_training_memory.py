@@ -90,6 +90,7 @@ class TestCount:
         least = 4 * (4 * parameters + N * WIDTH)
         assert least <= count_tensors(step_of(lambda: nn.Linear(WIDTH, OUT)), batch_size=N) < least + 4 * N * OUT + 100
 
+    @pytest.mark.slow
     def test_half_precision_and_checkpointing_take_less(self, monkeypatch):
         whole, half, again = (
             peak(batch_size=64, **k) for k in ({}, {"amp_dtype": torch.float16}, {"grad_checkpointing": True})
@@ -108,6 +109,7 @@ class TestCount:
         assert sizes == sorted(set(sizes))
         assert (sizes[3] - sizes[2]) / (sizes[2] - sizes[1]) == pytest.approx(2, rel=0.01)
 
+    @pytest.mark.slow
     def test_tensors_of_large_fit_a_card_of_16_gb(self):
         """With the published heads, which take more: 8 tiles, half precision, checkpointing."""
         with torch.device("meta"):
@@ -140,9 +142,10 @@ class TestTrial:
         step = TrainingStep(**{**vars(step), "loss": fail})
         assert try_batch(step, nn.Linear(WIDTH, OUT), 1, device=CPU, accumulates=False) is None
 
+    @pytest.mark.slow
     def test_small_batches_tell_the_peak_of_a_large_one(self):
         """Of 64 samples after trials up to 32: by tensors counted, 2 % at most off."""
-        model = build_model("tiny", img_size=32, in_chans=2, channel_groups=((0,), (1,)))
+        model = build_model("tiny", img_size=32, in_chans=2, channel_groups=((0,), (1,)), depth=2)
         step = pretraining_step(model)
 
         def held(size):
@@ -158,7 +161,7 @@ class TestTrial:
     def test_the_measured_peak_holds_the_tensors(self):
         """What the allocator adds differs between machines, and what it saves is less than half."""
         keep_freed_memory()
-        model = build_model("tiny", img_size=32, in_chans=2, channel_groups=((0,), (1,)))
+        model = build_model("tiny", img_size=32, in_chans=2, channel_groups=((0,), (1,)), depth=2)
         base, step = used_memory_bytes(CPU), pretraining_step(model)
         trials = memory_trials(step, model, device=CPU, accumulates=False, shares_gradients=False, batches_ahead=0)
         assert trials.fits(64, limit=1 << 50)

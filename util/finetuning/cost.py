@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
 from typing import Any
 
 import torch
 
 from util.finetuning.fit import Fit, input_edge, trained_weights
 from util.hardware.device import peak_memory_bytes
-from util.training.flops import count_flops
+from util.training.flops import count_flops, counted_once
 from util.training.training_step import native_zeros
-
-_COUNTED: dict[Hashable, int] = {}
-"""FLOPs of the networks of this process: those of all folds of a method are alike, and counting takes a second."""
 
 
 def window_flops(network: Any) -> int:
@@ -25,12 +21,7 @@ def window_flops(network: Any) -> int:
     Args:
         network: takes (1, C, H, W) values, validity and, if it has a stem, native pixels; is not changed.
     """
-    config = {name: value for name, value in network.config.items() if name != "detail_scales"}  # a fold's statistics
-    frozen = tuple(name for name, weights in network.named_parameters() if not weights.requires_grad)
-    key = type(network), repr(config), frozen
-    if key not in _COUNTED:
-        _COUNTED[key] = _count(network)
-    return _COUNTED[key]
+    return counted_once(lambda: _count(network), network)
 
 
 def _count(network: Any) -> int:

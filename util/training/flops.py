@@ -6,8 +6,9 @@ softmax are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from util.training.training_step import TrainingStep, pretraining_step
 
 META = torch.device("meta")
+T = TypeVar("T")
+_COUNTED: dict[Hashable, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ def step_cost(network: nn.Module, *, batch_size: int, mask_ratio: float = 0.75) 
     """
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: expected at least 1; give a positive number")
+    return counted_once(lambda: _count_step(network, batch_size, mask_ratio), network, batch_size, mask_ratio)
+
+
+def _count_step(network: nn.Module, batch_size: int, mask_ratio: float) -> StepCost:
     step = pretraining_step(network, mask_ratio=mask_ratio)
     with META:
         model = step.make_model()
@@ -56,6 +63,22 @@ def step_cost(network: nn.Module, *, batch_size: int, mask_ratio: float = 0.75) 
         head_forward_flops=forward - _flops_without_heads(network, mask_ratio) * batch_size,
         step_flops=both,
     )
+
+
+def counted_once(count: Callable[[], T], network: Any, *rest: Hashable) -> T:
+    """What `count` returns, or returned before in this process for a network alike: counting takes seconds.
+
+    Args:
+        count: counts the operations of a network.
+        network: has `config`, the arguments that rebuild it; statistics among them change no operations.
+        rest: what else decides the count.
+    """
+    config = {name: value for name, value in network.config.items() if name != "detail_scales"}
+    frozen = tuple(name for name, weights in network.named_parameters() if not weights.requires_grad)
+    key = (type(network), repr(config), frozen, rest)
+    if key not in _COUNTED:
+        _COUNTED[key] = count()
+    return _COUNTED[key]
 
 
 def head_share(network: nn.Module, *, mask_ratio: float = 0.75) -> float:
