@@ -172,8 +172,7 @@ def prepare(
             args.output_dir, args.log_dir, data.training, network.layers, epochs=args.epochs, enabled=ranks.is_main
         ),
     )
-    if not args.dry_run:
-        begin_or_resume(run, args.resume, environment)
+    begin_or_resume(run, args.resume, environment)
     return run
 
 
@@ -206,11 +205,13 @@ def with_suggestion(args: argparse.Namespace, given: frozenset[str], ranks: dist
 
 
 def begin_or_resume(run: Run, resume: str, environment: dict[str, Any]) -> None:
-    """Resumes an earlier run where it stopped, or opens the records of a new one.
+    """Resumes an earlier run where it stopped, or opens the records of a new one; a dry run does neither.
 
     Raises:
         ValueError: the checkpoint is of another configuration, or none can be used.
     """
+    if run.settings.dry_run:
+        return
     files, progress, training = run.files, run.state.progress, run.data.training
     found = dist.on_all(lambda: ckpt.find_checkpoint(resume, files.output_dir))
     require_same_step(found, f"--resume {resume}")
