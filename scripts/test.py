@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ["ruff", "format", "--check", "."],
         ["ruff", "check", "."],
         ["mypy", "."],
-        ["pytest", "-q", "-n", processes, "--dist", "loadgroup", *arguments],
+        ["pytest", "-q", "-n", processes, "--dist", "loadfile", *arguments],
     ):
         status = call([python, "-m", *check])
         if status:

@@ -11,8 +11,6 @@ from tests import small_main
 from tests.rasters import write_grid
 from tests.surveys import checkpoint, log, same_bits
 
-pytestmark = pytest.mark.xdist_group("encoding_runs")  # its fixtures take long: once is enough
-
 FLAGS = (
     "--input_size 8 --patch_size 4 --batch_size 8 --tiles_per_epoch 24 --warmup_epochs 0 --epochs 2 --val_fraction 0.1 "
     "--val_buffer 0 --val_tiles 8 --num_workers 0 --log_every 1 --device cpu --no_progress"

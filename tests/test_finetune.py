@@ -19,8 +19,6 @@ from tests.rasters import write_grid
 from util.records.finetune_records import FinetuneFiles
 from util.training.engine import Updater
 
-pytestmark = pytest.mark.xdist_group("finetune")  # its fixtures take long: once is enough
-
 ARMS = ("pretrained", "scratch", "probe", "trees", "forest", "constant")
 USERS_KEYS = {"model", "model_config", "layers", "statistics", "options", "base_resolution", "task", "training", "fold"}
 

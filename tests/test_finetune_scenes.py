@@ -11,8 +11,6 @@ from datasets.finetuning.layers import open_scene_layers
 from tests import labelled, scene_files, small_main
 from tests.scene_files import CATEGORIES
 
-pytestmark = pytest.mark.xdist_group("finetune_scenes")  # its fixtures take long: once is enough
-
 FLAGS = (
     "--task classification --input_size 8 --patch_size 4 --scales 1 2 --batch_size 8 --epochs 2 --warmup_epochs 0 "
     "--lr 0.003 --drop_path 0 --num_workers 0 --device cpu --no_progress"

@@ -9,8 +9,6 @@ import main_inference
 from tests import labelled
 from tests.rasters import write_grid
 
-pytestmark = pytest.mark.xdist_group("native_baselines")  # its fixtures take long: once is enough
-
 SIZE, BLOCK = 160, 32
 """Pixels of 100 m along the edge of the ground, and of the squares of one texture; a base pixel is 4 of them wide."""
 

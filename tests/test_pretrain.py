@@ -28,8 +28,6 @@ from util.options.version import VERSION
 from util.processes import distributed as dist
 from util.training.engine import Updater
 
-pytestmark = pytest.mark.xdist_group("pretrain")  # its fixtures take long: once is enough
-
 SCORED = {"gravity": ["1x", "2x"], "magnetics": ["1x", "2x", "4x"]}
 """At a base pixel of 400 m the 200 m layer has details down to scale 2, the 100 m layer down to 4."""
 

@@ -29,8 +29,6 @@ from util.run_page.record import RunRecord, Session, read_records
 from util.run_page.studies import document
 from util.run_page.used_options import differing_options
 
-pytestmark = pytest.mark.xdist_group("run_page")  # its fixtures take long: once is enough
-
 NASTY = '<b>&"'
 VOID = {"meta", "img", "link", "br", "hr", "input", "path", "rect", "line", "circle", "image"}
 

@@ -85,7 +85,7 @@ def test_the_environment_is_made_once_and_again_when_the_requirements_change(pro
         ".venv/python -m ruff format --check .",
         ".venv/python -m ruff check .",
         ".venv/python -m mypy .",
-        ".venv/python -m pytest -q -n 2 --dist loadgroup -k grid",
+        ".venv/python -m pytest -q -n 2 --dist loadfile -k grid",
     ]
     install = (
         f".venv/python -m pip install --disable-pip-version-check -r {project}/requirements.txt "

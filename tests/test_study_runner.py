@@ -27,8 +27,6 @@ from tests import labelled, small_main, surveys
 from util.processes.signals import Stop
 from util.run_page.record import read_records
 
-pytestmark = pytest.mark.xdist_group("study_runner")  # its fixtures take long: once is enough
-
 ARM = StudyArm("a")
 SAYS = "import sys, pathlib; pathlib.Path('{0}').open('a').write('{1} '); "
 
