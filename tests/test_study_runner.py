@@ -118,7 +118,7 @@ def test_only_what_is_done_is_called_done(tmp_path, caplog):
 
 def test_the_bar_moves_while_programs_run(tmp_path, monkeypatch):
     class Bar:
-        n = 0
+        n, mininterval = 0, 0.0
         seen: list[int] = []
 
         def refresh(self):
@@ -139,6 +139,9 @@ def test_the_bar_moves_while_programs_run(tmp_path, monkeypatch):
     quick.run([task("a"), task("b", "a")], {"a": wait, "b": wait}, seconds=0.6)
     assert Bar.seen == sorted(Bar.seen) and Bar.seen[0] == 0 and Bar.seen[-1] == 1  # 1.2 s of work
     assert len(Bar.seen) > 10
+    Bar.seen, Bar.mininterval = [], 60.0  # in a file
+    quick.run([task("c")], {"c": wait}, seconds=0.6)
+    assert not Bar.seen
 
 
 def test_nothing_begins_that_would_end_too_late(tmp_path):
