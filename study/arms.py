@@ -67,7 +67,7 @@ class StudyArm:
         probe: also fits a probe of the frozen encoder.
         as_long_as: name of the arm whose time it gets: pre-training's, or, without pre-training, that of
             pre-training and fine-tuning together. Empty: its own.
-        against: name of the arm it is compared with, or empty.
+        against: names of the arms it is compared with.
         role: `null`, another arm once more with other seeds, must come out level; `leak`, which sees the tested
             labels, must win; `switch` asks about one option; empty otherwise.
         label_fractions: shares of the labels it is fitted on.
@@ -81,7 +81,7 @@ class StudyArm:
     finetune: tuple[str, ...] = ()
     probe: bool = False
     as_long_as: str = ""
-    against: str = ""
+    against: tuple[str, ...] = ()
     role: str = ""
     label_fractions: tuple[float, ...] = ()
     label_blocks: tuple[int, ...] = ()
@@ -158,9 +158,11 @@ def _kept(arms: Sequence[StudyArm], only: Collection[str]) -> list[StudyArm]:
     others = {arm.name for arm in arms} - set(only)
     chosen = []
     for arm in (arm for arm in arms if arm.name in only):
-        if arm.against in others and arm.role != "null":
-            logger.info("%s is not compared with %s, which is not among --only_arms", arm.name, arm.against)
-            arm = replace(arm, against="", question="")
+        dropped = [name for name in arm.against if name in others and arm.role != "null"]
+        if dropped:
+            logger.info("%s is not compared with %s: not among --only_arms", arm.name, ", ".join(dropped))
+            left = tuple(name for name in arm.against if name not in dropped)
+            arm = replace(arm, against=left, question=arm.question if left else "")
         chosen.append(arm)
     return chosen
 
@@ -185,7 +187,7 @@ def _arm_of(row: dict[str, str]) -> StudyArm:
         finetune=_flags(name, "finetune", row.get("finetune", "")),
         probe=probe == "yes",
         as_long_as=row.get("as_long_as", ""),
-        against=row.get("against", ""),
+        against=tuple(row.get("against", "").split()),
         role=role,
         label_fractions=_numbers(name, "label_fractions", row.get("label_fractions", ""), float, check_fractions),
         label_blocks=_numbers(name, BLOCKS, row.get(BLOCKS, ""), int, check_blocks),
@@ -302,9 +304,11 @@ def check_arms(arms: Sequence[StudyArm]) -> None:
     if len(by_name) < len(arms):
         raise ValueError(f"arms of the same name among {_names(arms)}; names must differ")
     for arm in arms:
-        for column in ("against", "as_long_as"):
-            named = getattr(arm, column)
-            if named and (named not in by_name or named == arm.name):
+        if len(set(arm.against)) < len(arm.against):
+            raise ValueError(f"arm {arm.name}: against names an arm twice; expected each once")
+        asked = [("against", name) for name in arm.against] + [("as_long_as", arm.as_long_as)] * bool(arm.as_long_as)
+        for column, named in asked:
+            if named not in by_name or named == arm.name:
                 raise ValueError(
                     f"arm {arm.name}: {column} {named!r} is no other arm here; expected out of {_names(arms)}"
                 )
@@ -315,11 +319,11 @@ def check_arms(arms: Sequence[StudyArm]) -> None:
             )
         if arm.as_long_as and arm.method != "network":
             raise ValueError(f"arm {arm.name}: as_long_as does nothing for {arm.method}; leave it empty")
-        if arm.role == "null" and not arm.against:
-            raise ValueError(f"arm {arm.name}: role null needs `against`, the arm that it repeats")
-        if arm.role == "null" and _what_it_does(arm) != _what_it_does(by_name[arm.against]):
+        if arm.role == "null" and len(arm.against) != 1:
+            raise ValueError(f"arm {arm.name}: role null needs in `against` the one arm that it repeats")
+        if arm.role == "null" and _what_it_does(arm) != _what_it_does(by_name[arm.against[0]]):
             raise ValueError(
-                f"arm {arm.name}: role null, but method, flags or as_long_as differ from those of {arm.against}"
+                f"arm {arm.name}: role null, but method, flags or as_long_as differ from those of {arm.against[0]}"
             )
 
 

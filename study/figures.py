@@ -178,8 +178,8 @@ def _styles(arms: Sequence[ArmFacts]) -> dict[str, tuple[str, str, str]]:
     for arm in (of for of in arms if of.role != "leak"):
         number = len(styles)
         marker, colour = _MARKERS[number % len(_MARKERS)], _COLOURS[number % len(_COLOURS)]
-        if arm.role == "null" and arm.against in styles:
-            marker, colour, _ = styles[arm.against]
+        if arm.role == "null" and arm.against[0] in styles:
+            marker, colour, _ = styles[arm.against[0]]
         styles[arm.name] = (marker, colour, colour if arm.role == "" else "none")
     return styles
 

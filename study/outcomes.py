@@ -211,7 +211,7 @@ def arm_facts(arm: StudyArm) -> dict[str, Any]:
     return {
         "name": arm.name,
         "role": arm.role,
-        "against": arm.against,
+        "against": " ".join(arm.against),
         "question": arm.question,
         "pretrain": pretrain,
         "finetune": " ".join(arm.finetune),

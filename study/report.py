@@ -159,7 +159,7 @@ def _first_line(study: Findings) -> str:
 
 
 def _verdict(study: Findings) -> list[str]:
-    found = {arm.name: [of for of in study.asked if of.arm is arm] for arm in study.arms}
+    found = {arm.name: _by_rival(study, arm) for arm in study.arms}
     asked = [arm for arm in study.arms if found[arm.name]]
     lines = (
         ["In short (a setting is a choice of labels with a way of fine-tuning):", ""]
@@ -167,21 +167,22 @@ def _verdict(study: Findings) -> list[str]:
         else ["There is nothing to compare yet.", ""]
     )
     for arm in asked:
-        said = in_short(found[arm.name], study.decimals, study.unit)
-        question = _heading(arm, found[arm.name])
-        asks = f"{question} ({_pair(study, arm, found[arm.name])})" if question else _pair(study, arm, found[arm.name])
-        lines.append(f"- {asks}: **{said}**.")
+        for rival, comparisons in found[arm.name].items():
+            said = in_short(comparisons, study.decimals, study.unit)
+            pair, question = f"{_named(study, arm.name)} against {rival}", _heading(arm, comparisons)
+            lines.append(f"- {f'{question} ({pair})' if question else pair}: **{said}**.")
     for role, title in (("", ""), ("switch", "### Further switches, each against the default")):
         arms = [arm for arm in asked if arm.role == role]
         lines += ["", title] if title and arms else []
         for arm in arms:
             level = "####" if title else "###"
-            lines += ["", f"{level} {_heading(arm, found[arm.name]) or _pair(study, arm, found[arm.name])}", ""]
-            lines += [f"{_pair(study, arm, found[arm.name])}{_equal_time(study, arm)}.", ""]
-            lines += [
-                f"- {finding(comparison, study.decimals, study.unit, study.not_converged)}"
-                for comparison in found[arm.name]
-            ]
+            for number, (rival, comparisons) in enumerate(found[arm.name].items()):
+                pair = f"{_named(study, arm.name)} against {rival}"
+                if not number:
+                    lines += ["", f"{level} {_heading(arm, comparisons) or pair}"]
+                lines += ["", f"{pair}{_equal_time(study, arm)}.", ""]
+                for of in comparisons:
+                    lines.append(f"- {finding(of, study.decimals, study.unit, study.not_converged)}")
     return [
         *lines,
         "",
@@ -192,15 +193,20 @@ def _verdict(study: Findings) -> list[str]:
     ]
 
 
+def _by_rival(study: Findings, arm: ArmFacts) -> dict[str, list[Comparison]]:
+    """The comparisons of an arm by the name of the other one."""
+    found: dict[str, list[Comparison]] = {}
+    for of in study.asked:
+        if of.arm is arm:
+            rival = "the best network" if of.chosen else _named(study, of.second.arm)
+            found.setdefault(rival, []).append(of)
+    return found
+
+
 def _heading(arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
     if arm.question:
         return arm.question
     return "What do trees reach without any network?" if comparisons[0].chosen else ""
-
-
-def _pair(study: Findings, arm: ArmFacts, comparisons: Sequence[Comparison]) -> str:
-    rival = "the best network" if comparisons[0].chosen else _named(study, arm.against)
-    return f"{_named(study, arm.name)} against {rival}"
 
 
 def _named(study: Findings, arm: str) -> str:
@@ -398,11 +404,10 @@ def _unfinished(study: Findings) -> list[str]:
     missing = [arm.name for arm in study.arms if arm.name not in run]
     if missing:
         lines.append(f"- Without any run: {', '.join(missing)}.")
-    compared = {comparison.arm.name for comparison in study.comparisons}
-    alone = [arm for arm in study.arms if arm.against and arm.name in run and arm.name not in compared]
-    lines += [
-        f"- {of.name} could not be compared: {of.against} has no runs alike." for of in alone if of.role != "leak"
-    ]
+    compared = {(of.arm.name, of.second.arm) for of in study.comparisons}
+    asked = [(arm.name, rival) for arm in study.arms if arm.role != "leak" for rival in arm.against]
+    alone = [pair for pair in asked if pair[0] in run and pair not in compared]
+    lines += [f"- {name} could not be compared: {rival} has no runs alike." for name, rival in alone]
     return lines or ["Nothing is known to be missing."]
 
 

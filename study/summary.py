@@ -28,7 +28,7 @@ class ArmFacts:
     Attributes:
         name: its name.
         role: one of ROLES.
-        against: name of the arm it is compared with, or empty.
+        against: names of the arms it is compared with.
         question: what the comparison answers, or empty.
         as_long_as: name of the arm whose training time it is given, or empty.
         pretrain: flags of pre-training.
@@ -37,7 +37,7 @@ class ArmFacts:
 
     name: str
     role: str = ""
-    against: str = ""
+    against: tuple[str, ...] = ()
     question: str = ""
     as_long_as: str = ""
     pretrain: str = ""
@@ -137,10 +137,10 @@ def read_arms(facts: Mapping[str, Any], runs: Iterable[Run]) -> list[ArmFacts]:
                 f"arm '{name}' with role '{role}': expected a name of its own, and a role out of "
                 f"{', '.join(repr(known) for known in ROLES)}; correct the table of arms"
             )
-        texts = {key: str(entry.get(key) or "") for key in ("against", "question", "as_long_as")}
-        arms[name] = ArmFacts(
-            name, role, **texts, pretrain=_flags(entry, "pretrain"), finetune=_flags(entry, "finetune")
-        )
+        against = tuple(str(entry.get("against") or "").split())
+        texts = {key: str(entry.get(key) or "") for key in ("question", "as_long_as")}
+        flags = {key: _flags(entry, key) for key in ("pretrain", "finetune")}
+        arms[name] = ArmFacts(name, role, against, **texts, **flags)
     for run in runs:
         arms.setdefault(run.arm, ArmFacts(run.arm))
     return list(arms.values())

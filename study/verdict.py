@@ -105,8 +105,12 @@ def compare_arms(arms: Sequence[ArmFacts], groups: Groups, *, draws: int = DRAWS
     for arm in arms:
         for first in (group for group in groups.values() if group.arm == arm.name and arm.role != "leak"):
             chosen = not arm.against and first.mode == "trees"
-            second = best_network(arms, groups, first.regime) if chosen else _opponent(arm.against, first, groups)
-            if second is not None and second is not first:
+            seconds = (
+                [best_network(arms, groups, first.regime)]
+                if chosen
+                else [_opponent(name, first, groups) for name in arm.against]
+            )
+            for second in (group for group in seconds if group is not None and group is not first):
                 offset = seed_offset(arms, first) - seed_offset(arms, second)
                 difference = compare(first.seeds, second.seeds, offset=offset, draws=draws, seed=seed)
                 seed_s = sum(group.pretrain_per_seed_s + group.finetune_per_seed_s for group in (first, second))
@@ -214,13 +218,13 @@ def _judge_null(arm: ArmFacts, comparisons: Sequence[Comparison]) -> Control:
     if not judged:
         needs = f"that takes {LEAST_SEEDS} seeds and {LEAST_BLOCKS} blocks"
         return Control(
-            arm.name, "null", None, f"{arm.name} could not be compared with its twin {arm.against} yet: {needs}."
+            arm.name, "null", None, f"{arm.name} could not be compared with its twin {arm.against[0]} yet: {needs}."
         )
     failed = [of for of in judged if of.difference.word != "undecided"]
     most = max(abs(of.difference.estimate) for of in judged)
     text = (
-        f"{arm.name} is {arm.against} once more, with other seeds. The two differ by {most:.3g} at most; the interval "
-        f"includes zero in {len(judged) - len(failed)} of {len(judged)} comparisons"
+        f"{arm.name} is {arm.against[0]} once more, with other seeds. The two differ by {most:.3g} at most; the "
+        f"interval includes zero in {len(judged) - len(failed)} of {len(judged)} comparisons"
     )
     chance = ". By chance alone about one in twenty would leave it out."
     text += ", as it should." if not failed else chance

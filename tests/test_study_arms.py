@@ -42,7 +42,7 @@ def test_a_row_says_what_an_arm_does(tmp_path):
         pretrain=("--scales", "1", "2", "--mask_ratio", "0.9"),
         finetune=("--head", "linear"),
         probe=True,
-        against="scratch",
+        against=("scratch",),
         role="switch",
         label_fractions=(0.1, 1.0),
         question="Is it, well, worth it?",
@@ -57,7 +57,7 @@ def test_only_the_name_must_be_there(tmp_path):
     assert read_arms(write(tmp_path, "plain", header="arm")) == [StudyArm("plain")]
 
 
-@pytest.mark.parametrize("name", ["arms.csv", "switches.csv", "objectives.csv", "two_scales.csv", "few_arms.csv"])
+@pytest.mark.parametrize("name", ["arms.csv", "switches.csv", "objectives.csv", "two_scales.csv", "few_arms.csv", "protocol.csv"])
 def test_the_tables_that_come_with_it_can_be_read(name):
     arms = read_arms(SHIPPED / name)
     assert len({arm.name for arm in arms}) == len(arms) >= 6
@@ -104,7 +104,8 @@ BAD = [
         "as_long_as 'a' must be a network with pre-training",
     ),
     (["a,network,,,,,,,,", "b,trees,,,,a,,,,"], "arm b: as_long_as does nothing for trees"),
-    (["a,network,,,,,,null,,"], "role null needs `against`"),
+    (["a,network,,,,,,null,,"], "role null needs in `against` the one arm that it repeats"),
+    (["a,network,none,,,,,,,", "b,network,,,,,a a,,,"], "arm b: against names an arm twice"),
     (["a,network,,,,,,,,", "b,network,--scales 1,,,,a,null,,"], "role null, but method, flags or as_long_as differ"),
 ]
 
@@ -135,10 +136,12 @@ def test_a_comparison_with_an_arm_that_is_not_chosen_is_left_out(caplog):
         scratch, trees = read_arms(SHIPPED / "arms.csv", only=["scratch", "trees"])
     assert scratch == StudyArm("scratch") and trees == StudyArm("trees", method="trees")
     assert [record.message for record in caplog.records] == [
-        "trees is not compared with scale124, which is not among --only_arms"
+        "trees is not compared with scale124: not among --only_arms"
     ]
     kept = read_arms(SHIPPED / "arms.csv", only=["scratch", "scale1"])[1]
-    assert kept.against == "scratch" and kept.question
+    assert kept.against == ("scratch",) and kept.question
+    multi = read_arms(SHIPPED / "protocol.csv", only=["scratch", "scale124", "trees"])[1]
+    assert multi.against == ("scratch", "trees") and multi.question
 
 
 @pytest.mark.parametrize(

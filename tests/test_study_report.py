@@ -219,6 +219,19 @@ def test_pairs_that_reach_much_further_have_a_panel_of_their_own(tmp_path):
     assert len(differences_figure([], metric="mean IoU").axes) == 1
 
 
+def test_an_arm_may_be_compared_with_several(tmp_path):
+    arms = [{"name": "scratch"}, {"name": "woods"}]
+    arms += [{"name": "multi", "against": "scratch woods nothing", "question": "What does it buy?"}]
+    study = study_of(tmp_path, study_runs({"scratch": 0.5, "woods": 0.9, "multi": 0.7}), arms=arms)
+    found = {of.second.arm: of.difference.word for of in study.comparisons}
+    assert found == {"scratch": "better", "woods": "worse"}
+    text = report_text(study)
+    assert "- What does it buy? (`multi` against `scratch`): **better (one setting)" in text
+    assert "- What does it buy? (`multi` against `woods`): **worse (one setting)" in text
+    assert text.count("### What does it buy?") == 1
+    assert "- multi could not be compared: nothing has no runs alike." in text
+
+
 def test_runs_are_drawn_over_means_which_are_open(tmp_path):
     study = study_of(tmp_path, study_runs({"single": 0.7}, **COSTS), arms=[{"name": "single"}])
     axis = cost_figure(study.arms, study.groups, metric="mean IoU", seconds="s").axes[0]
@@ -343,7 +356,7 @@ def test_memory_on_a_cpu_is_that_of_a_process(tmp_path):
 def test_probes_of_the_standard_table_are_compared(tmp_path):
     arms = read_study_arms(Path(__file__).parents[1] / "study" / "arms.csv")
     runs = study_runs({arm.name: 0.5 for arm in arms if arm.probe}, mode="probe")
-    facts = [{"name": arm.name, "role": arm.role, "against": arm.against} for arm in arms]
+    facts = [{"name": arm.name, "role": arm.role, "against": " ".join(arm.against)} for arm in arms]
     study = study_of(tmp_path, runs, arms=facts)
     assert {(of.first.arm, of.second.arm) for of in study.comparisons} == {
         ("scale12", "scale1"),
