@@ -41,7 +41,7 @@ from datasets.synthetic.sample_survey import default_survey
 from study.arms import OF_TREES, check_fractions, read_arms, shared_flags
 from study.commands import Settings
 from study.conduct import FACTS, RESULTS, Study, StudyFailed, Wishes
-from study.plan import LEAST_SEEDS
+from study.plan import LEAST_SEEDS, regimes_of_arm
 from study.regimes import check_blocks
 from study.report import build_report
 from study.runner import Pool, hold
@@ -189,10 +189,11 @@ def plan_lines(study: Study) -> list[str]:
     total = sum(study.estimate(task) for task in study.tasks()) / 3600
     slots = len(study.pool.devices)
     base = study.settings.base_resolution or "as without pre-training"
+    fitted = {regime for arm in study.arms for regime in regimes_of_arm(arm, study.wishes.regimes)}
     return [
         *rows,
         f"{lengths.seeds} seeds, {len(study.settings.run_folds)} of {study.settings.folds} folds; "
-        f"{', '.join(map(str, study.wishes.regimes))}; training "
+        f"{', '.join(map(str, sorted(fitted, key=lambda of: of.order)))}; training "
         f"{100 * lengths.share:.0f} % as long as the longest asked for; base pixel {base}",
         f"{total:.2f} h of work, {total / slots:.2f} h with {slots} at a time",
     ]
