@@ -141,9 +141,12 @@ def _all_pretrainings(arms: Sequence[StudyArm], seeds: int) -> tuple[str, ...]:
 
 
 def _timed_by(arm: StudyArm, arms: Sequence[StudyArm]) -> list[StudyArm]:
-    """Arms whose pre-training says how long this one may take: the one it gets the time of, and its own like."""
+    """Arms whose pre-training says how long this one may take: the one it gets the time of, and its own like.
+
+    Without a like it is its trial, which has run.
+    """
     like = own_like(arm, arms)
-    return [other for other in arms if other.name == arm.as_long_as or other == like]
+    return [other for other in arms if other.name == arm.as_long_as or (other == like and other != arm)]
 
 
 def own_like(arm: StudyArm, arms: Sequence[StudyArm]) -> StudyArm:

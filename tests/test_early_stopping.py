@@ -1,5 +1,6 @@
 """When fits end, and what is kept of them."""
 
+import copy
 import json
 import logging
 from types import SimpleNamespace
@@ -41,6 +42,7 @@ def course(scores, *, patience, bound, updates=10):
     )
     progress = FitProgress(last_epoch=bound)
     fit = SimpleNamespace(name="fit", patience=patience, progress=progress, schedule=schedule, network=Network())
+    fit.updater = SimpleNamespace(average=None)
     rates = []
     while progress.epoch < progress.last_epoch:
         rates.append(learning_rate_of(fit))
@@ -172,6 +174,43 @@ def test_patience_0_is_a_cosine_over_all_epochs(survey, labels, tmp_path):
     assert not any("validation" in line for line in lines)
     state = labelled.fit(tmp_path, "scratch")
     assert not state["folds"]["early_stopping"] and not state["best"]["model"]
+
+
+def weights_validated(survey, labels, output, monkeypatch, *flags):
+    """Weights that the epochs of a fit are validated with, and those of their last updates."""
+    validated, last = [], []
+
+    def note(fit, score):
+        validated.append(copy.deepcopy(fit.network.state_dict()))
+        with fit.updater.averaged():  # once more, which gives the network its own weights
+            last.append(copy.deepcopy(fit.network.state_dict()))
+        note_best(fit, score)
+
+    monkeypatch.setattr("util.finetuning.run.note_best", note)
+    assert labelled.finetune(survey, output, *SHORT, "--only_folds", "0", "--no_final", *flags, labels=labels) == 0
+    return validated, last
+
+
+def test_the_average_of_the_weights_is_validated_and_kept(survey, labels, tmp_path, monkeypatch):
+    plain, _ = weights_validated(survey, labels, tmp_path / "plain", monkeypatch, "--ema_decay", "0")
+    validated, last = weights_validated(survey, labels, tmp_path / "ours", monkeypatch)
+    assert surveys.same_bits(dict(plain[0]), dict(last[0])) and not surveys.same_bits(
+        dict(plain[0]), dict(validated[0])
+    )
+    state = labelled.fit(tmp_path / "ours", "scratch", 0)
+    assert surveys.same_bits(dict(state["model"]), dict(validated[state["best"]["epoch"]]))
+    losses = [[line["loss"] for line in surveys.log(tmp_path / name, "epoch")] for name in ("plain", "ours")]
+    assert losses[0][:2] == losses[1][:2]  # until the rate falls
+
+
+def test_without_validation_the_last_average_is_kept(survey, labels, tmp_path):
+    flags = [*THREE_FOLDS, *"--patience 0 --epochs 2 --only_folds 0 --no_final".split()]
+    for decay in ("0", "0.99"):
+        assert labelled.finetune(survey, tmp_path / decay, *flags, "--ema_decay", decay, labels=labels) == 0
+    plain, ours = (labelled.fit(tmp_path / decay, "scratch", 0) for decay in ("0", "0.99"))
+    assert surveys.same_bits(plain["optimizer"], ours["optimizer"]) and ours["averaged_updates"] == 6
+    assert surveys.same_bits(dict(ours["model"]), dict(ours["raw_model"]))
+    assert not surveys.same_bits(dict(plain["model"]), dict(ours["model"])) and "raw_model" not in plain
 
 
 def chosen(argv, *, validates=True):

@@ -13,7 +13,20 @@ import main_finetune
 from tests import labelled, surveys
 from util.records.finetune_records import FinetuneFiles
 
-LASTING = ("model", "optimizer", "scaler", "epoch", "update", "step", "model_config", "task", "training", "options")
+LASTING = (
+    "model",
+    "raw_model",
+    "averaged_updates",
+    "optimizer",
+    "scaler",
+    "epoch",
+    "update",
+    "step",
+    "model_config",
+    "task",
+    "training",
+    "options",
+)
 """What must be equal, bit for bit, in the last checkpoints of a run that was stopped and of one that was not."""
 CHANGING = ("output_dir", "log_dir", "resume", "save_minutes", "num_workers")
 UPDATES = 18

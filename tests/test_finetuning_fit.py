@@ -24,6 +24,7 @@ SETTINGS = TrainingSettings(
     layer_decay=1.0,
     head_lr_scale=1.0,
     clip_grad=1.0,
+    ema_decay=0.0,
     augment=True,
     patience=0,
 )

@@ -57,7 +57,9 @@ def test_only_the_name_must_be_there(tmp_path):
     assert read_arms(write(tmp_path, "plain", header="arm")) == [StudyArm("plain")]
 
 
-@pytest.mark.parametrize("name", ["arms.csv", "switches.csv", "objectives.csv", "two_scales.csv", "few_arms.csv", "protocol.csv"])
+@pytest.mark.parametrize(
+    "name", ["arms.csv", "switches.csv", "objectives.csv", "two_scales.csv", "few_arms.csv", "protocol.csv"]
+)
 def test_the_tables_that_come_with_it_can_be_read(name):
     arms = read_arms(SHIPPED / name)
     assert len({arm.name for arm in arms}) == len(arms) >= 6

@@ -58,6 +58,12 @@ def test_equal_time_waits_for_what_it_is_measured_by():
     needs = {task.name: set(task.needs) for task in tasks()}
     both = {f"pretrain/{arm}-seed{seed}" for arm in ("one", "multi") for seed in (0, 1)}
     assert needs["pretrain/one_long-seed1"] == both
+    alone = StudyArm("alone", pretrain=("--scales", "4"), as_long_as="multi")
+    found = all_tasks([*ARMS, alone], seeds=2, regimes=REGIMES)
+    assert next(set(of.needs) for of in found if of.name == "pretrain/alone-seed0") == {
+        "pretrain/multi-seed0",
+        "pretrain/multi-seed1",
+    }
     assert needs["fit/one_long-seed1-labels0.1"] == {"pretrain/one_long-seed1"}
     assert needs["fit/scratch_long-seed0-labels1"] == {
         "pretrain/multi-seed0",

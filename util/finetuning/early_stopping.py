@@ -46,7 +46,7 @@ def begin_decay_if_due(fit: Fit) -> None:
         return
     bound = progress.last_epoch
     if progress.waits_too_long(fit.patience):
-        fit.network.load_state_dict(progress.best_model)
+        _return_to_best(fit)
         progress.trained = progress.best_trained
         progress.last_epoch = min(bound, progress.epoch + decay_epochs(round(progress.trained / (1 - DECAY))))
         logger.info(
@@ -77,11 +77,15 @@ def learning_rate_of(fit: Fit) -> float:
 
 
 def keep_best(fit: Fit) -> bool:
-    """Puts the weights with the best validation score into a fit that has ended; False without validation."""
-    progress = fit.progress
+    """Puts the weights with the best validation score into a fit that has ended, or without validation their average.
+
+    Returns:
+        Whether they are others than those of the last update.
+    """
+    progress, average = fit.progress, fit.updater.average
     if progress.best_model:
         logger.info("%s: the weights of epoch %d were best in validation", fit.name, progress.best_epoch + 1)
-        fit.network.load_state_dict(progress.best_model)
+        _return_to_best(fit)
     elif fit.is_validated:
         logger.warning(
             "%s: its validation ground allowed no score in any epoch (labels of one class, or equal values): it "
@@ -89,7 +93,15 @@ def keep_best(fit: Fit) -> bool:
             fit.name,
             progress.epoch,
         )
-    return bool(progress.best_model)
+    if average is not None and not progress.best_model:
+        average.keep()
+    return average is not None or bool(progress.best_model)
+
+
+def _return_to_best(fit: Fit) -> None:
+    fit.network.load_state_dict(fit.progress.best_model)
+    if (average := fit.updater.average) is not None:
+        average.restart(average.updates)
 
 
 def median_epochs(epochs: Sequence[int]) -> int:

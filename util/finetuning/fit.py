@@ -25,6 +25,7 @@ from util.training.batch_size import BatchSize, choose_batch_size
 from util.training.engine import Updater, make_adamw
 from util.training.lr_sched import Schedule
 from util.training.memory import memory_trials
+from util.training.state import collect_weights, restore_weights
 from util.training.step_meter import StepMeter
 from util.training.timer import TimeLeft, TrainingTimer
 from util.training.training_step import TrainingStep, native_zeros
@@ -167,6 +168,7 @@ def make_updater(
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16),
         device_type=device.type,
         clip_grad=settings.clip_grad,
+        ema_decay=settings.ema_decay,
     )
 
 
@@ -253,6 +255,7 @@ def choose_batches(
     effective_batch: int | None,
     weight_decay: float,
     clip_grad: float,
+    ema_decay: float,
     amp_dtype: torch.dtype | None,
     batches_ahead: int,
     job_free: float,
@@ -269,6 +272,7 @@ def choose_batches(
         effective_batch: as given.
         weight_decay: of AdamW.
         clip_grad: largest gradient norm.
+        ema_decay: of the average of the weights, 0 for none.
         amp_dtype: of autocast.
         batches_ahead: batches that are read ahead.
         job_free: bytes of the host that the job of this process may still take.
@@ -289,6 +293,7 @@ def choose_batches(
         accumulates=True,
         shares_gradients=ranks.world_size > 1,
         batches_ahead=batches_ahead,
+        averages_weights=bool(ema_decay),
     )
     return choose_batch_size(
         batch_size,
@@ -356,7 +361,7 @@ def read_meter(fit: Fit, meter: StepMeter, folder: Path) -> None:
 
 
 def note_best(fit: Fit, score: float) -> None:
-    """Stores the weights of the epoch that has just ended if its validation score is the best so far."""
+    """Stores the network's weights after an epoch, those that were validated, if their score is the best so far."""
     progress = fit.progress
     if score > progress.best_score:
         progress.best_score, progress.best_epoch, progress.best_trained = score, progress.epoch - 1, progress.trained
@@ -392,7 +397,7 @@ def fit_state(fit: Fit, device: torch.device) -> dict[str, Any]:
     """The entries of a checkpoint from which a fit resumes exactly."""
     progress = fit.progress
     return {
-        "model": fit.network.state_dict(),
+        **collect_weights(fit.network, fit.updater, fit.network.state_dict()),
         "optimizer": fit.updater.optimizer.state_dict(),
         "scaler": fit.updater.scaler.state_dict(),
         "epoch": progress.epoch,
@@ -426,7 +431,7 @@ def resume_fit(fit: Fit, folder: Path) -> None:
 def restore(fit: Fit, state: Mapping[str, Any]) -> None:
     """Puts a fit into the state that a checkpoint holds."""
     progress, best = fit.progress, state["best"]
-    fit.network.load_state_dict(state["model"])
+    restore_weights(state, fit.updater, fit.network.load_state_dict)
     fit.updater.optimizer.load_state_dict(state["optimizer"])
     fit.updater.scaler.load_state_dict(state["scaler"])
     progress.epoch, progress.update, progress.step = state["epoch"], state["update"], state["step"]

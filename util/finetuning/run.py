@@ -258,10 +258,11 @@ def validate(run: FinetuneRun, fit: Fit) -> float:
     """
     assert fit.fold is not None
     begin = time.monotonic()
-    predictor = network_predictor(run, fit.network, fit.objective, fit.layers.survey)
-    scores = score(run, predictor, fit.fold, validation=True).scores
-    value = dist.on_main_rank(lambda: stopping_score(run.inputs.task, scores))
-    note_best(fit, value)
+    with fit.updater.averaged():
+        predictor = network_predictor(run, fit.network, fit.objective, fit.layers.survey)
+        scores = score(run, predictor, fit.fold, validation=True).scores
+        value = dist.on_main_rank(lambda: stopping_score(run.inputs.task, scores))
+        note_best(fit, value)
     begin_decay_if_due(fit)
     fit.progress.validation_s += time.monotonic() - begin
     return value

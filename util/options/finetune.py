@@ -259,6 +259,14 @@ def add_training_options(parser: argparse.ArgumentParser, *, class_weights: Sequ
         "--head_lr_scale", type=options.positive, default=8.0, help="learning rate of the head, times --lr (8)"
     )
     train.add_argument("--clip_grad", type=options.positive, default=1.0, help="largest gradient norm (1)")
+    train.add_argument(
+        "--ema_decay",
+        type=options.fraction,
+        default=0.99,
+        metavar="D",
+        help="validate, test and save a moving average of the weights, of which an update keeps the fraction D, fewer "
+        "in the first updates; 0: no average (0.99)",
+    )
     train.add_argument("--smoothing", type=options.fraction, default=0.0, help="label smoothing (0)")
     train.add_argument(
         "--class_weights", default="sqrt", choices=class_weights, help="weights of classes against imbalance (sqrt)"

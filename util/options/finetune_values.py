@@ -75,6 +75,7 @@ class TrainingSettings:
         layer_decay: factor of the rate from one layer to the one before it, for pre-trained encoders.
         head_lr_scale: learning rate of the head, times that of the encoder.
         clip_grad: largest gradient norm.
+        ema_decay: decay of the moving average of the weights, 0 for none.
         augment: flip and rotate windows.
         patience: epochs without a better validation score after which a fit ends; 0 = all epochs are trained.
     """
@@ -92,6 +93,7 @@ class TrainingSettings:
     layer_decay: float
     head_lr_scale: float
     clip_grad: float
+    ema_decay: float
     augment: bool
     patience: int
 
@@ -319,7 +321,7 @@ def run_settings(args: argparse.Namespace) -> RunSettings:
 
 def batch_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `choose_batches` that the options name."""
-    names = ("batch_size", "accum_iter", "effective_batch", "weight_decay", "clip_grad")
+    names = ("batch_size", "accum_iter", "effective_batch", "weight_decay", "clip_grad", "ema_decay")
     return {name: getattr(args, name) for name in names}
 
 

@@ -89,7 +89,8 @@ class Updater:
         self._device_type = device_type
         self._clip_grad = float("inf") if clip_grad is None else clip_grad
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self.average = WeightAverage(self._parameters, ema_decay) if ema_decay else None
+        statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]  # of batch normalisation
+        self.average = WeightAverage([*self._parameters, *statistics], ema_decay) if ema_decay else None
         self._skipped: torch.Tensor | None = None  # on the device: since `require_updates`, and in a row until now
         self._keeps_gradients = False  # at their addresses, as zeros
 

@@ -48,7 +48,7 @@ class TrainingState:
         """Returns the state for a checkpoint, complete in the main process; every process must call it."""
         model, optimizer = fsdp.whole_states(self.network, self.updater.optimizer)
         return {
-            **self._collect_weights(model),
+            **collect_weights(self.network, self.updater, model),
             "optimizer": optimizer,
             "scaler": self.updater.scaler.state_dict(),
             "epoch": self.progress.epoch,
@@ -57,14 +57,6 @@ class TrainingState:
             "rng": collect_rng_state(self.device),
             **self.timer.state(),
         }
-
-    def _collect_weights(self, model: dict[str, Any]) -> dict[str, Any]:
-        """The weights that others use as `model`, and beside averaged ones those of the last update, to go on from."""
-        if self.updater.average is None:
-            return {"model": model}
-        with self.updater.averaged():
-            averaged = fsdp.whole_weights(self.network)
-        return {"model": averaged, "raw_model": model, "averaged_updates": self.updater.average.updates}
 
     @contextmanager
     def scored(self, rebuild: Callable[[], nn.Module]) -> Iterator[nn.Module]:
@@ -79,13 +71,44 @@ class TrainingState:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restores the state of a checkpoint."""
         load = partial(fsdp.load_states, self.network, self.updater.optimizer, optimizer_state=state["optimizer"])
-        load(model=state["model"])
-        if self.updater.average is not None:
-            self.updater.average.restart(state["averaged_updates"])
-            load(model=state["raw_model"])
+        restore_weights(state, self.updater, lambda model: load(model=model))
         self.updater.scaler.load_state_dict(state["scaler"])
         restore_rng_state(state["rng"], self.device)
         self.progress.epoch = state["epoch"]
         self.progress.update = state["update"]
         self.progress.step = state["step"]
         self.timer.resume(state)
+
+
+def collect_weights(network: nn.Module, updater: Updater, model: dict[str, Any]) -> dict[str, Any]:
+    """The entries of weights in a checkpoint: those that others use, and those to go on from if they differ.
+
+    Args:
+        network: the network.
+        updater: its updates, with an average or without.
+        model: the weights of the last update.
+
+    Returns:
+        `model`; if weights are averaged, that is the average, beside `raw_model` and `averaged_updates`.
+    """
+    if updater.average is None:
+        return {"model": model}
+    with updater.averaged():
+        averaged = fsdp.whole_weights(network)
+    return {"model": averaged, "raw_model": model, "averaged_updates": updater.average.updates}
+
+
+def restore_weights(
+    state: Mapping[str, Any], updater: Updater, load: Callable[[Mapping[str, torch.Tensor]], object]
+) -> None:
+    """Restores what `collect_weights` gave.
+
+    Args:
+        state: of the checkpoint.
+        updater: the network's updates.
+        load: puts weights into the network.
+    """
+    load(state["model"])
+    if updater.average is not None:
+        updater.average.restart(state["averaged_updates"])
+        load(state["raw_model"])

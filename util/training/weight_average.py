@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from util.processes.fsdp import own_part
 
@@ -21,7 +20,8 @@ class WeightAverage:
     After t updates the next one has d = min(decay, (1 + t) / (10 + t)): initial weights are soon forgotten.
 
     Args:
-        parameters: the trained weights; of sharded ones, each process averages its part.
+        parameters: the trained weights, and statistics that belong to them; of sharded ones, each process averages its
+            part.
         decay: largest d, above 0 and below 1.
 
     References:
@@ -30,7 +30,7 @@ class WeightAverage:
         (argument `num_updates`).
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Sequence[torch.Tensor], decay: float) -> None:
         self._parameters, self._decay = parameters, decay
         self._averages = [weight.clone() for weight in self._weights()]
         self._updates = torch.zeros((), device=self._averages[0].device)
@@ -66,6 +66,11 @@ class WeightAverage:
         """Takes the network's present weights for the average over a number of updates."""
         torch._foreach_copy_(self._averages, self._weights())
         self._updates.fill_(updates)
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Gives the network the averages for good."""
+        torch._foreach_copy_(self._weights(), self._averages)
 
     def _weights(self) -> list[torch.Tensor]:
         """The weights as tensors of this process, found anew: sharding may replace them."""
