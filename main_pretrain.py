@@ -117,7 +117,7 @@ def prepare(
     Raises:
         ValueError, OSError: bad input.
     """
-    training, settings = options.fill(TrainingSettings, args), options.fill(RunSettings, args)
+    settings = options.fill(RunSettings, args)
     pretrain_options.check(args)
     graphs = setup.check_start(settings, ranks, device)
     claim_output_folders(args.output_dir, args.log_dir, alone=not args.dry_run)
@@ -126,9 +126,9 @@ def prepare(
     args = with_suggestion(with_defaults(args, ranks), given, ranks)
 
     # data
-    chosen, held_out = options.data_options(args), {"test_path": args.test_path, "val_tiles": args.val_tiles}
-    place = {"cache": args.cache, "device": device, "local_ranks": ranks.local_world_size}
-    data = dist.on_all(lambda: open_pretrain_data(chosen, **held_out, **place))
+    training, chosen = options.fill(TrainingSettings, args), options.data_options(args)
+    more = {"test_path": args.test_path, "val_tiles": args.val_tiles, "cache": args.cache, "device": device}
+    data = dist.on_all(lambda: open_pretrain_data(chosen, **more, local_ranks=ranks.local_world_size))
     data.log_summary(args.patch_size, warn=ranks.is_main)
 
     # model

@@ -103,3 +103,10 @@ def test_auto_trains_as_proposed_and_continues(small, tmp_path, caplog):
     assert "suggested: " in caplog.text and "only 1 update in the whole run" in caplog.text
     assert "--auto takes settings" not in caplog.text  # it was given
     assert small_main.main([*flags, "--resume", "auto"]) == 0
+
+
+def test_auto_trains_for_the_epochs_that_it_proposes(small, tmp_path, caplog):
+    """One update an epoch, so that the usual 50 epochs are too few."""
+    flags = ["--data_dir", str(small), "--auto", "--tiles_per_epoch", "8", "--batch_size", "8", "--dry_run"]
+    assert small_main.main([*flags, "--output_dir", str(tmp_path), "--device", "cpu", "--num_workers", "0"]) == 0
+    assert f"--epochs {LEAST_UPDATES} of 8 tiles" in caplog.text and f"all {LEAST_UPDATES} about" in caplog.text
