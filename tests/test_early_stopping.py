@@ -211,6 +211,7 @@ def test_without_validation_the_last_average_is_kept(survey, labels, tmp_path):
     assert surveys.same_bits(plain["optimizer"], ours["optimizer"]) and ours["averaged_updates"] == 6
     assert surveys.same_bits(dict(ours["model"]), dict(ours["raw_model"]))
     assert not surveys.same_bits(dict(plain["model"]), dict(ours["model"])) and "raw_model" not in plain
+    assert "ema_decay" not in options_of(tmp_path / "0") and options_of(tmp_path / "0.99")["ema_decay"] == 0.99
 
 
 def chosen(argv, *, validates=True):

@@ -320,5 +320,6 @@ def wants_final(args: argparse.Namespace) -> bool:
 
 
 def deciding_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide the numbers of a run."""
-    return {key: value for key, value in vars(args).items() if key not in MAY_CHANGE and value is not None}
+    """The options that decide the numbers of a run; those of versions without averages have no `ema_decay`."""
+    options = {key: value for key, value in vars(args).items() if key not in MAY_CHANGE and value is not None}
+    return {key: value for key, value in options.items() if key != "ema_decay" or value}
