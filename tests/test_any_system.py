@@ -19,7 +19,7 @@ from study import arms
 from study.runner import hold
 from tests.rasters import write_grid
 from tests.surveys import environment
-from tests.test_architecture import imports_of, is_within, project_files
+from tests.test_architecture import imports_of, is_within, nodes_of, project_files
 from tests.windows import ABSENT_MODULES, ABSENT_OF_OS, ABSENT_OF_SIGNAL
 from util.hardware import system
 
@@ -41,7 +41,7 @@ def test_programs_run_without_what_windows_lacks(tmp_path):
 def names_of_posix(source: str) -> list[str]:
     """What a source names that Windows lacks: modules, names of os and signal, ways to start processes."""
     found = [name for name in imports_of(source) if any(is_within(name, absent) for absent in ABSENT_MODULES)]
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             absent = {"os": ABSENT_OF_OS, "signal": ABSENT_OF_SIGNAL}.get(node.value.id, set())
             found += [f"{node.value.id}.{node.attr}"] * (node.attr in absent)
@@ -60,7 +60,7 @@ def test_one_module_names_what_some_systems_lack():
 def without_encoding(source: str) -> list[int]:
     """Lines that open, read or write a text file without stating its encoding: Windows has another one."""
     lines = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if not isinstance(node, ast.Call) or {"encoding", None} & {word.arg for word in node.keywords}:
             continue
         modes = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]

@@ -3,6 +3,7 @@ have one user. Read from the sources.
 """
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,17 @@ def project_files() -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
 
 
+@functools.cache
+def nodes_of(source: str) -> list[ast.AST]:
+    """Everything in the syntax of a source; parsed once, as many tests ask."""
+    return list(ast.walk(ast.parse(source)))
+
+
+@functools.cache
 def imports_of(source: str) -> set[str]:
     """Full dotted names of all that a source imports, also inside functions: `from a.b import c` gives a.b.c."""
     names = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -82,7 +90,7 @@ def uses_environ(source: str) -> bool:
     names = imports_of(source)
     attributes = {
         f"{node.value.id}.{node.attr}"
-        for node in ast.walk(ast.parse(source))
+        for node in nodes_of(source)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
     }
     return bool((names | attributes) & {"os.environ", "os.getenv", "os.putenv"})
@@ -131,7 +139,7 @@ LONGEST_MAIN, LONGEST_FUNCTION = 400, 60
 def function_lengths(source: str) -> dict[str, int]:
     """Lines of each function, without its docstring."""
     lengths = {}
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node, clean=False)
             docstring = 0 if text is None else text.count("\n") + 1
