@@ -178,8 +178,9 @@ def _styles(arms: Sequence[ArmFacts]) -> dict[str, tuple[str, str, str]]:
     for arm in (of for of in arms if of.role != "leak"):
         number = len(styles)
         marker, colour = _MARKERS[number % len(_MARKERS)], _COLOURS[number % len(_COLOURS)]
-        if arm.role == "null" and arm.against[0] in styles:
-            marker, colour, _ = styles[arm.against[0]]
+        twin = " ".join(arm.against)
+        if arm.role == "null" and twin in styles:
+            marker, colour, _ = styles[twin]
         styles[arm.name] = (marker, colour, colour if arm.role == "" else "none")
     return styles
 

@@ -218,12 +218,15 @@ def _judge_null(arm: ArmFacts, comparisons: Sequence[Comparison]) -> Control:
     if not judged:
         needs = f"that takes {LEAST_SEEDS} seeds and {LEAST_BLOCKS} blocks"
         return Control(
-            arm.name, "null", None, f"{arm.name} could not be compared with its twin {arm.against[0]} yet: {needs}."
+            arm.name,
+            "null",
+            None,
+            f"{arm.name} could not be compared with its twin {' '.join(arm.against)} yet: {needs}.",
         )
     failed = [of for of in judged if of.difference.word != "undecided"]
     most = max(abs(of.difference.estimate) for of in judged)
     text = (
-        f"{arm.name} is {arm.against[0]} once more, with other seeds. The two differ by {most:.3g} at most; the "
+        f"{arm.name} is {' '.join(arm.against)} once more, with other seeds. The two differ by {most:.3g} at most; the "
         f"interval includes zero in {len(judged) - len(failed)} of {len(judged)} comparisons"
     )
     chance = ". By chance alone about one in twenty would leave it out."
