@@ -166,7 +166,7 @@ class Pool:
                 waiting = self._begin(waiting, out, command, estimate, deadline)
                 if waiting and not self._running:
                     break  # nothing can begin: no time, or what is needed has failed
-                if time.monotonic() - drawn >= max(REDRAW_S, bar.mininterval):  # a line a minute in a file
+                if self._show and time.monotonic() - drawn >= max(REDRAW_S, bar.mininterval):  # in a file, a minute
                     drawn = time.monotonic()
                     # Set, not updated: the rate is then the mean since the start, without the jumps of single steps.
                     bar.n = round(min(passed + self._under_way(estimate), total))

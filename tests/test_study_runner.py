@@ -38,9 +38,9 @@ def task(name, *needs):
 class Quick:
     """A pool that runs lines of Python, and what it was asked."""
 
-    def __init__(self, folder: Path, slots: int = 1) -> None:
+    def __init__(self, folder: Path, slots: int = 1, *, show: bool = False) -> None:
         self.folder, self.file = folder, folder / "order.txt"
-        self.pool = Pool(folder, devices=[f"slot{i}" for i in range(slots)], environment=dict(os.environ), show=False)
+        self.pool = Pool(folder, devices=[f"slot{i}" for i in range(slots)], environment=dict(os.environ), show=show)
         self.devices: dict[str, str] = {}
 
     def run(self, tasks, code=None, *, deadline=float("inf"), seconds=0.0, stop=None):
@@ -129,7 +129,7 @@ def test_the_bar_moves_while_programs_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runner, "progress_bar", lambda **_: Bar())
     monkeypatch.setattr(runner, "REDRAW_S", 0.05)
-    quick = Quick(tmp_path, slots=2)
+    quick = Quick(tmp_path, slots=2, show=True)
     now = time.monotonic()
     running = [Running(task(name), Ended([], None), 0, now - 30.0) for name in ("a", "b")]
     monkeypatch.setattr(quick.pool, "_running", running)
