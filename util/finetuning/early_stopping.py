@@ -80,22 +80,21 @@ def keep_best(fit: Fit) -> bool:
     """Puts the weights with the best validation score into a fit that has ended, or without validation their average.
 
     Returns:
-        Whether they are others than those of the last update.
+        Whether a checkpoint must be written once more; not for the average of a fit that had ended before.
     """
     progress, average = fit.progress, fit.updater.average
     if progress.best_model:
         logger.info("%s: the weights of epoch %d were best in validation", fit.name, progress.best_epoch + 1)
         _return_to_best(fit)
-    elif fit.is_validated:
+        return True
+    if fit.is_validated:
         logger.warning(
             "%s: its validation ground allowed no score in any epoch (labels of one class, or equal values): it "
             "trained all %d epochs and keeps the last weights; choose fewer --folds or a larger --fold_block",
             fit.name,
             progress.epoch,
         )
-    if average is not None and not progress.best_model:
-        average.keep()
-    return average is not None or bool(progress.best_model)
+    return average is not None and average.keep()
 
 
 def _return_to_best(fit: Fit) -> None:

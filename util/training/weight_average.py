@@ -68,9 +68,12 @@ class WeightAverage:
         self._updates.fill_(updates)
 
     @torch.no_grad()
-    def keep(self) -> None:
-        """Gives the network the averages for good."""
-        torch._foreach_copy_(self._weights(), self._averages)
+    def keep(self) -> bool:
+        """Gives the network the averages for good; returns whether it had other weights."""
+        weights = self._weights()
+        is_other = any(not torch.equal(*pair) for pair in zip(weights, self._averages, strict=True))
+        torch._foreach_copy_(weights, self._averages)
+        return is_other
 
     def _weights(self) -> list[torch.Tensor]:
         """The weights as tensors of this process, found anew: sharding may replace them."""
