@@ -6,8 +6,9 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ PLAN, RESULTS, FACTS = "plan.json", "results.csv", "study.json"
 TRIALS = "trials"
 TRIAL_FIT = Task(f"{TRIALS}/fit", "fit", StudyArm("trial"), 0)
 DEFAULT_SCALES = (1, 2, 4)
+ONLY_FOLDS = "only_folds"
 OWN_BASE = "--base_resolution"
 """Flag of an arm whose base pixel is not that of all."""
 
@@ -89,7 +91,7 @@ class Wishes:
     def facts(self) -> dict[str, Any]:
         """What must be the same for a study to be gone on with."""
         settings = {key: value for key, value in asdict(self.settings).items() if key != "base_resolution"}
-        for later in ("patience", "only_folds"):  # plans from before there was a choice have no such entry
+        for later in ("patience", ONLY_FOLDS):  # plans from before there was a choice have no such entry
             if not settings[later]:
                 del settings[later]
         facts = {
@@ -138,6 +140,8 @@ class Study:
             (f"arm {arm['name']}", _what_it_runs(arms.get(arm["name"], arm)), _what_it_runs(arm))
             for arm in now.pop("arms")
         ]
+        had = plan["wishes"]["settings"].pop(ONLY_FOLDS, None)
+        now["settings"].pop(ONLY_FOLDS, None)
         changed += [(key, plan["wishes"].get(key, NOT_IN_OLD_PLANS.get(key)), value) for key, value in now.items()]
         for what, before, value in changed:
             if before != value:
@@ -145,6 +149,7 @@ class Study:
                     f"--output_dir {self.folder} holds a study with other {what}: {_shortly(before)}, now "
                     f"{_shortly(value)}; choose another --output_dir, or ask for the same"
                 )
+        self._check_folds(range(self.settings.folds) if had is None else had)
         self._known_arms = arms
         self.lengths, self.rates = Lengths(**plan["lengths"]), Rates(**plan["rates"])
         wanted, base = self.settings.base_resolution, plan["base_resolution"]
@@ -155,6 +160,16 @@ class Study:
             )
         self.settings = replace(self.settings, base_resolution=base)
         self.lengths.seeds = max(self.lengths.seeds, self.wishes.seeds or 0)
+
+    def _check_folds(self, had: Iterable[int]) -> None:
+        """Refuses fewer folds than the study has; it may get more."""
+        lacking = sorted(set(had) - set(self.settings.run_folds))
+        if lacking:
+            raise ValueError(
+                f"--output_dir {self.folder} holds a study of fold {lacking[0]} too, now --only_folds "
+                f"{' '.join(map(str, self.settings.run_folds))}; name all of its folds, and further ones to extend it, "
+                "or choose another --output_dir"
+            )
 
     # ------------------------------------------------------------------------------------------------------ the trials
 
@@ -297,7 +312,14 @@ class Study:
     def estimate(self, task: Task) -> float:
         """Seconds that a task will take."""
         assert self.lengths is not None and self.rates is not None
-        return estimate(task, self.lengths, self.rates, arms=self.arms, folds=len(self.settings.run_folds))
+        return estimate(task, self.lengths, self.rates, arms=self.arms, folds=len(self._folds_left(task)))
+
+    def _folds_left(self, task: Task) -> set[int]:
+        return set(self.settings.run_folds) - outcomes.folds_done(self.folder, task)
+
+    def _is_done(self, task: Task) -> bool:
+        done = outcomes.done_facts(self.folder, task) is not None
+        return done and (task.stage == "pretrain" or not self._folds_left(task))
 
     def epochs_of(self, task: Task) -> int:
         """Epochs of a task; those of equal cost are worked out from what was measured, and kept."""
@@ -354,13 +376,16 @@ class Study:
             deadline=self.deadline,
             stop=stop,
             shown=lambda out: self.page.update(progress=f"{len(out.done)} of {len(tasks)} programs done"),
+            is_done=self._is_done,
         )
 
     def _finish(self, task: Task, wall: float, *, epochs: int) -> dict[str, Any]:
-        if not outcomes.is_finished(self.folder, task, epochs=epochs):
+        folds = self.settings.run_folds if task != TRIAL_FIT else self.settings.run_folds[:1]
+        if not outcomes.is_finished(self.folder, task, epochs=epochs, folds=folds):
             raise StudyFailed(f"{task.name} ended before its end, as a signal makes it; the same command goes on")
         make = outcomes.pretrain_facts if task.stage == "pretrain" else outcomes.fit_facts
-        facts = make(self.folder, task) | {"wall_seconds": wall}
+        before = outcomes.done_facts(self.folder, task) or {}  # of fewer folds
+        facts = make(self.folder, task) | {"wall_seconds": wall + before.get("wall_seconds", 0.0)}
         if task.stage == "fit" and task != TRIAL_FIT:
             self._check_ground(facts)
         outcomes.tidy(self.folder, task)
@@ -394,7 +419,7 @@ class Study:
         assert self.lengths is not None
         tasks = self.tasks()
         fits = [task for task in tasks if task.stage == "fit"]
-        done = [task for task in fits if task.name in outcome.done]
+        done = [task for task in fits if outcomes.done_facts(self.folder, task) is not None]
         if not done:
             return None
         runs = [
@@ -428,7 +453,9 @@ class Study:
             "patience": self.settings.patience,
             "blocks": sum(first["split"]["blocks"][fold] for fold in self.settings.run_folds),
             "lengths": self.lengths.facts(),
-            "spent_s": sum(self._facts(task)["wall_seconds"] for task in tasks if task.name in outcome.done),
+            "spent_s": sum(
+                found["wall_seconds"] for found in map(partial(outcomes.done_facts, self.folder), tasks) if found
+            ),
             "planned": len(self.settings.run_folds) * sum(modes.values()),
             "done": len(runs),
             "failed": outcome.failed,

@@ -57,12 +57,31 @@ def done_facts(folder: Path, task: Task) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def is_finished(folder: Path, task: Task, *, epochs: int) -> bool:
-    """Whether a program that ended with status 0 came to its end: a signal also ends it with 0, part way."""
+def is_finished(folder: Path, task: Task, *, epochs: int, folds: Sequence[int]) -> bool:
+    """Whether a program that ended with status 0 came to its end: a signal also ends it with 0, part way.
+
+    Args:
+        folder: of the study.
+        task: the task.
+        epochs: of a pre-training.
+        folds: numbers of the folds of a fit; scores of fewer may be there, from before the study got more.
+    """
     place = folder / task.name
     if task.stage == "fit":
-        return (place / "metrics.json").exists()
+        return set(folds) <= _scored_folds(place)
     return _epochs_done(place / "log.txt") == epochs
+
+
+def folds_done(folder: Path, task: Task) -> set[int]:
+    """Numbers of the folds that a fit was done for; none if it is not done."""
+    place = folder / task.name
+    return _scored_folds(place) if (place / DONE).exists() else set()
+
+
+def _scored_folds(place: Path) -> set[int]:
+    path = place / "metrics.json"
+    arms = read_json(path)["arms"].values() if path.exists() else ()
+    return {int(fold) for arm in arms for fold in arm["folds"]}
 
 
 def pretrain_facts(folder: Path, task: Task) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class Pool:
         deadline: float,
         stop: Stop,
         shown: Callable[[Outcome], None] | None = None,
+        is_done: Callable[[Task], bool] | None = None,
     ) -> Outcome:
         """Runs tasks in their order as far as what they need is done.
 
@@ -144,8 +145,10 @@ class Pool:
             deadline: `time.monotonic()` after which nothing is begun that would end later.
             stop: tells of signals.
             shown: called with what is done whenever a program has ended.
+            is_done: whether a task was done earlier; None: whether it left its facts.
         """
-        out = Outcome(done={task.name for task in tasks if (self.folder / task.name / DONE).exists()})
+        is_done = is_done or (lambda task: (self.folder / task.name / DONE).exists())
+        out = Outcome(done={task.name for task in tasks if is_done(task)})
         waiting = [task for task in tasks if task.name not in out.done]
         total = sum(estimate(task) for task in waiting)
         passed, drawn = 0.0, time.monotonic()

@@ -380,6 +380,28 @@ def test_fits_end_early_and_those_of_equal_time_do_not(early):
     assert lengths["scratch_long"] == max(1, round(mean * (paid + cost) / cost))
 
 
+def test_a_study_is_extended_by_folds(small, capsys):
+    folder, argv = small
+    (folder / "folds.csv").write_text("arm,method,pretrain\none,network,--scales 1\ntrees,trees,none\n")
+    argv = [*argv, "--arms", str(folder / "folds.csv"), "--seeds", "1"]
+    whole, grown = folder / "whole", folder / "grown"
+    assert worth_it.main([*argv, "--output_dir", str(whole)]) == 0
+    assert worth_it.main([*argv, "--output_dir", str(grown), "--only_folds", "1"]) == 0
+    fit = grown / "fit/one-seed0-labels1"
+    first, scores = read_json(fit / "done.json"), fit / "fits/pretrained-fold1/scores.npz"
+    written = scores.stat().st_mtime_ns
+    assert worth_it.main([*argv, "--output_dir", str(grown)]) == 0
+    assert scores.stat().st_mtime_ns == written  # the fold that was there is not fitted again
+    assert read_json(fit / "done.json")["wall_seconds"] > first["wall_seconds"]
+    runs = [read_results(out / "results.csv") for out in (whole, grown)]
+    assert [run.key for run in runs[0]] == [run.key for run in runs[1]] and {run.fold for run in runs[0]} == {0, 1}
+    assert [run.score for run in runs[0]] == [run.score for run in runs[1]]
+    assert read_json(grown / "study.json")["folds"] == 2
+    capsys.readouterr()
+    assert worth_it.main([*argv, "--output_dir", str(grown), "--only_folds", "0"]) == 2
+    assert "holds a study of fold 1 too, now --only_folds 0; name all of its folds" in capsys.readouterr().err
+
+
 def test_the_report_says_which_fits_did_not_converge(early, capsys):
     out, argv = early
     text, record = (out / "report.md").read_text(), read_json(out / "study.json")
