@@ -345,7 +345,7 @@ def _method(study: Findings) -> list[str]:
     lines = [
         f"- **Blocks, not pixels.** Labelled ground is cut into {blocks} spatial blocks, and these are what counts as "
         "independent: neighbouring pixels repeat each other. Each block is tested in one fold only.",
-        f"- **Runs.** {folds} folds and {seeds} seeds. A score pools the blocks of all folds of a seed.",
+        f"- **Runs.** Folds: {folds}; seeds: {seeds}. A score pools the blocks of all folds of a seed.",
         f"- **Differences are paired.** Both arms are scored on the same blocks and with the same seeds. {study.draws} "
         "times, blocks are drawn with replacement and seeds are drawn with replacement, one fewer than there are; the "
         "interval holds the middle 95 % of the differences, widened by Student's t for the small number of both.",
