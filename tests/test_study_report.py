@@ -58,7 +58,7 @@ def test_the_verdict_says_what_is_better_and_what_is_undecided(tmp_path):
     )
     assert "meant to be trained as long as `single`, and trained 1.00 times as long" in text
     assert "| multi | full | all |" in text and "| scratch | full | all |" in text
-    assert "cut into 12 spatial blocks" in text and "2 folds and 3 seeds" in text
+    assert "cut into 12 spatial blocks" in text and "Folds: 2; seeds: 3" in text
     assert "2 were made. At 95 %, about 0.1 of them" in text
 
 
