@@ -259,8 +259,8 @@ def _lengths(study: Findings) -> list[str]:
     said = "All fits that could end early did: they stopped improving in validation."
     if open_ended:
         said = (
-            f"**{open_ended} of {fits} fits trained up to the bound: they did not converge**, and longer training may "
-            "still change what they score. A longer `--finetune_epochs` would show it."
+            f"**{open_ended} of {fits} fits trained up to the bound without converging**, and longer training may "
+            "still change their scores. A longer `--finetune_epochs` would show it."
         )
     return [
         *([said, ""] if fits else []),
