@@ -310,8 +310,10 @@ class Study:
         return all_tasks(self.arms, seeds=self.lengths.seeds, regimes=self.wishes.regimes)
 
     def estimate(self, task: Task) -> float:
-        """Seconds that a task will take."""
+        """Seconds that a task will still take; 0 if it is done."""
         assert self.lengths is not None and self.rates is not None
+        if self._is_done(task):
+            return 0.0
         return estimate(task, self.lengths, self.rates, arms=self.arms, folds=len(self._folds_left(task)))
 
     def _folds_left(self, task: Task) -> set[int]:

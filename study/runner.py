@@ -150,7 +150,8 @@ class Pool:
         is_done = is_done or (lambda task: (self.folder / task.name / DONE).exists())
         out = Outcome(done={task.name for task in tasks if is_done(task)})
         waiting = [task for task in tasks if task.name not in out.done]
-        total = sum(estimate(task) for task in waiting)
+        expected = {task.name: estimate(task) for task in waiting}
+        total = sum(expected.values())
         passed, drawn = 0.0, time.monotonic()
         bar = progress_bar(total=round(total) or None, desc="study", unit="s of work", enabled=self._show)
         try:
@@ -161,7 +162,7 @@ class Pool:
                 for running in [r for r in self._running if r.process.poll() is not None]:
                     self._running.remove(running)
                     self._take(running, out, finish)
-                    passed += estimate(running.task)
+                    passed += expected[running.task.name]
                     if running.task.name in out.done:
                         logger.info("%d of %d done: %s", len(out.done), len(tasks), running.task.name)
                     if shown is not None:

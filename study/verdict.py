@@ -186,7 +186,7 @@ def most_seeds_needed(comparisons: Sequence[Comparison]) -> int:
 def judge_controls(
     arms: Sequence[ArmFacts], groups: Groups, comparisons: Sequence[Comparison], *, draws: int = DRAWS, seed: int = 0
 ) -> list[Control]:
-    """How the controls came out: `null` arms should not differ from their twins, `leak` arms must beat all of their mode."""
+    """How the controls came out: `null` arms should not differ from their twins, `leak` arms must beat their kind."""
     controls = []
     for arm in arms:
         if arm.role == "null":
@@ -251,7 +251,9 @@ def _judge_leak(arm: ArmFacts, arms: Sequence[ArmFacts], groups: Groups, *, draw
     if not beaten and not lost:
         return Control(arm.name, "leak", None, f"{arm.name} could not be compared with any other arm yet.")
     text = f"{arm.name} was given the labels of the test blocks. It beats {beaten} of {beaten + len(lost)} others"
-    end = f", by {least:.3g} at least: as it must." if not lost else f", but not {', '.join(lost)}; it must beat all of its kind."
+    end = f", by {least:.3g} at least: as it must."
+    if lost:
+        end = f", but not {', '.join(lost)}; it must beat all of its kind."
     return Control(arm.name, "leak", not lost, text + end, beaten + len(lost), len(lost))
 
 
