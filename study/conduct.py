@@ -453,7 +453,9 @@ class Study:
             "seeds": self.lengths.seeds,
             "folds": len(self.settings.run_folds),
             "patience": self.settings.patience,
+            "folds_in_all": self.settings.folds,
             "blocks": sum(first["split"]["blocks"][fold] for fold in self.settings.run_folds),
+            "blocks_in_all": sum(first["split"]["blocks"]),
             "lengths": self.lengths.facts(),
             "spent_s": sum(
                 found["wall_seconds"] for found in map(partial(outcomes.done_facts, self.folder), tasks) if found

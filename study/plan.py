@@ -130,7 +130,10 @@ def all_tasks(arms: Sequence[StudyArm], *, seeds: int, regimes: Sequence[Regime]
             elif arm.is_timed_fit:
                 other = by_name[arm.as_long_as]
                 needs = _all_pretrainings([other], seeds)
-                needs += tuple(fit_name(other, 0, regime) for regime in regimes_of_arm(other, regimes))
+                own, others = (regimes_of_arm(of, regimes) for of in (arm, other))
+                needs += tuple(
+                    fit_name(other, 0, regime) for regime in others if regime in own or not {*own} & {*others}
+                )
             for regime in regimes_of_arm(arm, regimes):
                 tasks.append(Task(fit_name(arm, seed, regime), "fit", arm, seed, regime, needs))
     return tasks

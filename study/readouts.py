@@ -12,8 +12,9 @@ from study.curves import Curve
 from study.regimes import Regime
 from study.summary import ArmFacts, Group, Key
 from study.verdict import seed_offset
-from study.words import SAME_TIME
 
+SAME_WORK = 1.25
+"""Processor times that differ by a factor of up to that may be of the same work, on a machine with other work to do."""
 OPEN_ENDED = 0.25
 """An arm is called not converged if more than this share of its fits trained up to the greatest length."""
 
@@ -129,9 +130,9 @@ class BreakEven:
     """How many models must share a pre-training until each is cheaper than training from scratch to the same score.
 
     Attributes:
-        word: `from` so many models on; `never`, as training from scratch reaches the score in the time of fine-tuning;
-            `at most`, as training from scratch does not reach it in any length tried; `unknown`, as it does not, and
-            was not tried for longer than fine-tuning takes.
+        word: `from` so many models on; `never`, as training from scratch reaches the score in the time of fine-tuning,
+            give or take what times of the same work vary; `at most`, as training from scratch does not reach it in any
+            length tried; `unknown`, as it does not, and was not tried for longer than fine-tuning takes.
         models: their number; None for `never` and `unknown`.
         twin: the arm from scratch that it follows from.
         twin_s: seconds of its training.
@@ -163,7 +164,7 @@ def break_even(
     lengths = {name: seconds for name, (seconds, _) in scratch.items()}
     twin = min(reaching, key=lambda name: reaching[name]) if reaching else max(lengths, key=lambda name: lengths[name])
     seconds = lengths[twin]
-    if seconds <= SAME_TIME * finetune_s:
+    if seconds <= SAME_WORK * finetune_s:
         return BreakEven("never" if reaching else "unknown", None, twin, seconds)
     models = math.floor(pretrain_s / (seconds - finetune_s)) + 1
     return BreakEven("from" if reaching else "at most", models, twin, seconds)
@@ -172,7 +173,7 @@ def break_even(
 def break_evens(arms: Sequence[ArmFacts], groups: Sequence[Group]) -> dict[Key, BreakEven]:
     """Break-even of every fully fine-tuned network with pre-training, with each regime of labels; not of controls.
 
-    Scores are means over seeds and test blocks, times means over runs.
+    Scores are means over seeds and test blocks, times means over runs; arms tested on other blocks do not meet.
     """
     controls = {arm.name for arm in arms if arm.role in ("null", "leak")}
     networks = [
@@ -184,7 +185,7 @@ def break_evens(arms: Sequence[ArmFacts], groups: Sequence[Group]) -> dict[Key, 
         scratch = {
             of.arm: (of.cost("finetune_s") or 0.0, sign * of.mean)
             for of in networks
-            if of.regime == group.regime and not of.cost("pretrain_s")
+            if of.regime == group.regime and of.blocks == group.blocks and not of.cost("pretrain_s")
         }
         even = break_even(
             sign * group.mean,

@@ -11,6 +11,7 @@ from study.bootstrap import DRAWS, HIGHER_IS_BETTER
 from study.figures import cost_figure, differences_figure
 from study.findings import Findings, gather_findings
 from study.plan import FINETUNE_WINDOWS, PRETRAIN_TILES
+from study.readouts import SAME_WORK
 from study.summary import ArmFacts
 from study.tables import (
     break_even_table,
@@ -37,7 +38,7 @@ _AGREES = 0.005
 _LEFT = {
     "seeds": "Further seeds would decide about {count} of these{cost}: `--seeds {most}` is the most that any of them "
     "needs, and runs all arms.",
-    "ground": "{count} cannot be decided by any number of further hours, only by more labelled ground.",
+    "ground": "{count} cannot be decided by further seeds, only by more labelled ground{folds}.",
     "beyond": f"{{count}} would take more than {MOST_SEEDS} seeds.",
     "more": "{count} have too few seeds or blocks to say what they need: three seeds and two blocks at least.",
     "nothing": "{count} show no difference at all.",
@@ -154,8 +155,17 @@ def _first_line(study: Findings) -> str:
     left = {by: sum(of.advice is not None and of.advice.by == by for of in asked) for by in _LEFT}
     hours = further_hours(asked)
     cost = f", in {hours_words(hours)} of training, {TRAINING_ALONE}" if hours else ""
-    words = {"cost": cost, "most": most_seeds_needed(asked)}
+    words = {"cost": cost, "most": most_seeds_needed(asked), "folds": _folds_words(study)}
     return " ".join([first, *(_LEFT[by].format(count=count, **words) for by, count in left.items() if count)])
+
+
+def _folds_words(study: Findings) -> str:
+    """How many comparisons may be decided by the folds that were left out, with a comma before; empty without any."""
+    every, run = (study.facts.get(name) or 0 for name in ("blocks_in_all", "blocks"))
+    if every <= run:
+        return ""
+    within = sum(of.advice is not None and of.advice.by == "ground" and of.advice.blocks <= every for of in study.asked)
+    return f", {within} of them by about as much as the folds that were not run hold (`--only_folds`)"
 
 
 def _verdict(study: Findings) -> list[str]:
@@ -244,7 +254,8 @@ def _table_notes(study: Findings) -> list[str]:
     if study.on_cpu:
         memory += " (on a CPU, the peak of its process: later folds and the probe inherit that of earlier ones)"
     return [
-        f"Score: {study.unit}, {better}, of all test blocks pooled over folds, mean over seeds. Difference: above zero "
+        f"Score: {study.unit}, {better}, of all test blocks pooled over folds, mean over seeds. Mode: `full` "
+        "trains all weights, `probe` a linear layer on a frozen encoder. Difference: above zero "
         "the arm is better than the one named, whatever the score. Costs are those of one model: pre-training and "
         f"fine-tuning in one fold, {study.seconds}, means over runs; {memory}. Operations are "
         f"those of the network, as counted, in units of 10^9 (G), 10^12 (T) or 10^15 (P). {v100}"
@@ -259,8 +270,8 @@ def _lengths(study: Findings) -> list[str]:
     said = "All fits that could end early did: they stopped improving in validation."
     if open_ended:
         said = (
-            f"**{open_ended} of {fits} fits trained up to the bound without converging**, and longer training may "
-            "still change their scores. A longer `--finetune_epochs` would show it."
+            f"**{open_ended} of {fits} fits trained up to the greatest length without converging**, and longer "
+            "training may still change their scores. A longer `--finetune_epochs` would show it."
         )
     return [
         *([said, ""] if fits else []),
@@ -304,9 +315,10 @@ def _pays(study: Findings) -> list[str]:
         "",
         "From so many models on, pre-training divided by their number plus fine-tuning takes less time for each than "
         "the shortest training from scratch that scores at least as well; it may do so in less time than was tried, "
-        "so that more models may be needed. Never: it does so in the time of fine-tuning alone, give or take 5 %. At "
-        "most: it does not in the longest training tried, so that fewer models may do. Scores are means, whatever "
-        "their intervals; models share a pre-training if they differ in labels, not in layers and ground.",
+        "so that more models may be needed. Never: training from scratch reaches the score in no more time than "
+        f"fine-tuning takes, give or take {SAME_WORK - 1:.0%}, as times of the same work vary. At most: no training "
+        "from scratch that was tried reaches the score, so that fewer models may do. Scores are means, whatever "
+        "their intervals; models share a pre-training if they differ in labels, not in layers and area.",
     ]
 
 
@@ -340,11 +352,14 @@ def _method(study: Findings) -> list[str]:
     blocks = study.facts.get("blocks") or len({block for run in study.runs for block in run.blocks.tolist()})
     seeds = _number(study.facts.get("seeds")) or max(len(group.seeds) for group in study.groups)
     folds = _number(study.facts.get("folds")) or len({run.fold for run in study.runs})
+    every = study.facts.get("blocks_in_all") or blocks
+    tested = f" {blocks} of them, those of {folds} of {study.facts.get('folds_in_all')} folds, were tested."
     compared = len(study.asked)
     share = spread_from_blocks(study.comparisons)
     lines = [
-        f"- **Blocks, not pixels.** Labelled ground is cut into {blocks} spatial blocks, and these are what counts as "
-        "independent: neighbouring pixels repeat each other. Each block is tested in one fold only.",
+        f"- **Blocks, not pixels.** Labelled ground is cut into {every} spatial blocks, and these are what counts as "
+        "independent: neighbouring pixels repeat each other. Each block is tested in one fold only."
+        f"{tested if every > blocks else ''}",
         f"- **Runs.** Folds: {folds}; seeds: {seeds}. A score pools the blocks of all folds of a seed.",
         f"- **Differences are paired.** Both arms are scored on the same blocks and with the same seeds. {study.draws} "
         "times, blocks are drawn with replacement and seeds are drawn with replacement, one fewer than there are; the "

@@ -63,9 +63,14 @@ class Group:
     seeds: Mapping[int, BlockSums]
 
     @property
+    def blocks(self) -> frozenset[int]:
+        """Blocks that `scores` are of: those of the seed that was tested on most."""
+        return frozenset(max((sums.blocks.tolist() for sums in self.seeds.values()), key=len))
+
+    @property
     def scores(self) -> list[float]:
         """Pooled score of each seed that was tested on as many blocks as any."""
-        most = max(len(sums.blocks) for sums in self.seeds.values())
+        most = len(self.blocks)
         scores = [sums.score() for sums in self.seeds.values() if len(sums.blocks) == most]
         return [score for score in scores if math.isfinite(score)]
 

@@ -72,8 +72,9 @@ def main_table(
         *("arm", "mode", "labels", "score (lowest to highest seed)", "runs", "difference (95 % interval)"),
         *("training s, pre + fine", name, "V100 h", "memory MB", "tiles, pre + fine"),
     )
-    found = {(of.first.arm, of.first.mode, of.first.regime): of for of in comparisons}
+    found = {(of.first.arm, of.first.mode, of.first.regime): of for of in reversed(comparisons)}  # the first rival
     roles = {arm.name: arm.role for arm in arms}
+    most = max((len(group.blocks) for group in groups), default=0)
     rows = []
     for group in groups:
         comparison = found.get((group.arm, group.mode, group.regime))
@@ -85,7 +86,7 @@ def main_table(
                 + (" [not converged]" if group.arm in not_converged else ""),
                 group.mode,
                 _labels(group.regime),
-                _scores(group, decimals),
+                _scores(group, decimals, blocks=most),
                 str(len(group.runs)),
                 _against(comparison, decimals),
                 _sum_text(group, "s"),
@@ -117,7 +118,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def lengths_table(lengths: Sequence[FitLengths]) -> list[str]:
     """Lines of a Markdown table: where fits were best in validation, and whether they ended before their bound."""
-    head = ("arm", "mode", "labels", "fits", "best epoch, median", "epochs trained, median", "fits at the bound")
+    head = ("arm", "mode", "labels", "fits", "best epoch, median", "epochs trained, median", "fits of greatest length")
     rows = []
     for of in lengths:
         best = "-" if of.best_epoch is None else f"{of.best_epoch:g}"
@@ -200,7 +201,7 @@ def write_summary(path: Path, arms: Sequence[ArmFacts], groups: Sequence[Group],
                 **_regime_cells(group.regime),
                 "runs": len(group.runs),
                 "seeds": len(group.seeds),
-                "blocks": len({block for sums in group.seeds.values() for block in sums.blocks.tolist()}),
+                "blocks": len(group.blocks),
                 "metric": group.runs[0].metric,
                 "score": group.mean,
                 "score_low": min(group.scores, default=None),
@@ -261,11 +262,14 @@ def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _scores(group: Group, decimals: int) -> str:
+def _scores(group: Group, decimals: int, *, blocks: int) -> str:
+    """Mean and range of a group's scores, and on how many of the blocks they are if not on all."""
     if not group.scores:
         return "-"
     ends = f"{min(group.scores):.{decimals}f} to {max(group.scores):.{decimals}f}"
-    return f"{group.mean:.{decimals}f} ({ends})" if len(group.scores) > 1 else f"{group.mean:.{decimals}f} (one seed)"
+    notes = [ends if len(group.scores) > 1 else "one seed"]
+    notes += [f"{len(group.blocks)} of {blocks} blocks"] if len(group.blocks) < blocks else []
+    return f"{group.mean:.{decimals}f} ({'; '.join(notes)})"
 
 
 def _against(comparison: Comparison | None, decimals: int) -> str:

@@ -110,7 +110,8 @@ def compare_arms(arms: Sequence[ArmFacts], groups: Groups, *, draws: int = DRAWS
                 if chosen
                 else [_opponent(name, first, groups) for name in arm.against]
             )
-            for second in (group for group in seconds if group is not None and group is not first):
+            seconds = [of for of in seconds if of is not None and of is not first]
+            for second in seconds if not chosen else _not_met(seconds, first, arms):
                 offset = seed_offset(arms, first) - seed_offset(arms, second)
                 difference = compare(first.seeds, second.seeds, offset=offset, draws=draws, seed=seed)
                 seed_s = sum(group.pretrain_per_seed_s + group.finetune_per_seed_s for group in (first, second))
@@ -120,14 +121,24 @@ def compare_arms(arms: Sequence[ArmFacts], groups: Groups, *, draws: int = DRAWS
 
 
 def best_network(arms: Sequence[ArmFacts], groups: Groups, regime: Regime) -> Group | None:
-    """The fully fine-tuned network, controls apart, with the best mean score with a regime of labels."""
+    """The fully fine-tuned network, controls apart, with the best mean score with a regime of labels.
+
+    Of networks some of whose folds are still to run, only those tested on most blocks are looked at.
+    """
     controls = {arm.name for arm in arms if arm.role in ("null", "leak")}
     networks = [
         group
         for group in groups.values()
         if group.mode == "full" and group.regime == regime and group.arm not in controls and group.scores
     ]
-    return max(networks, key=lambda group: _worth(group), default=None)
+    most = max((len(group.blocks) for group in networks), default=0)
+    return max((group for group in networks if len(group.blocks) == most), key=_worth, default=None)
+
+
+def _not_met(networks: Sequence[Group], trees: Group, arms: Sequence[ArmFacts]) -> list[Group]:
+    """Networks that are not compared with these trees in their own right."""
+    met = {arm.name for arm in arms if trees.arm in arm.against}
+    return [group for group in networks if group.arm not in met]
 
 
 def advise(difference: Difference, *, seed_s: float) -> Advice | None:

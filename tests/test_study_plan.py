@@ -73,6 +73,13 @@ def test_equal_time_waits_for_what_it_is_measured_by():
     }
 
 
+@pytest.mark.parametrize(("fractions", "expected"), [((1.0,), ["labels1"]), ((0.5,), ["labels0.1", "labels1"])])
+def test_equal_time_is_measured_by_fits_on_the_same_labels_where_there_are_any(fractions, expected):
+    timed = dataclasses.replace(SCRATCH_LONG, label_fractions=fractions)
+    found = all_tasks([timed, MULTI], seeds=1, regimes=REGIMES)
+    assert [of for of in found[-1].needs if of.startswith("fit/")] == [f"fit/multi-seed0-{name}" for name in expected]
+
+
 def test_estimates_by_hand():
     lengths = Lengths(
         2, 1.0, pretrain={"one": 20, "multi": 20}, finetune=dict.fromkeys(("scratch", "one", "multi", "one_long"), 10)

@@ -75,7 +75,8 @@ def test_twins_of_the_control_meet_the_trees_of_their_seed():
         ({"short": (30.0, 0.4), "mid": (70.0, 0.6), "long": (120.0, 0.7)}, ("from", 3, "mid")),  # 100 / n < 50
         ({"long": (120.0, 0.5)}, ("from", 2, "long")),  # trained as long as both: two models pay
         ({"short": (20.0, 0.5), "long": (120.0, 0.9)}, ("never", None, "short")),
-        ({"short": (21.0, 0.5)}, ("never", None, "short")),  # the same time, give or take 5 %
+        ({"short": (25.0, 0.5)}, ("never", None, "short")),  # the same time, give or take 25 %
+        ({"short": (25.0, 0.4)}, ("unknown", None, "short")),
         ({"short": (20.0, 0.4), "long": (120.0, 0.4)}, ("at most", 2, "long")),
         ({"long": (220.0, 0.4)}, ("at most", 1, "long")),  # one model is cheaper already
         ({"short": (20.0, 0.4)}, ("unknown", None, "short")),
@@ -100,6 +101,16 @@ def test_of_errors_the_lower_is_the_better():
     found = break_evens(arms, groups)
     assert list(found) == [("one", "full", Regime())]
     assert (found["one", "full", Regime()].word, found["one", "full", Regime()].models) == ("from", 5)
+
+
+def test_arms_tested_on_other_blocks_do_not_share_a_break_even():
+    # an extension that ran out of time: fold 1, of easier ground, is there for training from scratch alone
+    costs = {"pretrain_s": 100.0, "finetune_s": 20.0}
+    first = [errors_run("one", [2.0, 2.0], **costs), errors_run("scratch", [3.0, 3.0], finetune_s=45.0)]
+    more = errors_run("scratch", [0.1, 0.1], finetune_s=45.0, fold=1, blocks=[2, 3])
+    arms = [ArmFacts("one"), ArmFacts("scratch")]
+    assert break_evens(arms, groups_of(*first))["one", "full", Regime()].word == "at most"
+    assert break_evens(arms, groups_of(*first, more)) == {}
 
 
 def test_report_and_results_have_both(tmp_path):

@@ -219,6 +219,42 @@ def test_pairs_that_reach_much_further_have_a_panel_of_their_own(tmp_path):
     assert len(differences_figure([], metric="mean IoU").axes) == 1
 
 
+def test_trees_are_not_compared_twice_with_a_network_that_meets_them_itself(tmp_path):
+    arms = [{"name": "trees"}, {"name": "one", "against": "trees"}, {"name": "two"}]
+    runs = study_runs({"trees": 0.6}, mode="trees")
+    study = study_of(tmp_path, runs + study_runs({"one": 0.8, "two": 0.5}), arms=arms)
+    assert [(of.arm.name, of.second.arm) for of in study.comparisons] == [("one", "trees")]
+    study = study_of(tmp_path, runs + study_runs({"one": 0.5, "two": 0.8}), arms=arms)
+    assert [(of.arm.name, of.second.arm) for of in study.comparisons] == [("trees", "two"), ("one", "trees")]
+
+
+def test_the_table_says_where_blocks_are_missing_and_they_choose_no_rival(tmp_path):
+    # fold 1 of the networks is done for one of them alone
+    runs = study_runs({"trees": 0.6}, mode="trees") + study_runs({"one": 0.4, "two": 0.5})
+    runs = [of for of in runs if (of.arm, of.fold) != ("two", 1)]
+    study = study_of(tmp_path, runs, arms=[{"name": "trees"}, {"name": "one"}, {"name": "two"}])
+    assert [of.second.arm for of in study.comparisons] == ["one"]
+    table = report_text(study).split("## All arms")[1]
+    row = next(line for line in table.split("\n") if line.startswith("| two |"))
+    assert "; 6 of 12 blocks)" in row and "12 blocks" not in table.split("| two |")[0]
+
+
+def test_folds_that_were_left_out_are_named(tmp_path):
+    arms = [{"name": "scratch"}, {"name": "near", "against": "scratch"}, {"name": "same", "against": "scratch"}]
+    runs = study_runs({"scratch": 0.5, "near": 0.512, "same": 0.5}, blocks=4, folds=1, spread=0.03)
+    advice = {of.arm.name: of.advice for of in study_of(tmp_path, runs, arms=arms).comparisons}
+    assert {of.by for of in advice.values()} == {"ground"}
+    every = int(min(of.blocks for of in advice.values())) + 1
+    known = {"blocks": 4, "blocks_in_all": every, "folds": 1, "folds_in_all": 3}
+    text = text_of(tmp_path, runs, arms=arms, **known)
+    assert (
+        "2 cannot be decided by further seeds, only by more labelled ground, 1 of them by about as much as the folds"
+        in text
+    )
+    assert f"cut into {every} spatial blocks" in text and "4 of them, those of 1 of 3 folds, were tested." in text
+    assert "folds that were not run" not in text_of(tmp_path, runs, arms=arms, **(known | {"blocks_in_all": 4}))
+
+
 def test_an_arm_may_be_compared_with_several(tmp_path):
     arms = [{"name": "scratch"}, {"name": "woods"}]
     arms += [{"name": "multi", "against": "scratch woods nothing", "question": "What does it buy?"}]
@@ -228,6 +264,8 @@ def test_an_arm_may_be_compared_with_several(tmp_path):
     text = report_text(study)
     assert "- What does it buy? (`multi` against `scratch`): **better (one setting)" in text
     assert "- What does it buy? (`multi` against `woods`): **worse (one setting)" in text
+    row = next(line for line in text.split("\n") if line.startswith("| multi |"))
+    assert "against scratch: better" in row  # the first of them
     assert text.count("### What does it buy?") == 1
     assert "- multi could not be compared: nothing has no runs alike." in text
 
