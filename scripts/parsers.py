@@ -76,7 +76,7 @@ def worth_it_parser(doc: str, *, tasks: Sequence[str]) -> Parser:
 def _add_study_options(parser: Parser) -> None:
     """What a study compares, on which labels and for how long."""
     study = parser.add_argument_group("study")
-    study.add_argument("--budget", type=duration, default=7200.0, metavar="TIME", help="such as 90m or 2h (2h)")
+    study.add_argument("--budget", type=duration, default="2h", metavar="TIME", help="such as 90m or 2h (2h)")
     study.add_argument("--arms", default=str(ROOT / "study/arms.csv"), help="table of arms (study/arms.csv)")
     study.add_argument("--only_arms", nargs="+", default=[], metavar="ARM", help="these arms alone (all)")
     study.add_argument(

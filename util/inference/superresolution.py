@@ -352,7 +352,7 @@ def _possible_steps(inputs: InferenceInputs) -> list[SuperresolutionStep]:
 
 SUPERRESOLUTION = ProductType(
     name="superresolution",
-    help="coarse layers at finer pixels, beside interpolation",
+    help="coarse layers at finer pixels, beside interpolation (models of --stem base)",
     build=build_superresolution,
     options=("draws", "mask_ratio"),
 )

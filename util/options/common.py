@@ -334,7 +334,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="checkpoint to resume from: a path, or auto for the newest intact one in output_dir (new run)",
     )
     run.add_argument("--start_epoch", type=count, default=0, help="epochs that count as done at the start (0)")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (auto)")
     run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
     run.add_argument("--compile", action="store_true", help="compile the model with torch.compile; pays off on a GPU")
     run.add_argument("--num_workers", type=count, default=2, help="threads that read ahead (2)")

@@ -68,7 +68,11 @@ def add_task_options(parser: argparse.ArgumentParser, *, tasks: Sequence[str]) -
     task.add_argument("--label_band", type=options.positive_int, default=1, help="band, where labels are a raster (1)")
     task.add_argument("--label_nodata", type=float, help="further value that means unlabelled")
     task.add_argument("--label_classes", help="CSV that names the classes: code, name, colour")
-    task.add_argument("--label_crs", help="CRS of x and y columns (the layers')")
+    task.add_argument(
+        "--label_crs",
+        help="CRS of a table's coordinates (EPSG:4326 for columns named longitude and latitude, else the layers'), of "
+        "vector files without one, and of GeoJSON",
+    )
     task.add_argument("--x_column", help="column of eastings or longitudes, where labels are a CSV of points")
     task.add_argument("--y_column", help="column of northings or latitudes")
     task.add_argument(
@@ -318,7 +322,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--resume", default="", help="auto: continue the run in output_dir; with --eval: a checkpoint to score"
     )
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (auto)")
     run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
     run.add_argument("--num_workers", type=options.count, default=2, help="threads that read ahead (2)")
     run.add_argument("--pin_mem", action=argparse.BooleanOptionalAction, default=True, help="page-locked batches (on)")

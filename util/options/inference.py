@@ -137,7 +137,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="edge of the block of ground that is computed at a time, base pixels (384)",
     )
     run.add_argument("--num_workers", type=options.count, default=1, help="threads that read blocks ahead (1)")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (auto)")
     run.add_argument("--amp", default="auto", choices=["auto", "fp16", "bf16", "off"], help="mixed precision (auto)")
     run.add_argument("--no_progress", action="store_true", help="no progress bar")
     run.add_argument("--world_size", type=options.positive_int, default=1, help="processes (set by torchrun)")

@@ -23,6 +23,6 @@ PRODUCTS = {
     'embeddings': 'feature vectors of the encoder, one a patch or finer',
     'reconstruction': 'layers predicted from masked views, with spread and error',
     'gapfill': 'layers on their own grids with narrow gaps filled, and the uncertainty',
-    'superresolution': 'coarse layers at finer pixels, beside interpolation',
+    'superresolution': 'coarse layers at finer pixels, beside interpolation (models of --stem base)',
     'prediction': 'classes or values that a fine-tuned model predicts',
 }
