@@ -34,6 +34,7 @@ def chosen(
     accum_iter=1,
     effective_batch=None,
     most=10**9,
+    records_graphs=False,
 ):
     with (
         mock.patch.object(batches, "memory_limit_bytes", lambda *_: limit),
@@ -46,6 +47,7 @@ def chosen(
             ranks=ranks,
             device=device,
             trials=pretended(most),
+            records_graphs=records_graphs,
         )
     return found.batch_size, found.accum_iter
 
@@ -70,6 +72,12 @@ class TestChoice:
         limit = fitting * SAMPLE / batches.CPU_MARGIN + 1
         assert chosen(limit, **given) == expected
 
+    def test_a_gpu_keeps_a_reserve_and_room_for_recorded_passes(self):
+        limit, gpu = 16 * SAMPLE / batches.GPU_MARGIN + 1, torch.device("cuda")
+        assert chosen(limit, device=gpu) == (16, 2)
+        assert chosen(limit - SAMPLE, device=gpu) == (8, 4)
+        assert chosen(limit, device=gpu, records_graphs=True) == (8, 4)
+
     def test_processes_of_a_machine_share_its_memory(self):
         limit = 16 * SAMPLE / batches.CPU_MARGIN + 1
         assert chosen(limit, ranks=Ranks(0, 2, 0, 2)) == (8, 4)
@@ -89,7 +97,6 @@ class TestChoice:
 
     def test_a_gpu_is_filled_until_its_memory_runs_out(self):
         assert chosen(10**9, device=torch.device("cuda"), most=16) == (16, 2)
-        assert chosen(16 * SAMPLE, device=torch.device("cuda")) == (16, 2)  # without a margin
 
     def test_nothing_fits(self):
         with pytest.raises(ValueError, match=r"--batch_size auto: not even one sample .*--grad_checkpointing"):

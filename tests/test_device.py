@@ -85,6 +85,41 @@ def test_auto_falls_back_to_the_cpu_and_says_why(pretend, caplog):
     assert "computing on the CPU: torch" in caplog.text and "Tesla V100 (sm_70)" in caplog.text
 
 
+def test_of_several_processes_none_changes_to_the_cpu_by_itself(pretend):
+    pretend((7, 0), "Tesla V100")
+    with pytest.raises(ValueError, match="--device auto: torch .*; the 2 processes of a run must all .* for all"):
+        devices.select_device("auto", processes=2)
+
+
+def test_the_only_card_that_a_process_sees_is_its_own(pretend):
+    pretend(count=1)
+    for name in ("auto", "cuda"):
+        assert devices.select_device(name, local_rank=3, processes=4) == torch.device("cuda", 0)
+    with pytest.raises(ValueError, match="wants GPU 3"):
+        devices.select_device("cuda:3")
+
+
+def test_convolutions_on_a_card_are_float32(pretend, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    devices.select_device("cpu")
+    assert torch.backends.cudnn.allow_tf32
+    pretend()
+    devices.select_device("auto")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_errors_of_a_full_card_are_known():
+    for said in (
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ):
+        assert devices.is_out_of_memory(RuntimeError(said))
+    assert devices.is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory."))
+    assert not devices.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not devices.is_out_of_memory(ValueError("out of memory"))
+
+
 def test_an_absent_card_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "12.6")

@@ -8,6 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ CPU = torch.device("cpu")
 LIMIT_S = 60.0
 
 
-def _one_rank(function: Callable, rank: int, world_size: int, folder: Path, connection: Any) -> None:
+def _one_rank(
+    function: Callable, rank: int, world_size: int, folder: Path, connection: Any, timeout_s: float = 30
+) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     url = f"file://{folder}/meet"
     try:
         ranks = dist.find_ranks(world_size=world_size, local_rank=rank, dist_url=url)
-        dist.start(ranks, CPU, dist_url=url, timeout_s=30)
+        dist.start(ranks, CPU, dist_url=url, timeout_s=timeout_s)
         result = function(ranks)
         dist.shutdown()
         connection.send(result)
@@ -36,13 +39,17 @@ def _one_rank(function: Callable, rank: int, world_size: int, folder: Path, conn
         connection.send(traceback.format_exc())
 
 
-def run_ranks(function: Callable[[dist.Ranks], Any], folder: Path, world_size: int = 2) -> list[Any]:
+def run_ranks(
+    function: Callable[[dist.Ranks], Any], folder: Path, world_size: int = 2, timeout_s: float = 30
+) -> list[Any]:
     """Returns what `function(ranks)` returned in each process; "died" for one that ended without a result."""
     context = multiprocessing.get_context("forkserver")
     processes, connections = [], []
     for rank in range(world_size):
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_one_rank, args=(function, rank, world_size, folder, sender), daemon=True)
+        process = context.Process(
+            target=_one_rank, args=(function, rank, world_size, folder, sender, timeout_s), daemon=True
+        )
         process.start()
         sender.close()
         processes.append(process)
@@ -234,6 +241,43 @@ def test_a_process_that_never_comes_is_noticed(tmp_path):
     with pytest.raises(dist.PeerLost, match=r"process 0 of 2 could not join the others at file:.* within 1 s"):
         dist.start(ranks, CPU, dist_url=url, timeout_s=1)
     dist.shutdown()
+
+
+def test_messages_are_shortened_to_where_and_what():
+    error = RuntimeError(
+        "NCCL error in: ProcessGroupNCCL.cpp:77, invalid usage\n\nLast error:\nDuplicate GPU detected\n"
+    )
+    assert dist._shortly(error) == "NCCL error in: ProcessGroupNCCL.cpp:77, invalid usage; Duplicate GPU detected"
+    assert dist._shortly(RuntimeError("alone")) == "alone" and dist._shortly(RuntimeError()) == "RuntimeError"
+
+
+def test_two_processes_on_one_gpu_are_refused(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise torch.distributed.DistBackendError("NCCL error\nLast error:\nDuplicate GPU detected : rank 1 and rank 0")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
+    with pytest.raises(
+        ValueError, match="process 1 of 2 uses the same GPU as another one .*Duplicate GPU.*no more proc"
+    ):
+        dist.start(dist.Ranks(1, 2, 1, 2), CPU, dist_url=f"file://{tmp_path}/meet")
+
+
+@pytest.mark.parametrize(("kinds", "other"), [(("cuda", "cuda"), None), (("cuda", "cpu"), 1)])
+def test_processes_on_cards_and_others_without_are_refused(kinds, other):
+    store = torch.distributed.HashStore()
+    store.set("device/1", kinds[1])
+    with pytest.raises(ValueError, match="process 0 computes on cuda, process 1 on cpu") if other else nullcontext():
+        dist._require_same_kind(store, dist.Ranks(0, 2, 0, 2), torch.device(kinds[0]))
+
+
+def _works_longer_than_the_start_may_take(ranks: dist.Ranks) -> list[int]:
+    if ranks.rank == 1:
+        time.sleep(7)
+    return dist.gather_objects(ranks.rank)
+
+
+def test_a_process_may_work_longer_than_the_others_may_take_to_come(tmp_path):
+    assert run_ranks(_works_longer_than_the_start_may_take, tmp_path, timeout_s=5) == [[0, 1], [0, 1]]
 
 
 def _started_by_torchrun(rank: int, port: int, connection: Any) -> None:

@@ -91,6 +91,20 @@ def test_a_signal_stops_cleanly_and_resuming_changes_nothing(survey, straight, t
         assert_same_end(tmp_path, straight)
 
 
+@pytest.mark.parametrize("begun_in_half", [False, True])
+def test_a_run_goes_on_where_other_numbers_are_used(survey, tmp_path, monkeypatch, begun_in_half):
+    """Begun without a gradient scaler, as on a CPU, and continued with one, as --amp auto does on a V100; and back."""
+    choices = {True: (torch.float16, True), False: (None, False)}
+    monkeypatch.setattr(main_pretrain, "amp_policy", lambda *_: choices[begun_in_half])
+    with stop_at(2):
+        assert surveys.train(survey, tmp_path) == 0
+    assert bool(surveys.checkpoint(tmp_path)["scaler"]) is begun_in_half
+    monkeypatch.setattr(main_pretrain, "amp_policy", lambda *_: choices[not begun_in_half])
+    assert surveys.train(survey, tmp_path, "--resume", "auto") == 0
+    end = surveys.checkpoint(tmp_path)
+    assert end["step"] == 14 and bool(end["scaler"]) is not begun_in_half
+
+
 def test_stopped_at_every_update(survey, straight, tmp_path):
     """A run that gets no further than two updates at a time, stopped by each of the signals it knows."""
     for count in range(20):

@@ -1,6 +1,7 @@
 """Memory of training: tensors counted as on paper, and peaks that small trials tell of larger batches."""
 
 import mmap
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -134,13 +135,22 @@ class TestTrial:
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         assert all(p.grad is None for p in model.parameters())
 
-    def test_too_little_memory_is_no_failure(self):
+    @pytest.mark.parametrize(
+        ("error", "is_memory"),
+        [
+            (torch.cuda.OutOfMemoryError("no memory"), True),
+            (RuntimeError("GET was unable to find an engine to execute this computation"), True),  # cuDNN
+            (RuntimeError("shapes cannot be multiplied"), False),
+        ],
+    )
+    def test_too_little_memory_is_no_failure(self, error, is_memory):
         def fail(*_):
-            raise torch.cuda.OutOfMemoryError("no memory")
+            raise error
 
         step = step_of(lambda: nn.Linear(WIDTH, OUT))
         step = TrainingStep(**{**vars(step), "loss": fail})
-        assert try_batch(step, nn.Linear(WIDTH, OUT), 1, device=CPU, accumulates=False) is None
+        with nullcontext() if is_memory else pytest.raises(RuntimeError, match="cannot be multiplied"):
+            assert try_batch(step, nn.Linear(WIDTH, OUT), 1, device=CPU, accumulates=False) is None
 
     @pytest.mark.slow
     def test_small_batches_tell_the_peak_of_a_large_one(self):

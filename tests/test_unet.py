@@ -37,6 +37,13 @@ def test_pixels_are_predicted_at_the_scale_of_the_labels(zoom, scale):
     assert network(*batch(8 * zoom, count=1)).isfinite().all()  # batch normalisation of a single window
 
 
+def test_values_beyond_half_precision_do_not_overflow():
+    imgs, valid = batch(32)
+    imgs[0, 1, 20, 20] = 1e30
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert unet()(imgs, valid).isfinite().all()
+
+
 def test_windows_get_one_prediction():
     assert unet(per_pixel=False)(*batch(32)).shape == (2, 3)
     assert unet(per_pixel=False, zoom=1)(*batch(8, count=1)).isfinite().all()

@@ -13,6 +13,7 @@ import torch
 from datasets.layers.kind import CannotFit, Kind
 from datasets.layers.layer import Layer
 from datasets.layers.layer_statistics import LayerStatistics, TrainingValues
+from datasets.layers.on_device import constant
 
 if TYPE_CHECKING:
     from datasets.layers.encoding import Encoding
@@ -67,13 +68,13 @@ class Categorical(Kind):
 
     def encode(self, encoding: Encoding, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One-hot; codes that are no class of the encoding are not usable."""
-        codes = torch.tensor(encoding.codes, dtype=values.dtype, device=values.device)[:, None, None]
+        codes = constant(encoding.codes, dtype=values.dtype, device=values.device)[:, None, None]
         channels = (values.unsqueeze(1) == codes).to(values.dtype)
         return channels, torch.isfinite(values) & channels.any(dim=1)
 
     def decode(self, encoding: Encoding, images: torch.Tensor) -> torch.Tensor:
         """The code of the likeliest class."""
-        codes = torch.tensor(encoding.codes, dtype=torch.float32, device=images.device)
+        codes = constant(encoding.codes, dtype=torch.float32, device=images.device)
         likeliest = codes[images.nan_to_num().argmax(dim=-3)]
         return torch.where(torch.isnan(images).any(dim=-3), torch.nan, likeliest)
 

@@ -12,6 +12,7 @@ import torch
 
 from datasets.layers.layer import Layer
 from datasets.layers.layer_statistics import LayerStatistics, TrainingValues
+from datasets.layers.on_device import constant
 
 if TYPE_CHECKING:
     from datasets.layers.encoding import Encoding
@@ -173,6 +174,8 @@ def unstandardised(encoding: Encoding, images: torch.Tensor) -> torch.Tensor:
 
 def _columns(encoding: Encoding, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Centres and scales, (k, 1, 1) each."""
-    centre = torch.tensor(encoding.centres, dtype=images.dtype, device=images.device)[:, None, None]
-    scale = torch.tensor(encoding.scales, dtype=images.dtype, device=images.device)[:, None, None]
+    centre, scale = (
+        constant(of, dtype=images.dtype, device=images.device)[:, None, None]
+        for of in (encoding.centres, encoding.scales)
+    )
     return centre, scale

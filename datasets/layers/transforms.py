@@ -15,6 +15,7 @@ import torch
 from scipy.special import ndtri
 
 from datasets.layers.layer import NO_TRANSFORM
+from datasets.layers.on_device import constant
 
 QUANTILES = 256
 """Knots of the quantile transform besides the two ends; 0.4 % of the values lie between two."""
@@ -98,8 +99,7 @@ def _fit_quantile(values: np.ndarray) -> dict[str, Any]:
 
 def _piecewise(x: torch.Tensor, places: tuple[float, ...], values: tuple[float, ...]) -> torch.Tensor:
     """Linear between increasing places, straight on beyond the first and the last."""
-    xs = torch.tensor(places, dtype=x.dtype, device=x.device)
-    ys = torch.tensor(values, dtype=x.dtype, device=x.device)
+    xs, ys = (constant(of, dtype=x.dtype, device=x.device) for of in (places, values))
     segment = torch.searchsorted(xs[1:-1].contiguous(), x.contiguous())
     slope = ys.diff() / xs.diff()
     return ys[segment] + (x - xs[segment]) * slope[segment]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from datasets.layers.encoding import Encoding, channel_ranges
+from datasets.layers.on_device import on_device
 
 ROTATIONS = 8
 """Number of symmetries of a square: four rotations by multiples of 90 degrees, each plain or mirrored."""
@@ -30,7 +31,7 @@ def rotated(images: Tensor, rotations: Tensor) -> Tensor:
         raise ValueError(f"images of {images.shape[-2]} x {images.shape[-1]} pixels: expected square ones to rotate")
     result = images.clone()
     for rotation in range(1, ROTATIONS):
-        chosen = (rotations == rotation).nonzero().flatten().to(images.device)
+        chosen = on_device((rotations == rotation).nonzero().flatten(), images.device)
         if len(chosen):
             part = images.index_select(0, chosen)
             part = part.flip(-1) if rotation >= 4 else part
@@ -84,8 +85,8 @@ def turned_directions(images: Tensor, rotations: Tensor, encodings: Sequence[Enc
         matrices = torch.stack([_turn_of_direction(int(k), layer.ground_turns) for k in range(ROTATIONS)])
         centres = torch.tensor(layer.centres, dtype=torch.float64)
         shifts = (matrices @ centres - centres) / torch.tensor(layer.scales, dtype=torch.float64)
-        m = matrices[rotations.cpu()].float().to(images.device)[..., None, None]  # (N, 2, 2, 1, 1)
-        shift = shifts[rotations.cpu()].float().to(images.device)[..., None, None]
+        m = on_device(matrices[rotations.cpu()].float(), images.device)[..., None, None]  # (N, 2, 2, 1, 1)
+        shift = on_device(shifts[rotations.cpu()].float(), images.device)[..., None, None]
         turned = torch.stack([m[:, k, 0] * cosine + m[:, k, 1] * sine + shift[:, k] for k in range(2)], dim=1)
         images = torch.cat([images[:, : channels[0]], turned, images[:, channels[1] + 1 :]], dim=1)
     return images

@@ -209,7 +209,9 @@ class TrainingBatches:
                 numbers, layers=len(inputs), probability=self.layer_dropout, seed=self.seed, epoch=epoch
             )
             dropped = torch.from_numpy(layers.repeat(self.channel_counts, axis=1))
-        return Batch(found.pin(), noise.pin_memory(), dropped) if self.pin else Batch(found, noise, dropped)
+        if not self.pin:
+            return Batch(found, noise, dropped)
+        return Batch(found.pin(), noise.pin_memory(), None if dropped is None else dropped.pin_memory())
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from datasets.layers.on_device import constant, on_device
 from datasets.survey.memory import memory_limit
 from datasets.survey.pyramid import Pyramid, Sample
 from datasets.survey.survey import Survey
@@ -129,14 +130,14 @@ def _cut_on_device(
     source: torch.Tensor, corners: np.ndarray, edge: int, members: list[int], channels: int
 ) -> torch.Tensor:
     """The same in a handful of kernels, however many tiles there are."""
-    start = torch.from_numpy(np.ascontiguousarray(corners)).to(source.device, non_blocking=True)
+    start = on_device(torch.from_numpy(np.ascontiguousarray(corners)), source.device)
     along = torch.arange(edge, device=source.device)
     rows, cols = start[:, :1] + along, start[:, 1:] + along
     windows = source[:, rows[:, :, None], cols[:, None, :]].transpose(0, 1)  # (N, members, edge, edge)
     if len(members) == channels:
         return windows
     result = source.new_zeros((len(corners), channels, edge, edge))
-    result[:, members] = windows
+    result.index_copy_(1, constant(members, dtype=torch.int64, device=source.device), windows)
     return result
 
 

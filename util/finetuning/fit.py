@@ -433,7 +433,7 @@ def restore(fit: Fit, state: Mapping[str, Any]) -> None:
     progress, best = fit.progress, state["best"]
     restore_weights(state, fit.updater, fit.network.load_state_dict)
     fit.updater.optimizer.load_state_dict(state["optimizer"])
-    fit.updater.scaler.load_state_dict(state["scaler"])
+    fit.updater.restore_scaler(state["scaler"])
     progress.epoch, progress.update, progress.step = state["epoch"], state["update"], state["step"]
     progress.readings = state["seen"]
     progress.best_epoch, progress.best_score, progress.best_model = best["epoch"], best["score"], best["model"]

@@ -133,10 +133,11 @@ class DenseClasses:
         self, model: nn.Module, imgs: Tensor, valid: Tensor, target: Tensor, native: Sequence[Tensor] = ()
     ) -> Tensor:
         """Scalar loss of a batch; target (N, h, w) int64, -1 = unlabelled."""
+        self._weights = self._weights.to(imgs.device)  # once: each copy would wait for a GPU
         return dense_cross_entropy(
             outputs_of(model, imgs, valid, native),
             target,
-            weights=self._weights.to(imgs.device),
+            weights=self._weights,
             smoothing=self._smoothing,
             per_window=self._per_window,
         )
@@ -220,8 +221,9 @@ class WindowClasses:
             imgs, valid, native, mixed_target = self._mixed(imgs, valid, native, target)
         else:
             mixed_target = smoothed(target, count=self._count, smoothing=self._smoothing)
+        self._weights = self._weights.to(imgs.device)  # once: each copy would wait for a GPU
         logits = outputs_of(model, imgs, valid, native)
-        return soft_cross_entropy(logits, mixed_target, weights=self._weights.to(imgs.device))
+        return soft_cross_entropy(logits, mixed_target, weights=self._weights)
 
     def _mixed(
         self, imgs: Tensor, valid: Tensor, native: Sequence[Tensor], target: Tensor

@@ -24,6 +24,9 @@ UNET_KIND = "unet"
 # of a single window.
 _HALVED, _SMALLEST = 32, 64
 
+_MOST = 6e4
+"""Values that are larger, in model units, are taken for this: fp16 ends at 65504."""
+
 
 def _segmentation_models() -> ModuleType:
     """The package, which nothing else needs.
@@ -94,7 +97,7 @@ class UNet(nn.Module):
             (N, K, img_size * scale, img_size * scale) outputs at target pixels, or (N, K) of windows.
         """
         rows, cols = imgs.shape[-2:]
-        image = torch.cat([imgs, valid.to(imgs.dtype)], dim=1)
+        image = torch.cat([imgs.clamp(-_MOST, _MOST), valid.to(imgs.dtype)], dim=1)
         image = F.pad(image, (0, _padding(cols), 0, _padding(rows)))  # invalid, as ground outside of the layers
         features = self.encoder(image)
         if self.decoder is None:

@@ -18,21 +18,27 @@ logger = logging.getLogger(__name__)
 AMP_CHOICES = ("auto", "fp16", "bf16", "off")
 _BF16_CAPABILITY = (8, 0)  # Ampere, the first generation with bf16 arithmetic; older cards emulate it slowly
 _MIB = 1 << 20
+_OUT_OF_MEMORY = re.compile(r"out of memory|unable to find an engine|ALLOC_FAILED")
+"""What a GPU without memory makes allocator, cuDNN and cuBLAS say, the last two in a plain RuntimeError."""
 
 
-def select_device(name: str = "auto", *, local_rank: int = 0) -> torch.device:
+def select_device(name: str = "auto", *, local_rank: int = 0, processes: int = 1) -> torch.device:
     """Returns the device to train on, after one real computation on it has succeeded.
+
+    On a GPU it also switches off TF32 in convolutions, so that float32 is float32 on every card.
 
     Args:
         name: "auto" (a GPU this build can use, else the CPU), "cpu", "cuda" (the card of this process's local
             rank), "cuda:K", or "mps".
-        local_rank: number of this process on its machine; "auto" and "cuda" take the card of that number.
+        local_rank: number of this process on its machine; "auto" and "cuda" take the card of that number, or the only
+            one that this process sees, as where a scheduler shows each process a card of its own.
+        processes: of the run, which must compute on the same kind of device.
 
     Raises:
         ValueError: unknown name; no such device here; or a GPU that this torch has no kernels for.
     """
     if name == "auto":
-        return _select_automatically(local_rank)
+        return _select_automatically(local_rank, processes)
     if name == "cpu":
         return torch.device("cpu")
     if name == "mps":
@@ -42,23 +48,38 @@ def select_device(name: str = "auto", *, local_rank: int = 0) -> torch.device:
     match = re.fullmatch(r"cuda(?::(\d+))?", name)
     if match is None:
         raise ValueError(f"--device {name}: unknown, expected auto, cpu, cuda, cuda:K or mps")
-    device = torch.device("cuda", int(match[1]) if match[1] else local_rank)
+    device = torch.device("cuda", int(match[1]) if match[1] else _own_card(local_rank))
     problem = _cuda_problem(device)
     if problem:
         raise ValueError(f"--device {name}: {problem}, or use --device cpu")
-    torch.cuda.set_device(device)
-    return device
+    return _begun(device)
 
 
-def _select_automatically(local_rank: int) -> torch.device:
+def _select_automatically(local_rank: int, processes: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
+    device = torch.device("cuda", _own_card(local_rank))
     problem = _cuda_problem(device)
-    if problem:
-        logger.warning("computing on the CPU: %s", problem)
-        return torch.device("cpu")
+    if not problem:
+        return _begun(device)
+    if processes > 1:
+        raise ValueError(
+            f"--device auto: {problem}; the {processes} processes of a run must all compute on GPUs or all on the "
+            "CPU, so none changes to the CPU by itself: mend this, or use --device cpu for all"
+        )
+    logger.warning("computing on the CPU: %s", problem)
+    return torch.device("cpu")
+
+
+def _own_card(local_rank: int) -> int:
+    """Number of the card of a process, among those that it sees."""
+    return 0 if torch.cuda.is_available() and torch.cuda.device_count() == 1 else local_rank
+
+
+def _begun(device: torch.device) -> torch.device:
+    """The card, made the one that this process computes on."""
     torch.cuda.set_device(device)
+    torch.backends.cudnn.allow_tf32 = False
     return device
 
 
@@ -227,6 +248,13 @@ def used_memory_bytes(device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         return int(total - free)
     return system.resident_bytes()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True of an error by which torch says that a GPU has no memory left."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def memory_limit_bytes(device: torch.device, job_free: float = math.inf) -> int:

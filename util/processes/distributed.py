@@ -35,6 +35,9 @@ E = TypeVar("E", bound=BaseException)
 
 # Long enough for one process to write a large checkpoint or the sample survey while the others wait.
 TIMEOUT_S = 1800.0
+WORK_TIMEOUT_S = 86400.0
+"""Likewise where each works by itself and then waits for all, as for the maps of a large survey. A process that dies is
+noticed at once all the same, by its closed connection."""
 
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _PEER_ERROR = re.compile(
@@ -147,6 +150,7 @@ def start(ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeo
 
     Raises:
         PeerLost: the others did not come within the time.
+        ValueError: two processes have the same GPU; under torchrun also: some compute on GPUs and some do not.
     """
     global _control
     if ranks.world_size == 1 or dist.is_initialized():
@@ -155,6 +159,8 @@ def start(ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeo
     under_torchrun = "MASTER_ADDR" in os.environ and "RANK" in os.environ
     try:
         store = _store_of_this_start(ranks, timeout) if under_torchrun and launch_name() is not None else None
+        if store is not None:
+            _require_same_kind(store, ranks, device)
         uses_nccl = device.type == "cuda" and dist.is_nccl_available()  # there is none on Windows
         dist.init_process_group(
             backend="nccl" if uses_nccl else "gloo",
@@ -165,12 +171,17 @@ def start(ranks: Ranks, device: torch.device, *, dist_url: str = "env://", timeo
             timeout=timeout,
             device_id=device if uses_nccl else None,
         )
-        _control = dist.new_group(backend="gloo", timeout=timeout)
+        _control = dist.new_group(backend="gloo", timeout=timedelta(seconds=max(timeout_s, WORK_TIMEOUT_S)))
     except RuntimeError as error:
+        if "Duplicate GPU" in str(error):
+            raise ValueError(
+                f"process {ranks.rank} of {ranks.world_size} uses the same GPU as another one ({_shortly(error)}); "
+                "start no more processes on a machine than it has GPUs, and leave out --device cuda:K"
+            ) from error
         meeting = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}" if under_torchrun else dist_url
         raise PeerLost(
             f"process {ranks.rank} of {ranks.world_size} could not join the others at {meeting} within "
-            f"{timeout_s:.0f} s ({_first_line(error)}); check that all were started with the same address, "
+            f"{timeout_s:.0f} s ({_shortly(error)}); check that all were started with the same address, "
             "and that its port is free and can be reached"
         ) from error
 
@@ -182,11 +193,34 @@ def _store_of_this_start(ranks: Ranks, timeout: timedelta) -> dist.Store:
     return dist.PrefixStore(rendezvous_prefix(shared, **place, timeout_s=timeout.total_seconds()), shared)
 
 
-def shutdown() -> None:
-    """Leaves the group; safe to call at any time and more than once."""
+def _require_same_kind(store: dist.Store, ranks: Ranks, device: torch.device) -> None:
+    """Refuses a run of which some processes compute on GPUs and others do not: they could not exchange anything."""
+    store.set(f"device/{ranks.rank}", device.type)
+    kinds = [store.get(f"device/{rank}").decode() for rank in range(ranks.world_size)]
+    other = next((rank for rank, kind in enumerate(kinds) if kind != kinds[0]), None)
+    if other is not None:
+        raise mark_shared(
+            ValueError(
+                f"process 0 computes on {kinds[0]}, process {other} on {kinds[other]}, expected one kind of device; "
+                "check nvidia-smi on each machine, or use --device cpu for all"
+            )
+        )
+
+
+def shutdown(*, peers_lost: bool = False) -> None:
+    """Leaves the group; safe to call at any time and more than once.
+
+    Args:
+        peers_lost: others are gone; what NCCL still waits for is given up, as leaving would wait for it.
+    """
     global _control
     _control = None
     if dist.is_initialized():
+        abort = getattr(dist.distributed_c10d, "_abort_process_group", None)  # not yet public
+        if peers_lost and abort is not None and dist.get_backend() == "nccl":
+            with contextlib.suppress(RuntimeError):
+                abort()
+            return
         # torch 2.7 takes the group apart while holding the interpreter's lock, and waits for ever if a thread
         # of
         # gloo needs that lock to free its last tensor (pytorch pull request 154976): let it do so first.
@@ -208,18 +242,21 @@ def peer_errors_named() -> Iterator[None]:
         raise
     except RuntimeError as error:
         of_peers = isinstance(error, dist.DistError) or _PEER_ERROR.search(str(error))
+        of_peers = of_peers and "out of memory" not in str(error)  # of this process's own card
         if not (dist.is_initialized() and of_peers):
             raise
         place = f"process {dist.get_rank()} of {dist.get_world_size()}"
         raise PeerLost(
-            f"{place} lost the others: one of them died or stopped answering ({_first_line(error)}). Its "
+            f"{place} lost the others: one of them died or stopped answering ({_shortly(error)}). Its "
             "own message, above or in its log, says why; then go on from the last checkpoint with --resume "
             "auto"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _shortly(error: Exception) -> str:
+    """First and last line of a message: NCCL says where first, and what last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return "; ".join(line[:200] for line in dict.fromkeys((lines[0], lines[-1])))
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -428,5 +465,5 @@ def report_end(error: BaseException, *, program: str, ranks: Ranks, status: int)
         sys.stderr.write(f"{program}: error: {message}\n")
     elif not is_shared(error):
         sys.stderr.write(f"{program}: error in process {ranks.rank} of {ranks.world_size}: {message}\n")
-    shutdown()
+    shutdown(peers_lost=isinstance(error, PeerLost))
     return status

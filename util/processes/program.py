@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from util.hardware.device import describe_environment, select_device
+from util.hardware.device import describe_environment, is_out_of_memory, select_device
 from util.hardware.malloc import keep_freed_memory
 from util.processes import distributed as dist
 from util.processes.output_lock import output_folder_given_back
@@ -73,24 +73,37 @@ def run_program(
         ranks = dist.find_ranks(world_size=world_size, local_rank=local_rank, dist_url=dist_url)
         setup_logging(ranks.rank)
         keep_freed_memory()
-        torch_device = select_device(device, local_rank=ranks.local_rank)
+        torch_device = select_device(device, local_rank=ranks.local_rank, processes=ranks.world_size)
         dist.start(ranks, torch_device, dist_url=dist_url)
         run = prepare(torch_device, ranks)
     except (ValueError, OSError) as error:
         return dist.report_end(error, program=program, ranks=ranks, status=2)
     except (dist.PeerLost, KeyboardInterrupt) as error:
         return dist.report_end(error, program=program, ranks=ranks, status=1)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return dist.report_end(_out_of_memory(error), program=program, ranks=ranks, status=1)
     ended_by: BaseException | None = None
     try:
         with Stop(stop_message) as stop:
             return work(run, stop) or 0
-    except failures as error:
-        ended_by = error
-        return dist.report_end(error, program=program, ranks=ranks, status=1)
     except BaseException as error:
-        ended_by = error
+        ended_by = _out_of_memory(error) if is_out_of_memory(error) and not isinstance(error, failures) else error
+        if isinstance(ended_by, failures):
+            return dist.report_end(ended_by, program=program, ranks=ranks, status=1)
         raise
     finally:
         if close is not None:
             close(run, ended_by)
         dist.shutdown()
+
+
+def _out_of_memory(error: BaseException) -> RunFailed:
+    """The error of a GPU whose memory is not enough, with what to do."""
+    said = (str(error).splitlines() or [""])[0][:200]
+    return RunFailed(
+        f"the memory of the GPU is not enough ({said}); use a smaller --batch_size, in training with a larger "
+        "--accum_iter (--batch_size auto finds both) or --grad_checkpointing, and see in nvidia-smi whether other "
+        "programs use the card"
+    )

@@ -17,6 +17,10 @@ logger = logging.getLogger(__name__)
 
 CPU_MARGIN = 0.85
 """Fraction of the host's free memory that training may take: scoring, pictures and other programs take some, too."""
+GPU_MARGIN = 0.92
+"""Fraction of a GPU's memory that training may take: what the allocator loses differs from update to update."""
+GRAPH_SHARE = 0.5
+"""Of what is left for batches if updates are recorded: a recorded pass keeps its memory while others take theirs."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ def choose_batch_size(
     device: torch.device,
     trials: MemoryTrials,
     job_free: float = math.inf,
+    records_graphs: bool = False,
 ) -> BatchSize:
     """Returns the batch size and the accumulation, chosen where `auto` or an effective batch is given.
 
@@ -47,6 +52,7 @@ def choose_batch_size(
         device: where it trains.
         trials: measures the memory of a batch.
         job_free: bytes of the host that a container or a batch system lets this job still take.
+        records_graphs: updates may be recorded as CUDA graphs.
 
     Raises:
         ValueError: options contradict each other, the effective batch does not divide, or no batch fits.
@@ -57,6 +63,8 @@ def choose_batch_size(
     if batch_size != "auto":
         return _divided(int(batch_size), samples, effective_batch=effective_batch, processes=ranks.world_size)
     limit = memory_for_training(device, ranks, job_free)
+    if records_graphs:
+        limit -= round((1 - GRAPH_SHARE) * max(limit - trials.expected(0), 0))
 
     def find() -> int:
         found = trials.largest_fitting(divisors(samples), limit)
@@ -98,11 +106,13 @@ def _divided(batch_size: int, samples: int, *, effective_batch: int | None, proc
 def memory_for_training(device: torch.device, ranks: dist.Ranks, job_free: float = math.inf) -> int:
     """Bytes that a process may have in use at its peak, the same in all; every process must call it.
 
-    On a GPU its whole memory; elsewhere the memory in use by this process plus its part of the free memory of the
-    machine, or of its job (`job_free` bytes) if that is less.
+    On a GPU `GPU_MARGIN` of its memory; elsewhere the memory in use by this process plus its part of the free memory of
+    the machine, or of its job (`job_free` bytes) if that is less.
     """
     limit = memory_limit_bytes(device, job_free)
-    if device.type != "cuda":
+    if device.type == "cuda":
+        limit = round(GPU_MARGIN * limit)
+    else:
         used = used_memory_bytes(device)
         limit = used + round((CPU_MARGIN * limit - used) / ranks.local_world_size)
     return min(dist.gather_objects(limit))

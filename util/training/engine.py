@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -116,6 +116,11 @@ class Updater:
             weight: factor for the loss.
         """
         return backward(inputs, weight)
+
+    def restore_scaler(self, state: Mapping[str, Any]) -> None:
+        """Restores the gradient scaler; it begins anew where the run had none, on a device that computes otherwise."""
+        if state:
+            self.scaler.load_state_dict(dict(state))
 
     def set_rate(self, lr: float | torch.Tensor) -> None:
         """Sets the learning rate of all parameter groups."""

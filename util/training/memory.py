@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from util.hardware.device import peak_memory_bytes, reset_peak_memory, used_memory_bytes, wait_for
+from util.hardware.device import (
+    is_out_of_memory,
+    peak_memory_bytes,
+    reset_peak_memory,
+    used_memory_bytes,
+    wait_for,
+)
 from util.hardware.malloc import return_freed_memory
 from util.hardware.tensor_bytes import counted
 from util.training.training_step import TrainingStep
@@ -152,8 +158,10 @@ def try_batch(
             wait_for(device)
             del held, batches, results
             return _peak_bytes(device)
-    except torch.cuda.OutOfMemoryError:
-        return None
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            return None
+        raise
     finally:  # the tensors of a pass that failed are gone with its frames
         network.zero_grad(set_to_none=True)
         _free_unused(device)

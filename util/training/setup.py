@@ -188,6 +188,10 @@ def fit_batch(
         device=device,
         trials=trials,
         job_free=job_free,
+        records_graphs=settings.cuda_graphs != "off"
+        and not cuda_graphs.why_not(
+            device=device, processes=ranks.world_size, checkpointing=settings.grad_checkpointing
+        ),
     )
     if not settings.dry_run or settings.fsdp:
         return batch, None

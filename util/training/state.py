@@ -72,7 +72,7 @@ class TrainingState:
         """Restores the state of a checkpoint."""
         load = partial(fsdp.load_states, self.network, self.updater.optimizer, optimizer_state=state["optimizer"])
         restore_weights(state, self.updater, lambda model: load(model=model))
-        self.updater.scaler.load_state_dict(state["scaler"])
+        self.updater.restore_scaler(state["scaler"])
         restore_rng_state(state["rng"], self.device)
         self.progress.epoch = state["epoch"]
         self.progress.update = state["update"]
