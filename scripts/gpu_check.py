@@ -219,7 +219,7 @@ def _result(result: dict[str, Any]) -> list[str]:
     rows = result.get("rows")
     if not rows:
         return [f"- {key}: {value}" for key, value in result.items()]
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, ["---"] * len(columns), *([_cell(row.get(c)) for c in columns] for row in rows)]
     return [", ".join(f"{k} {v}" for k, v in result.get("machine", {}).items()), ""] + [
         f"| {' | '.join(line)} |" for line in cells

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from scripts import benchmark, gpu_check
+from scripts.benchmarks import step
 
 
 def small_parts(**_):
@@ -86,3 +87,44 @@ def test_the_whole_rehearsal(tmp_path):
     done = subprocess.run(command, cwd=gpu_check.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Failed" not in (tmp_path / "gpu_report.md").read_text()
+
+
+def test_what_does_not_fit_side_by_side_is_timed_apart(monkeypatch):
+    """A card that holds two models at a time, and that of one step not even alone."""
+    tried = []
+
+    def side_by_side(name, pairs, args, device):
+        tried.append(list(pairs))
+        if len(pairs) > 2 or ("ours", "graphs") in pairs:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return [{"model": name, "recipe": recipe, "way": way, "step_s": 1.0} for recipe, way in pairs]
+
+    monkeypatch.setattr(step, "_side_by_side", side_by_side)
+    pairs = [("ours", "eager"), ("ours", "graphs"), ("base_stem", "eager"), ("base_stem", "graphs")]
+    found = step._rows_that_fit("base", pairs, None, None)
+    assert tried == [pairs, pairs[:2], pairs[:1], pairs[1:2], pairs[2:]]
+    assert [row["note"] for row in found] == ["apart", "does not fit into memory", "apart", "apart"]
+    assert [(row["recipe"], row["way"]) for row in found] == pairs and "step_s" not in found[1]
+    assert step._rows_that_fit("tiny", pairs[2:], None, None) == side_by_side("tiny", pairs[2:], None, None)
+    text = gpu_check.as_markdown(
+        {
+            "rehearsal": False,
+            "not reached": [],
+            "parts": [part_of({"rows": found[1:]})],
+        }  # the first row has fewer columns
+    )
+    assert "| model | recipe | way | note | step_s |" in text and "| base | ours | graphs | does not fit" in text
+
+
+def part_of(result):
+    """A part of the report."""
+    return {"name": "step", "seconds": 1.0, "error": None, "result": result}
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_full_card(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(step, "_side_by_side", fails)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        step._rows_that_fit("tiny", [("ours", "eager")], None, None)

@@ -89,7 +89,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as aligned text, a column for each key of the first one."""
     if not rows:
         return ""
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     cells = [columns, *([_text(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[k]) for line in cells) for k in range(len(columns))]
     return "\n".join(

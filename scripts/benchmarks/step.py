@@ -21,7 +21,7 @@ from models_mae_group_channels import SCALE_HEADS, build_model
 from models_vit_group_channels import build_finetune_model
 from scripts.benchmarks.common import describe_machine, time_in_turn
 from scripts.benchmarks.recorded_graph import recorded_graphs
-from util.hardware.device import wait_for
+from util.hardware.device import is_out_of_memory, wait_for
 from util.hardware.malloc import default_malloc, keep_freed_memory
 from util.training.cuda_graphs import WARM_UP, GraphedUpdater
 from util.training.engine import Updater, make_adamw
@@ -222,34 +222,66 @@ def matmul_flops(device: torch.device, amp: str, *, edge: int = 2048) -> Callabl
 
 
 def run_step(args: argparse.Namespace) -> dict[str, Any]:
-    """Times recipes of each model side by side, each in several ways; CUDA graphs have a stand-in on a CPU."""
+    """Times recipes of each model side by side, each in several ways; CUDA graphs have a stand-in on a CPU.
+
+    What a GPU cannot hold at once is timed apart, and the row says so; so does that of a step that does not fit alone.
+    """
     device = torch.device(args.device)
-    rows = []
-    for name in args.models:
-        jobs: dict[str, Callable[[], object]] = {"matmul": matmul_flops(device, args.amp, edge=args.matmul_edge)}
-        flops, warmup = {"matmul": 2.0 * args.matmul_edge**3}, args.warmup
-        for recipe_name, way in product(args.recipes, args.ways):
-            recipe = COMPARED[recipe_name]
-            if way != "eager" and not recipe.fused_adamw:
-                continue  # as published
-            torch.manual_seed(0)
-            model = make_model(name, recipe, **_shape(args)).to(device)
-            batch = make_batch(model, batch_size=args.batch_size, device=device)
-            job = f"{recipe_name} {way}"
-            jobs[job] = make_step(model, recipe, batches=[batch], amp=args.amp, way=way)
-            flops[job] = float(_step_flops(name, recipe, args))
-            warmup = max(warmup, WARM_UP + 1 if way == "graphs" else 0)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        with recorded_graphs() if device.type == "cpu" and "graphs" in args.ways else nullcontext():
-            times = time_in_turn(jobs, repeats=args.repeats, warmup=warmup, device=device, before=_set_memory)
-            found = _rows(name, args, times, flops)
-            for row in found if device.type == "cuda" or args.profile else ():
-                row |= device_use(jobs[f"{row['recipe']} {row['way']}"], device, step_s=row["step_s"])
-        rows += found
-        jobs.clear()
-        gc.collect()
+    pairs = [  # the published recipe is computed as published alone
+        (recipe, way)
+        for recipe, way in product(args.recipes, args.ways)
+        if way == "eager" or COMPARED[recipe].fused_adamw
+    ]
+    rows = [row for name in args.models for row in _rows_that_fit(name, pairs, args, device)]
     return {"machine": describe_machine(device), "rows": rows}
+
+
+def _rows_that_fit(
+    name: str, pairs: Sequence[tuple[str, str]], args: argparse.Namespace, device: torch.device
+) -> list[dict[str, Any]]:
+    """Rows of recipes and ways of one model: side by side, or apart where a GPU cannot hold all of them at once."""
+    try:
+        return _side_by_side(name, pairs, args, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    gc.collect()
+    torch.cuda.empty_cache()
+    if len(pairs) == 1:
+        return [{"model": name, "recipe": pairs[0][0], "way": pairs[0][1], "note": "does not fit into memory"}]
+    recipes = list(dict.fromkeys(recipe for recipe, _ in pairs))
+    parts = [[pair for pair in pairs if pair[0] == recipe] for recipe in recipes]
+    parts = parts if len(parts) > 1 else [[pair] for pair in pairs]
+    return [
+        row | {"note": row.get("note", "apart")} for part in parts for row in _rows_that_fit(name, part, args, device)
+    ]
+
+
+def _side_by_side(
+    name: str, pairs: Sequence[tuple[str, str]], args: argparse.Namespace, device: torch.device
+) -> list[dict[str, Any]]:
+    """Rows of recipes and ways of one model, timed in turn."""
+    jobs: dict[str, Callable[[], object]] = {"matmul": matmul_flops(device, args.amp, edge=args.matmul_edge)}
+    flops, warmup = {"matmul": 2.0 * args.matmul_edge**3}, args.warmup
+    for recipe_name, way in pairs:
+        recipe = COMPARED[recipe_name]
+        torch.manual_seed(0)
+        model = make_model(name, recipe, **_shape(args)).to(device)
+        batch = make_batch(model, batch_size=args.batch_size, device=device)
+        job = f"{recipe_name} {way}"
+        jobs[job] = make_step(model, recipe, batches=[batch], amp=args.amp, way=way)
+        flops[job] = float(_step_flops(name, recipe, args))
+        warmup = max(warmup, WARM_UP + 1 if way == "graphs" else 0)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with recorded_graphs() if device.type == "cpu" and "graphs" in args.ways else nullcontext():
+        times = time_in_turn(jobs, repeats=args.repeats, warmup=warmup, device=device, before=_set_memory)
+        found = _rows(name, args, times, flops)
+        for row in found if device.type == "cuda" or args.profile else ():
+            row |= device_use(jobs[f"{row['recipe']} {row['way']}"], device, step_s=row["step_s"])
+    jobs.clear()
+    gc.collect()
+    return found
 
 
 def device_use(job: Callable[[], object], device: torch.device, *, step_s: float, steps: int = 3) -> dict[str, float]:
