@@ -65,7 +65,7 @@ class Group:
     @property
     def blocks(self) -> frozenset[int]:
         """Blocks that `scores` are of: those of the seed that was tested on most."""
-        return frozenset(max((sums.blocks.tolist() for sums in self.seeds.values()), key=len))
+        return frozenset(max(self.seeds.values(), key=lambda sums: len(sums.blocks)).blocks.tolist())
 
     @property
     def scores(self) -> list[float]:

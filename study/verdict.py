@@ -110,8 +110,8 @@ def compare_arms(arms: Sequence[ArmFacts], groups: Groups, *, draws: int = DRAWS
                 if chosen
                 else [_opponent(name, first, groups) for name in arm.against]
             )
-            seconds = [of for of in seconds if of is not None and of is not first]
-            for second in seconds if not chosen else _not_met(seconds, first, arms):
+            others = [of for of in seconds if of is not None and of is not first]
+            for second in _not_met(others, first, arms) if chosen else others:
                 offset = seed_offset(arms, first) - seed_offset(arms, second)
                 difference = compare(first.seeds, second.seeds, offset=offset, draws=draws, seed=seed)
                 seed_s = sum(group.pretrain_per_seed_s + group.finetune_per_seed_s for group in (first, second))

@@ -25,6 +25,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from util.hardware.device import is_out_of_memory
 from util.hardware.system import disk_full_message
 from util.processes.rendezvous import rendezvous_prefix
 
@@ -241,9 +242,8 @@ def peer_errors_named() -> Iterator[None]:
     except PeerLost:
         raise
     except RuntimeError as error:
-        of_peers = isinstance(error, dist.DistError) or _PEER_ERROR.search(str(error))
-        of_peers = of_peers and "out of memory" not in str(error)  # of this process's own card
-        if not (dist.is_initialized() and of_peers):
+        of_peers = isinstance(error, dist.DistError) or _PEER_ERROR.search(str(error)) is not None
+        if not (dist.is_initialized() and of_peers) or is_out_of_memory(error):  # of this process's own card
             raise
         place = f"process {dist.get_rank()} of {dist.get_world_size()}"
         raise PeerLost(
