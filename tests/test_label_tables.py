@@ -14,6 +14,7 @@ from rasterio.transform import from_origin
 
 from datasets.labels.open_labels import TargetGrid, are_points, open_labels
 from datasets.labels.points import open_points
+from datasets.labels.tables import read_table
 from tests.rasters import write_grid
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:rasterio")
@@ -372,3 +373,14 @@ class TestPictures:
     def test_bands_that_are_no_colours(self, tmp_path):
         path = self.write(tmp_path / "a.tif", "MINISBLACK")
         assert len(open_labels(path, kind="classes", grid=GRID, band=2).classes) == 3
+
+
+def test_a_long_column_has_one_type_from_end_to_end(tmp_path):
+    """pandas guesses the types of a long table part by part; an empty cell in one of them made 1 into 1.0."""
+    rows = ["x,y,c," + ",".join(f"v{k}" for k in range(20))]
+    rows += [
+        f"500050,5999950,{'' if k == 100 else '3a' if k == 39_000 else k % 3}," + "1," * 19 + "1" for k in range(40_000)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n")
+    table = read_table(str(tmp_path / "a.csv"), grid=GRID, label_crs=None, x_column=None, y_column=None)
+    assert sorted(table["c"].dropna().unique()) == ["0", "1", "2", "3a"]

@@ -8,6 +8,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import geopandas
 import numpy as np
@@ -542,6 +543,47 @@ class TestScan:
             file.write(ramp(16, 16), 1, window=((0, 16), (0, 16)))
         (note,) = opened(tmp_path / "a.tif").notes
         assert note.startswith("7 of 8 blocks checked are not in the file and read as 0")
+
+    @pytest.mark.parametrize("declared", [None, -99])
+    def test_gaps_of_a_virtual_raster_are_noted(self, tmp_path, declared):
+        for number, left in enumerate((500_000.0, 502_000.0)):
+            write_grid(tmp_path / f"{number}.tif", np.full((10, 10), 300.0, np.float32), left=left, nodata=declared)
+        with rasterio.open(tmp_path / "0.tif") as first:
+            crs = first.crs.to_wkt()
+        place = '<{}Rect xOff="{}" yOff="0" xSize="10" ySize="10"/>'
+        sources = "".join(
+            f'<SimpleSource><SourceFilename relativeToVRT="1">{number}.tif</SourceFilename><SourceBand>1</SourceBand>'
+            f"{place.format('Src', 0)}{place.format('Dst', 20 * number)}</SimpleSource>"
+            for number in (0, 1)
+        )
+        nodata = "" if declared is None else f"<NoDataValue>{declared}</NoDataValue>"
+        (tmp_path / "a.vrt").write_text(
+            f'<VRTDataset rasterXSize="30" rasterYSize="10"><SRS>{escape(crs)}</SRS>'
+            "<GeoTransform>500000, 100, 0, 6000000, 0, -100</GeoTransform>"
+            f'<VRTRasterBand dataType="Float32" band="1">{nodata}{sources}</VRTRasterBand></VRTDataset>'
+        )
+        band = opened(tmp_path / "a.vrt")
+        if declared is None:
+            (note,) = band.notes
+            assert note.startswith("33.3 % of this virtual raster lies in none of the files that it is made of")
+        else:
+            assert not band.notes and np.isfinite(band.read(0, 0, 10, 30)).mean() == pytest.approx(2 / 3)
+
+    @pytest.mark.parametrize("dtype", ["int64", "uint64"])
+    @pytest.mark.parametrize("is_declared", [True, False])
+    def test_the_limit_of_64_bits_is_nodata(self, tmp_path, dtype, is_declared):
+        values = np.arange(100, dtype=dtype).reshape(10, 10)
+        values[0, :2] = np.iinfo(dtype).max
+        path = write_grid(tmp_path / "a.tif", values)
+        if is_declared:
+            (tmp_path / "a.tif.aux.xml").write_text(
+                f'<PAMDataset><PAMRasterBand band="1"><NoDataValue>{np.iinfo(dtype).max}</NoDataValue></PAMRasterBand>'
+                "</PAMDataset>"
+            )
+        band = opened(path)
+        band = with_undeclared_nodata(band, scan(band).dummies)
+        read = band.read(0, 0, 10, 10)
+        assert np.isnan(read[0, :2]).all() and read[0, 2] == 2 and np.isnan(read).sum() == 2
 
 
 class TestRefusals:

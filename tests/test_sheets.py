@@ -12,7 +12,7 @@ from datasets.layers.sheets import name_of
 from datasets.layers.table import layers_from_directory, read_layers_table, write_layers_table
 from datasets.rasters.legend import read_legend
 from datasets.rasters.open_band import check_sheets, open_band
-from datasets.rasters.scan import scan
+from datasets.rasters.scan import scan, with_undeclared_nodata
 from datasets.survey.inference_survey import stored_layers
 from datasets.survey.open_layers import choose_layers
 from scripts import describe_grids
@@ -264,6 +264,17 @@ def test_sheets_that_differ_where_they_overlap(tmp_path):
             "1 pixels differ where its sheets overlap, by up to 2: the sheet that is named first counts"
         ]
     assert len(choose_layers(None, str(table(tmp_path, "tmi_1.tif", "tmi_2.tif")), ())) == 2
+
+
+def test_undeclared_nodata_of_a_sheet_leaves_the_others_pixel(tmp_path):
+    first, second = np.arange(1.0, 41.0).reshape(4, 10), np.arange(101.0, 141.0).reshape(4, 10)
+    first[:, 8:] = -9999.0
+    write_sheet(tmp_path, "tmi_1.tif", first, 0, 0)
+    write_sheet(tmp_path, "tmi_2.tif", second, 0, 8)
+    (layer,) = choose_layers(None, str(table(tmp_path, "tmi_1.tif|tmi_2.tif")), ())
+    band = open_band(layer)
+    band = with_undeclared_nodata(band, scan(band).dummies)
+    np.testing.assert_array_equal(whole_of(band), np.hstack([first[:, :8], second]))
 
 
 # ----------------------------------------------------------------------------------------------------- layers.csv

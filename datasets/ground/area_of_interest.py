@@ -153,7 +153,7 @@ def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[sh
             ) from error
         planet = planet_of(crs)
         if planet is not None:
-            shapes = shapes.apply(lambda shape: _unwrapped(shape, planet))
+            shapes = shapes.apply(lambda shape: unwrapped(shape, planet))
     polygons = [part for part in shapes.make_valid() if part is not None and not part.is_empty and part.area > 0]
     if not polygons or not np.isfinite(shapely.total_bounds(np.array(polygons, dtype=object))).all():
         raise ValueError(
@@ -163,13 +163,17 @@ def _to_crs(shapes: geopandas.GeoSeries, crs: CRS, path: str | Path) -> tuple[sh
     return tuple(polygons)
 
 
-def _unwrapped(shape: shapely.Geometry, planet: Planet) -> shapely.Geometry:
-    """Polygons with rings across the date line made whole again; their vertices were reprojected one by one.
+def unwrapped(shape: shapely.Geometry, planet: Planet) -> shapely.Geometry:
+    """Polygons and lines across the date line made whole again; their vertices were reprojected one by one.
 
     Neighbouring vertices are taken to lie less than half a circle apart. A ring around a pole ends a full circle from
     where it began: it is closed along the pole.
     """
-    if not isinstance(shape, shapely.Polygon | shapely.MultiPolygon):
+    if isinstance(shape, shapely.LineString):
+        return shapely.transform(shape, lambda xy: np.stack([np.unwrap(xy[:, 0], period=planet.period), xy[:, 1]], 1))
+    if isinstance(shape, shapely.MultiLineString):
+        return shapely.MultiLineString([unwrapped(line, planet) for line in shape.geoms])
+    if not isinstance(shape, shapely.Polygon | shapely.MultiPolygon) or shape.is_empty:
         return shape
     parts = []
     for polygon in getattr(shape, "geoms", [shape]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -193,13 +194,38 @@ def footprint(frame: Frame, grid: Grid, block: tuple[int, int, int, int]) -> tup
     inverse = ~frame.transform
     source_cols = inverse.a * place[0] + inverse.b * place[1] + inverse.c
     source_rows = inverse.d * place[0] + inverse.e * place[1] + inverse.f
-    top = max(int(np.floor(source_rows.min())) - _WARP_MARGIN, 0)
-    left = max(int(np.floor(source_cols.min())) - _WARP_MARGIN, 0)
-    bottom = min(int(np.ceil(source_rows.max())) + _WARP_MARGIN, frame.rows)
-    right = min(int(np.ceil(source_cols.max())) + _WARP_MARGIN, frame.cols)
+    margin, margin_cols = _WARP_MARGIN, _WARP_MARGIN
+    if step := _step_over_the_seam(np.reshape(x, points_x.shape), np.reshape(y, points_x.shape), frame.crs):
+        margin += math.ceil(step / abs(frame.transform.e))  # what lies between samples, a pole perhaps
+        margin_cols += frame.cols
+    top = max(int(np.floor(source_rows.min())) - margin, 0)
+    left = max(int(np.floor(source_cols.min())) - margin_cols, 0)
+    bottom = min(int(np.ceil(source_rows.max())) + margin, frame.rows)
+    right = min(int(np.ceil(source_cols.max())) + margin_cols, frame.cols)
     if bottom <= top or right <= left:
         return None
     return top, left, bottom - top, right - left
+
+
+def _step_over_the_seam(x: np.ndarray, y: np.ndarray, crs: CRS) -> float:
+    """Largest step in y between neighbouring samples, if some lie to either side of where longitudes begin anew.
+
+    Args:
+        x: (n, n) of the samples, in a CRS; not finite where there is none.
+        y: likewise.
+        crs: the CRS.
+
+    Returns:
+        0 if they do not, or x is no longitude.
+    """
+    planet = planet_of(crs)
+    if planet is None:
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        steps = [(np.abs(np.diff(x, axis=axis)), np.abs(np.diff(y, axis=axis))) for axis in (0, 1)]
+    if not any((along > planet.period / 2).any() for along, _ in steps):
+        return 0.0
+    return max(float(np.nanmax(np.where(np.isfinite(up), up, 0.0))) for _, up in steps)
 
 
 def _shifted(transform: Affine, *, row: int, col: int) -> Affine:

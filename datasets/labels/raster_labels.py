@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.warp import Resampling
 from rasterio.warp import transform as transform_points
@@ -75,7 +74,7 @@ class LabelRaster:
     @property
     def frames(self) -> list[BandSource]:
         """The file at its own position, and shifted by 360 degrees of longitude where the grid needs it."""
-        return [shifted_source(self.source, period) for period in self.periods]
+        return [self.source.moved(period) for period in self.periods]
 
     def read(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         """Read a window inside the grid as float32: class numbers or physical values, NaN = unlabelled.
@@ -160,9 +159,7 @@ def open_label_raster(path: str, *, kind: str, grid: Grid, band: int, nodata: fl
         (Resampling.nearest, Resampling.mode) if kind == "classes" else (Resampling.bilinear, Resampling.average)
     )
     whole = (0, 0, grid.rows, grid.cols)
-    periods = tuple(
-        period for period in longitude_periods(source.crs) if footprint(shifted_source(source, period), grid, whole)
-    )
+    periods = tuple(period for period in longitude_periods(source.crs) if footprint(source.moved(period), grid, whole))
     labels = LabelRaster(
         source=source,
         grid=grid,
@@ -261,12 +258,6 @@ def check_codes_without_names(labels: LabelRaster, codes: Sequence[Code]) -> Non
     )
 
 
-def shifted_source(source: BandSource, period: float) -> BandSource:
-    """The same pixels, moved in x by a number of units of their CRS."""
-    a, b, c, d, e, f = tuple(source.transform)[:6]
-    return replace(source, transform=Affine(a, b, c + period, d, e, f))
-
-
 def without_undeclared_nodata(labels: LabelRaster, codes: Sequence[Code] | None = None) -> LabelRaster:
     """Return the labels with dummies that nobody declared as nodata, by the rule for layers (`NodataScan`), and say so.
 
@@ -292,8 +283,7 @@ def without_undeclared_nodata(labels: LabelRaster, codes: Sequence[Code] | None 
         labels.source.layer.where,
         listed(dummies),
     )
-    nodata = (*labels.source.nodata, *stored_values(dummies, labels.source.dtype))
-    return replace(labels, source=replace(labels.source, nodata=nodata))
+    return replace(labels, source=labels.source.with_nodata(stored_values(dummies, labels.source.dtype)))
 
 
 def find_codes(labels: LabelRaster) -> tuple[Code, ...]:

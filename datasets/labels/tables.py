@@ -92,7 +92,14 @@ def _read(path: str) -> pandas.DataFrame:
         separator = max(_SEPARATORS, key=header.count)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
-            table = pandas.read_csv(path, sep=separator, encoding="utf-8-sig", skipinitialspace=True, index_col=False)
+            table = pandas.read_csv(
+                path,
+                sep=separator,
+                encoding="utf-8-sig",
+                skipinitialspace=True,
+                index_col=False,
+                low_memory=False,  # a column has one type in all rows, not one for each part of a long table
+            )
     except pandas.errors.ParserWarning as error:  # otherwise columns would be shifted or cut
         raise ValueError(
             f"{where}, row 2: has more fields than the header ({header.strip()}), expected as many; if numbers have "

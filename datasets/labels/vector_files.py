@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import geopandas
@@ -14,8 +15,9 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 from rasterio.warp import transform_bounds
 
+from datasets.ground.area_of_interest import unwrapped
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
-from datasets.ground.planet import longitude_periods
+from datasets.ground.planet import longitude_periods, planet_of
 from datasets.labels.overlap import overlap_advice
 from datasets.labels.tables import TABLES, has_wkt_areas, read_table
 
@@ -169,31 +171,78 @@ def _to_grid(frame: geopandas.GeoDataFrame, grid: Grid, where: str) -> geopandas
             f"{where}: cannot be brought from {crs.to_string()[:60]} to {grid.crs.to_string()[:60]} ({error}); check "
             "that its CRS is right"
         ) from error
+    planet = planet_of(crs)
+    if planet is not None and left > right:  # across the line where longitudes begin anew
+        right += planet.period
     margin_x, margin_y = _MARGIN_FRACTION * (right - left), _MARGIN_FRACTION * (top - bottom)
+    if planet is not None:  # no place is twice in the box
+        margin_x = min(margin_x, max((planet.period - (right - left)) / 2, 0.0))
     box = (left - margin_x, bottom - margin_y, right + margin_x, top + margin_y)
-    lows_x, lows_y, highs_x, highs_y = frame.geometry.bounds.to_numpy().T
-    frame = frame[(lows_x <= box[2]) & (highs_x >= box[0]) & (lows_y <= box[3]) & (highs_y >= box[1])]
+    frame = _near(frame, box, longitude_periods(crs))
     shapes = np.asarray(frame.geometry.values, dtype=object)
     wide = shapely.get_dimensions(shapes) > 0
-    step = max(right - left, top - bottom) * _EDGE_FRACTION
+    # Near a pole the grid may cover far more of the file's CRS than the features do, or all of it.
+    low_x, low_y, high_x, high_y = frame.total_bounds
+    step = min(max(right - left, top - bottom), max(high_x - low_x, high_y - low_y)) * _EDGE_FRACTION
     polygons = shapely.get_dimensions(shapes) == 2
-    shapes[polygons] = shapely.make_valid(shapes[polygons])
+    shapes[polygons] = _areas_alone(shapely.make_valid(shapes[polygons]))
     shapes[wide] = shapely.segmentize(shapely.clip_by_rect(shapes[wide], *box), step)
     moved = geopandas.GeoSeries(shapes, frame.index, frame.crs).to_crs(grid.crs.to_wkt())
-    frame = frame.set_geometry(moved)
+    frame = frame.set_geometry(_made_whole(moved, grid))
     return frame[np.isfinite(frame.geometry.bounds.to_numpy()).all(axis=1)]
+
+
+def _made_whole(shapes: geopandas.GeoSeries, grid: Grid) -> geopandas.GeoSeries:
+    """Features across the line where the grid's longitudes begin anew, whose vertices were brought there one by one."""
+    planet = planet_of(grid.crs)
+    if planet is None:
+        return shapes
+    bounds = shapes.bounds
+    torn = (bounds["maxx"] - bounds["minx"] > planet.period / 2).to_numpy()
+    if torn.any():
+        shapes = shapes.copy()
+        shapes[torn] = shapes[torn].apply(lambda shape: unwrapped(shape, planet))
+    return shapes
+
+
+def _areas_alone(shapes: np.ndarray) -> np.ndarray:
+    """Polygons without the loose lines and points that repairing them may have left."""
+    return np.array(
+        [
+            shapely.MultiPolygon([part for part in _flat(shape) if part.geom_type == "Polygon"])
+            if shape.geom_type == "GeometryCollection"
+            else shape
+            for shape in shapes
+        ],
+        dtype=object,
+    )
+
+
+def _flat(shape: shapely.Geometry) -> list[shapely.Geometry]:
+    """Single geometries of a nested collection."""
+    return [shape] if not hasattr(shape, "geoms") else [part for each in shape.geoms for part in _flat(each)]
 
 
 def _on_all_periods(frame: geopandas.GeoDataFrame, grid: Grid) -> geopandas.GeoDataFrame:
     """The features and, where x is a longitude, copies on the grid of those 360 degrees away, in file order."""
-    left, bottom, right, top = grid.bounds
-    frames = [frame]
-    for period in longitude_periods(grid.crs)[1:]:
-        moved = frame.set_geometry(frame.geometry.translate(period))
+    copies = _near(frame, grid.bounds, longitude_periods(grid.crs)[1:])
+    return frame if copies.empty else pandas.concat([frame, copies]).sort_index(kind="stable")
+
+
+def _near(
+    frame: geopandas.GeoDataFrame, box: tuple[float, float, float, float], periods: Sequence[float]
+) -> geopandas.GeoDataFrame:
+    """The features, moved in x by each of some periods, whose bounds meet those of a box; in file order."""
+    frames = []
+    for period in periods:
+        moved = frame.set_geometry(frame.geometry.translate(period)) if period else frame
         lows_x, lows_y, highs_x, highs_y = moved.geometry.bounds.to_numpy().T
-        near = (lows_x < right) & (highs_x > left) & (lows_y <= top) & (highs_y >= bottom)
-        frames += [moved[near]] if near.any() else []
-    return frame if len(frames) == 1 else pandas.concat(frames).sort_index(kind="stable")
+        meets = (lows_y <= box[3]) & (highs_y >= box[1])
+        # The ends of a turn are the same ground: what touches the box there from outside is no copy.
+        along = (lows_x < box[2]) & (highs_x > box[0]) if period else (lows_x <= box[2]) & (highs_x >= box[0])
+        frames.append(moved[meets & along])
+    found = [each for each in frames if len(each)]
+    return pandas.concat(found).sort_index(kind="stable") if found else frame[:0]
 
 
 def _check_overlap(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 from affine import Affine
@@ -12,7 +15,8 @@ from rasterio.windows import Window
 
 from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
-from datasets.ground.warp import WARP_BLOCK, north_in, warp_window
+from datasets.ground.planet import longitude_periods
+from datasets.ground.warp import WARP_BLOCK, footprint, north_in, warp_window
 from datasets.layers.kinds import kind_of
 from datasets.layers.layer import Layer
 from datasets.rasters.cf_attributes import NO_LIMITS
@@ -60,6 +64,15 @@ class BandSource:
     block: tuple[int, int]
     limits: tuple[float, float] = NO_LIMITS
     only_positive: bool = False
+
+    def with_nodata(self, values: Sequence[float]) -> Self:
+        """The same pixels with further stored values that mean no data."""
+        return replace(self, nodata=(*self.nodata, *values))
+
+    def moved(self, period: float) -> Self:
+        """The same pixels, moved in x by a number of units of their CRS."""
+        a, b, c, d, e, f = tuple(self.transform)[:6]
+        return replace(self, transform=Affine(a, b, c + period, d, e, f))
 
     def invalid_stored(self, raw: np.ndarray) -> np.ndarray | None:
         """Which stored numbers are no data by their value: True = invalid, None if none is."""
@@ -208,7 +221,7 @@ class RasterBand:
     def _read_inside(self, row: int, col: int, rows: int, cols: int) -> np.ndarray:
         if self.warped:
             how = Resampling.bilinear if kind_of(self.layer).is_continuous else Resampling.nearest
-            values = warp_window(self.source.read, self.source, self.grid, (row, col, rows, cols), resampling=how)
+            values = self._warped(row, col, rows, cols, how)
             if kind_of(self.layer).ground_turns and not crs_agree(self.grid, self.source.crs):
                 turn = north_in(self.grid, self.source, (row, col, rows, cols))
                 values = ((values + turn) % kind_of(self.layer).period).astype(np.float32)
@@ -217,6 +230,21 @@ class RasterBand:
         if self.aoi is not None:
             values[~self.aoi.inside(self.grid.window_transform(row, col), rows, cols)] = np.nan
         return values
+
+    def _warped(self, row: int, col: int, rows: int, cols: int, how: Resampling) -> np.ndarray:
+        """A window made of the file's pixels, wherever a full circle to either side puts them."""
+        values = np.full((rows, cols), np.nan, dtype=np.float32)
+        for frame in self._frames:
+            part = warp_window(self.source.read, frame, self.grid, (row, col, rows, cols), resampling=how)
+            values = np.where(np.isnan(values), part, values)
+        return values
+
+    @cached_property
+    def _frames(self) -> tuple[BandSource, ...]:
+        """The file where it lies and a full circle away, if it then shares ground with the grid."""
+        whole = (0, 0, self.grid.rows, self.grid.cols)
+        moved = (self.source.moved(period) for period in longitude_periods(self.source.crs)[1:])
+        return self.source, *(frame for frame in moved if footprint(frame, self.grid, whole) is not None)
 
     def to_source(self, row: int, col: int, rows: int, cols: int) -> tuple[int, int, int, int]:
         """Turn a window of the grid into that of the file, or the reverse; not for warped bands."""

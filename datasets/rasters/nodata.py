@@ -24,6 +24,7 @@ KNOWN_DUMMIES = (
     *(sign * float("9" * digits) for digits in range(3, 8) for sign in (-1, 1)),
     *(sign * power for power in (1e10, 1e20) for sign in (-1, 1)),
     *(-32768.0, -32767.0, 32767.0, 65535.0, -2147483648.0, -2147483647.0, 2147483647.0, 4294967295.0),
+    *(-(2.0**63), 2.0**63, 2.0**64),  # of 64 bits: as doubles, which cannot hold the largest exactly
 )
 
 # Besides those, the limits of 8-bit types but 0, by NumPy name. They are everyday values of images, so more is asked of
@@ -53,7 +54,8 @@ def in_dtype(value: float, dtype: str) -> float | int | None:
         if not np.isfinite(value) or value != int(value):
             return None
         limits = np.iinfo(kind)
-        # 64-bit nodata passes through a double, which rounds the largest values just past the type's range.
+        if value == float(limits.max):  # a double rounds the largest of 64 bits just past the type's range
+            return int(limits.max)
         return int(value) if limits.min <= int(value) <= limits.max else None
     with np.errstate(over="ignore"):
         return float(kind.type(value))

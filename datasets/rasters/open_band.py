@@ -34,6 +34,7 @@ from datasets.rasters.gxf_values import require_all_values
 from datasets.rasters.handles import open_raster
 from datasets.rasters.ignored_headers import check_rotation_and_sense, gxf_scale_offset, sidecar_crs
 from datasets.rasters.legend import has_category_names
+from datasets.rasters.missing_ground import missing_ground
 from datasets.rasters.nodata import HUGE, in_dtype, listed, stored_values
 from datasets.rasters.sheet_mosaic import OpenedSource, open_sheets, require_agreement
 from datasets.rasters.xarray_band import open_xarray_source
@@ -42,8 +43,6 @@ from datasets.rasters.xarray_band import open_xarray_source
 _SHEAR = 1e-3
 # CRS units. Pixels below it are memory that was never written, which formats without a geotransform may show.
 _LEAST_PIXEL = 1e-300
-# Blocks of a TIFF whose presence is checked; in larger files every n-th is.
-_CHECKED_BLOCKS = 100_000
 
 
 def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInterest | None = None) -> RasterBand:
@@ -109,7 +108,7 @@ def _read_source(layer: Layer, dataset: rasterio.DatasetReader) -> OpenedSource:
         rule += limits_rule(source.limits)
         notes += remarks
     notes += check_coordinates(source)
-    notes += signs + _missing_blocks(layer, dataset)
+    notes += signs + missing_ground(layer, dataset)
     return source, stated, rule, notes
 
 
@@ -337,32 +336,15 @@ def _make_source(layer: Layer, dataset: rasterio.DatasetReader, *, crs: CRS, nod
         scale=dataset.scales[index] * scale,
         offset=dataset.offsets[index] + dataset.scales[index] * offset,
         nodata=nodata,
-        # The alpha band is read explicitly: GDAL ignores it where nodata is declared as well.
-        has_mask=not (flags == {MaskFlags.nodata} or flags & {MaskFlags.all_valid, MaskFlags.alpha}),
+        # The alpha band is read explicitly: GDAL ignores it where nodata is declared as well. Declared nodata that
+        # rasterio does not report, as the largest numbers of 64 bits, is known to GDAL's own mask.
+        has_mask=not (
+            (flags == {MaskFlags.nodata} and dataset.nodatavals[index] is not None)
+            or flags & {MaskFlags.all_valid, MaskFlags.alpha}
+        ),
         alpha=colours.index(ColorInterp.alpha) + 1 if ColorInterp.alpha in colours else 0,
         block=dataset.block_shapes[index],
     )
-
-
-def _missing_blocks(layer: Layer, dataset: rasterio.DatasetReader) -> list[str]:
-    """A note if a TIFF lacks blocks, which GDAL fills silently: it is sparse, or writing was interrupted."""
-    if dataset.driver != "GTiff":
-        return []
-    block_rows, block_cols = dataset.block_shapes[layer.band - 1]
-    across, down = math.ceil(dataset.width / block_cols), math.ceil(dataset.height / block_rows)
-    step = math.ceil(across * down / _CHECKED_BLOCKS)
-    checked = range(0, across * down, step)
-    missing = sum(
-        dataset.get_tag_item(f"BLOCK_OFFSET_{k % across}_{k // across}", "TIFF", bidx=layer.band) is None
-        for k in checked
-    )
-    if not missing:
-        return []
-    filled = dataset.nodatavals[layer.band - 1]
-    return [
-        f"{missing} of {len(checked)} blocks checked are not in the file and read as {filled or 0:.9g}: "
-        "it is sparse, or writing it was interrupted; write it again if it should be complete"
-    ]
 
 
 def _native_grid(source: BandSource) -> Grid | None:

@@ -57,9 +57,8 @@ def with_undeclared_nodata(band: RasterBand, dummies: Sequence[float]) -> Raster
     added = tuple(value for value in stored_values(dummies, band.dtype) if value not in band.nodata)
     if not added:
         return band
-    nodata = (*band.nodata, *added)
     rule = f"{band.nodata_rule}; recognised {listed(added)}"
-    return replace(band, nodata=nodata, nodata_rule=rule, source=replace(band.source, nodata=nodata))
+    return replace(band, nodata=(*band.nodata, *added), nodata_rule=rule, source=band.source.with_nodata(added))
 
 
 def with_positive_values_only(band: RasterBand) -> RasterBand:

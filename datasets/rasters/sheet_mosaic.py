@@ -78,6 +78,11 @@ class SheetsSource(BandSource):
         invalid = invalid if by_value is None else invalid | by_value
         return raw, invalid if invalid.any() else None
 
+    def with_nodata(self, values: Sequence[float]) -> SheetsSource:
+        """The same mosaic with further nodata, also in each sheet, so that another one counts where they overlap."""
+        sheets = tuple(replace(sheet, source=sheet.source.with_nodata(values)) for sheet in self.sheets)
+        return replace(self, nodata=(*self.nodata, *values), sheets=sheets)
+
 
 def open_sheets(layer: Layer, open_one: Callable[[Layer], OpenedSource]) -> OpenedSource:
     """Open the sheets of a layer as one source.
