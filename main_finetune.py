@@ -34,7 +34,7 @@ from datasets.synthetic.sample_survey import default_survey
 from util.checkpoints import checkpoint_file
 from util.checkpoints import run_checkpoints as ckpt
 from util.checkpoints.encoder_weights import load_encoder, read_encoder_weights
-from util.finetuning import evaluation
+from util.finetuning import evaluation, label_source
 from util.finetuning.choices import finetune_choices
 from util.finetuning.compared_methods import Method, choose_folds, compared_methods, trained_network
 from util.finetuning.cost import fit_costs
@@ -177,6 +177,7 @@ def open_inputs(args: argparse.Namespace, ranks: dist.Ranks) -> tuple[FinetuneIn
     args = checks.with_patience(args, validates=data.validates)
     args = checks.with_values(args, labels=labels, tiles_per_epoch=args.tiles_per_epoch or data.epoch_windows)
     task = task_of_labels(args.task, presence_only=data.presence_only)
+    label_source.warn_of_known_labels(encoder, vars(args), opened.survey.ground())
     return FinetuneInputs(encoder, opened, data, task, held_out), args
 
 
@@ -295,7 +296,7 @@ def fit_network(
             save()
         if dist.any_rank(stop.signal is not None) and progress.epoch < progress.last_epoch:
             raise Stopped
-    if keep_best(fit):
+    if keep_best(fit) or progress.stored_scores not in (None, scores):  # of fewer folds, or other methods
         save()
     return fit
 
@@ -378,7 +379,7 @@ def prepare_evaluation(
     args = checks.with_values(args, labels=labels)
     is_grid, ground = args.dataset_type == "grid", evaluation.IMAGES
     if is_grid:
-        source = evaluation.LabelSource(args.labels, args.label_band, args.label_column)
+        source = label_source.LabelSource(args.labels, args.label_band, args.label_column)
         ground = evaluation.scored_ground(source, state, opened.survey.ground(), checkpoint=args.resume)
     chosen = values.labels_on_ground(
         args, task, input_size=opened.survey.input_size, held_out=state["held_out"], tests_all=not ground.is_fold

@@ -90,7 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         facts["warnings"] += [f"{text}; --suggest proposes settings" for text in few]
         facts["next"] = command("main_pretrain", *words, *["--auto"] * bool(few))
-    print(json.dumps(facts, indent=2, allow_nan=False) if args.json else as_text(facts))
+    try:
+        print(json.dumps(facts, indent=2, allow_nan=False) if args.json else as_text(facts), flush=True)
+    except OSError as error:
+        print(f"describe_grids: error: the report cannot be written: {error.strerror or error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_options(args)
         check_free(path, overwrite=args.overwrite)
+        if path.resolve() == checkpoint_file.checkpoint_in(args.checkpoint).resolve():
+            raise ValueError(f"--output {path} is the checkpoint that is exported, which runs go on from; give another")
         state = checkpoint_file.load_checkpoint(args.checkpoint, required=NEEDED)
         network = load_network(state)
         exported = {"format": args.format}

@@ -24,7 +24,7 @@ import argparse
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -32,6 +32,7 @@ import numpy as np
 
 import main_finetune
 from datasets.labels.label_map import LabelMap
+from datasets.layers.paths import sheet_paths
 from util.finetuning.run import FinetuneInputs
 from util.finetuning.tasks import TASKS
 from util.geotiff.cog_writer import join
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path.exists() and not args.overwrite:
             raise ValueError(f"--output {path} exists; give another name, or --overwrite")
         inputs, labels, known = open_known(finetuning, args.fold)
+        refuse_inputs(path, [*(layer.path for layer in inputs.opened.survey.layers), labels.source])
         write(path, *raster_of(inputs, labels, known, fold=args.fold))
     except (ValueError, OSError) as error:
         print(f"known_labels: error: {error}", file=sys.stderr)
@@ -74,6 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logger.info("next: list it in layers.csv in place of the labels, then")
     logger.info("next: %s", command("main_pretrain", "--train_path", "layers.csv", *flags))
     return 0
+
+
+def refuse_inputs(output: Path, sources: Iterable[str]) -> None:
+    """Refuses to replace what is read, be it asked for or not.
+
+    Raises:
+        ValueError: the output is one of the sources.
+    """
+    if output.resolve() in {Path(path).resolve() for source in sources for path in sheet_paths(source)}:
+        raise ValueError(f"--output {output} is one of the rasters that are read; give another name")
 
 
 def open_known(finetuning: argparse.Namespace, fold: int) -> tuple[FinetuneInputs, LabelMap, np.ndarray]:

@@ -317,8 +317,8 @@ def _pays(study: Findings) -> list[str]:
         "the shortest training from scratch that scores at least as well; it may do so in less time than was tried, "
         "so that more models may be needed. Never: training from scratch reaches the score in no more time than "
         f"fine-tuning takes, give or take {100 * (SAME_WORK - 1):.0f} %, as times of the same work vary. At most: no "
-        "training from scratch that was tried reaches the score, so that fewer models may do. Scores are means, whatever "
-        "their intervals; models share a pre-training if they differ in labels, not in layers and area.",
+        "training from scratch that was tried reaches the score, so that fewer models may do. Scores are means, "
+        "whatever their intervals; models share a pre-training if they differ in labels, not in layers and area.",
     ]
 
 

@@ -170,8 +170,12 @@ class WindowTargets:
         return np.flatnonzero(self.folds.fold_at(row, col) == fold)
 
     def origins(self, numbers: np.ndarray) -> np.ndarray:
-        """(m, 2) int64 base-scale origins of the windows around some examples."""
-        return np.round(self.examples.centres[numbers] - self.survey.input_size / 2).astype(np.int64)
+        """(m, 2) int64 base-scale origins of the windows around some examples.
+
+        Halves go up: to the nearest even number they would leave all background, drawn at centres of pixels, at even
+        origins, by which a network can tell it from presences where a layer is coarser than base pixels.
+        """
+        return np.floor(self.examples.centres[numbers] - self.survey.input_size / 2 + 0.5).astype(np.int64)
 
     def read(self, numbers: np.ndarray) -> Batch:
         """Reads examples as they are tested: neither shifted nor rotated."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 
 import geopandas
@@ -90,6 +91,7 @@ def _read(path: str) -> pandas.DataFrame:
         with open(path, encoding="utf-8-sig") as stream:
             header = re.sub(r'"[^"]*"', "", stream.readline())
         separator = max(_SEPARATORS, key=header.count)
+        columns = Counter(name.strip() for name in header.strip().split(separator))
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             table = pandas.read_csv(
@@ -111,6 +113,9 @@ def _read(path: str) -> pandas.DataFrame:
             f"{where}: cannot be read as a table ({str(error).strip()}); save it as CSV in UTF-8 with a header; put "
             "texts with separators in quotes, and separate columns by semicolons where numbers have decimal commas"
         ) from error
+    if twice := [name for name, count in columns.items() if count > 1 and name]:
+        count = columns[twice[0]]
+        raise ValueError(f"{where}: has {count} columns '{twice[0]}', expected names that differ; rename one")
     table.columns = [str(name).strip() for name in table.columns]
     table.index = pandas.RangeIndex(2, len(table) + 2, name="row")
     return table

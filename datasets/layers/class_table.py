@@ -6,6 +6,7 @@ import colorsys
 import csv
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,10 +128,16 @@ def make_class_table(
         colours |= given_colours
     return ClassTable(
         codes=codes,
-        names=tuple(names.get(code, "").strip() or str(code) for code in codes),
+        names=_different(codes, [names.get(code, "").strip() or str(code) for code in codes]),
         colours=tuple(colours.get(code, "") or default_colour(number) for number, code in enumerate(codes)),
         counts=tuple(int(counts.get(code, 0)) for code in codes),
     )
+
+
+def _different(codes: Sequence[Code], names: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes; of those that several codes share, each with its code, as scores are listed by name."""
+    counts = Counter(names)
+    return tuple(f"{name} ({code})" if counts[name] > 1 else name for code, name in zip(codes, names, strict=True))
 
 
 def default_colour(number: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 from affine import Affine
@@ -65,11 +64,11 @@ class BandSource:
     limits: tuple[float, float] = NO_LIMITS
     only_positive: bool = False
 
-    def with_nodata(self, values: Sequence[float]) -> Self:
+    def with_nodata(self, values: Sequence[float]) -> BandSource:
         """The same pixels with further stored values that mean no data."""
         return replace(self, nodata=(*self.nodata, *values))
 
-    def moved(self, period: float) -> Self:
+    def moved(self, period: float) -> BandSource:
         """The same pixels, moved in x by a number of units of their CRS."""
         a, b, c, d, e, f = tuple(self.transform)[:6]
         return replace(self, transform=Affine(a, b, c + period, d, e, f))

@@ -554,7 +554,13 @@ def _missing(
     """
     needed = [c for c in range(len(found)) if c not in hidden]
     missing = tuple(trained[c].name for c in needed if found[c] is None)
-    if missing and (not allowed or len(missing) == len(needed)):
+    if missing and len(missing) == len(needed):
+        raise ValueError(
+            f"{where} has none of the layers {', '.join(repr(name) for name in missing)} of the checkpoint, expected "
+            f"one at least; it has {', '.join(repr(name) for name in extra) or 'no others'}. Give them the names "
+            "of the checkpoint's (column `name` of layers.csv)"
+        )
+    if missing and not allowed:
         raise ValueError(
             f"{where} lacks the layers {', '.join(repr(name) for name in missing)} of the checkpoint; it has "
             f"{', '.join(repr(name) for name in extra) or 'no others'}. Give them these names (column `name` of "

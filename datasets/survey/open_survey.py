@@ -347,7 +347,7 @@ def _tile_edge(input_size: int, base: float, resolution: float) -> int:
 
 def _is_whole(length: float) -> bool:
     """Whether a length in pixels is a whole number of at least 1, but for rounding."""
-    return abs(length - round(length)) <= 1e-6 * length and round(length) >= 1
+    return math.isfinite(length) and abs(length - round(length)) <= 1e-6 * length and round(length) >= 1
 
 
 def _origin_step(base: float, reference: Grid) -> int:

@@ -55,7 +55,7 @@ class Placement:
             self.ratio_x * step,
             self.ratio_y * step,
         )
-        return all(abs(part - round(part)) < 1e-6 for part in parts)
+        return all(math.isfinite(part) and abs(part - round(part)) < 1e-6 for part in parts)
 
 
 def place(layer: Grid, reference: Grid) -> Placement:

@@ -349,8 +349,9 @@ def _anchors(
     fraction = coverage.of_windows(anchors[:, 0], anchors[:, 1], height=tile[0], width=tile[1])
     anchors = anchors[is_enough(fraction, min_valid)]
     if not len(anchors):
+        best = np.floor(1e4 * fraction.max()) / 1e4  # never rounded up to what is asked for
         raise ValueError(
-            f"no tile reaches --min_valid {min_valid:g}: the best of {len(fraction)} has {fraction.max():.2f} valid "
+            f"no tile reaches --min_valid {min_valid:g}: the best of {len(fraction)} has {best:.4g} valid "
             "ground; lower --min_valid or choose a smaller --input_size"
         )
     return anchors

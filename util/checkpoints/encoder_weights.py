@@ -126,6 +126,11 @@ def read_encoder_weights(path: str | os.PathLike[str]) -> EncoderWeights:
         )
     ours = _has_our_checksum(path)
     contents = load_checkpoint(path, required=("model", "model_config")) if ours else _load_published(path)
+    if ours and contents["model_config"].get("kind") == "unet":
+        raise CheckpointError(
+            f"weights {path}: a U-Net, a baseline of main_finetune without an encoder of ours; give a checkpoint of "
+            "main_pretrain, or of another method"
+        )
     state = contents.get("model")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(

@@ -44,6 +44,9 @@ RUN_FILES = (
     "report.json",
 )
 
+TABLES = ("layers.csv", "categories.csv")
+"""Files of a run whose names those of users may have as well."""
+
 
 class Resumable(NamedTuple):
     """The checkpoint to resume from: path and contents, and (path, reason) of each newer one skipped."""
@@ -190,9 +193,17 @@ def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str
     Args:
         output_dir: checkpoints, log, tables and pictures are moved.
         log_dir: TensorBoard events directly in it are moved too; default `output_dir`.
+
+    Raises:
+        ValueError: the folder holds tables of layers alone, so that they are not those of a run.
     """
     folder = Path(output_dir)
     found = [path for pattern in RUN_FILES for path in sorted(folder.glob(pattern)) if path.is_file()]
+    if found and all(path.name in TABLES for path in found):
+        raise ValueError(
+            f"--output_dir {folder} holds {found[0].name} and nothing of an earlier run: it is somebody's own table, "
+            "and would be replaced; choose another folder"
+        )
     found += [path for path in sorted(Path(log_dir or folder).glob("events.out.tfevents.*")) if path.is_file()]
     return move_to_earlier(found, folder)
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from util.checkpoints.resume_state import check_same_configuration
+from util.finetuning.label_source import LabelSource, may_overlap
 from util.finetuning.run import FinetuneRun, network_predictor, score
 from util.finetuning.scoring import score_line
 from util.processes.signals import Stop
@@ -23,23 +23,6 @@ FINETUNED_KEYS = tuple(
     "task training fold ground folds version".split()
 )
 """Entries that a checkpoint of main_finetune has for those who use it."""
-
-
-@dataclass(frozen=True)
-class LabelSource:
-    """Where labels are read from."""
-
-    path: str
-    band: int
-    column: str | None
-
-    def is_same(self, stored: Mapping[str, Any]) -> bool:
-        """Whether these are the labels that the options of a checkpoint name."""
-        return (
-            Path(self.path).resolve() == Path(stored["labels"]).resolve()
-            and self.band == stored["label_band"]
-            and self.column == stored["label_column"]
-        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +59,7 @@ def scored_ground(
         ValueError: it was fitted on all of these labels.
     """
     overlaps = may_overlap(ground, state["ground"])
-    if overlaps and labels.is_same(state["options"]):
+    if overlaps and labels.is_same(state):
         if state["fold"] is None:
             raise ValueError(
                 f"--resume {checkpoint} was fitted on all of these labels, so they cannot score it; name the "
@@ -85,13 +68,6 @@ def scored_ground(
         return ScoredGround(True, f"test ground of fold {state['fold']}")
     warning = "these labels lie on ground that the checkpoint was fitted on: scores elsewhere may be lower"
     return ScoredGround(False, "all labels", warning if overlaps else "")
-
-
-def may_overlap(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two grounds, `crs` and `bounds` (left, bottom, right, top), overlap; True where the CRS differ."""
-    (left, bottom, right, top), (west, south, east, north) = first["bounds"], second["bounds"]
-    overlap = left < east and west < right and bottom < north and south < top
-    return overlap or first["crs"] != second["crs"]
 
 
 @dataclass(frozen=True)

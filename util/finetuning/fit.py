@@ -54,6 +54,7 @@ class FitProgress:
         trained: epochs behind the current weights: fewer than `epoch` once a fit has returned to its best weights.
         best_trained: epochs behind the best weights.
         validation_s: seconds of validation.
+        stored_scores: of the comparison, as the checkpoint held them that the fit was resumed from.
     """
 
     epoch: int = 0
@@ -68,6 +69,7 @@ class FitProgress:
     trained: int = 0
     best_trained: int = 0
     validation_s: float = 0.0
+    stored_scores: Any = None
 
     @property
     def kept_epochs(self) -> int:
@@ -438,6 +440,7 @@ def restore(fit: Fit, state: Mapping[str, Any]) -> None:
     progress.readings = state["seen"]
     progress.best_epoch, progress.best_score, progress.best_model = best["epoch"], best["score"], best["model"]
     progress.trained = progress.epoch
+    progress.stored_scores = state.get("scores")
     for name, value in state.get("length", {}).items():  # older checkpoints are of fits of fixed length
         setattr(progress, name, value)
     fit.timer.resume(state)

@@ -18,6 +18,7 @@ from util.finetuning.compared_methods import PROBE, Method
 from util.finetuning.early_stopping import begin_decay_if_due, decay_epochs, describe_length, median_epochs
 from util.finetuning.embedding_features import PixelEmbeddings, principal_features
 from util.finetuning.fit import Fit, as_seen_by, make_updater, note_best, resume_fit, share_batch_statistics
+from util.finetuning.label_source import LABELS_FILE, absolute_source
 from util.finetuning.objectives import Objective
 from util.finetuning.predictors import BaselineInputs, Features, NetworkPredictor, Predictor
 from util.finetuning.scoring import FoldScores, score_fold, stopping_score
@@ -68,6 +69,7 @@ class FinetuneInputs:
         return {
             "layers": opened.layers,
             "options": used_options,
+            **({LABELS_FILE: absolute_source(used_options["labels"])} if used_options["labels"] else {}),
             "version": VERSION,
             "base_resolution": survey.base_resolution,
             "held_out": self.held_out,
@@ -232,6 +234,13 @@ def begin_fit(run: FinetuneRun, method: Method, fold: int | None) -> Fit:
         fit.progress.decay_epoch = epochs - decay_epochs(epochs)
     if run.settings.resume:
         resume_fit(fit, run.files.folder(method.name, fold))
+        if fold is None and run.training.patience and fit.progress.last_epoch != epochs:
+            logger.warning(
+                "%s: goes on with the %d epochs that it was begun with; to fit it anew, remove checkpoint-*.pth in %s",
+                fit.name,
+                fit.progress.last_epoch,
+                run.files.folder(method.name, fold),
+            )
     done = {"epochs_done": fit.progress.epoch, "step": fit.progress.step}
     dist.on_main_rank(lambda: run.files.forget(method.name, fold, **done))
     return fit

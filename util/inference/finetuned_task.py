@@ -191,7 +191,11 @@ def provenance(state: Mapping[str, Any]) -> dict[str, str]:
         tags["score"] = "not in this checkpoint; see metrics.json of the run that wrote it"
     else:
         summary = scores["arms"][state["arm"]]["summary"]
-        shown = {name: item for name, item in summary.items() if name not in COUNTS and item.get("mean") is not None}
+        shown = {  # a table of classes may have one that is named "mean"
+            name: item
+            for name, item in summary.items()
+            if name not in COUNTS and isinstance(item.get("mean"), int | float)
+        }
         numbers = {name: _with_deviation(item) for name, item in shown.items()}
         headline = scores["headline"]
         folds, where = summary[headline]["n"], TESTED.get(split["split"], split["split"])

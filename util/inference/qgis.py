@@ -7,6 +7,8 @@ that they were made of. The files are written in the form of QGIS 3.22, which la
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import os
 import xml.etree.ElementTree as ET
@@ -27,6 +29,8 @@ from util.geotiff.raster_spec import RasterSpec
 from util.hardware.system import replace_file
 from util.inference.quicklooks import panels_of
 from util.plots.maps import Panel, colour_range
+
+logger = logging.getLogger(__name__)
 
 PROJECT = "maps.qgs"
 VERSION = "3.22.0"
@@ -180,7 +184,7 @@ def write_project(
     Raises:
         OSError: a raster cannot be read, or the project cannot be written.
     """
-    path = folder / PROJECT
+    path = _free_project(folder)
     new = [layer for name, spec in rasters.items() for layer in _result_layers(folder / f"{name}.tif", spec)]
     under = [layer for source in sources if (layer := _source_layer(source)) is not None]
     root = ET.Element("qgis", projectname=f"GRID-MAE: {folder.resolve().name}", version=VERSION)
@@ -208,6 +212,25 @@ def write_project(
     ET.SubElement(canvas, "destinationsrs").append(_crs(first.crs))
     _write(path, root, doctype="qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'")
     return path
+
+
+def _free_project(folder: Path) -> Path:
+    """The project to write: `PROJECT`, or the next number if QGIS has saved that one, with what a user put into it."""
+    for number in itertools.count(1):
+        path = folder / (PROJECT if number == 1 else f"{Path(PROJECT).stem}-{number}.qgs")
+        if not path.exists() or _is_ours(path):
+            if number > 1:
+                logger.warning("%s was saved by QGIS and stays as it is; results: %s", folder / PROJECT, path.name)
+            return path
+    raise AssertionError
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a project is as this program wrote it: QGIS adds when and by whom it was saved."""
+    try:
+        return set(ET.parse(path).getroot().attrib) == {"projectname", "version"}
+    except ET.ParseError:
+        return False
 
 
 def _result_layers(path: Path, spec: RasterSpec) -> list[MapLayer]:

@@ -95,8 +95,8 @@ def _end_without_torch(parser: argparse.ArgumentParser) -> NoReturn:
 
 
 def _is_ctrl_c(error: BaseException | None) -> bool:
-    """Whether an error is Ctrl-C, which some packages turn into an ImportError while they are imported."""
-    while isinstance(error, ImportError):
+    """Whether an error is Ctrl-C, which packages and Python itself turn into others while modules are imported."""
+    while isinstance(error, ImportError | RuntimeError):
         error = error.__cause__ or error.__context__
     return isinstance(error, KeyboardInterrupt)
 
