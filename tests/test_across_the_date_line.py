@@ -120,3 +120,12 @@ def test_spikes_of_polygons_label_nothing_in_any_crs(tmp_path, crs):
     shapes = geopandas.GeoSeries([spike, box(500_000, 5_998_000, 502_000, 5_999_000)], crs=28354).to_crs(crs)
     grid = TargetGrid(CRS.from_epsg(28354), 500_000.0, 6_000_000.0, 100.0, 20, 20)
     assert labelled(features(tmp_path / "a.gpkg", shapes, crs), grid).sum() == 100
+
+
+def test_a_layer_that_reaches_far_beyond_a_crs_is_not_made_coarse(tmp_path):
+    globe = np.zeros((72, 144), dtype=np.float32)
+    path = write_grid(tmp_path / "a.tif", globe, resolution=2.5, left=-180.0, top=90.0, crs="EPSG:4326")
+    for crs in (ANTARCTIC, CRS.from_epsg(3857)):
+        with pytest.raises(ValueError, match=r"its pixels would be .* instead of some .*; cut it to the survey first"):
+            open_band(Layer("a", str(path)), reproject_to=crs)
+    assert open_band(Layer("a", str(path)), reproject_to=CRS.from_epsg(8857)).grid.resolution_x < 400_000  # Equal Earth

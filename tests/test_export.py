@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,6 +227,13 @@ def test_bad_input_is_refused(trained, tmp_path, capsys, name, flags, message):
     pytest.importorskip("onnxruntime")
     assert run_export(trained, name, tmp_path / "m.x", *flags.split()) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_the_checkpoint_itself_is_never_replaced(trained, tmp_path, capsys):
+    copy = Path(shutil.copy(trained / "pre/checkpoint-last.pth", tmp_path))
+    before = copy.read_bytes()
+    assert export.main(["--checkpoint", str(tmp_path), "--output", str(copy), "--overwrite"]) == 2
+    assert "is the checkpoint that is exported" in capsys.readouterr().err and copy.read_bytes() == before
 
 
 def test_nothing_is_replaced_unless_asked_for(trained, tmp_path, capsys):

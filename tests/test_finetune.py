@@ -498,6 +498,29 @@ def test_scoring_a_checkpoint_gives_the_numbers_of_its_fit(compared, tmp_path, c
     (compared / "evaluation.json").unlink()
 
 
+def test_labels_are_the_same_wherever_the_program_is_called_from(survey, labels, compared, tmp_path, monkeypatch):
+    monkeypatch.chdir(labels.parent)
+    flags = ["--only_folds", "0", "--no_final"]
+    assert labelled.finetune(survey, tmp_path / "run", *flags, labels=Path(labels.name)) == 0
+    monkeypatch.chdir(tmp_path)
+    checkpoint = tmp_path / "run/fits/scratch-fold0/checkpoint-last.pth"
+    assert labelled.score(checkpoint, tmp_path / "eval", "--labels", str(labels)) == 0
+    found = labelled.read_strict(tmp_path / "eval/evaluation.json")
+    assert found["scored"] == "test ground of fold 0"
+    assert found["test"] == labelled.scores(tmp_path / "run", "scratch", 0)["test"]
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [("checkpoint-last.pth", "all of these labels")]
+    + [("fits/probe-fold1/checkpoint-last.pth", "these labels but for the test ground of fold 1")],
+)
+def test_weights_that_know_the_labels_are_named(survey, labels, compared, tmp_path, caplog, name, which):
+    flags = ["--finetune", str(compared / name), "--only_folds", "0", "--no_final", "--epochs", "1"]
+    assert labelled.finetune(survey, tmp_path, *flags, labels=labels) == 0
+    assert f"was fitted on {which}: scores here are not those of ground it has not seen" in caplog.text
+
+
 def test_other_labels_and_other_ground_are_scored_everywhere(survey, labels, compared, tmp_path):
     last = compared / "checkpoint-last.pth"
     other = labelled.write_classes(tmp_path, name="copy.tif")

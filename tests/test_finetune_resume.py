@@ -256,6 +256,15 @@ def test_a_finished_run_is_not_repeated(survey, labels, tmp_path, caplog):
     assert files() == before and not (tmp_path / "earlier-1").exists()
 
 
+def test_more_folds_are_in_the_scores_of_the_last_fit(survey, labels, tmp_path):
+    """What maps say of themselves: the scores of all folds that were run, also those added later."""
+    assert labelled.finetune(survey, tmp_path, "--only_folds", "0", labels=labels) == 0
+    assert labelled.finetune(survey, tmp_path, "--resume", "auto", labels=labels) == 0
+    ours, (arm,) = surveys.checkpoint(tmp_path)["scores"], labelled.read_strict(tmp_path / "metrics.json")["arms"]
+    theirs = labelled.read_strict(tmp_path / "metrics.json")["arms"][arm]["summary"]["mean_iou"]
+    assert ours["arms"][arm]["summary"]["mean_iou"] == theirs and theirs["n"] > 1
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [

@@ -1,6 +1,7 @@
 """Labels that a fold may know: written as a map, pre-trained on, and looked for on test ground afterwards."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -128,6 +129,16 @@ def test_a_target_of_other_ground_is_not_warned_of(tmp_path):
 def test_bad_input_is_refused(survey, labels, tmp_path, capsys, flags, fold, said):
     assert known(survey, tmp_path / "known.tif", labels / "classes.tif", *flags, fold=fold) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "known.tif").exists()
+
+
+@pytest.mark.parametrize("name", ["labels", "layer"])
+def test_what_is_read_is_never_replaced(survey, labels, tmp_path, capsys, name):
+    copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in (survey, labels)]
+    path = copies[1] / "classes.tif"
+    output = path if name == "labels" else copies[0] / "gravity.tif"
+    before = output.read_bytes()
+    assert known(copies[0], output, path, more=["--overwrite"]) == 2
+    assert "is one of the rasters that are read" in capsys.readouterr().err and output.read_bytes() == before
 
 
 def test_a_file_is_replaced_only_if_asked_for(survey, labels, tmp_path, capsys):

@@ -375,6 +375,12 @@ class TestPictures:
         assert len(open_labels(path, kind="classes", grid=GRID, band=2).classes) == 3
 
 
+def test_columns_of_one_name_are_refused(tmp_path):
+    path = write(tmp_path / "a.csv", "x,y,class,class\n500050,6999950,a,b\n")
+    with pytest.raises(ValueError, match="has 2 columns 'class', expected names that differ"):
+        read_table(str(path), grid=GRID, label_crs=None, x_column=None, y_column=None)
+
+
 def test_a_long_column_has_one_type_from_end_to_end(tmp_path):
     """pandas guesses the types of a long table part by part; an empty cell in one of them made 1 into 1.0."""
     rows = ["x,y,c," + ",".join(f"v{k}" for k in range(20))]

@@ -88,6 +88,21 @@ def test_the_project_lists_results_over_layers_and_keeps_older_results(tmp_path)
     assert left == [f"r: {name}" for name in FIELDS]
 
 
+def test_a_project_that_qgis_has_saved_stays_as_it_is(tmp_path, caplog):
+    path, raster = fields(tmp_path)
+    project = write_project(tmp_path, {"r": raster}, [])
+    root = ET.parse(project).getroot()
+    root.set("saveDateTime", "2026-11-30T12:00:00")  # as QGIS does
+    ET.SubElement(root, "Layouts")
+    ET.ElementTree(root).write(project)
+    before = project.read_bytes()
+    for _ in range(2):
+        assert write_project(tmp_path, {"r": raster}, []) == tmp_path / "maps-2.qgs"
+    assert project.read_bytes() == before
+    assert "maps.qgs was saved by QGIS and stays as it is; results: maps-2.qgs" in caplog.text
+    assert len(list(ET.parse(tmp_path / "maps-2.qgs").iter("maplayer"))) == len(FIELDS)
+
+
 def test_legends_tell_neighbouring_values_apart_and_names_may_hold_anything(tmp_path):
     raster = info(1, 101, names=("total field \x07",), units=("nT",))
     pixels = np.linspace(49_990, 50_000, 101, dtype=np.float32)[None, None]

@@ -413,6 +413,15 @@ def test_set_aside_moves_an_earlier_runs_checkpoints(tmp_path):
         assert ckpt.find_resumable(tmp_path / f"earlier-{run}").state["step"] == run
 
 
+def test_tables_of_somebody_else_stay_where_they_are(tmp_path):
+    (tmp_path / "layers.csv").write_text("path\ngravity.tif\n")
+    with pytest.raises(ValueError, match=r"holds layers.csv and nothing of an earlier run.* choose another folder"):
+        ckpt.set_aside(tmp_path)
+    assert (tmp_path / "layers.csv").exists()
+    ckpt.save_run_checkpoint(tmp_path, make_state(1), epoch_file=False)
+    assert ckpt.set_aside(tmp_path) == tmp_path / "earlier-1" and (tmp_path / "earlier-1/layers.csv").exists()
+
+
 # What travels in a checkpoint
 
 

@@ -26,11 +26,13 @@ class WindowExamples:
         centres: (n, 2) float64 base-scale (row, col) of the windows' centres.
         classes: (n,) int64 class numbers.
         background: (n,) bool, True for ground drawn at random: its class is not known, absence is assumed.
+        extent: edge of the square around each centre that its class is of, base-scale pixels; 0: of the point.
     """
 
     centres: np.ndarray
     classes: np.ndarray
     background: np.ndarray
+    extent: int = 0
 
 
 def point_examples(
@@ -142,6 +144,7 @@ def tile_examples(labels: LabelMap, *, size: int, least_labelled: float) -> Wind
         centres=(cells + 0.5) * size,
         classes=counts[kept].argmax(axis=1).astype(np.int64),
         background=np.zeros(len(cells), dtype=bool),
+        extent=size,
     )
 
 
@@ -217,7 +220,7 @@ class WindowFold:
             chosen = np.ones(len(centres), dtype=bool)
         else:
             # --label_fraction applies to known labels, not to background.
-            chosen = targets.folds.training_at(fold, centres[:, 0], centres[:, 1])
+            chosen = targets.folds.training_at(fold, centres[:, 0], centres[:, 1], extent=targets.examples.extent)
             away = targets.folds.training_at(fold, centres[:, 0], centres[:, 1], all_labels=True)
             chosen = np.where(targets.examples.background, away, chosen)
         self.numbers = np.flatnonzero(chosen)

@@ -138,11 +138,24 @@ class Folds:
         """
         return self.block_grid.at_points(self._validation_rectangles(fold), row, col, outside=False)
 
-    def training_at(self, fold: int, row: np.ndarray, col: np.ndarray, *, all_labels: bool = False) -> np.ndarray:
-        """Like `training`, for points, (k,) bool; the buffer is measured to the point."""
+    def training_at(
+        self, fold: int, row: np.ndarray, col: np.ndarray, *, extent: float = 0.0, all_labels: bool = False
+    ) -> np.ndarray:
+        """Like `training`, for points, (k,) bool; the buffer is measured to the point, or to a square around it.
+
+        Args:
+            fold: its number.
+            row: (k,) positions, base pixels.
+            col: likewise.
+            extent: edge of the square that each label is of, base pixels; 0: of the point alone.
+            all_labels: as in `training`.
+        """
         row, col = np.asarray(row, dtype=np.float64), np.asarray(col, dtype=np.float64)
         usable = (row >= 0) & (row < self.shape[0]) & (col >= 0) & (col < self.shape[1])
         usable &= ~self.block_grid.points_near(self.excluded_rectangles(fold), row, col)
+        if extent and self.split != "random":  # whose cells are smaller than any square
+            rows, cols = ((place - extent / 2, place + extent / 2) for place in (row, col))
+            usable &= ~self.block_grid.windows_near(self.excluded_rectangles(fold), rows, cols)
         if self.label_ranks is not None and not all_labels:
             i = np.clip(row // self.cell, 0, self.label_ranks.shape[0] - 1).astype(np.int64)
             j = np.clip(col // self.cell, 0, self.label_ranks.shape[1] - 1).astype(np.int64)

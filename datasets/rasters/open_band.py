@@ -18,6 +18,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform
+from rasterio.warp import transform as transform_points
 
 from datasets.ground.area_of_interest import AreaOfInterest
 from datasets.ground.grid import GDAL_ERRORS, Grid, crs_agree
@@ -43,6 +44,8 @@ from datasets.rasters.xarray_band import open_xarray_source
 _SHEAR = 1e-3
 # CRS units. Pixels below it are memory that was never written, which formats without a geotransform may show.
 _LEAST_PIXEL = 1e-300
+_MOST_COARSER = 3.0
+"""Times that pixels may grow where a layer is brought to another CRS."""
 
 
 def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInterest | None = None) -> RasterBand:
@@ -65,11 +68,11 @@ def open_band(layer: Layer, *, reproject_to: CRS | None = None, aoi: AreaOfInter
         return _open_array(layer, reproject_to, aoi)
     if len(sheet_paths(layer.path)) > 1:
         source, stated, rule, notes = open_sheets(layer, _open_source)
-        grid, warped = _grid_of(source, reproject_to, lambda target: _proposed_grid(source, target))
+        grid, warped = _grid_of(source, reproject_to, lambda target: _reprojected_grid(source, None, target))
         return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
     with rasterio.Env(), _opened(layer) as dataset:  # the Env logs GDAL's remarks
         source, stated, rule, notes = _read_source(layer, dataset)
-        grid, warped = _grid_of(source, reproject_to, lambda target: _warped_grid(source, dataset, target))
+        grid, warped = _grid_of(source, reproject_to, lambda target: _reprojected_grid(source, dataset, target))
     return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
 
 
@@ -118,7 +121,7 @@ def _open_array(layer: Layer, reproject_to: CRS | None, aoi: AreaOfInterest | No
     check_layer_kind(source.layer)
     source = replace(source, nodata=stored_values(stated, source.dtype))
     notes += check_coordinates(source)
-    grid, warped = _grid_of(source, reproject_to, lambda crs: _proposed_grid(source, crs))
+    grid, warped = _grid_of(source, reproject_to, lambda crs: _reprojected_grid(source, None, crs))
     return _band_of(source, grid, warped=warped, aoi=aoi, stated=stated, rule=rule, notes=notes)
 
 
@@ -364,6 +367,32 @@ def _native_grid(source: BandSource) -> Grid | None:
         rows=source.rows,
         cols=source.cols,
     )
+
+
+def _reprojected_grid(source: BandSource, dataset: rasterio.DatasetReader | None, crs: CRS) -> Grid:
+    """The grid that GDAL proposes in another CRS.
+
+    Raises:
+        ValueError: its pixels are far larger than the file's own are there, as the proposal has to reach places that
+            the CRS cannot show, such as the other pole.
+    """
+    grid = _proposed_grid(source, crs) if dataset is None else _warped_grid(source, dataset, crs)
+    a, b, c, d, e, f = tuple(source.transform)[:6]
+    places = [(a * col + b * row + c, d * col + e * row + f) for col, row in _middle_pixel(source)]
+    x, y = transform_points(source.crs, crs, *zip(*places, strict=True))
+    own = math.hypot(x[1] - x[0], y[1] - y[0])
+    if math.isfinite(own) and own > 0 and grid.resolution_x > _MOST_COARSER * own:
+        raise ValueError(
+            f"{source.layer.where}: in {crs.to_string()[:60]} its pixels would be {grid.resolution_x:.6g} instead of "
+            f"some {own:.6g}, as it reaches far beyond the area of that CRS; cut it to the survey first (gdalwarp -te "
+            "WEST SOUTH EAST NORTH -te_srs EPSG:4326, or rio clip)"
+        )
+    return grid
+
+
+def _middle_pixel(source: BandSource) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Left and right edge of the pixel in the middle, (col, row)."""
+    return (source.cols / 2, source.rows / 2), (source.cols / 2 + 1, source.rows / 2)
 
 
 def _warped_grid(source: BandSource, dataset: rasterio.DatasetReader, crs: CRS) -> Grid:
