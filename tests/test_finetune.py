@@ -499,12 +499,12 @@ def test_scoring_a_checkpoint_gives_the_numbers_of_its_fit(compared, tmp_path, c
 
 
 def test_labels_are_the_same_wherever_the_program_is_called_from(survey, labels, compared, tmp_path, monkeypatch):
-    monkeypatch.chdir(labels.parent)
-    flags = ["--only_folds", "0", "--no_final"]
-    assert labelled.finetune(survey, tmp_path / "run", *flags, labels=Path(labels.name)) == 0
+    path, flags = labels / "classes.tif", ["--only_folds", "0", "--no_final"]
+    monkeypatch.chdir(labels)
+    assert labelled.finetune(survey, tmp_path / "run", *flags, labels=Path(path.name)) == 0
     monkeypatch.chdir(tmp_path)
     checkpoint = tmp_path / "run/fits/scratch-fold0/checkpoint-last.pth"
-    assert labelled.score(checkpoint, tmp_path / "eval", "--labels", str(labels)) == 0
+    assert labelled.score(checkpoint, tmp_path / "eval", "--labels", str(path)) == 0
     found = labelled.read_strict(tmp_path / "eval/evaluation.json")
     assert found["scored"] == "test ground of fold 0"
     assert found["test"] == labelled.scores(tmp_path / "run", "scratch", 0)["test"]
@@ -517,7 +517,7 @@ def test_labels_are_the_same_wherever_the_program_is_called_from(survey, labels,
 )
 def test_weights_that_know_the_labels_are_named(survey, labels, compared, tmp_path, caplog, name, which):
     flags = ["--finetune", str(compared / name), "--only_folds", "0", "--no_final", "--epochs", "1"]
-    assert labelled.finetune(survey, tmp_path, *flags, labels=labels) == 0
+    assert labelled.finetune(survey, tmp_path, *flags, labels=labels / "classes.tif") == 0
     assert f"was fitted on {which}: scores here are not those of ground it has not seen" in caplog.text
 
 

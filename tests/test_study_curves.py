@@ -70,7 +70,7 @@ def test_the_report_tells_fixed_lengths_from_those_that_did_not_converge(tmp_pat
     curves = [curve(*of.scores, arm=arm["name"], fold=fold) for arm in arms for fold, of in enumerate([bound, early])]
     write_curves(tmp_path / "curves.csv", curves)
     text = report_text(study_of(tmp_path, runs, **facts))
-    assert "**2 of 4 fits trained up to the bound without converging**" in text
+    assert "**2 of 4 fits trained up to the greatest length without converging**" in text
     for row in ("| one | full | all | 2 | 2.5 | 3 | 1 of 2 |", "| long | full | all | 2 | 2.5 | 3 | fixed length |"):
         assert row in text
     assert "| again | full | all | 2 | 2.5 | 3 | 1 of 2 |" in text  # it has pre-training, so its fits may end early
