@@ -78,18 +78,16 @@ def run_program(
         run = prepare(torch_device, ranks)
     except (ValueError, OSError) as error:
         return dist.report_end(error, program=program, ranks=ranks, status=2)
-    except (dist.PeerLost, KeyboardInterrupt) as error:
-        return dist.report_end(error, program=program, ranks=ranks, status=1)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, KeyboardInterrupt) as error:
+        if not isinstance(named := _with_remedy(error), failures):
             raise
-        return dist.report_end(_out_of_memory(error), program=program, ranks=ranks, status=1)
+        return dist.report_end(named, program=program, ranks=ranks, status=1)
     ended_by: BaseException | None = None
     try:
         with Stop(stop_message) as stop:
             return work(run, stop) or 0
     except BaseException as error:
-        ended_by = _out_of_memory(error) if is_out_of_memory(error) and not isinstance(error, failures) else error
+        ended_by = _with_remedy(error)
         if isinstance(ended_by, failures):
             return dist.report_end(ended_by, program=program, ranks=ranks, status=1)
         raise
@@ -99,8 +97,10 @@ def run_program(
         dist.shutdown()
 
 
-def _out_of_memory(error: BaseException) -> RunFailed:
-    """The error of a GPU whose memory is not enough, with what to do."""
+def _with_remedy(error: BaseException) -> BaseException:
+    """The error itself; of a GPU whose memory is not enough, one that says what to do."""
+    if isinstance(error, RunFailed) or not is_out_of_memory(error):
+        return error
     said = (str(error).splitlines() or [""])[0][:200]
     return RunFailed(
         f"the memory of the GPU is not enough ({said}); use a smaller --batch_size, in training with a larger "
