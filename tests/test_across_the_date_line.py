@@ -129,3 +129,10 @@ def test_a_layer_that_reaches_far_beyond_a_crs_is_not_made_coarse(tmp_path):
         with pytest.raises(ValueError, match=r"its pixels would be .* instead of some .*; cut it to the survey first"):
             open_band(Layer("a", str(path)), reproject_to=crs)
     assert open_band(Layer("a", str(path)), reproject_to=CRS.from_epsg(8857)).grid.resolution_x < 400_000  # Equal Earth
+
+
+def test_a_turned_layer_in_degrees_across_the_line_is_read(tmp_path):
+    values = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+    path = write_grid(tmp_path / "a.tif", values, resolution=0.5, left=178.0, top=-15.0, crs="EPSG:4326", rotation=90.0)
+    band = open_band(Layer("a", str(path)), reproject_to=PACIFIC)
+    assert np.isfinite(band.read(0, 0, band.grid.rows, band.grid.cols)).mean() > 0.8

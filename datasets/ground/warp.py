@@ -196,7 +196,7 @@ def footprint(frame: Frame, grid: Grid, block: tuple[int, int, int, int]) -> tup
     source_rows = inverse.d * place[0] + inverse.e * place[1] + inverse.f
     margin, margin_cols = _WARP_MARGIN, _WARP_MARGIN
     if step := _step_over_the_seam(np.reshape(x, points_x.shape), np.reshape(y, points_x.shape), frame.crs):
-        margin += math.ceil(step / abs(frame.transform.e))  # what lies between samples, a pole perhaps
+        margin += math.ceil(step * abs(inverse.e))  # what lies between samples, a pole perhaps
         margin_cols += frame.cols
     top = max(int(np.floor(source_rows.min())) - margin, 0)
     left = max(int(np.floor(source_cols.min())) - margin_cols, 0)

@@ -378,9 +378,11 @@ def _reprojected_grid(source: BandSource, dataset: rasterio.DatasetReader | None
     """
     grid = _proposed_grid(source, crs) if dataset is None else _warped_grid(source, dataset, crs)
     a, b, c, d, e, f = tuple(source.transform)[:6]
-    places = [(a * col + b * row + c, d * col + e * row + f) for col, row in _middle_pixel(source)]
+    middle, corners = (source.cols / 2, source.rows / 2), ((0, 0), (1, 0), (0, 1))  # of the pixel there
+    places = [(middle[0] + right, middle[1] + down) for right, down in corners]
+    places = [(a * col + b * row + c, d * col + e * row + f) for col, row in places]
     x, y = transform_points(source.crs, crs, *zip(*places, strict=True))
-    own = math.hypot(x[1] - x[0], y[1] - y[0])
+    own = max(math.hypot(x[k] - x[0], y[k] - y[0]) for k in (1, 2))
     if math.isfinite(own) and own > 0 and grid.resolution_x > _MOST_COARSER * own:
         raise ValueError(
             f"{source.layer.where}: in {crs.to_string()[:60]} its pixels would be {grid.resolution_x:.6g} instead of "
@@ -388,11 +390,6 @@ def _reprojected_grid(source: BandSource, dataset: rasterio.DatasetReader | None
             "WEST SOUTH EAST NORTH -te_srs EPSG:4326, or rio clip)"
         )
     return grid
-
-
-def _middle_pixel(source: BandSource) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Left and right edge of the pixel in the middle, (col, row)."""
-    return (source.cols / 2, source.rows / 2), (source.cols / 2 + 1, source.rows / 2)
 
 
 def _warped_grid(source: BandSource, dataset: rasterio.DatasetReader, crs: CRS) -> Grid:
