@@ -284,6 +284,23 @@ class TestVectors:
         labels = open_labels(path, kind="classes", grid=grid_of(1, 2), column="code")
         assert labels.classes.codes == (5, 20) and whole(labels).tolist() == [[1, 0]]
 
+    def test_points_in_one_pixel_count_together(self, tmp_path, caplog):
+        """Samples in the first pixel, after an area that they overwrite, and one sample elsewhere."""
+        area = shapely.box(*point(0, 1).coords[0], *point(3, 0).coords[0])
+        places = [area, point(0.2, 0.3), point(0.9, 0.1), point(0.5, 0.5), point(1.5, 1.5)]
+        path = write_features(tmp_path / "a.gpkg", places, code=[9, 7, 5, 7, 5], gold=[1.0, 2.0, 4.0, 9.0, np.nan])
+        values = open_labels(path, kind="values", column="gold", grid=grid_of(2, 3))
+        np.testing.assert_array_equal(whole(values), [[5, 1, 1], [NAN, NAN, NAN]])
+        assert "points of several classes" not in caplog.text
+        classes = open_labels(path, kind="classes", column="code", grid=grid_of(2, 3))
+        assert classes.classes.codes == (5, 7, 9) and whole(classes).tolist() == [[1, 2, 2], [-1, 0, -1]]
+        assert "1 of 2 target pixels with points hold points of several classes" in caplog.text
+
+    def test_of_classes_equally_common_the_last_is_taken(self, tmp_path):
+        places = [point(0.2, 0.3), point(0.9, 0.1), point(2.5, 0.5)]
+        path = write_features(tmp_path / "a.gpkg", places, code=[7, 5, 7])
+        assert whole(open_labels(path, kind="classes", grid=grid_of(1, 3))).tolist() == [[0, -1, 1]]
+
     def test_points_burn_their_pixel_lines_their_cells(self, tmp_path):
         line = shapely.LineString([point(0.5, 0.2), point(2.5, 2.2)])
         path = write_features(tmp_path / "a.gpkg", [line, point(0.1, 2.9)], code=[1, 2])

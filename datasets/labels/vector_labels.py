@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -15,13 +17,15 @@ from datasets.ground.grid import Grid
 from datasets.labels.columns import with_codes, with_values
 from datasets.layers.class_table import Code
 
+logger = logging.getLogger(__name__)
+
 # Polygons with more vertices are cut to the window before they are burned.
 _MANY_VERTICES = 256
 
 
 @dataclass(frozen=True, eq=False)
 class LabelVectors:
-    """Features on target pixels, later ones over earlier ones. Picklable.
+    """Features on target pixels, later ones over earlier ones, at most one point in each. Picklable.
 
     Attributes:
         shapes: polygons, lines and points in pixels of the grid, (column, row), as they are burned in order.
@@ -72,7 +76,7 @@ def _cut(shape: shapely.Geometry, row: int, col: int, rows: int, cols: int) -> s
 def open_label_vectors(
     frame: geopandas.GeoDataFrame, *, kind: str, grid: Grid, column: str, where: str, nodata: float | None = None
 ) -> LabelVectors:
-    """Turns features into labels.
+    """Turns features into labels; points that share a target pixel become one: their mean, or the commonest class.
 
     Args:
         frame: features in the grid's CRS, as `read_features` gives them.
@@ -98,12 +102,53 @@ def open_label_vectors(
             [(xy[:, 0] - grid.left) / grid.resolution_x, (grid.top - xy[:, 1]) / grid.resolution_y]
         ),
     )
+    values = numbers[owner]
+    parts = None if codes is None else tuple(codes[k] for k in owner)
+    keep = _merge_points(shapes, values, parts, where)
     return LabelVectors(
-        shapes=shapes,
-        values=numbers[owner],
-        codes=None if codes is None else tuple(codes[k] for k in owner),
-        tree=shapely.STRtree(shapes),
+        shapes=shapes[keep],
+        values=values[keep],
+        codes=None if parts is None else tuple(parts[k] for k in keep),
+        tree=shapely.STRtree(shapes[keep]),
     )
+
+
+def _merge_points(shapes: np.ndarray, values: np.ndarray, codes: tuple[Code, ...] | None, where: str) -> np.ndarray:
+    """Which shapes to keep, ascending: all but points that share a target pixel, of which one stands for all.
+
+    Of values it is the last, which gets their mean, in `values`; of classes the last of the commonest class.
+    """
+    points = np.flatnonzero((shapely.get_dimensions(shapes) == 0) & (np.isfinite(values) | (codes is not None)))
+    if not len(points):
+        return np.arange(len(shapes))
+    _, pixel = np.unique(np.floor(shapely.get_coordinates(shapes[points])), axis=0, return_inverse=True)
+    order = np.argsort(pixel, kind="stable")
+    groups = np.split(points[order], np.flatnonzero(np.diff(pixel[order])) + 1)
+    keep, shared, mixed = np.ones(len(shapes), dtype=bool), 0, 0
+    for group in (group for group in groups if len(group) > 1):
+        shared += 1
+        chosen = group[-1]
+        if codes is None:
+            values[chosen] = np.mean(values[group], dtype=np.float64)
+        else:
+            counts = Counter(codes[k] for k in group)
+            mixed += len(counts) > 1
+            chosen = max(group, key=lambda k: (counts[codes[k]], k))
+        keep[group] = False
+        keep[chosen] = True
+    if mixed:
+        logger.warning(
+            "%s: %d of %d target pixels with points hold points of several classes: labelled with the commonest of "
+            "them; finer target pixels (--label_scale) may tell them apart",
+            where,
+            mixed,
+            len(groups),
+        )
+    elif shared and codes is None:
+        logger.info(
+            "%s: %d of %d target pixels with points hold several: labelled with their mean", where, shared, len(groups)
+        )
+    return np.flatnonzero(keep)
 
 
 def _parts(geometries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
