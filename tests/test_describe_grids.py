@@ -156,7 +156,7 @@ class TestJson:
 
     def test_estimate(self, tmp_path, capsys):
         two_layers(tmp_path)
-        flags, size = ["--data_dir", str(tmp_path), *FLAGS], {"size": models.MODEL_SIZES["tiny"]}
+        flags, size = ["--data_dir", str(tmp_path), *FLAGS], {"size": models.ModelSize(192, 2, 3, 32, 128, 1, 2, 32)}
         small = described(capsys, *flags, **size)["estimate"]
         large = described(capsys, *flags, "--batch_size", "4", **size)["estimate"]
         assert small["layers_bytes"] == 4 * (40 * 48 + 15 * 24)

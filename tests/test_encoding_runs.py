@@ -5,9 +5,8 @@ import pytest
 import rasterio
 
 import main_finetune
-import main_inference
 from scripts import describe_grids
-from tests import small_main
+from tests import small_main, small_maps
 from tests.rasters import write_grid
 from tests.surveys import checkpoint, log, same_bits
 
@@ -102,7 +101,7 @@ def test_other_classes_do_not_continue_a_run(survey, trained, tmp_path, capsys):
 
 
 def infer(trained, output, what, *flags):
-    return main_inference.main(
+    return small_maps.infer(
         ["--checkpoint", str(trained / "checkpoint-last.pth"), "--output", what, "--output_dir", str(output)]
         + ["--device", "cpu", "--no_progress", "--block_size", "24", *flags]
     )

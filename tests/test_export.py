@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-import main_inference
 from datasets.survey.inference_survey import open_inference_survey, stored_encodings, stored_layers, stored_native
 from main_inference import load_network
 from scripts import export
-from tests import labelled, small_main, surveys
+from tests import labelled, small_main, small_maps, surveys
 from tests.rasters import write_grid
 from util.checkpoints import checkpoint_file
 from util.checkpoints.encoder_weights import read_encoder_weights
@@ -191,7 +190,7 @@ def test_a_torch_file_is_a_checkpoint_for_our_programs_without_anybodys_folders(
     maps = ["--train_path", str(trained / "survey/layers.csv"), "--device", "cpu", "--no_progress"]
     for source in (path, trained / "classes"):
         given = ["--checkpoint", str(source), "--output_dir", str(tmp_path / f"maps-{source.stem}"), *maps]
-        assert main_inference.main([*given, "--output", "prediction"]) == 0
+        assert small_maps.infer([*given, "--output", "prediction"]) == 0
     one, other = (sorted((tmp_path / f"maps-{n}").glob("prediction*.tif")) for n in ("shared", "classes"))
     import rasterio
 

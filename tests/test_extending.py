@@ -15,11 +15,10 @@ import pytest
 import rasterio
 
 import main_finetune
-import main_inference
 import models_vit_group_channels as models
 from datasets.layers.kinds import KINDS
 from datasets.survey.open_survey import SurveySettings, open_survey
-from tests import labelled, surveys
+from tests import labelled, small_maps, surveys
 from tests.rasters import write_grid
 from util.finetuning import choices
 from util.finetuning.tasks import TASKS
@@ -114,7 +113,7 @@ def test_a_task(survey, tmp_path):
         assert 0 < labelled.scores(tmp_path / "out", "scratch")["test"]["mae"] < 50
         where = ["--output_dir", str(tmp_path / "maps"), "--data_dir", str(survey), "--device", "cpu", "--no_progress"]
         checkpoint = str(tmp_path / "out" / "checkpoint-last.pth")
-        assert main_inference.main(["--checkpoint", checkpoint, "--output", "prediction", *where]) == 0
+        assert small_maps.infer(["--checkpoint", checkpoint, "--output", "prediction", *where]) == 0
     with rasterio.open(next((tmp_path / "maps").glob("*.tif"))) as file:
         assert np.nanmin(file.read(1)) > 0  # labels of 92 to 108 mGal
 
@@ -123,7 +122,7 @@ def test_a_product(survey, checkpoint, tmp_path):
     product = example("A product")["BASE_VALUES"]
     where = ["--output_dir", str(tmp_path), "--data_dir", str(survey), "--device", "cpu", "--no_progress"]
     with mock.patch.dict(PRODUCTS, {product.name: product}):
-        assert main_inference.main(["--checkpoint", str(checkpoint), "--output", "base_values", *where]) == 0
+        assert small_maps.infer(["--checkpoint", str(checkpoint), "--output", "base_values", *where]) == 0
     with rasterio.open(tmp_path / "base_values.tif") as file:
         gravity, magnetics = file.read()
         assert file.descriptions == ("gravity", "magnetics")

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 
-import main_inference
-from tests import labelled, surveys
+from tests import labelled, small_maps, surveys
 from tests.test_cog_writer import classes, write
 from util.inference.qgis import write_style
 
@@ -59,7 +58,7 @@ def one_message(text: str, program: str) -> str:
 def test_maps(pretrained, tmp_path, product, limit):
     output, whole = tmp_path / "maps", tmp_path / "whole"
     arguments = ["--checkpoint", str(pretrained), "--output", product, "--device", "cpu", "--no_progress"]
-    assert main_inference.main([*arguments, "--output_dir", str(whole)]) == 0
+    assert small_maps.infer([*arguments, "--output_dir", str(whole)]) == 0
     largest = max(len(data) for name, data in files_of(whole).items() if name.endswith(".tif"))
     limit = limit or largest - 1  # all parts are written, the map itself is not
     assert largest > limit
@@ -67,7 +66,7 @@ def test_maps(pretrained, tmp_path, product, limit):
         [*arguments, "--output_dir", str(output)],
         tmp_path / "messages.txt",
         before=partial(limit_files, limit),
-        program=main_inference.main,
+        program=small_maps.infer,
     )
     status, text = full.wait()
     assert status == 1, text
@@ -80,7 +79,7 @@ def test_maps(pretrained, tmp_path, product, limit):
         if name.endswith(".tif"):
             with rasterio.open(output / name) as found, rasterio.open(whole / name) as wanted:
                 np.testing.assert_array_equal(found.read(), wanted.read())
-    assert main_inference.main([*arguments, "--output_dir", str(output), "--resume"]) == 0
+    assert small_maps.infer([*arguments, "--output_dir", str(output), "--resume"]) == 0
     again = files_of(output)
     assert again.keys() == expected.keys()
     for name in (name for name in expected if name.endswith(".tif")):

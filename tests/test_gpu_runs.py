@@ -9,10 +9,9 @@ import torch
 import torch.distributed
 from torch.distributed.tensor import DTensor
 
-import main_inference
 from scripts.benchmarks import memory as bench_memory
 from scripts.benchmarks.step import OURS, make_batch, make_model, total_loss
-from tests import surveys
+from tests import small_maps, surveys
 from tests.test_gpu_lane import DEVICES
 from tests.test_gpu_lane import SHAPE as STEP_SHAPE
 from tests.test_inference import KINDS, make_checkpoint, pixels_of
@@ -69,7 +68,7 @@ def test_maps_are_those_of_the_cpu(trained, tmp_path, kind, device):
     for name, more in (("reference", ["--device", "cpu"]), ("there", ["--device", device, "--batch_size", "5"])):
         out = tmp_path / name
         flags = ["--checkpoint", str(trained.checkpoint), "--output", kind, "--output_dir", str(out), "--amp", "off"]
-        assert main_inference.main([*flags, "--no_progress", "--block_size", "24", *more]) == 0
+        assert small_maps.infer([*flags, "--no_progress", "--block_size", "24", *more]) == 0
         found.append({path.name: pixels_of(path) for path in out.glob("*.tif") if "pca" not in path.name})
     assert found[0] and found[0].keys() == found[1].keys()
     for name, expected in found[0].items():

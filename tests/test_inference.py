@@ -27,6 +27,7 @@ from datasets.survey.coverage import overlap_matrix
 from datasets.survey.inference_survey import open_inference_survey, stored_layers
 from datasets.survey.open_survey import SurveySettings, open_survey
 from scripts import measure_gapfill, measure_superresolution
+from tests import small_maps
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, start_of_launch, write_survey
 from util.checkpoints.checkpoint_file import save_checkpoint
@@ -284,8 +285,8 @@ def arguments(trained, output_dir, output, *more):
     ]
 
 
-def infer(trained, output_dir, output="embeddings", *more, status=0):
-    assert main_inference.main(arguments(trained, output_dir, output, *more)) == status
+def infer(trained, output_dir, output="embeddings", *more, status=0, pictures=False):
+    assert small_maps.infer(arguments(trained, output_dir, output, *more), pictures=pictures) == status
     return Path(output_dir)
 
 
@@ -298,7 +299,8 @@ class TestOutputs:
     @pytest.mark.parametrize("output", KINDS)
     def test_every_file_reads_back(self, trained, tmp_path, output):
         """As any program would find it: a cloud-optimised GeoTIFF that says where it lies, and a picture beside it."""
-        out = infer(trained, tmp_path, output, *(("--clusters", "3") if output == "embeddings" else ()))
+        more = ("--clusters", "3") if output == "embeddings" else ()
+        out = infer(trained, tmp_path, output, *more, pictures=True)
         files = sorted(out.glob("*.tif"))
         assert files
         for path in files:
@@ -318,7 +320,7 @@ class TestOutputs:
                 assert valid and not errors and not warnings
 
     def test_embeddings(self, trained, tmp_path):
-        out = infer(trained, tmp_path, "embeddings", "--clusters", "3", "--num_workers", "0")
+        out = infer(trained, tmp_path, "embeddings", "--clusters", "3", "--num_workers", "0", pictures=True)
         endings = (
             ".tif",
             ".qml",
@@ -362,7 +364,7 @@ class TestOutputs:
         assert both.mean() > 0.8 and np.abs(difference).max() < 2e-3  # half precision of numbers about 1
 
     def test_reconstruction(self, trained, tmp_path):
-        out = infer(trained, tmp_path, "reconstruction")
+        out = infer(trained, tmp_path, "reconstruction", pictures=True)
         names = {"gravity_1x", "gravity_2x", "magnetics_1x", "magnetics_2x", "magnetics_4x"}
         assert {path.name for path in out.iterdir()} == {
             *(f"reconstruction_{n}{e}" for n in names for e in (".tif", ".qml", ".png")),
@@ -562,7 +564,7 @@ def _infer_and_exit(runs):
         os.environ.pop(name, None)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    sys.exit(max(main_inference.main(argv) for argv in runs))
+    sys.exit(max(small_maps.infer(argv) for argv in runs))
 
 
 def _infer_with_a_damaged_window(runs, rank):

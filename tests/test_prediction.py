@@ -8,7 +8,6 @@ import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 from xml.etree import ElementTree
 
 import geopandas
@@ -21,7 +20,7 @@ import torch
 import main_inference
 from datasets.labels.label_map import seen_ground
 from datasets.survey.inference_survey import open_inference_survey, stored_encodings, stored_layers
-from tests import labelled, scene_files
+from tests import labelled, scene_files, small_maps
 from tests.labelled import CODES, finetune, write_classes, write_points, write_values
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, train, write_survey
@@ -65,12 +64,6 @@ def fits(tmp_path_factory):
     return SimpleNamespace(survey=survey, of=fit)
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Pictures take longer than the rest."""
-    monkeypatch.setattr("util.inference.results.draw_raster", lambda path, *_, **__: path)
-
-
 def of_fold(run, fold):
     return next(run.glob(f"fits/*-fold{fold}"))
 
@@ -82,9 +75,9 @@ def arguments(checkpoint, output_dir, *more):
     ]
 
 
-def predict(checkpoint, output_dir, *more, status=0):
+def predict(checkpoint, output_dir, *more, status=0, pictures=False):
     path = checkpoint if checkpoint.suffix else checkpoint / "checkpoint-last.pth"
-    assert main_inference.main(arguments(path, output_dir, *more)) == status
+    assert small_maps.infer(arguments(path, output_dir, *more), pictures=pictures) == status
     return Path(output_dir)
 
 
@@ -111,7 +104,7 @@ def footprint(run):
 class TestFiles:
     @pytest.mark.parametrize("kind", RASTERS)
     def test_every_file_reads_back(self, fits, tmp_path, kind):
-        out = predict(fits.of(kind), tmp_path)
+        out = predict(fits.of(kind), tmp_path, pictures=True)
         assert sorted(path.stem for path in out.glob("*.tif")) == [f"prediction_{name}" for name in RASTERS[kind]]
         seen = footprint(fits.of(kind))
         for path in out.glob("*.tif"):
@@ -136,7 +129,7 @@ class TestFiles:
                 assert valid and not errors and not warnings
 
     @pytest.mark.parametrize(("name", "scale"), [("segmentation", 1), ("segmentation_2x", 2)])
-    def test_classes(self, fits, tmp_path, no_pictures, name, scale):
+    def test_classes(self, fits, tmp_path, name, scale):
         run = fits.of(name)
         checkpoint = of_fold(run, 1)
         out = predict(checkpoint, tmp_path)
@@ -168,7 +161,7 @@ class TestFiles:
         p = shares[:, seen].astype(float)
         np.testing.assert_allclose(uncertainty[seen], -(p * np.log(p)).sum(axis=0) / np.log(3), atol=1e-5)
 
-    def test_values(self, fits, tmp_path, no_pictures):
+    def test_values(self, fits, tmp_path):
         run = fits.of("regression")
         with rasterio.open(predict(run, tmp_path / "8") / "prediction_values.tif") as file:
             assert file.descriptions == ("prediction", "prediction spread") and file.tags()["views"] == "8"
@@ -185,7 +178,7 @@ class TestFiles:
             np.testing.assert_array_equal(file.read(1), once)
         assert np.abs(once - values)[known].max() > 0
 
-    def test_windows_at_a_stride(self, fits, tmp_path, no_pictures):
+    def test_windows_at_a_stride(self, fits, tmp_path):
         """Cells of a finer lattice are the same windows where centres coincide: those of three, of one."""
         run = fits.of("classification")
         for stride in (1, 3):
@@ -199,7 +192,7 @@ class TestFiles:
         assert both.mean() > 0.9
         np.testing.assert_allclose(middles[:, :13, :13][both], coarse[:, :13, :13][both], atol=1e-5)
 
-    def test_area_of_interest(self, fits, tmp_path, no_pictures):
+    def test_area_of_interest(self, fits, tmp_path):
         box = shapely.box(504_000, 5_990_000, 508_000, 5_994_000)
         geopandas.GeoDataFrame(geometry=[box], crs="EPSG:28354").to_file(tmp_path / "aoi.gpkg")
         run = fits.of("segmentation")
@@ -211,14 +204,14 @@ class TestFiles:
             expected = np.where(inside, pixels_of(whole, name), nodata)
             np.testing.assert_array_equal(pixels_of(part, name), expected)
 
-    def test_random_split_is_said(self, fits, tmp_path, no_pictures, caplog):
+    def test_random_split_is_said(self, fits, tmp_path, caplog):
         out = predict(of_fold(fits.of("segmentation_random"), 0), tmp_path)
         with rasterio.open(out / "prediction_classes.tif") as file:
             assert "scores are inflated" in file.tags()["warning"] and file.tags()["split"] == "random"
         assert "scores are inflated" in caplog.text
 
     @pytest.mark.parametrize("name", ["segmentation", "classification"])
-    def test_embeddings_of_a_fine_tuned_encoder(self, fits, tmp_path, no_pictures, name):
+    def test_embeddings_of_a_fine_tuned_encoder(self, fits, tmp_path, name):
         out = predict(fits.of(name), tmp_path, "--output", "embeddings")
         with rasterio.open(out / "embeddings.tif") as file:
             assert (file.count, file.shape) == (32, (10, 10)) and file.tags()["task"] == name
@@ -228,7 +221,7 @@ class TestFiles:
 class TestSameAsScored:
     """What main_finetune keeps of its test ground is in the map made of the same weights."""
 
-    def test_classes(self, fits, tmp_path, no_pictures):
+    def test_classes(self, fits, tmp_path):
         run = of_fold(fits.of("segmentation_2x"), 1)
         with np.load(run / "scores.npz") as arrays:
             scored = arrays["map"]
@@ -237,7 +230,7 @@ class TestSameAsScored:
         assert tested.sum() > 500
         np.testing.assert_array_equal(codes[tested], np.array(CODES)[scored[tested].astype(int)])
 
-    def test_values(self, fits, tmp_path, no_pictures):
+    def test_values(self, fits, tmp_path):
         run = of_fold(fits.of("regression"), 0)
         with np.load(run / "scores.npz") as arrays:
             scored = arrays["map"]
@@ -245,7 +238,7 @@ class TestSameAsScored:
         values = pixels_of(predict(run, tmp_path, "--views", "1"), "values")[0]
         np.testing.assert_allclose(values[tested], scored[tested], rtol=1e-5)
 
-    def test_windows(self, fits, tmp_path, no_pictures):
+    def test_windows(self, fits, tmp_path):
         """Tiles side by side were scored: a lattice of whole tiles."""
         run = of_fold(fits.of("classification"), 0)
         with np.load(run / "scores.npz") as arrays:
@@ -258,7 +251,7 @@ class TestSameAsScored:
 
 class TestSameResult:
     @pytest.mark.parametrize("name", ["segmentation", "regression", "prospectivity"])
-    def test_batch_sizes(self, fits, tmp_path, no_pictures, name):
+    def test_batch_sizes(self, fits, tmp_path, name):
         found = {}
         for size in (1, 7, 64):
             out = predict(fits.of(name), tmp_path / str(size), "--batch_size", str(size), "--block_size", "40")
@@ -267,7 +260,7 @@ class TestSameResult:
             for kind, pixels in found[size].items():
                 np.testing.assert_allclose(pixels, found[64][kind], rtol=1e-4, atol=1e-5)
 
-    def test_ranks(self, fits, tmp_path, no_pictures):
+    def test_ranks(self, fits, tmp_path):
         names = ("segmentation", "regression", "prospectivity")
         paths = {name: fits.of(name) / "checkpoint-last.pth" for name in names}
         context, processes = multiprocessing.get_context("forkserver"), []
@@ -288,7 +281,7 @@ class TestSameResult:
                 one, two = (pixels_of(tmp_path / f"{count}-{name}", kind) for count in ("one", "two"))
                 np.testing.assert_array_equal(one, two)
 
-    def test_interrupted_and_resumed(self, fits, tmp_path, no_pictures, monkeypatch, capsys):
+    def test_interrupted_and_resumed(self, fits, tmp_path, monkeypatch, capsys):
         run = fits.of("segmentation")
         whole, out, write = predict(run, tmp_path / "whole"), tmp_path / "out", main_inference.Parts.write
 
@@ -313,12 +306,11 @@ def _predict_and_exit(runs):
         os.environ.pop(name, None)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    with mock.patch("util.inference.results.draw_raster", lambda path, *_, **__: path):
-        sys.exit(max(main_inference.main(argv) for argv in runs))
+    sys.exit(max(small_maps.infer(argv) for argv in runs))
 
 
 class TestLayers:
-    def test_missing_layer(self, fits, tmp_path, no_pictures, capsys):
+    def test_missing_layer(self, fits, tmp_path, capsys):
         alone = tmp_path / "alone"
         alone.mkdir()
         (alone / "magnetics.tif").write_bytes((fits.survey / "magnetics.tif").read_bytes())
@@ -329,7 +321,7 @@ class TestLayers:
         with rasterio.open(out / "prediction_classes.tif") as file:
             assert file.tags()["missing_layers"] == "gravity" and file.read(1).any()
 
-    def test_the_layer_that_is_predicted_need_not_be_there(self, fits, tmp_path, no_pictures):
+    def test_the_layer_that_is_predicted_need_not_be_there(self, fits, tmp_path):
         """Gravity out of magnetics, on ground where nobody has measured gravity."""
         alone = tmp_path / "alone"
         alone.mkdir()
@@ -342,7 +334,7 @@ class TestLayers:
         np.testing.assert_array_equal(pixels_of(without, "values"), pixels_of(with_it, "values"))
 
 
-def test_classes_of_images_on_rasters(tmp_path, no_pictures, capsys):
+def test_classes_of_images_on_rasters(tmp_path, capsys):
     """A network that learned from images is applied to rasters named as its bands, at a resolution that is given."""
     table = scene_files.write_sentinel(tmp_path / "scenes")
     flags = "--task classification --input_size 8 --patch_size 4 --scales 1 2 --epochs 1 --warmup_epochs 0 --no_final"

@@ -480,7 +480,7 @@ def run_program(command: list[str], cwd: Path) -> subprocess.CompletedProcess:
 NOTES = (
     "--batch_size 8 --accum_iter 16 --epochs 1 --warmup_epochs 1 --input_size 96 --patch_size 8 --mask_ratio 0.75 "
     "--model_type group_c --dataset_type grid --grouped_bands 0 --grouped_bands 1 --blr 0.0001 --num_workers 8 "
-    "--output_dir ./output_dir --log_dir ./output_dir --val_tiles 1 --tiles_per_epoch 32 --num_workers 2"
+    "--output_dir ./output_dir --log_dir ./output_dir --val_tiles 1 --tiles_per_epoch 8 --num_workers 2"
 ).split()
 """As typed, but for the last options, which shorten it."""
 

@@ -7,9 +7,8 @@ import shutil
 import pytest
 import torch
 
-import main_inference
 import models_mae_group_channels as models
-from tests import scene_files, small_main, surveys
+from tests import scene_files, small_main, small_maps, surveys
 from tests.rasters import write_grid
 from tests.scene_files import CATEGORIES, write_image
 from tests.test_resume import assert_same_end, stop_at
@@ -191,7 +190,7 @@ def test_inference_on_rasters_named_as_the_bands(plain, tmp_path):
         write_grid(tmp_path / "data" / f"{layer['name']}.tif", values, resolution=10)
     flags = "--output embeddings --device cpu --no_progress --base_resolution 20".split()
     places = ["--checkpoint", str(plain / "checkpoint-last.pth"), "--data_dir", str(tmp_path / "data")]
-    assert main_inference.main([*places, *flags, "--output_dir", str(tmp_path / "output")]) == 0
+    assert small_maps.infer([*places, *flags, "--output_dir", str(tmp_path / "output")]) == 0
     assert list((tmp_path / "output").glob("*.tif"))
 
 
@@ -206,6 +205,6 @@ def test_inference_asks_for_ground(fmow, plain, tmp_path, capsys):
         "--device",
         "cpu",
     ]
-    assert main_inference.main(flags) == 2
+    assert small_maps.infer(flags) == 2
     said = "trained on images (--dataset_type sentinel), not on ground; give rasters named as its bands (B2, B3, B4, "
     assert said in capsys.readouterr().err

@@ -375,7 +375,7 @@ def tensorboard_steps(output: Path) -> list[int]:
 
 
 def test_killed_and_resumed(survey, tmp_path):
-    kill_and_compare(survey, tmp_path, epochs=6, kills=3)
+    kill_and_compare(survey, tmp_path, epochs=4, kills=2)
 
 
 @pytest.mark.slow

@@ -220,8 +220,8 @@ trees,none,,,,multi,,trees,,Trees
 told,none,--split leaking,,,trees,leak,trees,1,Control
 """
 FLAGS = (
-    "--budget 10d --seeds 2 --folds 2 --pretrain_epochs 3 --finetune_epochs 2 --label_fractions 1 --input_size 16 "
-    "--patch_size 4 --devices cpu --jobs 1 --no_progress --title Small"
+    "--budget 10d --seeds 2 --folds 2 --only_folds 0 --pretrain_epochs 3 --finetune_epochs 2 --label_fractions 1 "
+    "--input_size 16 --patch_size 4 --devices cpu --jobs 1 --no_progress --title Small"
 ).split()
 QUIET = ["--pretrain_flags", "--batch_size 8 --num_workers 0", "--finetune_flags", "--batch_size 8 --tree_samples 400"]
 
@@ -262,7 +262,7 @@ def test_every_run_of_the_plan_is_in_the_results(ended):
         ("trees", "trees", 1.0),
         ("told", "trees", 1.0),
     }
-    assert len(runs) == len(keys) * 2 * 2  # seeds and folds
+    assert len(runs) == len(keys) * 2  # seeds
     facts = read_json(out / "study.json")
     assert facts["done"] == facts["planned"] == len(runs) and facts["metric"] == "mean_iou"
     assert {run.seed for run in runs if run.arm == "multi_again"} == {1000, 1001}
@@ -349,7 +349,7 @@ def early(small):
     folder, argv = small
     (folder / "early.csv").write_text(EARLY_ARMS)
     argv = [*argv, "--arms", str(folder / "early.csv"), "--output_dir", str(folder / "early"), "--seeds", "1"]
-    argv += "--folds 3 --only_folds 0 2 --patience 2 --finetune_epochs 12".split()
+    argv += "--folds 3 --only_folds 0 2 --patience 2 --finetune_epochs 8".split()
     assert worth_it.main(argv) == 0
     return folder / "early", argv
 
@@ -385,6 +385,7 @@ def test_a_study_is_extended_by_folds(small, capsys):
     (folder / "folds.csv").write_text("arm,method,pretrain\none,network,--scales 1\ntrees,trees,none\n")
     argv = [*argv, "--arms", str(folder / "folds.csv"), "--seeds", "1"]
     whole, grown = folder / "whole", folder / "grown"
+    argv += ["--only_folds", "0", "1"]
     assert worth_it.main([*argv, "--output_dir", str(whole)]) == 0
     assert worth_it.main([*argv, "--output_dir", str(grown), "--only_folds", "1"]) == 0
     fit = grown / "fit/one-seed0-labels1"
@@ -405,7 +406,7 @@ def test_a_study_is_extended_by_folds(small, capsys):
 def test_the_report_says_which_fits_did_not_converge(early, capsys):
     out, argv = early
     text, record = (out / "report.md").read_text(), read_json(out / "study.json")
-    stuck = sum(len(of.scores) == 12 for of in read_curves(out / "curves.csv") if of.arm != "scratch_long")
+    stuck = sum(len(of.scores) == 8 for of in read_curves(out / "curves.csv") if of.arm != "scratch_long")
     said = f"**{stuck} of 6 fits trained up to the bound" if stuck else "All fits that could end early did"
     assert record["patience"] == 2 and "## Length of the fits" in text and said in text
     assert re.search(r"\| scratch_long \| full \| all \| 2 \| [\d.]+ \| [\d.]+ \| fixed length \|", text)
@@ -611,7 +612,7 @@ def test_a_full_disk_ends_a_study_that_the_same_command_continues(ended, tmp_pat
     assert "free some space" in text.lower() and text.count("worth_it: error: ") == 1, text
     assert not list(out.rglob("*.pth")) and not list(out.rglob("done.json"))
     assert small_study(argv) == 0
-    assert len(read_results(out / "results.csv")) == 2 * 2  # arms and folds
+    assert len(read_results(out / "results.csv")) == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs limits of file sizes")

@@ -8,12 +8,11 @@ import pytest
 import rasterio
 import torch
 
-import main_inference
 from datasets.loading.token_masks import new_masks
 from datasets.pretraining.pretrain_data import open_pretrain_data
 from datasets.survey.open_survey import SurveySettings, open_survey
 from scripts import export, layer_report
-from tests import labelled, small_main, surveys
+from tests import labelled, small_main, small_maps, surveys
 from tests.rasters import write_grid
 from tests.test_model import gradients, make_batch, make_model, run, total, wake
 from util.checkpoints.encoder_weights import read_encoder_weights
@@ -275,7 +274,7 @@ def test_inference_predicts_the_target_from_the_other_layers(survey, trained, tm
     for place, folder in (("there", survey), ("gone", elsewhere)):
         for output in ("embeddings", "reconstruction"):
             flags = ["--data_dir", str(folder), "--output", output, "--output_dir", str(tmp_path / place)]
-            assert main_inference.main([*common, *flags, "--no_progress"]) == 0
+            assert small_maps.infer([*common, *flags, "--no_progress"]) == 0
         for name in ("embeddings", "reconstruction_geology_1x", "reconstruction_geology_4x"):
             with rasterio.open(tmp_path / place / f"{name}.tif") as file:
                 made[place, name] = file.read()

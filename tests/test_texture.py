@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import main_inference
 from models_mae_group_channels import MaskedAutoencoderGroupChannelViT
 from models_vit_group_channels import build_finetune_model, encoder_arguments
-from tests import surveys
+from tests import small_maps, surveys
 from tests.test_encoder_weights import save_ours
 from tests.test_native_stem import COMMON, PATCH, SIZE, forward, make_inputs, make_mae, make_native
 from tests.test_resume import assert_same_end, stop_at
@@ -320,5 +319,5 @@ class TestRuns:
 
     def test_a_reconstruction_does_without(self, trained, tmp_path):
         flags = ["--checkpoint", str(trained), "--output", "reconstruction", "--draws", "4", "--device", "cpu"]
-        assert main_inference.main([*flags, "--output_dir", str(tmp_path)]) == 0
+        assert small_maps.infer([*flags, "--output_dir", str(tmp_path)]) == 0
         assert (tmp_path / "reconstruction_magnetics_4x.tif").exists()

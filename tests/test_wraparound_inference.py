@@ -10,12 +10,11 @@ import pytest
 import rasterio
 import torch
 
-import main_inference
 import models_mae_group_channels as models
 from datasets.layers.encoding import Encoding
 from datasets.layers.table import layers_from_directory
 from datasets.survey.inference_survey import open_inference_survey
-from tests import labelled
+from tests import labelled, small_maps
 from tests.rasters import write_grid
 from tests.spheres import global_grid, write_global
 from tests.surveys import train
@@ -279,7 +278,7 @@ def test_files_that_begin_elsewhere_give_the_same_run_and_results(tmp_path, caps
         state = torch.load(tmp_path / f"run_{name}" / "checkpoint-last.pth", weights_only=True)
         outputs.append((state["model"], tmp_path / f"made_{name}"))
         arguments = f"--output reconstruction --device cpu --no_progress --output_dir {tmp_path}/made_{name}".split()
-        assert main_inference.main([*arguments, "--checkpoint", f"{tmp_path}/run_{name}/checkpoint-last.pth"]) == 0
+        assert small_maps.infer([*arguments, "--checkpoint", f"{tmp_path}/run_{name}/checkpoint-last.pth"]) == 0
     assert all(torch.equal(outputs[0][0][key], outputs[1][0][key]) for key in outputs[0][0])
     rasters = []
     for _, folder in outputs:
@@ -300,7 +299,7 @@ def test_error_across_the_line_is_no_worse_than_elsewhere(tmp_path):
     flags = "--epochs 30 --scales 1 2 --base_resolution 2 --val_fraction 0.1".split()
     assert train(folder, tmp_path / "run", *flags) == 0
     arguments = f"--output reconstruction --device cpu --no_progress --output_dir {tmp_path}/made".split()
-    assert main_inference.main([*arguments, "--checkpoint", f"{tmp_path}/run/checkpoint-last.pth"]) == 0
+    assert small_maps.infer([*arguments, "--checkpoint", f"{tmp_path}/run/checkpoint-last.pth"]) == 0
     with rasterio.open(tmp_path / "made" / "reconstruction_g_2x.tif") as file:
         error = file.read(3)[10:-10].astype(np.float64)  # 80 degrees south to north, 1 degree a pixel
     strips = np.sqrt(np.square(np.roll(error, 12, axis=1)).reshape(160, 15, 24).mean(axis=(0, 2)))
@@ -327,7 +326,7 @@ def test_fine_tuning_does_not_see_where_labels_begin(tmp_path):
         assert labelled.run([*chosen, *flags.split(), *more]) == 0
         scores.append(labelled.read_strict(out / "metrics.json")["arms"])
         predict = ["--checkpoint", str(out / "checkpoint-last.pth"), "--output", "prediction", "--device", "cpu"]
-        assert main_inference.main([*predict, "--output_dir", str(out), "--no_progress"]) == 0
+        assert small_maps.infer([*predict, "--output_dir", str(out), "--no_progress"]) == 0
         with rasterio.open(out / "prediction_classes.tif") as file:
             maps.append(file.read(1))
     assert [arm["summary"] for arm in scores[0].values()] == [arm["summary"] for arm in scores[1].values()]

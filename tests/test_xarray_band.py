@@ -14,7 +14,6 @@ import rasterio
 import torch
 import xarray as xr
 
-import main_inference
 import models_mae_group_channels as models
 from datasets.labels.open_labels import TargetGrid, open_labels
 from datasets.layers.layer import Layer
@@ -29,7 +28,7 @@ from datasets.survey.open_survey import SurveySettings, open_survey
 from datasets.survey.tile_reader import TileReader
 from scripts import describe_grids
 from scripts.benchmarks.xbatcher_tiles import bundle_dataset, epoch_batches
-from tests import small_main
+from tests import small_main, small_maps
 from tests.arrays import dataset_of, store_of, write_store
 from tests.rasters import ramp, write_grid
 from tests.surveys import FLAGS, losses, train, write_survey
@@ -147,7 +146,7 @@ class TestSame:
         for name in ("tif", "zarr"):  # inference finds the layers where training had them
             into = ["--output", "embeddings", "--output_dir", str(tmp_path / f"made_{name}"), "--device", "cpu"]
             weights = str(outputs[name] / "checkpoint-last.pth")
-            assert main_inference.main([*into, "--checkpoint", weights, "--no_progress"]) == 0
+            assert small_maps.infer([*into, "--checkpoint", weights, "--no_progress"]) == 0
         made = [rasterio.open(tmp_path / f"made_{name}" / "embeddings.tif") for name in ("tif", "zarr")]
         np.testing.assert_array_equal(*(file.read() for file in made))
         written = read_layers_table(outputs["zarr"] / "layers.csv")
