@@ -36,7 +36,7 @@ from util.checkpoints import run_checkpoints as ckpt
 from util.checkpoints.encoder_weights import load_encoder, read_encoder_weights
 from util.finetuning import evaluation, label_source
 from util.finetuning.choices import finetune_choices
-from util.finetuning.compared_methods import Method, choose_folds, compared_methods, trained_network
+from util.finetuning.compared_methods import Method, choose_folds, compared_methods, has_last_fit, trained_network
 from util.finetuning.cost import fit_costs
 from util.finetuning.early_stopping import keep_best, learning_rate_of
 from util.finetuning.fit import Fit, choose_batches, log_epoch, new_meter, read_meter, save_fit
@@ -54,6 +54,7 @@ from util.finetuning.run import (
 )
 from util.finetuning.scoring import score_line
 from util.finetuning.tasks import TASKS, task_of_labels
+from util.finetuning.tree_maps import map_trees
 from util.hardware.device import amp_policy, peak_memory_bytes
 from util.options import common
 from util.options import finetune_checks as checks
@@ -115,7 +116,7 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
 
     # everything is tried before anything is trained
     folds = choose_folds(inputs.data.folds.count, args.only_folds)
-    fits = [*folds, *([None] if checks.wants_final(args) and methods[0].is_encoder else [])]
+    fits = [*folds, *([None] if checks.wants_final(args) and has_last_fit(methods) else [])]
     examples = dist.on_all(lambda: {fold: inputs.data.targets.fold(fold) for fold in fits})
     build = partial(build_network, inputs, values.network_settings(args), methods[0])
     networks = {method: dist.on_all(partial(build, method)) for method in methods if method.is_network}
@@ -167,8 +168,7 @@ def open_inputs(args: argparse.Namespace, ranks: dist.Ranks) -> tuple[FinetuneIn
         table = str(dist.on_each_machine(default_survey, ranks) / "layers.csv")
         logger.info("no --data_dir or --train_path given: using the sample survey, %s", table)
         args = checks.with_values(args, train_path=table)
-    held_out = None if stored is None else stored.get("held_out")
-    task = TASKS[args.task]
+    task, held_out = TASKS[args.task], (stored or {}).get("held_out")
     ground = values.ground_options(args, sample_labels=task.sample_labels, local_ranks=ranks.local_world_size)
     opened, labels = dist.on_all(lambda: open_ground(stored, **ground))
     chosen = values.labels_on_ground(args, task, input_size=opened.survey.input_size, held_out=held_out)
@@ -195,9 +195,8 @@ def build_network(
         checks.check_channels(str(encoder.path), config, opened.channels)
     else:
         config = {"size": settings.model, "patch_size": settings.patch_size}
-    config |= {**opened.channels, "stem": settings.stem}
+    config |= {**opened.channels, "stem": settings.stem, "grad_checkpointing": settings.grad_checkpointing}
     config |= {"img_size": opened.survey.input_size, "drop_path": settings.drop_path}
-    config |= {"grad_checkpointing": settings.grad_checkpointing}
     head = settings.head if settings.head and method == first else method.head
     config |= inputs.task.head_arguments(
         inputs.data.outputs, scale=settings.label_scale, head=head, global_pool=settings.global_pool
@@ -215,7 +214,7 @@ def build_network(
 
 
 def compare(run: FinetuneRun, stop: Stop) -> int:
-    """Fits and scores every method on every fold, reports, and fits the main method once more, on all labels.
+    """Fits and scores every method on every fold, reports, and fits the main method, or all trees, on all labels.
 
     Returns:
         Exit status 0, also when a signal stopped the run after a checkpoint.
@@ -228,9 +227,11 @@ def compare(run: FinetuneRun, stop: Stop) -> int:
             for fold in run.folds:
                 compare_fold(run, method, fold, stop)
         metrics = dist.on_main_rank(partial(report_run, run, layer_previews))
-        if None in run.examples:
+        if None in run.examples and run.methods[0].is_encoder:
             fit_network(run, run.methods[0], None, stop, scores=metrics)
             log_checkpoint(run.files.output_dir / ckpt.LAST)
+        elif None in run.examples:
+            map_trees(run, metrics, stop)
         run.files.finish()
     except Stopped:
         logger.warning("stopped by a signal; everything is saved: continue with --resume auto")
@@ -283,8 +284,7 @@ def fit_network(
         OSError: a window could not be read, or a checkpoint not written.
     """
     fit = begin_fit(run, method, fold)
-    folder = run.files.folder(method.name, fold)
-    save = partial(save_fit, fit, folder, run.stored, scores=scores, device=run.device)
+    save = partial(save_fit, fit, run.files.folder(method.name, fold), run.stored, scores=scores, device=run.device)
     progress = fit.progress
     while progress.epoch < progress.last_epoch:
         record = fit_epoch(run, fit, stop, save)

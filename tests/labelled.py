@@ -77,6 +77,7 @@ def run(argv: Sequence[str], *, pictures: bool = False) -> int:
         if not pictures:
             patches.enter_context(mock.patch.object(report, "draw_scores", lambda *_: []))
             patches.enter_context(mock.patch.object(report, "draw_map", lambda *_, **__: None))
+            patches.enter_context(mock.patch("util.inference.results.draw_raster", lambda path, *_, **__: path))
         return main_finetune.main(list(argv))
 
 

@@ -257,6 +257,19 @@ def test_sampled_pixels_are_training_pixels(survey, classes):
     assert len(every) == trained.sum()
 
 
+def test_rare_classes_are_among_the_sampled_pixels(survey, tmp_path):
+    """Of 8 pixels of a class among 1,600 all are drawn, where a share of 50 would draw none in three of four cases."""
+    codes = np.full((40, 40), 3, np.uint8)
+    codes[:, 20:] = 7
+    codes[10:12, 4:8] = 12
+    labels = write_grid(tmp_path / "rare.tif", codes, resolution=400.0, nodata=0)
+    examples = targets(survey, labels).targets.fold(None)
+    for seed in range(5):
+        _, kinds = examples.sampled_pixels(50, seed=seed)
+        assert (kinds == 2).sum() == examples.statistics.class_counts[2] > 0
+        assert 20 <= len(kinds) < 110
+
+
 def test_a_share_of_the_labels_is_nested(survey, classes):
     kept = []
     for share in (0.1, 0.5, 1.0):

@@ -17,6 +17,9 @@ from datasets.labels.open_labels import UNLABELLED
 from datasets.loading.augment import ROTATIONS
 from datasets.survey.inference_survey import InferenceSurvey
 
+LEAST_SAMPLES = 20
+"""Pixels of each class, on average, that models of single pixels are given at least, where there are as many."""
+
 
 class DenseTargets:
     """Windows with a class or a value at every target pixel.
@@ -166,7 +169,7 @@ class DenseFold:
         )
 
     def sampled_pixels(self, most: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Training pixels drawn at random for models that learn from pixels.
+        """Training pixels drawn at random for models that learn from pixels; of rare classes more than their share.
 
         Args:
             most: largest number of pixels, approximately.
@@ -175,13 +178,16 @@ class DenseFold:
         Returns:
             (n, 2) int64 target (row, col), and their (n,) classes or values.
         """
-        labels, fraction = self._targets.labels, min(1.0, most / max(self.statistics.labels, 1))
+        labels, chance = self._targets.labels, np.array([most / max(self.statistics.labels, 1)])
+        if labels.classes is not None:
+            chance = np.maximum(chance[0], LEAST_SAMPLES / np.maximum(self._counts, 1))
         rows, cols = labels.values.shape
         rng = np.random.default_rng((seed, 12))
         pixels, values = [], []
         for top, bottom in strips(rows, cols):
-            places = np.argwhere(self.training(top, 0, bottom - top, cols))
-            places = places[rng.random(len(places)) < fraction] + np.array([top, 0])
-            pixels.append(places)
-            values.append(labels.values[places[:, 0], places[:, 1]])
+            places = np.argwhere(self.training(top, 0, bottom - top, cols)) + np.array([top, 0])
+            found = labels.values[places[:, 0], places[:, 1]]
+            kept = rng.random(len(places)) < (chance[0] if labels.classes is None else chance[found])
+            pixels.append(places[kept])
+            values.append(found[kept])
         return np.concatenate(pixels), np.concatenate(values)

@@ -101,6 +101,14 @@ class FinetuneData:
         rows, cols = examples.centres[np.asarray(examples.classes) == 1][:MOST_PRESENCES].T
         return np.stack([grid.left + cols * base, grid.top - rows * base], axis=1).tolist()
 
+    def seen(self, survey: InferenceSurvey) -> np.ndarray:
+        """(rows, cols) bool of target pixels, True where some layer of the ground has a valid one.
+
+        Raises:
+            OSError: a layer cannot be read.
+        """
+        return seen_ground(survey if self.scale == 1 else survey.zoomed(self.scale))
+
     @property
     def epoch_windows(self) -> int:
         """Default number of windows in an epoch: each image once, or `EPOCH_WINDOWS` on ground."""

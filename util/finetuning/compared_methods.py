@@ -116,6 +116,11 @@ def compared_methods(
     return others if no_network else [first, *others]
 
 
+def has_last_fit(methods: Sequence[Method]) -> bool:
+    """Whether the main method can map all ground once it is fitted on all labels."""
+    return methods[0].is_encoder or methods[0].needs_pixels
+
+
 def trained_network(config: Mapping[str, Any], encoder: Callable[..., Any]) -> Any:
     """The network of a checkpoint, from its `config`; `encoder` builds the encoder with a head."""
     return build_unet(config) if config.get("kind") == UNET_KIND else encoder(config)

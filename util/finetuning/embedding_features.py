@@ -26,7 +26,7 @@ _WINDOWS = 4
 
 
 class PixelEmbeddings:
-    """Embeddings of all channel groups at target pixels, as `main_inference --pool group` makes them.
+    """Embeddings of all channel groups at target pixels, as `main_inference --pool group --positions keep` makes them.
 
     Args:
         network: the encoder with any head; only its tokens are used.

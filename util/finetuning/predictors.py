@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from util.finetuning.objectives import Objective
-from util.finetuning.trees import Trees
+from util.finetuning.trees import MAX_SAMPLES, Trees
 from util.hardware.device import peak_memory_bytes
 from util.mosaics.dense_prediction import DensePrediction
 from util.mosaics.mosaic import Block
@@ -217,7 +217,8 @@ def _fit_trees(
     """Trees fitted on features of training pixels, and what that cost."""
     assert inputs.samples is not None
     classes = len(inputs.class_counts) or None
-    trees = Trees(kind, classes=classes, seed=inputs.seed, balanced=inputs.balanced)
+    most = max(MAX_SAMPLES, inputs.tree_samples)
+    trees = Trees(kind, classes=classes, seed=inputs.seed, balanced=inputs.balanced, max_samples=most)
     pixels, targets = inputs.samples(inputs.tree_samples, seed=inputs.seed)
     timer = TrainingTimer()
     features = features_of(inputs, pixels)

@@ -140,14 +140,14 @@ class FinetuneRun:
             "headline": task.headline,
             "columns": list(task.columns),
             "methods": [method.name for method in self.methods],
-            "has_final": None in self.examples,
+            "has_final": None in self.examples and self.methods[0].is_network,
         }
 
     @cached_property
     def time_left(self) -> TimeLeft:
         """Estimates when all fits of networks end."""
         folds = len(self.folds) * sum(method.is_network for method in self.methods)
-        return TimeLeft(folds + (None in self.examples))
+        return TimeLeft(folds + (None in self.examples and self.methods[0].is_network))
 
     @property
     def amp_dtype(self) -> torch.dtype | None:
@@ -328,8 +328,8 @@ def fit_baseline(
     return predictor, costs
 
 
-def baseline_inputs(run: FinetuneRun, fold: int) -> BaselineInputs:
-    """Training labels of a fold, and features of pixels, for methods that are no network."""
+def baseline_inputs(run: FinetuneRun, fold: int | None) -> BaselineInputs:
+    """Training labels of a fold, or all for None, and features of pixels, for methods that are no network."""
     data, examples, layers = run.inputs.data, run.examples[fold], run.layers[fold]
     seed, scale = run.training.seed, data.scale
     return BaselineInputs(

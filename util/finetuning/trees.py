@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 KINDS = ("gradient_boosting", "random_forest")
 
 MAX_SAMPLES = 50_000
-"""Samples that are fitted at most: neighbouring pixels say little more."""
+"""Samples that are fitted at most unless more are asked for: neighbouring pixels say little more."""
 
 # Boosting: scikit-learn's own number. Nothing stops it early: the samples that it would set aside for that lie next to
 # those that it learns from, and would never stop it.

@@ -98,25 +98,41 @@ class PresenceResults:
 
 
 class ValueResults:
-    """Values, and their standard deviation over overlapping tiles and views."""
+    """Values, and their standard deviation over overlapping tiles and views where there are such."""
 
-    def __init__(self, sheet: RasterSpec, task: Task) -> None:
-        names = ("prediction", "prediction spread")
-        self.rasters = {"prediction_values": replace(sheet, names=names, units=(task.units,) * 2)}
+    def __init__(self, sheet: RasterSpec, task: Task, *, with_spread: bool) -> None:
+        names = ("prediction", "prediction spread") if with_spread else ("prediction",)
+        self.rasters = {"prediction_values": replace(sheet, names=names, units=(task.units,) * len(names))}
 
     def arrays(self, mean: np.ndarray, spread: np.ndarray | None, row: int, col: int) -> Arrays:
         """Value and spread."""
-        assert spread is not None
         name = "prediction_values"
-        return {name: (self.rasters[name], np.concatenate([mean, spread]), row, col)}
+        return {name: (self.rasters[name], mean if spread is None else np.concatenate([mean, spread]), row, col)}
 
 
 def _shares(sheet: RasterSpec, names: Sequence[str]) -> RasterSpec:
     return replace(sheet, names=tuple(names), units=("",) * len(names), limits=(0.0, 1.0))
 
 
-def _results(ground: Ground, task: Task, tags: Mapping[str, str], *, pixel: float, shape: tuple[int, int]) -> Results:
-    """The rasters of a task in pixels of an edge in base-scale pixels."""
+def task_results(
+    ground: Ground,
+    task: Task,
+    tags: Mapping[str, str],
+    *,
+    pixel: float,
+    shape: tuple[int, int],
+    with_spread: bool = True,
+) -> Results:
+    """The rasters of a task.
+
+    Args:
+        ground: the base-scale pixels.
+        task: what is predicted.
+        tags: metadata of the rasters.
+        pixel: edge of their pixels, in base-scale pixels.
+        shape: their rows and columns.
+        with_spread: predicted values have a standard deviation.
+    """
     sheet = RasterSpec(
         crs=ground.crs,
         left=ground.left,
@@ -132,7 +148,7 @@ def _results(ground: Ground, task: Task, tags: Mapping[str, str], *, pixel: floa
         tags=tags,
     )
     if not task.has_classes:
-        return ValueResults(sheet, task)
+        return ValueResults(sheet, task, with_spread=with_spread)
     if task.is_ranking:
         sheet = replace(sheet, points=task.presences_in(ground.crs), point_name="known presences")
     return PresenceResults(sheet) if task.is_ranking else ClassResults(sheet, task)
@@ -172,7 +188,7 @@ class PixelPredictionProduct(Product):
     ) -> None:
         self.ground, self.task, self.reach = ground, task, engine.model.img_size
         s = task.scale
-        self._results = _results(ground, task, tags, pixel=1 / s, shape=(ground.rows * s, ground.cols * s))
+        self._results = task_results(ground, task, tags, pixel=1 / s, shape=(ground.rows * s, ground.cols * s))
         self.rasters = self._results.rasters
         self._device, self._watch = engine.device, engine.meter.passed
         self._prediction = DensePrediction(
@@ -236,7 +252,7 @@ class WindowPredictionProduct(Product):
         self._cells = (math.ceil(ground.rows / stride), math.ceil(ground.cols / stride))
         self._lead = -math.floor((stride - size) / 2 + 0.5)  # base pixels from a window's edge to its cell
         facts = {**tags, "stride_base_pixels": str(stride), "window_base_pixels": str(size)}
-        self._results = _results(ground, task, facts, pixel=stride, shape=self._cells)
+        self._results = task_results(ground, task, facts, pixel=stride, shape=self._cells)
         self.rasters = self._results.rasters
 
     def extent(self) -> tuple[int, int]:

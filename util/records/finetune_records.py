@@ -24,9 +24,11 @@ from util.run_page.page import PAGE_FILES, RunPage
 
 SETTINGS, METRICS, FITS = "run.json", "metrics.json", "fits"
 EVALUATION = "evaluation.json"
+BASELINE_MAPS = "baseline_maps"
+"""Folder of the maps of trees, each in a folder of its own."""
 FIGURES = ("scores", "map", "confusion", "success_rate", "calibration")
 RUN_FILES = (
-    (SETTINGS, METRICS, FITS, "confusion.csv", "checkpoint-*.pth", "log.txt", "reconstruction-*.png")
+    (SETTINGS, METRICS, FITS, BASELINE_MAPS, "confusion.csv", "checkpoint-*.pth", "log.txt", "reconstruction-*.png")
     + tuple(f"{name}.png" for name in FIGURES)
     + PAGE_FILES
 )
