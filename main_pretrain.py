@@ -199,7 +199,7 @@ def with_suggestion(args: argparse.Namespace, given: frozenset[str], ranks: dist
     """
     if not args.auto:
         return args
-    survey, kept = options.survey_options(args), options.chosen(args, given)
+    survey, kept = options.survey_options(args, given), options.chosen(args, given)
     per_update = options.tiles_per_update(args, world_size=ranks.world_size)
     return options.replaced(args, **dist.on_all(lambda: suggested_options(survey, kept, tiles_per_update=per_update)))
 
@@ -380,7 +380,7 @@ def held_out_scorer(run: Run) -> HeldOutScorer:
     return HeldOutScorer(
         run.state,
         run.training,
-        run.data.training,
+        held_out.source,
         rebuild=lambda: Network(**network.config).to(run.device),
         fetch=held_out.fetcher(run.data.training, batches.masks, seed=batches.seed, device=run.device),
         batches=held_out.batches(batches.batch_size, rank=run.ranks.rank, world_size=run.ranks.world_size),

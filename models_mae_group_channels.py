@@ -333,7 +333,10 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
         )
 
     def _texture_sources(self) -> list[TextureSource]:
-        """The finest pixels of each scored layer of values, group by group: native ones or those of a target."""
+        """The finest pixels of each scored layer of values, group by group: native ones or those of a target.
+
+        A layer whose native pixels do not divide those of its group is interpolated among them: its target counts.
+        """
         number_of = {layer.first: number for number, layer in enumerate(self.layers) if layer.has_values}
         with_native = [g for g, scale in enumerate(self.native_scales) if scale > 1]
         sources = []
@@ -343,11 +346,28 @@ class MaskedAutoencoderGroupChannelViT(GroupChannelEncoder):
                     continue
                 scale, native = max(s for s in self.scales if c in self.scored[s]), None
                 own = self.config["native_scales"][c] if g in with_native else 1
-                if own > 1 and own >= scale:  # a coarser layer of the group has each of its pixels repeated
-                    step = 1 if self.native_scales[g] % own else self.native_scales[g] // own
-                    scale, native = self.native_scales[g] // step, (with_native.index(g), k, step)
+                if own > 1 and own >= scale and not self.native_scales[g] % own:
+                    # A coarser layer of the group has each of its pixels repeated.
+                    scale, native = own, (with_native.index(g), k, self.native_scales[g] // own)
                 sources.append(TextureSource(c, number_of[c], g, scale, native))
         return sources
+
+    def can_learn(self, *, hides: bool) -> tuple[bool, ...]:
+        """Whether each of the `losses` of a `Reconstruction` has anything to learn from.
+
+        Args:
+            hides: tokens are removed; those of targets always are.
+        """
+        removed = set(range(len(self.layers))) if hides else set(self.target_layers)
+        learnt = {
+            s: {number for number, weight in enumerate(getattr(self, f"weights_{s}").tolist()) if weight}
+            for s in self.scales
+        }
+        finer = {number for s in self.scales[1:] for number in learnt[s]}
+        terms = (bool(learnt[1] & removed), bool(finer & removed if self.embeds_native else finer))
+        if self.texture_head is None:
+            return terms
+        return (*terms, any(source.layer in removed for source in self.texture_head.sources))
 
     def init_weights(self) -> None:
         """Initialise as MAE does; light heads start as interpolation, shared ones with PyTorch's default."""

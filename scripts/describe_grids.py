@@ -34,16 +34,19 @@ from datasets.layers.encoding import Encoding
 from datasets.layers.kinds import KINDS
 from datasets.layers.layer import NO_TRANSFORM
 from datasets.layers.paths import sheet_paths, shown_path
-from datasets.loading.token_masks import MASK_SHAPES
-from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
+from datasets.loading.token_masks import MASK_SHAPES, new_masks
+from datasets.survey.open_survey import SurveySettings, open_survey
+from datasets.survey.open_test_survey import open_test_survey
 from datasets.survey.suggestion import LEAST_UPDATES, Suggestion, short_run, suggest
 from datasets.survey.survey import Survey
 from datasets.synthetic.sample_survey import default_survey
 from util.options import common as options
+from util.options import pretrain as pretrain_options
 from util.options.commands import command, without_flags
 from util.processes.terminal import setup_logging
 from util.training.flops import StepCost, step_cost
 from util.training.memory import count_tensors
+from util.training.setup import require_something_to_learn
 from util.training.training_step import pretraining_step
 
 
@@ -65,13 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.train_path = str(default_survey() / "layers.csv")
         if args.suggest:
             updates = {"tiles_per_update": options.tiles_per_update(args)}
-            settings = SurveySettings(**options.survey_options(args))
+            settings = SurveySettings(**options.survey_options(args, given))
             suggestion = suggest(settings, options.chosen(args, given), **updates)
             args = options.replaced(args, **suggestion.options)
         settings = SurveySettings(**options.survey_options(args))
         survey = open_survey(settings)
         scored = open_test_survey(survey, args.test_path, settings=settings) if args.test_path else survey
         network = models.build_model(args.model, **options.model_options(args), **survey.channel_options())
+        new_masks(**pretrain_options.mask_options(args), groups=network.encoded_groups)
+        require_something_to_learn(network, mask_ratio=args.mask_ratio, loss_weights=(1.0, 1.0))
         if args.batch_size == "auto":
             raise ValueError("--batch_size auto: expected a number here; main_pretrain --dry_run says what fits")
         cost = step_cost(network, batch_size=args.batch_size, mask_ratio=args.mask_ratio)
@@ -82,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     facts = describe(survey, cost, memory, model=args.model, batch_size=args.batch_size, patch_size=args.patch_size)
     facts["tiles"]["val"] = len(scored.held_out_tiles)
+    if scored is not survey:
+        more = scored.training_warnings(args.patch_size)
+        facts["warnings"] = list(dict.fromkeys([*facts["warnings"], *more]))
     few = short_run(updates=LEAST_UPDATES, held_out=facts["tiles"]["val"], scores=args.val_fraction > 0)
     words = without_flags(argv, "--suggest", "--json")
     if suggestion is not None:

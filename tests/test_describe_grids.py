@@ -139,6 +139,20 @@ class TestJson:
         (tmp_path / "test.csv").write_text("path\na.tif\nb.tif\n")
         found = described(capsys, *command, "--test_path", str(tmp_path / "test.csv"))
         assert found["tiles"]["val"] == 16  # every 8 pixels, 4 x 4 times
+        assert any("100 % of its ground lies within the bounds of the training survey" in t for t in found["warnings"])
+
+    @pytest.mark.parametrize(
+        "flags, message",
+        [
+            ("--mask_ratio 0", "--mask_ratio 0 hides no token, and visible tokens see their own finer pixels"),
+            ("--mask_ratio 0.99", "--mask_ratio 0.99 leaves none of the"),
+            ("--mask_shape layer --model_type vanilla", "--mask_shape layer: there is one group of layers"),
+        ],
+    )
+    def test_masks_that_training_refuses_are_refused(self, tmp_path, capsys, flags, message):
+        two_layers(tmp_path)
+        assert describe(["--data_dir", str(tmp_path), *FLAGS, *flags.split()]) == 2
+        assert message in capsys.readouterr().err
 
     def test_groups(self, tmp_path, capsys):
         two_layers(tmp_path)

@@ -241,6 +241,16 @@ def test_an_earlier_run_is_moved_aside(survey, labels, tmp_path, caplog):
     assert len(surveys.log(output, "epoch")) == 2 and len([p for p in events.rglob("*") if p.is_file()]) == 2
 
 
+def test_events_of_other_runs_stay_in_a_folder_that_several_share(tmp_path):
+    for name, aside in (("one", None), ("two", None), ("one", tmp_path / "one" / "earlier-1")):
+        files = FinetuneFiles(tmp_path / name, tmp_path / "events", enabled=True)
+        files.output_dir.mkdir(exist_ok=True)
+        before = set((tmp_path / "events").glob("*"))
+        assert files.begin({}, resume=False) == aside
+        files.close()
+        assert aside is not None or before < set((tmp_path / "events").glob("*"))
+
+
 def test_a_finished_run_is_not_repeated(survey, labels, tmp_path, caplog):
     flags = ["--only_folds", "0"]
     assert labelled.finetune(survey, tmp_path, *flags, labels=labels) == 0

@@ -8,7 +8,8 @@ from datasets.ground.grid import Grid
 from datasets.layers.encoding import linear_encodings
 from datasets.survey.detail import measure_detail
 from datasets.survey.inference_survey import open_inference_survey, stored_encodings, stored_native
-from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
+from datasets.survey.open_test_survey import open_test_survey
 from datasets.survey.pyramid import NativeGroup, Pyramid
 from datasets.survey.pyramid_cache import PyramidCache, pyramid_bytes, to_sample
 from datasets.survey.scales_and_groups import MAX_NATIVE_SCALE, native_groups, native_scales

@@ -26,6 +26,7 @@ from tests.small_main import SMALL
 from util.checkpoints.checkpoint_file import CHECKPOINT_KEYS
 from util.options.version import VERSION
 from util.processes import distributed as dist
+from util.records import pretrain_records
 from util.training.engine import Updater
 
 SCORED = {"gravity": ["1x", "2x"], "magnetics": ["1x", "2x", "4x"]}
@@ -109,6 +110,17 @@ def test_the_log(finished):
     assert free[0] == free[1] and len(free[0]) == 10
 
 
+@pytest.mark.parametrize("stem, hidden_alone", [("native", True), ("head", False)])
+def test_the_picture_shows_what_is_scored(survey, tmp_path, stem, hidden_alone):
+    """With a stem in heads alone tokens see base pixels, so finer scales are predicted and scored everywhere."""
+    flags = [*surveys.HELD_OUT, "--epochs", "1", "--tiles_per_epoch", "8", "--stem", stem]
+    with mock.patch.object(pretrain_records, "reconstruction_rows", wraps=pretrain_records.reconstruction_rows) as rows:
+        assert surveys.train(survey, tmp_path, *flags, pictures=True) == 0
+    assert rows.call_args.kwargs["hidden_alone"] is hidden_alone
+    (epoch,) = surveys.log(tmp_path, "epoch")
+    assert ("skill_visible" in epoch["val"]["magnetics"]["4x"]) is not hidden_alone
+
+
 def test_tensorboard(finished):
     events = EventAccumulator(str(finished / "events"), size_guidance={"images": 0, "tensors": 0})
     events.Reload()
@@ -179,6 +191,15 @@ def test_an_earlier_run_in_the_same_place_is_moved_aside(survey, tmp_path, caplo
     assert {path.name: path.read_bytes() for path in (output / "earlier-1").iterdir()} == before
     assert [line["step"] for line in surveys.log(output)] == list(range(1, 8))
     assert not (output / "checkpoint-2.pth").exists()
+
+
+def test_a_run_leaves_the_events_of_others_in_a_shared_folder(survey, tmp_path, caplog):
+    for name in ("one", "two", "one"):
+        flags = ["--epochs", "1", "--tiles_per_epoch", "8", "--log_dir", str(tmp_path / "events")]
+        assert surveys.train(survey, tmp_path / name, *flags) == 0
+        if name == "two":
+            assert "held an earlier run" not in caplog.text
+            assert len(list((tmp_path / "events").iterdir())) == 2
 
 
 # What must not change the numbers
@@ -294,7 +315,7 @@ def test_one_batch_can_be_overfitted(tmp_path):
         "--grouped_bands 0 1",
         "--grouped_bands 1 --grouped_bands 0",
         "--extent intersection",
-        "--mask_ratio 0",
+        "--mask_ratio 0 --stem base",
         "--base_loss_weight 0",
         "--scale_loss_weight 0",
         "--amp bf16",
@@ -320,6 +341,22 @@ def test_one_epoch_with(survey, tmp_path, flags, caplog):
     # A layer is scored down to its native pixels: with scales 1 2 the base pixel is 200 m, with scale 1 alone 100 m.
     expected = {"--scales 1 2": 3, "--scales 1": 1, "--scales 1 3": 3, "--masked_bands 0": 3, "--dropped_bands 0": 3}
     assert len(scored) == expected.get(flags, 5)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--mask_ratio 0.97 --dropped_bands 0", "--mask_ratio 0.97 leaves none of the 16 tokens of a tile visible"),
+        ("--mask_ratio 0", "--mask_ratio 0 hides no token, and visible tokens see their own finer pixels, so there is"),
+        ("--mask_ratio 0 --stem base --scales 1", "--mask_ratio 0 hides no token, and no finer scale has a weight"),
+        ("--scales 1 --base_loss_weight 0", "--base_loss_weight 0: no layer is scored at a scale finer than the base"),
+    ],
+)
+def test_runs_that_would_learn_nothing_are_refused(survey, tmp_path, capsys, flags, message):
+    assert surveys.train(survey, tmp_path, *flags.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("main_pretrain: error: ") == 1
+    assert not list(tmp_path.glob("checkpoint*"))
 
 
 def test_masked_layers_are_seen_as_no_data(survey, tmp_path):
@@ -374,6 +411,27 @@ def test_another_survey_can_be_scored(survey, tmp_path):
     assert surveys.train(survey, tmp_path / "output", *flags) == 0
     (epoch,) = surveys.log(tmp_path / "output", "epoch")
     assert epoch["val_tiles"] == 9  # 3 x 3 windows of 64 pixels, 32 apart
+
+
+def test_another_survey_is_scored_on_no_layer_finer_than_its_pixels(survey, tmp_path):
+    """Gravity of 800 m there, twice the base pixel: its interpolated values are no truth, in scores and in losses."""
+    values = np.random.default_rng(0).normal(size=(16, 16)).astype(np.float32)
+    losses = []
+    for factor in (1, 1000):
+        other = surveys.write_survey(tmp_path / f"other {factor}", size=128)
+        flags = ["--stem", "base", "--epochs", "1", "--tiles_per_epoch", "8", "--test_path", str(other / "layers.csv")]
+        write_grid(other / "gravity.tif", factor * values, resolution=800.0)
+        with mock.patch.object(models.MaskedAutoencoderGroupChannelViT, "embed", embed_magnetics_alone):
+            assert surveys.train(survey, tmp_path / f"output {factor}", *flags) == 0
+        (epoch,) = surveys.log(tmp_path / f"output {factor}", "epoch")
+        assert epoch["val"]["gravity"]["1x"]["rmse"] is None and epoch["val"]["magnetics"]["1x"]["rmse"] > 0
+        losses.append(epoch["val_base_loss"])
+    assert losses[0] == losses[1]
+
+
+def embed_magnetics_alone(network, imgs, valid, embed=models.MaskedAutoencoderGroupChannelViT.embed):
+    """The tokens of a network that sees the values of its second layer alone."""
+    return embed(network, imgs * torch.tensor([0.0, 1.0]).view(1, -1, 1, 1), valid)
 
 
 def test_nothing_held_out_is_said_once(plain, survey, tmp_path, caplog):

@@ -413,6 +413,25 @@ def test_set_aside_moves_an_earlier_runs_checkpoints(tmp_path):
         assert ckpt.find_resumable(tmp_path / f"earlier-{run}").state["step"] == run
 
 
+def test_events_of_other_runs_stay_in_a_folder_that_several_share(tmp_path):
+    """They are moved with a run that is known, or not known not, to have written them, and where they lie beside it."""
+    output, log_dir = tmp_path / "output", tmp_path / "logs"
+    events = log_dir / "events.out.tfevents.1"
+
+    def moves(*, recorded=(), log_dir=log_dir):
+        log_dir.mkdir(parents=True, exist_ok=True)
+        (log_dir / events.name).touch()
+        aside = ckpt.set_aside(output, log_dir, recorded=recorded)
+        return aside is not None and (aside / events.name).exists()
+
+    assert not moves() and not output.exists()
+    for recorded, expected in {(): True, (str(log_dir),): True, (str(output),): False, (None,): True}.items():
+        ckpt.save_run_checkpoint(output, make_state(1), epoch_file=False)
+        assert moves(recorded=recorded) == expected
+        assert events.exists() != expected and not (output / "checkpoint-last.pth").exists()
+    assert moves(log_dir=output)
+
+
 def test_tables_of_somebody_else_stay_where_they_are(tmp_path):
     (tmp_path / "layers.csv").write_text("path\ngravity.tif\n")
     with pytest.raises(ValueError, match=r"holds layers.csv and nothing of an earlier run.* choose another folder"):

@@ -47,6 +47,25 @@ def test_what_is_given_stays(small):
     assert any("updates" in text for text in found.shortfalls) == (found.updates < LEAST_UPDATES)
 
 
+@pytest.mark.parametrize(
+    "flags, expected",
+    [("--patch_size 5", (20, 5)), ("--input_size 20", (20, 5)), ("--input_size 24 --patch_size 6", (24, 6))],
+)
+def test_the_other_size_is_chosen_to_fit_the_one_that_is_given(small, capsys, flags, expected):
+    assert describe_grids.main(["--data_dir", str(small), "--suggest", "--json", *flags.split()]) == 0
+    args = main_pretrain.get_args_parser().parse_args(
+        shlex.split(json.loads(capsys.readouterr().out)["suggestion"]["command"])[3:]
+    )
+    assert (args.input_size, args.patch_size) == expected
+
+
+def test_sizes_that_fit_nothing_are_refused(small, capsys):
+    assert describe_grids.main(["--data_dir", str(small), "--suggest", "--input_size", "13"]) == 2
+    assert "--input_size 13: no patch of 2 to 8 base pixels divides it; give another size" in capsys.readouterr().err
+    assert describe_grids.main(["--data_dir", str(small), "--suggest", *"--input_size 13 --patch_size 5".split()]) == 2
+    assert "--input_size 13 is not a multiple of --patch_size 5; 10 or 15 would be" in capsys.readouterr().err
+
+
 def test_a_large_survey_keeps_the_default_tile(tmp_path):
     values = np.random.default_rng(0).normal(size=(3000, 3000)).astype(np.float32)
     write_grid(tmp_path / "a.tif", values, resolution=100.0)

@@ -17,7 +17,8 @@ from rasterio.warp import transform
 from datasets.loading.prefetch import prefetch
 from datasets.survey import memory, open_layers
 from datasets.survey import open_survey as opening
-from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
+from datasets.survey.open_test_survey import open_test_survey
 from datasets.survey.survey import smooth_layers
 from datasets.survey.tile_reader import TileReader
 from tests.rasters import ramp, write_grid
@@ -485,15 +486,20 @@ class TestSurvey:
 class TestTestSurvey:
     CHOSEN = SMALL | {"val_fraction": 0.2, "val_buffer": 0, "input_size": 2}
 
-    def opened(self, tmp_path, text, **layers):
+    def opened(self, tmp_path, text, *, options=(), **layers):
         """A training survey of a (100 m) and b (200 m), and another one of the given layers and table."""
-        coarse = (field(20, seed=1), {"resolution": 200.0})
-        survey = open_survey(SurveySettings(data_dir=make(tmp_path / "train", a=field(40), b=coarse), **self.CHOSEN))
+        coarse, chosen = (field(20, seed=1), {"resolution": 200.0}), self.CHOSEN | dict(options)
+        survey = open_survey(SurveySettings(data_dir=make(tmp_path / "train", a=field(40), b=coarse), **chosen))
         make(tmp_path / "test", **layers)
         (tmp_path / "test" / "layers.csv").write_text(text)
         return survey, open_test_survey(
-            survey, str(tmp_path / "test" / "layers.csv"), settings=SurveySettings(**self.CHOSEN)
+            survey, str(tmp_path / "test" / "layers.csv"), settings=SurveySettings(**chosen)
         )
+
+    def opened_at(self, tmp_path, *, options=(), **place):
+        """The same with another survey of the same layers somewhere else."""
+        layers = {name: (field(40, seed=seed), place) for seed, name in enumerate("ab", start=5)}
+        return self.opened(tmp_path, "path\na.tif\nb.tif\n", options=options, **layers)[1]
 
     def test_all_of_its_ground_is_scored_at_the_base_resolution_of_training(self, tmp_path):
         layers = {"x": field(80, seed=5), "y": field(80, seed=6)}
@@ -507,6 +513,65 @@ class TestTestSurvey:
         survey, other = self.opened(tmp_path, "path\na.tif\nb.tif\n", a=coarse, b=coarse)
         sample = survey.pyramid(other)(*TileReader(other.stack, other.bundles).read(other.tiles.train).parts)
         assert survey.scored[4] == (0,) and sample.valid_up[0].all() and not sample.valid_up[1].any()
+
+    def test_a_layer_coarser_there_than_the_base_pixel_is_not_scored_at_all(self, tmp_path):
+        layers = {"a": field(80, seed=5), "b": (field(10, seed=6), {"resolution": 800.0})}
+        survey, other = self.opened(tmp_path, "path\na.tif\nb.tif\n", **layers)
+        assert survey.scored == {1: (0, 1), 2: (0, 1), 4: (0,)} and other.scored == {1: (0,), 2: (0,), 4: (0,)}
+        assert any("layer 'b' has pixels of 800, coarser than the base pixel" in text for text in other.warnings)
+
+    def test_no_layer_fine_enough_is_refused(self, tmp_path):
+        layers = {"a": (field(10, seed=5), {"resolution": 800.0}), "b": field(80, seed=6)}
+        with pytest.raises(ValueError, match="every layer that is scored in training is coarser there than the base"):
+            self.opened(tmp_path, "path\na.tif\nb.tif\n", options={"masked_bands": (1,)}, **layers)
+
+    @pytest.mark.parametrize("layer, options", [("b", {"masked_bands": (1,)}), ("b", {"target_layers": ("b",)})])
+    def test_layers_that_no_stem_reads_may_be_coarser(self, tmp_path, layer, options):
+        layers = {"a": field(40, seed=5), layer: (field(10, seed=6), {"resolution": 400.0})}
+        text, options = "path\na.tif\nb.tif\n", options | {"native": True}
+        assert self.opened(tmp_path, text, options=options, **layers)[0].native_scales == (4, 2)
+        with pytest.raises(ValueError, match=r"'b'.*pixels of 400, expected at most 200.*--stem base"):
+            self.opened(tmp_path, text, options={"native": True}, **layers)
+
+    @pytest.mark.parametrize(
+        "place, share",
+        [
+            ({}, " 100 %"),
+            ({"left": 502_000.0, "top": 5_998_000.0}, " 25 %"),
+            ({"left": 504_000.0}, ""),
+            ({"crs": "EPSG:32754"}, " %"),
+            ({"crs": "EPSG:32755"}, ""),
+        ],
+    )
+    def test_ground_that_is_trained_on_is_named(self, tmp_path, place, share):
+        """Squares of 4 km: the same, a corner of it, the one beside it; in WGS84, and in the next zone of it."""
+        texts = [text for text in self.opened_at(tmp_path, **place).warnings if "of the training survey" in text]
+        assert len(texts) == bool(share) and all(share in text and text.startswith("--test_path ") for text in texts)
+
+    @pytest.mark.parametrize(
+        "place, unit",
+        [
+            ({"crs": "EPSG:2263"}, "EPSG:2263 is in US survey foot"),
+            ({"crs": "EPSG:4326", "left": 0.0, "top": 45.0, "resolution": 0.001}, "EPSG:4326 is in degrees"),
+        ],
+    )
+    def test_another_unit_of_length_is_refused(self, tmp_path, place, unit):
+        with pytest.raises(
+            ValueError, match=f"--test_path .*{unit}, expected m as in training .*EPSG:28354.*; warp its"
+        ):
+            self.opened_at(tmp_path, **place)
+
+    @pytest.mark.parametrize("crs", ["EPSG:28354", "EPSG:32630"])
+    def test_polygons_of_the_training_ground_do_not_count_elsewhere(self, tmp_path, crs):
+        area = tmp_path / "area.gpkg"
+        square = shapely.box(500_000, 5_996_000, 503_000, 6_000_000)
+        geopandas.GeoDataFrame(geometry=[square], crs="EPSG:28354").to_file(area)
+        options = {"aoi": str(area), "input_size": 1}
+        other = self.opened_at(tmp_path, options=options, left=600_000.0, crs=crs)
+        assert other.stack.aoi is None and all(item.valid_fraction == 1 for item in other.summaries)
+        assert any(text.startswith("--test_path") and "area.gpkg lies elsewhere" in text for text in other.warnings)
+        here = self.opened_at(tmp_path, options=options)
+        assert here.stack.aoi is not None and not any("elsewhere" in text for text in here.warnings)
 
     def test_other_layers_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match=r"--test_path .*layers\.csv: layers b, a; expected a, b as in training"):

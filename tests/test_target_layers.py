@@ -106,6 +106,10 @@ def test_values_of_the_target_change_the_loss_alone(heads, ratio):
 def test_with_nothing_else_hidden_the_loss_is_that_of_the_target():
     model = wake(make_model(**TARGETED))
     images, valid, noise = make_batch(channels=4)
+    assert model.can_learn(hides=False) == (True, True)
+    stem = {"stem": "native", "native_scales": (1, 4, 2, 4), "detail_scales": (0.0,) * 4}
+    assert make_model(**TARGETED, **stem).can_learn(hides=False) == (True, True)
+    assert make_model(**{**TARGETED, **stem, "target_groups": 0}).can_learn(hides=False) == (False, False)
     loss, _, pred, mask = run(model, images, valid, noise, mask_ratio=0.0)
     assert mask.sum(dim=(0, 2)).tolist() == [0, 0, 2 * 16]
     assert loss.item() == pytest.approx((pred[:, 0] - patchify(images[0], 4)[:, 0]).square().mean().item(), rel=1e-5)
@@ -158,6 +162,18 @@ def test_tiles_and_masks_are_those_without_the_target(survey):
         assert not ours.dropped[:, :3].any() and torch.equal(ours.dropped[:, 3:], theirs.dropped)
         dropped += int(ours.dropped.sum())
     assert dropped > 0
+
+
+def test_a_layer_that_is_seen_is_never_dropped_with_all_others(survey):
+    """The target has no tokens and gravity is hidden, so that magnetics stay in every tile."""
+    common = {"test_path": None, "val_tiles": 4, "cache": "none", "device": torch.device("cpu"), "local_ranks": 1}
+    chosen = {"layers_table": str(survey / "layers.csv"), "input_size": 16, "scales": (1, 2, 4), "val_fraction": 0.0}
+    data = open_pretrain_data(chosen | {"target_layers": ["geology"], "masked_bands": [1]}, **common)
+    how = {"seed": 0, "batch_size": 8, "accum_iter": 1, "tiles": None, "layer_dropout": 0.9, "rank": 0, "world_size": 1}
+    masks = new_masks(None, groups=2, side=4, spatial=False, mask_ratio=0.75)
+    epoch = data.batches(masks, **how, channel_counts=(3, 1, 1), pin=False).epoch(0)
+    assert data.training.layers[2].name == "magnetics"
+    assert not any(epoch.read(micro).dropped[:, 4].any() for micro in epoch.plan)
 
 
 def test_targets_have_groups_of_their_own(survey):

@@ -109,6 +109,14 @@ class TestSources:
         images = source_images(model.texture_head.sources, {1: (base, base == 0)}, native)
         assert torch.equal(images[0][0], coarse[:, :1]) and images[0][1].all()
 
+    def test_a_layer_whose_pixels_do_not_divide_those_of_its_group_is_measured_at_its_target(self):
+        """Beside 3 x 3 pixels of channel 0 the 2 x 2 of channel 2 are interpolated: those of its target are not."""
+        scales = {"native_scales": (3, 2, 2, 1), "scored": {1: (0, 1, 2, 3), 2: (0, 1, 2)}, "scales": (1, 2)}
+        expected = {(2, 0): (2, None), (0, 0): (3, (0, 1, 1)), (1, 1): (2, (1, 0, 1))}
+        assert self.found(make(**scales)) == expected
+        base_alone = make(**(scales | {"scales": (1,), "scored": {1: (0, 1, 2, 3)}}), patch_size=8)
+        assert self.found(base_alone)[2, 0] == (1, None)
+
     def test_classes_angles_and_layers_without_weight_have_none(self):
         row = {"loss": "", "loss_scale": 1.0}
         rows = [

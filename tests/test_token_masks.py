@@ -138,6 +138,23 @@ def test_layer_masks_need_groups_to_hide(options, message):
         masks(("random", 0.5), ("layer", 0.5), **options)
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"groups": 1, "side": 2, "mask_ratio": 0.9}, "--mask_ratio 0.9 leaves none of the 4 tokens .* at most 0.75;"),
+        ({"side": 2, "spatial": True, "mask_ratio": 0.8}, "none of the 4 patches of a tile visible, .* at most 0.75;"),
+        ({"groups": 10, "side": 1, "mask_ratio": 0.95}, "none of the 10 tokens .*expected at most 0.8999; lower it"),
+        ({"groups": 1, "side": 1, "mask_ratio": 0.5}, "hides the only token of a tile, expected at least two tokens"),
+    ],
+)
+def test_a_ratio_that_leaves_no_token_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        masks(("random", None), **options)
+    if "most" in message:
+        most = float(message.split("most ")[1].split(";")[0])
+        assert masks(("random", None), **(options | {"mask_ratio": most})).mask_ratio == most
+
+
 class TestDroppedLayers:
     def test_share_and_at_least_one_kept(self):
         dropped = dropped_layers(np.arange(4000), layers=5, probability=0.3, seed=0, epoch=0)

@@ -8,7 +8,8 @@ from datasets.layers.encoding import Encoding
 from datasets.layers.layer import Layer
 from datasets.layers.transforms import Transform
 from datasets.survey.inference_survey import open_inference_survey, stored_layers
-from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
+from datasets.survey.open_test_survey import open_test_survey
 from tests.rasters import write_grid
 
 SMALL = {"input_size": 4, "scales": (1,), "base_resolution": 100.0, "val_buffer": 0}
@@ -158,3 +159,17 @@ class TestRecognisedNodata:
     def test_a_layer_without_it_says_nothing(self, opened, tmp_path):
         found = reopened(opened, folder(tmp_path / "b", k=noise(4), m=noise(3)))
         assert not [text for text in found.warnings if "'m'" in text]
+
+
+@pytest.mark.parametrize(
+    "normalize, factor, warned",
+    [("none", 1, False), ("none", 1000, False), ("robust", 1, False), ("robust", 1000, True), ("standard", 1000, True)],
+)
+def test_values_are_compared_with_the_mean_of_training(tmp_path, normalize, factor, warned):
+    """Values about 50,000 whose encoding has centre 0 and scale 1, or the median; the same, and in another unit."""
+    values = 5e4 + 30 * noise()
+    opened = survey(folder(tmp_path / "a", x=values), f"path,normalize\nx.tif,{normalize}\n")
+    texts = reopened(opened, folder(tmp_path / "b", x=factor * values)).warnings
+    assert any("are the units the same?" in text for text in texts) == warned
+    if warned:
+        assert any(f"in training they were {opened.statistics[0].mean:.6g} with" in text for text in texts)

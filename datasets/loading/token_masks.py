@@ -7,6 +7,7 @@ function and one line in `MASK_SHAPES`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,8 @@ class Masks:
         mask_ratio: fraction of the tokens that is hidden.
 
     Raises:
-        ValueError: a shape does not suit the groups, such as hiding the only group.
+        ValueError: the ratio leaves no token visible, or a shape does not suit the groups, such as hiding the only
+            group.
     """
 
     fractions: tuple[tuple[str, float], ...]
@@ -42,6 +44,7 @@ class Masks:
     mask_ratio: float
 
     def __post_init__(self) -> None:
+        _check_visible(self)
         for name, _ in self.fractions:
             MASK_SHAPES[name].check(self)
 
@@ -108,6 +111,25 @@ def _layer(noise: np.ndarray, masks: Masks, rng: np.random.Generator) -> None:
     most = max(1, min(len(noise) - 1, int(masks.mask_ratio * len(noise) + 1e-6)))
     hidden = rng.permutation(len(noise))[: rng.integers(1, most, endpoint=True)]
     noise[hidden] += 1
+
+
+def _check_visible(masks: Masks) -> None:
+    """Refuses masks that hide every token of a tile."""
+    count, ratio = masks.tokens, masks.mask_ratio
+    if _visible(count, ratio):
+        return
+    more = "cut tiles into more patches (a larger --input_size, a smaller --patch_size)"
+    if count == 1:
+        raise ValueError(f"--mask_ratio {ratio:g} hides the only token of a tile, expected at least two tokens; {more}")
+    what = "patches" if masks.spatial else "tokens"
+    wrong = f"--mask_ratio {ratio:g} leaves none of the {count} {what} of a tile visible"
+    most = next(k / 1e4 for k in range(math.floor(1e4 * (1 - 1 / count)), -1, -1) if _visible(count, k / 1e4))
+    raise ValueError(f"{wrong}, expected at most {most:g}; lower it, or {more}")
+
+
+def _visible(count: int, mask_ratio: float) -> int:
+    """Number of visible positions of a tile without invalid ones, as the model counts them."""
+    return int(count * (1 - mask_ratio))
 
 
 def _check_nothing(masks: Masks) -> None:

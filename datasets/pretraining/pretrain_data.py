@@ -14,7 +14,8 @@ import torch
 from datasets.loading.batch_plan import MicroBatch, plan_epoch, updates_per_epoch
 from datasets.loading.token_masks import Masks, dropped_layers
 from datasets.scenes.scenes import Scenes, open_scenes, open_test_scenes
-from datasets.survey.open_survey import SurveySettings, open_survey, open_test_survey
+from datasets.survey.open_survey import SurveySettings, open_survey
+from datasets.survey.open_test_survey import open_test_survey
 from datasets.survey.pyramid import Pyramid, Sample
 from datasets.survey.pyramid_cache import choose_reader, to_sample
 from datasets.survey.suggestion import short_run
@@ -154,7 +155,7 @@ class TrainingBatches:
         rank: number of this process.
         world_size: number of processes.
         pin: put batches into page-locked memory.
-        targets: numbers of the layers that are targets, which are never seen and never dropped.
+        unseen: numbers of the layers that are never seen, targets and hidden ones, which are never dropped.
     """
 
     source: TileSource
@@ -169,7 +170,7 @@ class TrainingBatches:
     rank: int
     world_size: int
     pin: bool
-    targets: Sequence[int] = ()
+    unseen: Sequence[int] = ()
 
     @property
     def updates(self) -> int:
@@ -203,7 +204,7 @@ class TrainingBatches:
         noise = torch.from_numpy(self.masks.noise(numbers, seed=self.seed, epoch=epoch))
         dropped = None
         if self.layer_dropout:
-            inputs = [number for number in range(len(self.channel_counts)) if number not in self.targets]
+            inputs = [number for number in range(len(self.channel_counts)) if number not in self.unseen]
             layers = np.zeros((len(numbers), len(self.channel_counts)), dtype=bool)
             layers[:, inputs] = dropped_layers(
                 numbers, layers=len(inputs), probability=self.layer_dropout, seed=self.seed, epoch=epoch
@@ -267,9 +268,17 @@ class PretrainData:
             masks,
             tuple(channel_counts),
             tiles=tiles or self.training.training_tiles,
-            targets=self.training.targets if isinstance(self.training, Survey) else (),
+            unseen=_unseen(self.training),
             **how,
         )
+
+
+def _unseen(source: TileSource) -> list[int]:
+    """Numbers of the layers that models never see: targets, and those shown as no-data."""
+    if isinstance(source, Scenes):
+        return sorted(source.images.hidden)
+    assert isinstance(source, Survey)
+    return sorted({*source.targets, *source.stack.hidden})
 
 
 def open_pretrain_data(

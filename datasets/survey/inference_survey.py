@@ -572,16 +572,22 @@ def _missing(
 def _strangers(
     trained: Sequence[Layer], summaries: Sequence[BandSummary | None], encodings: Sequence[Encoding]
 ) -> list[str]:
-    """What to say of layers of measurements whose values are not at all those of training."""
-    return [
-        f"layer '{layer.name}': values here are about {summary.mean:.6g}, in training they were "
-        f"{encoding.centres[0]:.6g} with a spread of {encoding.scales[0]:.3g}: the model has not seen such values; "
-        "are the units the same?"
-        for layer, summary, encoding in zip(trained, summaries, encodings, strict=True)
-        if summary is not None
-        and encoding.is_linear
-        and abs(summary.mean - encoding.centres[0]) > STRANGE * max(encoding.scales[0], summary.std)
-    ]
+    """What to say of layers of measurements whose values are not at all those of training.
+
+    Nothing is said of layers that are not normalised: their encodings do not hold the spread of their values.
+    """
+    notes = []
+    for layer, summary, encoding in zip(trained, summaries, encodings, strict=True):
+        if summary is None or not encoding.is_linear or layer.normalize == "none":
+            continue
+        spread = encoding.scales[0]
+        mean = encoding.centres[0] + encoding.means[0] * spread
+        if abs(summary.mean - mean) > STRANGE * max(spread, summary.std):
+            notes.append(
+                f"layer '{layer.name}': values here are about {summary.mean:.6g}, in training they were {mean:.6g} "
+                f"with a spread of {spread:.3g}: the model has not seen such values; are the units the same?"
+            )
+    return notes
 
 
 def _find_layers(

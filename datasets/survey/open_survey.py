@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.ground.area_of_interest import load_area_of_interest
+from datasets.ground.area_of_interest import AreaOfInterest, load_area_of_interest
 from datasets.ground.grid import Grid
 from datasets.ground.wraparound import latitude_weights
 from datasets.layers.kinds import kind_of
@@ -22,7 +22,7 @@ from datasets.survey.coverage import MAX_CELLS, CellMap, correlation_length, map
 from datasets.survey.layer_classes import layer_classes
 from datasets.survey.memory import fits_memory
 from datasets.survey.open_layers import TrainedLayers, check_numbers, choose_layers, scan_bands
-from datasets.survey.scales_and_groups import channel_groups, check_native_scales, native_scales, score_scales
+from datasets.survey.scales_and_groups import channel_groups, native_scales, score_scales
 from datasets.survey.stack import Stack, longest_edge, make_bundles, reference_grid
 from datasets.survey.statistics import fit_statistics
 from datasets.survey.survey import Survey, with_detail
@@ -59,7 +59,8 @@ class SurveySettings:
         cache: `auto`, `ram` or `none`; `device` (see `datasets/survey/pyramid_cache.py`) reads like `auto`.
         local_ranks: processes on this machine that each hold the layers.
         transforms: transforms of values by name of the layer; they replace those of the table.
-        trained: layers of a trained model, as which these are read; no statistics are computed then.
+        trained: layers that are trained on, as which those of another survey are read to be scored (--test_path); no
+            statistics are computed then.
         native: layers are read at their native pixels as well, for a model with a stem.
     """
 
@@ -128,13 +129,10 @@ def open_survey(settings: SurveySettings) -> Survey:
         ValueError: the data or the settings cannot be trained on; the message names the layer or the flag.
         FileNotFoundError: a file does not exist.
     """
-    layers = _choose_layers(settings)
-    target = layer_crs(layers[0]) if settings.reproject else None
-    bands = [open_band(layer, reproject_to=target) for layer in layers]
+    bands = open_bands(settings)
     plan = _plan(settings, bands)  # errors that the headers reveal are raised before any pixel is read
     trained = settings.trained
-    aoi = None if settings.aoi is None else load_area_of_interest(settings.aoi, bands[0].grid.crs)
-    bands, summaries, notes = scan_bands(bands, aoi=aoi, trained=trained is not None)
+    bands, summaries, notes = scan_bands(bands, aoi=_area_of_interest(settings, bands), trained=trained is not None)
     tables, class_notes = layer_classes(bands, None if trained is None else trained.classes)
     stack = Stack(bands, plan.reference, hidden=settings.masked_bands)
     if fits_memory(stack, settings.cache, settings.local_ranks):
@@ -219,45 +217,26 @@ def open_trials(settings: SurveySettings) -> TileTrials:
         ValueError: the layers cannot be used.
         FileNotFoundError: a file does not exist.
     """
-    layers = _choose_layers(settings)
-    target = layer_crs(layers[0]) if settings.reproject else None
-    bands = [open_band(layer, reproject_to=target) for layer in layers]
-    aoi = None if settings.aoi is None else load_area_of_interest(settings.aoi, bands[0].grid.crs)
-    bands, _, _ = scan_bands(bands, aoi=aoi)
+    bands = open_bands(settings)
+    bands, _, _ = scan_bands(bands, aoi=_area_of_interest(settings, bands))
     stack = Stack(bands, reference_grid(bands, extent=settings.extent), hidden=settings.masked_bands)
     maps, cell = _map_all(stack, step=1)
     return TileTrials(settings, bands, stack, maps, cell)
 
 
-def open_test_survey(survey: Survey, table: str, *, settings: SurveySettings) -> Survey:
-    """Open another survey of the same layers, all of whose tiles are held out: for scoring.
-
-    Args:
-        survey: the survey that is trained on.
-        table: CSV that names the other survey's layers.
-        settings: those that the first survey was opened with.
+def open_bands(settings: SurveySettings) -> list[RasterBand]:
+    """The layers of a survey, of which headers alone are read, in one CRS if they are reprojected.
 
     Raises:
-        ValueError: its layers are not those that are trained on, or it cannot be used.
-        FileNotFoundError: a file does not exist.
+        ValueError, FileNotFoundError: they cannot be opened, or their numbers and names do not fit the settings.
     """
-    trained = TrainedLayers(survey.layers, survey.encodings)
-    settings = replace(
-        settings,
-        data_dir=None,
-        data_path=None,
-        layers_table=table,
-        base_resolution=survey.base_resolution,
-        transforms={},
-        native=False,  # the pyramid of the training survey reads its tiles
-        val_fraction=0.0,
-        tile_overlap=0.5,
-    )
-    trained.read_as_trained(_choose_layers(settings), f"--test_path {table}")
-    other = open_survey(replace(settings, trained=trained))
-    if survey.native_scales:
-        check_native_scales(other.stack.bands, survey.native_scales, base_resolution=survey.base_resolution)
-    return replace(other, statistics=survey.statistics, tiles=replace(other.tiles, val=other.tiles.train))
+    layers = _choose_layers(settings)
+    target = layer_crs(layers[0]) if settings.reproject else None
+    return [open_band(layer, reproject_to=target) for layer in layers]
+
+
+def _area_of_interest(settings: SurveySettings, bands: Sequence[RasterBand]) -> AreaOfInterest | None:
+    return None if settings.aoi is None else load_area_of_interest(settings.aoi, bands[0].grid.crs)
 
 
 def _choose_layers(settings: SurveySettings) -> list[Layer]:
@@ -271,7 +250,7 @@ def _choose_layers(settings: SurveySettings) -> list[Layer]:
     )
     layers = with_transforms(chosen, settings.transforms)
     if settings.trained is not None:
-        layers = settings.trained.read_as_trained(layers, settings.layers_table or settings.data_dir or "the layers")
+        layers = settings.trained.read_as_trained(layers, f"--test_path {settings.layers_table}")
     check_numbers(settings.masked_bands, len(layers), "--masked_bands")
     if len(set(settings.masked_bands)) == len(layers):
         raise ValueError(f"--masked_bands hides every one of the {len(layers)} layers; leave at least one")

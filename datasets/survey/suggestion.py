@@ -200,7 +200,11 @@ def _best_trial(
                 if not trial.missing or (not held_out and len(trial.tiles.train) >= LEAST_TRAINING):
                     return trial
     if best is None:
-        raise error or ValueError("no size of tile fits the survey")
+        size, largest = given.get("input_size"), TILE_SIZES[0][1]
+        raise error or ValueError(
+            f"--input_size {size}: no patch of 2 to {largest} base pixels divides it; give another size, or a "
+            "--patch_size that does"
+        )
     return best
 
 
@@ -221,6 +225,8 @@ def _sizes(
     for base, (tile, patch), scale in tried:
         patch = given.get("patch_size", patch)
         tile = given.get("input_size", max(tile // patch, 1) * patch)
+        if "patch_size" not in given:
+            patch = max((edge for edge in range(2, patch + 1) if tile % edge == 0), default=patch)
         if tile % patch == 0:
             yield {"base_resolution": base, "input_size": tile, "scales": list(scale)}, patch
 

@@ -148,8 +148,8 @@ class TileIndex:
 
         Returns:
             (tiles, 2) int64 (row, col) origins. Each tile is shifted by up to half a stride; a shift that would
-            leave the survey, come near a held-out block or fall below `min_valid` is drawn again, and after
-            `SHIFT_TRIES` draws the tile stays where it is.
+            leave the survey ends at its edge, and one that would come near a held-out block or fall below `min_valid`
+            is drawn again; after `SHIFT_TRIES` draws the tile stays where it is.
         """
         count = len(self.train)
         tiles = count if tiles is None else tiles

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,7 +184,12 @@ def _refuse_finetuned(state: Mapping[str, Any], where: str) -> None:
         )
 
 
-def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str] | None = None) -> Path | None:
+def set_aside(
+    output_dir: str | os.PathLike[str],
+    log_dir: str | os.PathLike[str] | None = None,
+    *,
+    recorded: Iterable[str | None] = (),
+) -> Path | None:
     """Moves the files of an earlier run into a new folder earlier-<n>; returns it, None if there are none.
 
     For a run that starts afresh in a folder already used: nothing is overwritten, a later resume cannot mistake the
@@ -192,7 +197,8 @@ def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str
 
     Args:
         output_dir: checkpoints, log, tables and pictures are moved.
-        log_dir: TensorBoard events directly in it are moved too; default `output_dir`.
+        log_dir: TensorBoard events directly in it are moved too, if they are those of the run; default `output_dir`.
+        recorded: values of --log_dir that are recorded in `output_dir`.
 
     Raises:
         ValueError: the folder holds tables of layers alone, so that they are not those of a run.
@@ -204,8 +210,25 @@ def set_aside(output_dir: str | os.PathLike[str], log_dir: str | os.PathLike[str
             f"--output_dir {folder} holds {found[0].name} and nothing of an earlier run: it is somebody's own table, "
             "and would be replaced; choose another folder"
         )
-    found += [path for path in sorted(Path(log_dir or folder).glob("events.out.tfevents.*")) if path.is_file()]
+    events = Path(log_dir or folder)
+    if owns_events(events, folder, recorded=recorded, holds_run=bool(found)):
+        found += [path for path in sorted(events.glob("events.out.tfevents.*")) if path.is_file()]
     return move_to_earlier(found, folder)
+
+
+def owns_events(log_dir: Path, output_dir: Path, *, recorded: Iterable[str | None], holds_run: bool) -> bool:
+    """Whether TensorBoard events in a folder belong to the earlier run of another folder; several runs may share one.
+
+    Args:
+        log_dir: folder of the events.
+        output_dir: folder of the run.
+        recorded: values of --log_dir that are recorded in `output_dir`; none if nothing is known.
+        holds_run: whether there are other files of an earlier run in `output_dir`.
+    """
+    known = {Path(text).resolve() for text in recorded if text}
+    if log_dir.resolve() == output_dir.resolve():
+        return True
+    return holds_run and (not known or log_dir.resolve() in known)
 
 
 def set_newer_aside(output_dir: str | os.PathLike[str], step: int) -> Path | None:

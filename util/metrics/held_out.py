@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from util.training.state import TrainingState
 
 
 class TrainingData(Protocol):
-    """The parts of training data that scoring needs."""
+    """The parts of training data, or of other data that is scored, that scoring needs."""
 
     @property
     def layers(self) -> Sequence[Any]:
@@ -49,7 +50,7 @@ class HeldOutScorer:
     Args:
         state: the network being trained, sharded or not, and its averaged weights, if any, which are scored.
         settings: masking and loss weights.
-        data: the training data.
+        data: the data that is scored.
         rebuild: builds an unsharded copy of the network on the device, into which a sharded one is gathered.
         fetch: tile numbers -> their `Sample` on the device and the noise of its masks.
         batches: numbers of the tiles that this process scores, batch by batch.
@@ -68,18 +69,20 @@ class HeldOutScorer:
         show_progress: bool,
     ) -> None:
         network: Any = state.network
+        self._hidden_alone = bool(network.embeds_native)
+        self._is_scored = [number in data.scored[1] for number in range(len(data.layers))]
         self._state, self._settings, self._rebuild = state, settings, rebuild
         self._show = partial(progress_bar, desc="held-out", unit="batch", enabled=show_progress)
         self._evaluator = HeldOutEvaluator(
             fetch=lambda numbers: _scored_batch(*fetch(numbers)),
             batches=batches,
             scales=data.scales,
-            scored_at_base=[number in data.scored[1] for number in range(len(data.layers))],
+            scored_at_base=self._is_scored,
             layers=scored_layers(network.layers, data.encodings),
             groups=network.channel_groups,
             patch_size=network.patch_size,
             base_in_units=not network.norm_pix_loss,
-            hidden_alone=network.embeds_native,
+            hidden_alone=self._hidden_alone,
             sum_over_ranks=lambda tensor: dist.sum_over_ranks(tensor.to(state.device)).cpu(),
         )
 
@@ -87,25 +90,26 @@ class HeldOutScorer:
         """The scores over all processes, or None if no tile is held out."""
         if not dist.any_rank(bool(self._evaluator.batches)):
             return None
-        with self._state.scored(self._rebuild) as network:
+        with self._state.scored(self._rebuild) as network, _weighing_alone(network, self._is_scored):
             predict = partial(self._predict, network)
             return self._evaluator(predict, loss_weights=self._settings.loss_weights, show=self._show)
 
     def reconstruct(
         self, number: int, *, enabled: bool
-    ) -> tuple[ScoredBatch, dict[int, torch.Tensor], torch.Tensor] | None:
+    ) -> tuple[ScoredBatch, dict[int, torch.Tensor], torch.Tensor, bool] | None:
         """Reconstructs one tile in the processes where `enabled` is True.
 
         Returns:
-            A batch of that tile, its reconstruction by scale (1, C, sH, sW), and (1, C, H, W) bool, True inside masked
-            tokens. None in other processes.
+            A batch of that tile; its reconstruction by scale (1, C, sH, sW); (1, C, H, W) bool, True inside masked
+            tokens; and whether finer scales, too, are scored inside masked tokens alone. None in other processes.
         """
         with self._state.scored(self._rebuild) as network:
             if not enabled:
                 return None
             batch = self._evaluator.fetch(np.array([number]))
             out = self._predict(network, batch)
-        return batch, out.images, self._evaluator.hidden_pixels(out.mask, batch.imgs.shape)
+        hidden = self._evaluator.hidden_pixels(out.mask, batch.imgs.shape)
+        return batch, out.images, hidden, self._hidden_alone
 
     @torch.no_grad()
     def _predict(self, network: torch.nn.Module, batch: ScoredBatch) -> Any:
@@ -113,3 +117,14 @@ class HeldOutScorer:
         network.eval()
         with self._state.updater.autocast():
             return network(**vars(batch), mask_ratio=self._settings.mask_ratio, details=True)
+
+
+@contextmanager
+def _weighing_alone(network: Any, is_scored: Sequence[bool]) -> Iterator[None]:
+    """Gives other layers no weight in the losses of base pixels while it lasts: they are coarser in what is scored."""
+    weights = network.weights_1
+    network.weights_1 = torch.where(torch.tensor(is_scored, device=weights.device), weights, 0.0)
+    try:
+        yield
+    finally:
+        network.weights_1 = weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar, cast
 
@@ -406,15 +406,22 @@ def data_options(args: argparse.Namespace) -> dict[str, Any]:
     return scene_options(args) if args.dataset_type in SCENE_TYPES else survey_options(args)
 
 
-def survey_options(args: argparse.Namespace) -> dict[str, Any]:
+def survey_options(args: argparse.Namespace, given: Collection[str] | None = None) -> dict[str, Any]:
     """The fields of `datasets.survey.open_survey.SurveySettings` that the options name, checked for consistency.
+
+    Args:
+        args: the options.
+        given: names of those that the command line gives, where others are still to be suggested: sizes of tile and
+            patch must then fit together only if both are given. None: all options are as they will be.
 
     Raises:
         ValueError: if sizes, scales or patches do not fit together, or the data are images that lie on no ground.
     """
     if args.dataset_type in SCENE_TYPES:
         raise ValueError(f"--dataset_type {args.dataset_type} is no survey of layers; expected grid")
-    check_sizes(input_size=args.input_size, patch_size=args.patch_size, scales=args.scales)
+    is_decided = given is None or {"input_size", "patch_size"} <= set(given)
+    patch_size = args.patch_size if is_decided else args.input_size
+    check_sizes(input_size=args.input_size, patch_size=patch_size, scales=args.scales)
     return {
         "data_dir": args.data_dir,
         "layers_table": args.train_path,

@@ -15,12 +15,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from util.checkpoints import resume_state
-from util.checkpoints.run_checkpoints import move_to_earlier
+from util.checkpoints.run_checkpoints import move_to_earlier, owns_events
 from util.hardware.system import replace_file
 from util.plots.reconstruction import save_figure
 from util.records import tags as tag
 from util.records.log import JsonLines, Writer, make_writer, plain
 from util.run_page.page import PAGE_FILES, RunPage
+from util.run_page.record import read_records
 
 SETTINGS, METRICS, FITS = "run.json", "metrics.json", "fits"
 EVALUATION = "evaluation.json"
@@ -104,8 +105,10 @@ class FinetuneFiles:
     def _set_aside(self) -> Path | None:
         """Moves all files of an earlier run into a new folder earlier-<n>."""
         found = [path for name in RUN_FILES for path in sorted(self.output_dir.glob(name))]
-        events = [path for name in (EVENTS, CURVES) for path in sorted(self.log_dir.glob(name))]
-        return move_to_earlier([*found, *events], self.output_dir)
+        recorded = [run.facts.get("log_dir") for run in read_records(self.output_dir)]
+        if owns_events(self.log_dir, self.output_dir, recorded=recorded, holds_run=bool(found)):
+            found += [path for name in (EVENTS, CURVES) for path in sorted(self.log_dir.glob(name))]
+        return move_to_earlier(found, self.output_dir)
 
     def folder(self, method: str, fold: int | None) -> Path:
         """The folder of a fit's checkpoints; for the fit on all labels it is the run's own."""

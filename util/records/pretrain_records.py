@@ -23,6 +23,7 @@ from util.plots.reconstruction import RowImages, reconstruction_figure, save_fig
 from util.records import tags as tag
 from util.records.log import JsonLines, Writer, make_writer
 from util.run_page.page import PAGE, RunPage
+from util.run_page.record import read_records
 from util.training.state import Progress
 from util.training.step_meter import WindowOfSteps
 from util.training.timer import TimeLeft
@@ -115,7 +116,8 @@ class RunFiles:
         if not self._enabled:
             return
         if resume_step is None:
-            aside, purge = ckpt.set_aside(self.output_dir, self.log_dir), None
+            recorded = [run.facts.get("log_dir") for run in read_records(self.output_dir)]
+            aside, purge = ckpt.set_aside(self.output_dir, self.log_dir, recorded=recorded), None
         else:
             aside, purge = ckpt.set_newer_aside(self.output_dir, resume_step), resume_step + 1
         self._time_left, self._is_resumed = TimeLeft(), resume_step is not None
@@ -296,6 +298,7 @@ class RunFiles:
         batch: ScoredBatch,
         images: Mapping[int, torch.Tensor],
         hidden: torch.Tensor,
+        hidden_alone: bool,
         progress: Progress,
         *,
         base_pixel: tuple[float, float],
@@ -307,6 +310,7 @@ class RunFiles:
             batch: a batch of that tile alone.
             images: predictions by scale, (1, C, sH, sW), model units.
             hidden: (1, C, H, W) bool, True inside masked tokens.
+            hidden_alone: finer scales, too, are scored inside masked tokens alone.
             progress: how far the run is.
             base_pixel: width and height of a base-scale pixel, length units.
             length_unit: unit of `base_pixel`.
@@ -322,7 +326,7 @@ class RunFiles:
             valid=[valid[0].cpu() for valid in (batch.valid, *batch.valid_up)],
             images={scale: image[0].cpu() for scale, image in images.items()},
             hidden=hidden[0].cpu(),
-            hidden_alone=bool(batch.native),
+            hidden_alone=hidden_alone,
         )
         skills = {(name, int(s[:-1])): v.get("skill") for name, of in self._scores.items() for s, v in of.items()}
         rows = [replace(row, skill=skills.get((row.layer, row.scale))) for row in rows]

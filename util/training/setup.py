@@ -142,6 +142,35 @@ def check_start(settings: RunSettings, ranks: dist.Ranks, device: torch.device) 
     return "off" if reason else settings.cuda_graphs
 
 
+def require_something_to_learn(network: Any, *, mask_ratio: float, loss_weights: Sequence[float]) -> None:
+    """Refuses settings under which no loss would change a weight.
+
+    Args:
+        network: a masked autoencoder.
+        mask_ratio: fraction of tokens removed.
+        loss_weights: as of `TrainingSettings`.
+
+    Raises:
+        ValueError: no loss with a weight above 0 has anything to learn from.
+    """
+
+    def is_learnt(*, hides: bool) -> bool:
+        return any(w and able for w, able in zip(loss_weights, network.can_learn(hides=hides), strict=True))
+
+    if is_learnt(hides=mask_ratio > 0):
+        return
+    if is_learnt(hides=True):
+        seen = "visible tokens see their own finer pixels" if network.embeds_native else "no finer scale has a weight"
+        raise ValueError(
+            f"--mask_ratio {mask_ratio:g} hides no token, and {seen}, so there is nothing to learn; raise it, such as "
+            "--mask_ratio 0.75"
+        )
+    raise ValueError(
+        f"--base_loss_weight {loss_weights[0]:g}: no layer is scored at a scale finer than the base pixel, so there is "
+        "nothing to learn; raise it, or give finer --scales"
+    )
+
+
 def fit_batch(
     network: nn.Module,
     training: TrainingSettings,
@@ -167,8 +196,9 @@ def fit_batch(
         The batch size, and the peak memory in bytes, None if it is not predicted.
 
     Raises:
-        ValueError: options contradict each other, or no batch fits into memory.
+        ValueError: there is nothing to learn, options contradict each other, or no batch fits into memory.
     """
+    require_something_to_learn(network, mask_ratio=training.mask_ratio, loss_weights=training.loss_weights)
     device = next(network.parameters()).device
     step = pretraining_step(network, mask_ratio=training.mask_ratio, amp_dtype=amp_dtype, clip_grad=training.clip_grad)
     trials = memory_trials(
