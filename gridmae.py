@@ -8,8 +8,9 @@
     maps = gridmae.predict(checkpoint=finetuned.checkpoint, output="prediction", output_dir="maps")
 
 A keyword is a flag without its dashes, with the same default (docs/flags.md): True and False switch flags on and off,
-lists give several values, None is the default. Each function runs a main program in this process, so that results and
-files are those of the command line. `quiet=True` keeps the log and progress bars off; warnings stay.
+lists give several values, lists of lists repeat the flag (`grouped_bands=[[0, 1], [2]]`), None is the default. Each
+function runs a main program in this process, so that results and files are those of the command line. `quiet=True`
+keeps the log and progress bars off; warnings stay.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import io
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,8 @@ from datasets.survey import open_survey as surveys
 from datasets.survey.survey import Survey
 from util.checkpoints.checkpoint_file import LAST
 from util.options import common
-from util.records.finetune_records import METRICS
+from util.records.finetune_records import EVALUATION, METRICS
+from util.run_page.record import RECORD, read_records
 
 __all__ = ["Finetuned", "Maps", "Pretrained", "finetune", "open_survey", "predict", "pretrain"]
 
@@ -46,7 +49,8 @@ class Pretrained:
     Attributes:
         folder: `--output_dir`, with log, pictures and checkpoints.
         checkpoint: the last one, for `finetune` and `predict`.
-        epochs: for each finished epoch, its line of log.txt: losses and, on held-out ground, scores and skill.
+        epochs: for each finished epoch, its line of log.txt: losses and, on held-out ground, scores and skill. A dry
+            run has none, and leaves no checkpoint.
     """
 
     folder: Path
@@ -69,8 +73,9 @@ class Finetuned:
 
     Attributes:
         folder: `--output_dir`, with scores, pictures and checkpoints.
-        checkpoint: of the last fit, on all labels, for `predict`; not there if that fit was left out.
-        metrics: contents of metrics.json.
+        checkpoint: of the last fit, on all labels, for `predict`; not there if that fit was left out. With `eval` the
+            one that was scored.
+        metrics: contents of metrics.json; with `eval` of evaluation.json.
     """
 
     folder: Path
@@ -79,7 +84,13 @@ class Finetuned:
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
-        """For each compared method the mean of every score over the folds, on test ground."""
+        """For each compared method the mean of every score over the folds, on test ground.
+
+        With `eval` there is one, `checkpoint`.
+        """
+        if "arms" not in self.metrics:
+            test = self.metrics["test"].items()
+            return {"checkpoint": {name: value for name, value in test if isinstance(value, int | float)}}
         return {
             method: {name: number["mean"] for name, number in of_method["summary"].items() if "mean" in number}
             for method, of_method in self.metrics["arms"].items()
@@ -127,7 +138,7 @@ def pretrain(*, quiet: bool = False, **options: Any) -> Pretrained:
     """
     args = _run("main_pretrain", main_pretrain, options, quiet=quiet)
     folder = Path(args.output_dir)
-    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines()
+    lines = [] if args.dry_run else (folder / "log.txt").read_text(encoding="utf-8").splitlines()
     epochs = [line for line in map(json.loads, lines) if line["kind"] == "epoch"]
     return Pretrained(folder, folder / LAST, epochs)
 
@@ -144,8 +155,8 @@ def finetune(*, quiet: bool = False, **options: Any) -> Finetuned:
     """
     args = _run("main_finetune", main_finetune, options, quiet=quiet)
     folder = Path(args.output_dir)
-    metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    return Finetuned(folder, folder / LAST, metrics)
+    metrics = json.loads((folder / (EVALUATION if args.eval else METRICS)).read_text(encoding="utf-8"))
+    return Finetuned(folder, Path(metrics["checkpoint"]) if args.eval else folder / LAST, metrics)
 
 
 def predict(*, quiet: bool = False, **options: Any) -> Maps:
@@ -167,18 +178,40 @@ def _run(name: str, program: Any, options: Mapping[str, Any], *, quiet: bool) ->
     """Runs a main program in this process and returns its options.
 
     Raises:
-        ValueError: exit status 2; RuntimeError: any other than 0.
+        ValueError: exit status 2; RuntimeError: any other than 0, or the run was stopped before its end.
     """
     args, argv = _parsed(program.get_args_parser(), options)
     argv += ["--no_progress"] * (quiet and "no_progress" not in options)
     _forget_files()
+    begun = time.time()
     with _said(quiet=quiet) as said:
         status = program.main(argv)
     if status:
         errors = [line for line in "".join(said).splitlines() if line.startswith(f"{name}: error")]
         message = errors[-1] if errors else f"{name} ended with exit status {status}; its log says why"
         raise (ValueError if status == 2 else RuntimeError)(message)
+    _require_finished(name, Path(args.output_dir), begun)
     return args
+
+
+def _require_finished(name: str, folder: Path, begun: float) -> None:
+    """Checks that a run did all it should: one that a signal stopped ends with exit status 0, too.
+
+    Args:
+        name: of the program.
+        folder: its output folder; runs that write no report.json, such as dry ones, pass.
+        begun: when it was started, seconds since the epoch; older records do not count.
+
+    Raises:
+        RuntimeError: it did not.
+    """
+    for record in read_records(folder):
+        session = record.sessions[-1] if record.sessions else None
+        if record.program == name and session and session.begun >= begun and session.state != "finished":
+            raise RuntimeError(
+                f"{name}: {session.state}, expected finished ({folder / RECORD}); what is done is saved: call it again "
+                "with resume='auto'"
+            )
 
 
 def _forget_files() -> None:
@@ -210,6 +243,8 @@ def _command_line(parser: argparse.ArgumentParser, options: Mapping[str, Any]) -
         if isinstance(value, bool):
             off = f"--no-{name}"
             argv += [f"--{name}"] if value else [off] if off in parser._option_string_actions else []
+        elif isinstance(value, list | tuple) and value and all(isinstance(item, list | tuple) for item in value):
+            argv += [word for item in value for word in (f"--{name}", *map(str, item))]
         elif isinstance(value, list | tuple):
             argv += [f"--{name}", *map(str, value)]
         else:

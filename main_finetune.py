@@ -231,7 +231,7 @@ def compare(run: FinetuneRun, stop: Stop) -> int:
             fit_network(run, run.methods[0], None, stop, scores=metrics)
             log_checkpoint(run.files.output_dir / ckpt.LAST)
         elif None in run.examples:
-            map_trees(run, metrics, stop)
+            map_trees(run, metrics, layer_previews, stop)
         run.files.finish()
     except Stopped:
         logger.warning("stopped by a signal; everything is saved: continue with --resume auto")

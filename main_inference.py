@@ -54,7 +54,7 @@ from util.inference.inputs import (
 )
 from util.inference.product import Product
 from util.inference.products import PRODUCTS, check_checkpoint
-from util.inference.qgis import SourceLayer
+from util.inference.qgis import source_layers
 from util.inference.tile_progress import TileProgress
 from util.mosaics.mosaic import Block, blocks_of, blocks_of_rank
 from util.options import common as options
@@ -136,7 +136,7 @@ def work(run: InferenceRun, stop: Stop) -> int:
         logger.warning("stopped by a signal; finished blocks are stored: continue with --resume")
         return 1
     beside = partial(input_panels, run.survey) if PRODUCTS[run.output].shows_inputs else None
-    layers = [SourceLayer(layer.name, layer.path, layer.band, layer.units) for layer in run.survey.layers]
+    layers = dist.on_main_rank(lambda: source_layers(run.survey, layer_previews(run.survey)))
     place = {**run.survey.map_scale, "beside": beside, "layers": layers}
     written = dist.on_main_rank(lambda: results.finish(run.output_dir, run.parts, run.product, **place))
     run.page.add(written)

@@ -37,7 +37,7 @@ from main_inference import load_network
 from util.checkpoints import checkpoint_file
 from util.export import graphs, onnx_file
 from util.export.files import check_free
-from util.export.model_card import model_facts, write_card
+from util.export.model_card import card_text, model_facts, write_card
 from util.export.weights import write_safetensors, write_torch
 from util.finetuning.tasks import TASKS, trained_objective
 from util.inference.finetuned_task import task_of
@@ -97,14 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         network = load_network(state)
         exported = {"format": args.format}
         if args.format == "onnx":
-            facts = export_onnx(path, network, state, args)
+            text = export_onnx(path, network, state, args)
         else:
             facts = model_facts(state, stored_encodings(state), **card_options(args, state, exported))
+            text = card_of(path, facts, state)
             if args.format == "torch":
                 write_torch(path, state)
             else:
                 write_safetensors(path, state, facts)
-        card = write_card(path, facts, usage=usage_of(path, args.format, is_finetuned="task" in state))
+        card = write_card(path, text)
     except (ValueError, OSError) as error:
         print(f"export: error: {error}", file=sys.stderr)
         return 2
@@ -144,6 +145,12 @@ def card_options(args: argparse.Namespace, state: Mapping[str, Any], exported: M
     return {"hidden": hidden_channels(state), "licence": args.licence, "exported": exported}
 
 
+def card_of(path: Path, facts: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """The text of the model card, which is made before the model is written: a file without its card helps nobody."""
+    usage = usage_of(path, facts["exported"]["format"], is_finetuned="task" in state)
+    return card_text(path.name, facts, usage=usage)
+
+
 def usage_of(path: Path, form: str, *, is_finetuned: bool) -> str:
     """Lines that load a file."""
     config = 'state["model_config"]' if form == "torch" else "config"
@@ -154,8 +161,8 @@ def usage_of(path: Path, form: str, *, is_finetuned: bool) -> str:
     return USAGE[form].format(module=module, builder=builder, arguments=arguments, name=path.name)
 
 
-def export_onnx(path: Path, network: Any, state: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    """Writes the graph that the options ask for, tries it, and returns the facts for its card.
+def export_onnx(path: Path, network: Any, state: Mapping[str, Any], args: argparse.Namespace) -> str:
+    """Writes the graph that the options ask for, tries it, and returns the text of its card.
 
     Raises:
         ValueError: the checkpoint has no such graph, or onnxruntime computes something else.
@@ -182,11 +189,12 @@ def export_onnx(path: Path, network: Any, state: Mapping[str, Any], args: argpar
             if pixel_m is None:
                 logger.warning("no resolution in metres: Deepness needs a projected CRS, and its user must state it")
     facts = model_facts(state, encodings, **card_options(args, state, exported))
+    card_of(path, facts, state)
     metadata |= {"gridmae": json.dumps(facts)}
     difference = onnx_file.write_onnx(path, graph.eval(), inputs, names=names, metadata=metadata)
     logger.info("onnxruntime agrees with torch: largest difference %.1g, in batches of 1 and 3", difference)
     facts["exported"]["largest_difference_from_torch"] = f"{difference:.1g}"
-    return facts
+    return card_of(path, facts, state)
 
 
 def part_graph(

@@ -28,9 +28,11 @@ from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator, RBFIn
 import main_inference
 from datasets.layers.layer import Layer
 from datasets.layers.table import read_layers_table, write_layers_table
+from datasets.rasters.band import RasterBand
 from datasets.rasters.open_band import open_band
 from datasets.survey.inference_survey import stored_layers
 from util.checkpoints import checkpoint_file
+from util.inference.inputs import file_names
 from util.options import common as options
 from util.options.commands import command
 from util.options.parser import Parser
@@ -102,13 +104,12 @@ def baselines(values: np.ndarray, hole: Hole) -> tuple[np.ndarray, np.ndarray]:
     return linear.reshape(shape), spline.reshape(shape)
 
 
-def write_punched(layer: Layer, folder: Path, holes: Sequence[Hole]) -> Layer:
+def write_punched(layer: Layer, path: Path, holes: Sequence[Hole]) -> Layer:
     """Copies a layer to a file with the holes as nodata."""
     band = open_band(layer)
     values = band.read(0, 0, band.grid.rows, band.grid.cols)
     for hole in holes:
         values[hole] = np.nan
-    path = folder / f"{layer.name}.tif"
     georeference = {"crs": band.grid.crs, "transform": band.grid.transform, "nodata": np.nan}
     with rasterio.open(
         path, "w", driver="GTiff", dtype="float32", count=1, height=band.grid.rows, width=band.grid.cols, **georeference
@@ -120,10 +121,16 @@ def write_punched(layer: Layer, folder: Path, holes: Sequence[Hole]) -> Layer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; exit status 2 for bad input."""
     args = get_args_parser().parse_args(argv)
-    state = checkpoint_file.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
-    layers = read_layers_table(args.train_path) if args.train_path else stored_layers(state["layers"])
+    try:
+        state = checkpoint_file.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
+        layers = read_layers_table(args.train_path) if args.train_path else stored_layers(state["layers"])
+        bands = [open_band(layer) for layer in layers]
+    except (ValueError, OSError) as error:
+        print(f"measure_gapfill: error: {error}", file=sys.stderr)
+        return 2
     size, scales = state["model_config"]["img_size"], state["options"]["scales"]
-    bands = [open_band(layer) for layer in layers]
+    trained = [layer.name for layer in stored_layers(state["layers"])]
+    outputs = dict(zip(trained, file_names(trained), strict=True))
     base = state.get("base_resolution") or min(band.grid.resolution_x for band in bands) * max(scales)
     print("| layer | hole | holes | linear | spline | model | within 1 sigma | within 2 sigma | log score |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -138,7 +145,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pixels = max(1, round(edge * base / band.grid.resolution_x))
                 taken = np.zeros(values.shape, dtype=bool)
                 holes[band.layer.name] = punch(values, edge=pixels, count=args.count, taken=taken, rng=rng)
-            punched = [write_punched(layer, folder, holes[layer.name]) for layer in layers]
+            names = file_names([layer.name for layer in layers])
+            punched = [
+                write_punched(layer, folder / f"{name}.tif", holes[layer.name])
+                for layer, name in zip(layers, names, strict=True)
+            ]
             write_layers_table(folder / "layers.csv", punched)
             status = main_inference.main(
                 ["--checkpoint", args.checkpoint, "--train_path", str(folder / "layers.csv"), "--output", "gapfill"]
@@ -148,8 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             if status:
                 return status
-            for band in bands:
-                row = measure(band.layer, folder, holes[band.layer.name])
+            for band, copy in zip(bands, punched, strict=True):
+                filled = folder / f"gapfill_{outputs.get(band.layer.name, '')}.tif"
+                row = measure(band, Path(copy.path), filled, holes[band.layer.name])
                 print(f"| {band.layer.name} | {edge * base:g} | {row}", flush=True)
             shutil.rmtree(folder)
     maps = command("main_inference", "--checkpoint", args.checkpoint, "--output", "gapfill", "--output_dir", "maps")
@@ -157,20 +169,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(layer: Layer, folder: Path, holes: Sequence[Hole]) -> str:
+def measure(band: RasterBand, punched_path: Path, filled_path: Path, holes: Sequence[Hole]) -> str:
     """One row of the table: root mean square errors, the fraction of errors within the uncertainty, and the log score.
 
     The log score is the mean of ln(uncertainty) + (error / uncertainty)^2 / 2 over pixels: lower where uncertainties
     match the errors pixel by pixel.
+
+    Args:
+        band: the layer.
+        punched_path: the layer with holes.
+        filled_path: what was made of that; there may be none.
+        holes: the holes.
     """
-    band = open_band(layer)
     truth = band.read(0, 0, band.grid.rows, band.grid.cols)
-    path = folder / f"gapfill_{layer.name}.tif"
-    if not path.exists() or not holes:
+    if not filled_path.exists() or not holes:
         return f"{len(holes)} | - | - | - | - | - | - |"
-    with rasterio.open(path) as file:
+    with rasterio.open(filled_path) as file:
         filled, sigma = file.read(1), file.read(2)
-    with rasterio.open(folder / f"{layer.name}.tif") as file:
+    with rasterio.open(punched_path) as file:
         punched = file.read(1)
     errors: dict[str, list[np.ndarray]] = {"linear": [], "spline": [], "model": []}
     ratios, scores = [], []

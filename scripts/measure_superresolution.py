@@ -17,6 +17,7 @@ if not __package__:  # run as a file, from any folder
 
 import argparse
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from tempfile import TemporaryDirectory
@@ -34,6 +35,7 @@ from datasets.rasters.band import RasterBand
 from datasets.rasters.open_band import open_band
 from datasets.survey.inference_survey import stored_layers
 from util.checkpoints import checkpoint_file
+from util.inference.inputs import file_names
 from util.options import common as options
 from util.options.commands import command
 from util.options.parser import Parser
@@ -68,7 +70,7 @@ def read_whole(band: RasterBand) -> np.ndarray:
 def write_averaged(band: RasterBand, factor: int, folder: Path) -> Layer:
     """Writes a layer averaged to pixels `factor` times as large."""
     values, grid = average(read_whole(band), factor), band.grid
-    path = folder / f"{band.layer.name}.tif"
+    path = folder / "averaged.tif"
     right, down = grid.resolution_x * factor, grid.resolution_y * factor
     georeference = {"crs": grid.crs, "transform": Affine(right, 0, grid.left, 0, -down, grid.top), "nodata": np.nan}
     shape = {"height": values.shape[0], "width": values.shape[1]}
@@ -88,15 +90,19 @@ def simple_refinements(coarse: np.ndarray, factor: int) -> dict[str, np.ndarray]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; exit status 2 for bad input."""
     args = get_args_parser().parse_args(argv)
-    state = checkpoint_file.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
-    layers = read_layers_table(args.train_path) if args.train_path else stored_layers(state["layers"])
-    chosen = [layer for layer in layers if layer.name == args.layer]
-    if not chosen:
-        names = ", ".join(layer.name for layer in layers)
-        print(f"measure_superresolution: error: no layer '{args.layer}'; expected one of {names}", file=sys.stderr)
+    try:
+        state = checkpoint_file.load_checkpoint(args.checkpoint, required=main_inference.NEEDED)
+        trained = [layer.name for layer in stored_layers(state["layers"])]
+        layers = read_layers_table(args.train_path) if args.train_path else stored_layers(state["layers"])
+        chosen = next((layer for layer in layers if layer.name == args.layer), None)
+        if chosen is None or args.layer not in trained:
+            names = ", ".join(layer.name for layer in layers if layer.name in trained)
+            raise ValueError(f"no layer '{args.layer}'; expected one of {names}")
+        band = open_band(chosen)
+        truth = open_band(replace(chosen, path=args.truth, band=1, nodata=None)) if args.truth else band
+    except (ValueError, OSError) as error:
+        print(f"measure_superresolution: error: {error}", file=sys.stderr)
         return 2
-    band = open_band(chosen[0])
-    truth = open_band(replace(chosen[0], path=args.truth, band=1, nodata=None)) if args.truth else band
     factor = 1 if args.truth else args.factor
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -110,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
         print("| pixels of | given | predicted | interpolated | bicubic | repeated | share of model detail |")
         print("|---|---|---|---|---|---|---|")
-        for path in sorted(folder.glob(f"superresolution_{args.layer}_*x.tif")):
+        name = re.escape(file_names(trained)[trained.index(args.layer)])
+        refined = re.compile(rf"superresolution_{name}_\d+x\.tif")
+        for path in sorted(path for path in folder.iterdir() if refined.fullmatch(path.name)):
             print(row_of(path, truth, open_band(coarse)), flush=True)
     maps = command(
         "main_inference", "--checkpoint", args.checkpoint, "--output", "superresolution", "--output_dir", "maps"

@@ -1,6 +1,7 @@
 """Exported models give what the trained ones give: in onnxruntime, from safetensors, and as checkpoints."""
 
 import csv
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from datasets.survey.inference_survey import open_inference_survey, stored_encodings, stored_layers, stored_native
 from main_inference import load_network
 from scripts import export
-from tests import labelled, small_main, small_maps, surveys
+from tests import labelled, scene_files, small_main, small_maps, surveys
 from tests.rasters import write_grid
 from util.checkpoints import checkpoint_file
 from util.checkpoints.encoder_weights import read_encoder_weights
@@ -200,6 +201,40 @@ def test_a_torch_file_is_a_checkpoint_for_our_programs_without_anybodys_folders(
             np.testing.assert_array_equal(a.read(), b.read())
 
 
+@pytest.fixture(scope="module")
+def of_images(tmp_path_factory):
+    """A folder with a fit to the classes of images."""
+    folder = tmp_path_factory.mktemp("images")
+    images = scene_files.write_euro_sat(folder / "secret/images")
+    given = ["--dataset_type", "euro_sat", "--train_path", str(images), "--output_dir", str(folder / "fits")]
+    flags = "--task classification --input_size 8 --patch_size 4 --scales 1 2 --batch_size 8 --epochs 1 --device cpu"
+    more = "--warmup_epochs 0 --num_workers 0 --val_fraction 0.3 --no_progress"
+    assert labelled.run([*given, *flags.split(), *more.split()]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("form", ["torch", "safetensors", "onnx"])
+def test_models_of_images_have_a_card_without_ground_and_name_no_folder(of_images, tmp_path, form):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / "m.out"
+    assert run_export(of_images, "fits/fits/scratch-fold0", path, "--format", form) == 0
+    card = (tmp_path / "m.md").read_text(encoding="utf-8")
+    assert "- base pixel: that of the images" in card and "ground of training" not in card
+    contents = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert b"secret" not in contents and str(Path(export.__file__).parents[1]).encode() not in contents
+
+
+def test_a_card_that_cannot_be_made_leaves_no_model(trained, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("no card")
+
+    monkeypatch.setattr(export, "card_text", fails)
+    for form in ("torch", "onnx") if importlib.util.find_spec("onnxruntime") else ("torch",):
+        assert run_export(trained, "pre", tmp_path / "m.x", "--format", form) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_paths_lose_their_folders_and_other_text_stays():
     state = {"a": "/x/y/z.tif", "b": "C:\\x\\z.tif", "c": ("mGal/km", 'PROJCS["a/b"]'), "d": "/x/a.tif|/x/b.tif"}
     state |= {"url": "https://host/x/z.zarr", "rng": 1, "e": {"f": ["./p/q", "z.tif"]}}
@@ -210,6 +245,43 @@ def test_paths_lose_their_folders_and_other_text_stays():
         "d": "a.tif|b.tif",
         "url": "z.zarr",
         "e": {"f": ["q", "z.tif"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("xarray:/home/me/s.zarr#fine/grav", "xarray:s.zarr#fine/grav"),
+        ("xarray:https://me:key@host/s.zarr?token=1#grav;crs=EPSG:4326", "xarray:s.zarr#grav;crs=EPSG:4326"),
+        ('NETCDF:"/home/me/a.nc":v', 'NETCDF:"a.nc":v'),
+        ('NETCDF:"C:\\me\\a.nc":v', 'NETCDF:"a.nc":v'),
+        ("HDF5:/home/me/a.h5://group/v", "HDF5:a.h5://group/v"),
+        ("GTIFF_DIR:1:/home/me/x.tif", "GTIFF_DIR:1:x.tif"),
+        ("GTIFF_DIR:1:C:/me/x.tif", "GTIFF_DIR:1:x.tif"),
+        ("/home/me/data[1]/x.tif", "x.tif"),
+        ("/vsizip//home/me/a.zip/x.tif", "x.tif"),
+        ("https://host/me/x.tif?token=1", "x.tif"),
+        ("clients/acme/x.tif", "x.tif"),
+        ("clients\\acme\\x.tif|clients\\acme\\y.tif", "x.tif|y.tif"),
+    ],
+)
+def test_no_form_of_a_layers_path_keeps_folders(path, name):
+    assert shared_entries({"layers": [{"name": "a/b", "path": path}]}) == {"layers": [{"name": "a/b", "path": name}]}
+    if not path.startswith("clients"):  # nothing says of a relative one that it is a path
+        assert shared_entries({"note": path}) == {"note": name}
+
+
+def test_options_that_are_paths_lose_their_folders():
+    options = {
+        "data_dir": "clients/acme",
+        "labels": "acme/x.shp",
+        "finetune": "",
+        "resume": "auto",
+        "data_path": ["a/b"],
+    }
+    assert shared_entries({"options": {**options, "label_column": "U/Th", "log_dir": None}}) == {
+        "options": {"data_dir": "acme", "labels": "x.shp", "finetune": "", "resume": "auto", "data_path": ["b"]}
+        | {"label_column": "U/Th", "log_dir": None}
     }
 
 

@@ -16,6 +16,7 @@ import models_mae_group_channels as models
 from tests import labelled, small_main, surveys
 from tests.arrays import dataset_of
 from tests.rasters import write_grid
+from util.processes.signals import Stopped
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,6 +65,10 @@ def test_fine_tuning_and_maps(survey, tmp_path, small, capsys):
     assert set(found.scores) == {"scratch", "trees"}
     summary = json.loads((tmp_path / "fits/metrics.json").read_text())["arms"]["trees"]["summary"]
     assert found.scores["trees"]["mean_iou"] == summary["mean_iou"]["mean"]
+    again = {"resume": tmp_path / "fits/fits/scratch-fold0/checkpoint-last.pth", "output_dir": tmp_path / "scored"}
+    scored = gridmae.finetune(eval=True, quiet=True, device="cpu", **again)
+    assert scored.checkpoint == again["resume"]
+    assert scored.scores["checkpoint"]["mean_iou"] == pytest.approx(found.scores["scratch"]["mean_iou"])
     maps = gridmae.predict(
         checkpoint=found.checkpoint, output="prediction", output_dir=tmp_path / "maps", device="cpu", quiet=True
     )
@@ -108,12 +113,31 @@ def test_errors_are_raised_with_the_message_of_the_program(survey, tmp_path, cap
         gridmae.open_survey(data_dir="no_such_folder")
 
 
+def test_a_run_that_was_stopped_is_no_result(survey, tmp_path, small):
+    """Stopped by a signal the programs end with status 0: what they should have written is not there."""
+    options = {"data_dir": survey, "output_dir": tmp_path / "a", **keywords(surveys.FLAGS)}
+    with (
+        mock.patch("main_pretrain.train_epoch", lambda *_: False),
+        pytest.raises(RuntimeError, match=r"main_pretrain: stopped, expected finished.*again with resume='auto'"),
+    ):
+        gridmae.pretrain(**options)
+    assert not gridmae.pretrain(dry_run=True, **options).epochs  # the record there is of the run before
+    options = {"data_dir": survey, "output_dir": tmp_path / "b", **keywords(labelled.FLAGS)}
+    with (
+        mock.patch("main_finetune.compare_fold", side_effect=Stopped),
+        pytest.raises(RuntimeError, match=r"main_finetune: stopped, expected finished"),
+    ):
+        gridmae.finetune(labels=labelled.write_classes(tmp_path), **options)
+
+
 def test_keywords_become_flags():
     parser = gridmae.main_pretrain.get_args_parser()
     options = {"epochs": 3, "pin_mem": False, "dry_run": True, "auto": False, "scales": (1, 2), "lr": None}
-    options |= {"dropped_bands": [], "output_dir": Path("a b")}
+    options |= {"dropped_bands": [], "output_dir": Path("a b"), "grouped_bands": [[0, 1], (2,)]}
     expected = ["--epochs=3", "--no-pin_mem", "--dry_run", "--scales", "1", "2", "--dropped_bands"]
-    assert gridmae._command_line(parser, options) == [*expected, f"--output_dir={Path('a b')}"]
+    expected += [f"--output_dir={Path('a b')}", "--grouped_bands", "0", "1", "--grouped_bands", "2"]
+    assert gridmae._command_line(parser, options) == expected
+    assert parser.parse_args(expected).grouped_bands == [[0, 1], [2]]
 
 
 @pytest.mark.slow

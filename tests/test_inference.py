@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import weakref
+import xml.etree.ElementTree as ET
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,8 +34,9 @@ from tests.surveys import TORCHRUN_VARIABLES, start_of_launch, write_survey
 from util.checkpoints.checkpoint_file import save_checkpoint
 from util.inference.embeddings import EmbeddingProduct
 from util.inference.engine import Engine, Meter
-from util.inference.gap_filling import GapFillingProduct
-from util.inference.inputs import ground_of
+from util.inference.gap_filling import GapFillingProduct, _record_gap_model
+from util.inference.gap_spline import RING
+from util.inference.inputs import file_names, ground_of
 from util.inference.layers import LayerValues, NativeLayer
 from util.inference.masked_views import MaskedViews
 from util.inference.reconstruction import ReconstructionProduct
@@ -123,6 +125,28 @@ def values(survey):
     return [LayerValues(layer.name, "", layer.name, Encoding()) for layer in survey.layers]
 
 
+def filling(survey, *, max_gap):
+    """Gap filling of the only layer of a survey, of 100 m, by a model that copies."""
+    grid = survey.stack.bands[0].grid
+    layer = NativeLayer(
+        channel=0,
+        values=values(survey)[0],
+        scale=1,
+        left=grid.left,
+        top=grid.top,
+        resolution_x=100.0,
+        resolution_y=100.0,
+        rows=grid.rows,
+        cols=grid.cols,
+        ratio_yx=(4.0, 4.0),
+        offset_yx=(0.0, 0.0),
+    )
+    views = MaskedViews(0.75, 2, 0)
+    return GapFillingProduct(
+        engine(Copy((1,))), ground_of(survey), layers=[layer], views=views, max_gap=max_gap, tags={}
+    )
+
+
 def plane(rows, cols, resolution, *, left=500_000.0, top=6_000_000.0):
     """Values a pixel's mean easting + 2 x northing, in kilometres from the corner: exact under averaging."""
     x = (np.arange(cols) + 0.5) * resolution / 1000
@@ -192,24 +216,7 @@ class TestIdentity:
         holed[120:170, 100:150] = np.nan  # 5 km wide
         write_grid(tmp_path / "a.tif", holed, nodata=np.nan)
         survey = reopen(tmp_path, scales=(1,))
-        model = Copy((1,))
-        grid, ground = survey.stack.bands[0].grid, ground_of(survey)
-        layer = NativeLayer(
-            channel=0,
-            values=values(survey)[0],
-            scale=1,
-            left=grid.left,
-            top=grid.top,
-            resolution_x=100.0,
-            resolution_y=100.0,
-            rows=200,
-            cols=203,
-            ratio_yx=(4.0, 4.0),
-            offset_yx=(0.0, 0.0),
-        )
-        product = GapFillingProduct(
-            engine(model), ground, layers=[layer], views=MaskedViews(0.75, 2, 0), max_gap=2000.0, tags={}
-        )
+        product = filling(survey, max_gap=2000.0)
         product.gap_models = product.calibrate(
             lambda u: survey.read(u.top, u.left, u.bottom, u.right), np.array([[4, 0], [4, 24], [28, 0]]), count=3
         )
@@ -219,6 +226,24 @@ class TestIdentity:
         assert np.isfinite(filled[60:75, 40:110]).all() and (sigma[60:75, 40:110] >= 0).all()
         np.testing.assert_allclose(filled[60:75, 40:110], image[60:75, 40:110], atol=0.5)
         assert np.isnan(filled[130:160, 110:140]).all() and np.isnan(sigma[130:160, 110:140]).all()
+
+    def test_calibration_where_only_small_gaps_fit(self, tmp_path, caplog):
+        """A stripe of valid pixels as wide as a gap of three tenths and its ring: each tile gives one of that size."""
+        image = plane(100, 203, 100.0)
+        image[: 48 - 3 - RING] = image[48 + 3 + RING :] = np.nan
+        write_grid(tmp_path / "a.tif", image, nodata=np.nan)
+        survey = reopen(tmp_path, scales=(1,))
+        product = filling(survey, max_gap=2000.0)
+
+        def read(block):
+            return survey.read(*block.edges)
+
+        tiles = np.array([[4, col] for col in (0, 8, 16, 24, 30)])
+        (model,) = product.calibrate(read, tiles, count=4).values()
+        assert model.gaps == 4
+        _record_gap_model(product, product.layers[0], model)
+        assert product.rasters["gapfill_a"].tags["artificial_gaps"] == "4"
+        assert "layer 'a': only 4 artificial gaps found enough valid ground, expected 6 or more" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------------ a small model
@@ -468,6 +493,23 @@ class TestOutputs:
         expected = np.where(inside, pixels_of(whole / name), np.nan)
         np.testing.assert_array_equal(pixels_of(part / name), expected)
 
+    def test_a_raster_without_valid_pixels_is_left_out(self, trained, tmp_path, caplog, capsys):
+        """Gravity has no data in the area, so only magnetics are written; an older file of gravity is removed."""
+        box = shapely.box(500_000, 5_984_000, 500_800, 5_984_800)
+        geopandas.GeoDataFrame(geometry=[box], crs="EPSG:28354").to_file(tmp_path / "aoi.gpkg")
+        (tmp_path / "gapfill_gravity.tif").write_text("old")
+        more = ("--max_gap", "800", "--aoi", str(tmp_path / "aoi.gpkg"))
+        out = infer(trained, tmp_path, "gapfill", *more, "--overwrite")
+        assert [path.name for path in out.glob("*.tif")] == ["gapfill_magnetics.tif"]
+        assert "gapfill_gravity.tif: no valid pixel in it, so it is not written" in caplog.text
+        (record,) = json.loads((out / "report.json").read_text())["runs"]
+        assert [raster["name"] for raster in record["facts"]["rasters"]] == ["gapfill_magnetics"]
+        assert "gapfill_gravity" not in (out / "maps.qgs").read_text()
+        (tmp_path / "gravity.tif").write_bytes((trained.survey / "gravity.tif").read_bytes())
+        alone = ("--data_dir", str(tmp_path), "--missing_layers", "allow", "--output_dir", str(tmp_path / "none"))
+        infer(trained, tmp_path, "gapfill", *more, *alone, status=1)
+        assert "no valid pixel in gapfill_gravity: nothing is written" in capsys.readouterr().err
+
     @pytest.mark.parametrize("output", ["embeddings", "reconstruction", "gapfill"])
     def test_constant_layer(self, trained, tmp_path, caplog, output):
         """A layer without any variation, such as zeros to test with, is used and named."""
@@ -500,6 +542,26 @@ class TestOutputs:
         assert {path.stem for path in out.glob("*.tif")} == {f"reconstruction_magnetics_{s}x" for s in (1, 2, 4)}
         with rasterio.open(out / "reconstruction_magnetics_1x.tif") as file:
             assert file.tags()["missing_layers"] == "gravity" and np.isfinite(file.read()).any()
+        assert "gravity" not in (out / "maps.qgs").read_text()
+
+    def test_layers_in_the_project_have_the_limits_of_what_was_read(self, trained, tmp_path):
+        """Nodata that only the table states, in a layer stored in tenths."""
+        for name in ("gravity", "magnetics"):
+            pixels = pixels_of(trained.survey / f"{name}.tif")[0]
+            stored = np.where(pixels == -99999, -99999, 10 * pixels)
+            write_grid(tmp_path / f"{name}.tif", stored, resolution=16_000 / len(stored))
+            with rasterio.open(tmp_path / f"{name}.tif", "r+") as file:
+                file.scales = (0.1,)
+        rows = ["name,path,nodata", "gravity,gravity.tif,-99999", "magnetics,magnetics.tif,-99999"]
+        (tmp_path / "layers.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        out = infer(trained, tmp_path / "out", "embeddings", "--train_path", str(tmp_path / "layers.csv"))
+        layers = [
+            x for x in ET.parse(out / "maps.qgs").iter("maplayer") if x.findtext("layername") in rows[1] + rows[2]
+        ]
+        assert len(layers) == 2
+        for layer in layers:
+            assert -100 < float(layer.find("pipe/rasterrenderer").get("classificationMin")) < -10
+            assert float(layer.find("noData/noDataList/noDataRange").get("min")) == pytest.approx(-9999.9, rel=1e-5)
 
 
 class TestSameResult:
@@ -761,6 +823,45 @@ def test_measuring_gap_filling(trained, capsys):
     assert len(lines) == 4 and lines[3].startswith("| magnetics | 800 | 2 | ")
     assert all(float(cell) > 0 for line in lines[2:] for cell in line.split("|")[4:7])
     assert all(np.isfinite(float(line.split("|")[9])) for line in lines[2:])
+
+
+@pytest.fixture(scope="module")
+def oddly_named(tmp_path_factory):
+    """The survey with layers whose names become one in names of files, and a model of it."""
+    folder = tmp_path_factory.mktemp("odd")
+    survey = write_survey(folder / "survey")
+    table = "name,path\nU/Th,gravity.tif\nU Th,magnetics.tif\n"
+    (survey / "layers.csv").write_text(table, encoding="utf-8")
+    return SimpleNamespace(survey=survey, checkpoint=make_checkpoint(survey, folder / "checkpoint-last.pth"))
+
+
+def test_layers_whose_names_become_one_have_files_of_their_own(oddly_named, tmp_path):
+    names = ["Mag", "U/Th", "U Th", "U_Th", "mag", "U_Th_2"]
+    assert file_names(names) == ["Mag", "U_Th_3", "U_Th_4", "U_Th", "mag_2", "U_Th_2"]
+    out = infer(oddly_named, tmp_path, "gapfill", "--max_gap", "2000")
+    found = {}
+    for path in out.glob("*.tif"):
+        with rasterio.open(path) as file:
+            found[path.stem] = (file.tags()["layer"], file.res[0])
+    assert found == {"gapfill_U_Th": ("U/Th", 200.0), "gapfill_U_Th_2": ("U Th", 100.0)}
+
+
+def test_measuring_layers_of_any_name(oddly_named, capsys):
+    flags = ["--checkpoint", str(oddly_named.checkpoint)]
+    more = ["--inference", "--device", "cpu", "--block_size", "40"]
+    assert measure_gapfill.main([*flags, "--holes", "2", "--count", "2", *more]) == 0
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == ["| U/Th", "| U Th"]
+    assert all(float(cell) > 0 for line in lines for cell in line.split("|")[4:7])
+    assert measure_superresolution.main([*flags, "--layer", "U Th", *more]) == 0
+    assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| 100"]
+
+
+@pytest.mark.parametrize("program", [measure_gapfill, measure_superresolution])
+def test_measuring_without_a_checkpoint(tmp_path, capsys, program):
+    layer = ["--layer", "a"] if program is measure_superresolution else []
+    assert program.main(["--checkpoint", str(tmp_path / "none.pth"), *layer]) == 2
+    assert "none.pth: no such file" in capsys.readouterr().err
 
 
 def test_measuring_superresolution(trained, tmp_path, capsys):

@@ -180,7 +180,7 @@ def test_a_row_says_its_skill_and_every_bar_its_unit():
 def test_classes_have_their_names_and_colours_whatever_their_codes():
     """Codes 1, 2 and 90 are three colours, of which one does not occur."""
     codes = np.array([[1.0, 90.0], [np.nan, 90.0]])
-    classes = {90.0: ("basalt", "#00ff00"), 1.0: ("granite", "#ff0000"), 2.0: ("water", "#0000ff")}
+    classes = {90.0: ("basalt", "#00ff00"), 1.0: ("granite_of_the_eastern_range", "#ff0000"), 2.0: ("water", "#0000ff")}
     row = figures.RowImages("geology", "", 1, 100.0, codes, codes, codes[::-1], codes, classes=classes)
     figure = figures.reconstruction_figure([row])
     axes = [axis for axis in figure.axes if axis.images]
@@ -188,6 +188,6 @@ def test_classes_have_their_names_and_colours_whatever_their_codes():
     np.testing.assert_array_equal(drawn[0].get_array().filled(np.nan), [[0, 2], [np.nan, 2]])
     assert [to_hex(drawn[0].to_rgba(number)) for number in range(3)] == ["#ff0000", "#0000ff", "#00ff00"]
     bars = [axis for axis in figure.axes if not axis.images]
-    assert [text.get_text() for text in bars[0].get_yticklabels()] == ["granite", "water", "basalt"]
+    assert [text.get_text() for text in bars[0].get_yticklabels()] == ["granite_o...rn_range", "water", "basalt"]
     assert bars[1].get_ylabel() == "1 = wrong class"
     np.testing.assert_array_equal(drawn[4].get_array().filled(np.nan), [[np.nan, 0], [np.nan, 0]])

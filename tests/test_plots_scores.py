@@ -6,8 +6,9 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from util.plots.maps import Panel
+from util.plots.names import short_name
 from util.plots.reconstruction import save_figure
-from util.plots.score_maps import class_maps, fold_legend, point_maps, value_maps
+from util.plots.score_maps import class_legend, class_maps, fold_legend, point_maps, value_maps
 from util.plots.scores import calibration_figure, confusion_figure, methods_figure, success_rate_figure
 
 WARNING = "random split: scores are inflated"
@@ -57,6 +58,17 @@ def test_confusion_is_coloured_by_share_and_written_in_counts():
     np.testing.assert_allclose(shown(figure.axes[0]), [[0.75, 0.25, 0], [0, 1, 0], [np.nan] * 3])
     assert [text.get_text() for text in figure.axes[0].texts] == ["30k", "10k", "0", "0", "2", "0", "0", "0", "0"]
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+
+
+def test_long_names_are_cut_in_the_middle_and_differ():
+    """Names without an early space, and names that begin alike, as those of rock units do."""
+    assert short_name("granite", 7) == "granite" and short_name(" granite\n rock ", 12) == "granite rock"
+    assert short_name("abcdefghijklmnop", 9) == "abc...nop" and short_name("abcdefghijklmno", 10) == "abcd...mno"
+    names = ["Metasedimentary_undifferentiated_fresh", "Metasedimentary_undifferentiated_weathered"]
+    figure = confusion_figure(np.eye(2), names)
+    drawn = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    legend = [name for name, _ in class_legend(names, ["#000000", "#ffffff"]).values()]
+    assert drawn == legend == ["Metasedimenta...tiated_fresh", "Metasedimenta...ed_weathered"]
 
 
 def test_counts_of_many_classes_are_not_written():

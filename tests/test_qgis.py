@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 
+from tests.rasters import write_grid
 from tests.test_cog_writer import classes, info, write
 from util.inference.qgis import PROJECT, SourceLayer, pipes_of, write_project, write_style
 
@@ -86,6 +88,27 @@ def test_the_project_lists_results_over_layers_and_keeps_older_results(tmp_path)
     write_project(path.parent, {"r": raster}, [])
     left = [layer.findtext("layername") for layer in ET.parse(path.parent / PROJECT).getroot().iter("maplayer")]
     assert left == [f"r: {name}" for name in FIELDS]
+
+
+@pytest.mark.parametrize("limits", [None, (-4.0, 6.0)])
+def test_layers_are_drawn_in_physical_units_without_nodata_that_a_table_states(tmp_path, limits):
+    """QGIS draws scaled values: 0 to 100, stored as tenths from 1000 on, a fifth of them -99999."""
+    path, raster = fields(tmp_path)
+    source = tmp_path / "scaled.tif"
+    stored = np.linspace(1000, 2000, 100, dtype=np.float32)[None].repeat(10, axis=0)
+    stored[:2] = -99999
+    write_grid(source, stored)
+    with rasterio.open(source, "r+") as file:
+        file.scales, file.offsets = (0.1,), (-100.0,)
+    write_project(tmp_path, {"r": raster}, [SourceLayer("a", str(source), 1, "nT", limits, (-99999.0,))])
+    entry = list(ET.parse(tmp_path / PROJECT).iter("maplayer"))[-1]
+    renderer = entry.find("pipe/rasterrenderer")
+    found = [float(renderer.get(key)) for key in ("classificationMin", "classificationMax")]
+    assert found == pytest.approx(limits or (2.0, 98.0), abs=0.5)
+    (listed,) = entry.findall("noData/noDataList")
+    (hidden,) = listed
+    assert (listed.get("bandNo"), listed.get("useSrcNoData"), hidden.tag) == ("1", "1", "noDataRange")
+    assert float(hidden.get("min")) < -99999 * 0.1 - 100 < float(hidden.get("max"))
 
 
 def test_a_project_that_qgis_has_saved_stays_as_it_is(tmp_path, caplog):

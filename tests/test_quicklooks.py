@@ -9,8 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.test_cog_writer import classes, info, noise, write
+from util.geotiff.parts import Parts, read_part
 from util.inference import quicklooks as looks
-from util.inference.quicklooks import _first_three, _shown, draw_raster, panels_of
+from util.inference.quicklooks import _first_three, _shown, draw_raster, embedding_quicklooks, panels_of
 from util.plots.maps import Panel
 
 NAMES = ("magnetics reconstruction", "magnetics spread", "magnetics error")
@@ -71,6 +72,22 @@ def test_two_components_are_filled_up_to_three_colours():
     found = _first_three(np.array([[1.0, np.nan], [2.0, np.nan]]))
     np.testing.assert_array_equal(found, [[1, np.nan], [2, np.nan], [0, np.nan]])
     assert len(_first_three(np.zeros((16, 2)))) == 3
+
+
+def test_embeddings_of_groups_that_never_have_data_together_have_colours_and_classes(tmp_path):
+    """Bands of one group are known in the west, those of another in the east, and those of a third nowhere."""
+    raster = info(8, 12, names=tuple("abcdef"), units=("",) * 6)
+    pixels = noise(raster)
+    pixels[:2, :, 6:], pixels[2:4, :, :6], pixels[4:], pixels[:, 0, 0] = (np.nan,) * 4
+    parts, into = Parts(tmp_path / "parts"), Parts(tmp_path / "derived")
+    parts.open({}, resume=False)
+    parts.write(0, 0, {"embeddings": (raster, pixels, 0, 0)})
+    found = embedding_quicklooks(raster, parts.of("embeddings"), into, clusters=2, seed=0)
+    assert list(found) == ["embeddings_pca", "embeddings_clusters"]
+    known = np.isfinite(pixels).any(axis=0)
+    for name in found:
+        ((path, *_),) = into.of(name)
+        assert ((read_part(path) > 0) == known).all()
 
 
 def test_all_classes_stand_in_the_legend_and_absent_ones_say_so(tmp_path, monkeypatch):

@@ -50,13 +50,19 @@ def model_facts(
         "base_pixel_crs_units": state.get("base_resolution"),
         "stem": config.get("stem", "base"),
         "channel_groups": config["channel_groups"],
-        "ground": state.get("ground"),
+        "ground": _ground(state),
         "layers": layers,
     }
     if "task" in state:
         task = {key: state["task"].get(key) for key in ("kind", "units", "scale", "names", "codes")}
         found |= {"task": task, "training": provenance(state)}
     return _plain(found)
+
+
+def _ground(state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """CRS and bounds of training ground; None for images, which lie on no common ground."""
+    found = state.get("ground") or {}
+    return {key: found[key] for key in ("crs", "bounds")} if "bounds" in found else None
 
 
 def _plain(value: Any) -> Any:
@@ -68,25 +74,30 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_card(path: Path, facts: Mapping[str, Any], *, usage: str) -> Path:
+def write_card(path: Path, text: str) -> Path:
     """Writes the model card beside an exported file and returns its path.
 
     Args:
         path: the exported file.
-        facts: of `model_facts`.
-        usage: lines of Python that load the file.
+        text: of `card_text`.
 
     Raises:
         OSError: it cannot be written.
     """
     card = card_path(path)
     with whole_file(card) as temporary:
-        temporary.write_text(card_text(path.name, facts, usage=usage), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return card
 
 
 def card_text(name: str, facts: Mapping[str, Any], *, usage: str) -> str:
-    """The model card in Markdown; arguments as of `write_card`."""
+    """The model card in Markdown.
+
+    Args:
+        name: of the exported file.
+        facts: of `model_facts`.
+        usage: lines of Python that load the file.
+    """
     parts = [f"# {name}", _purpose(facts), "## Use", f"```python\n{usage}\n```", "## Layers", _layer_table(facts)]
     for layer in facts["layers"]:
         if layer["classes"]:

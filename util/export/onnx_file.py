@@ -68,6 +68,8 @@ def write_onnx(
         OSError: the file cannot be written.
     """
     program = _exported(graph, inputs(2), names)
+    for node in program.model.graph.all_nodes():  # where each comes from in the sources, with this machine's folders
+        node.metadata_props.clear()
     program.model.metadata_props.update(metadata)
     with whole_file(path) as temporary:
         program.save(temporary)

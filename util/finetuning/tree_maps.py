@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,9 +21,10 @@ from util.inference.finetuned_task import Task, provenance, task_of
 from util.inference.inputs import ground_of
 from util.inference.prediction import task_results
 from util.inference.product import Arrays, Product
-from util.inference.qgis import SourceLayer
+from util.inference.qgis import source_layers
 from util.mosaics.mosaic import Block
 from util.options.version import VERSION
+from util.plots.maps import Preview
 from util.processes import distributed as dist
 from util.processes.signals import Stop, Stopped
 from util.processes.terminal import progress_bar
@@ -61,12 +62,15 @@ class TreeMap(Product):
         return self._results.arrays(self._predictor.of_ground(block, seen), None, row, col)
 
 
-def map_trees(run: FinetuneRun, metrics: Mapping[str, Any], stop: Stop) -> None:
+def map_trees(
+    run: FinetuneRun, metrics: Mapping[str, Any], previews: Callable[[Any], Iterable[Preview]], stop: Stop
+) -> None:
     """Fits all trees of a run on all labels, and writes their maps; the main process does it.
 
     Args:
         run: the run, which compared them.
         metrics: its scores, which the rasters state.
+        previews: gives small images of the layers, for their colours in QGIS.
         stop: polled before each map.
 
     Raises:
@@ -76,10 +80,12 @@ def map_trees(run: FinetuneRun, metrics: Mapping[str, Any], stop: Stop) -> None:
     for method in (method for method in run.methods if method.needs_pixels):
         if dist.any_rank(stop.signal is not None):
             raise Stopped
-        dist.on_main_rank(partial(_write_map, run, method, metrics))
+        dist.on_main_rank(partial(_write_map, run, method, metrics, previews))
 
 
-def _write_map(run: FinetuneRun, method: Method, metrics: Mapping[str, Any]) -> None:
+def _write_map(
+    run: FinetuneRun, method: Method, metrics: Mapping[str, Any], previews: Callable[[Any], Iterable[Preview]]
+) -> None:
     """Fits trees on all labels, predicts all ground and writes the rasters, with a picture and styles for QGIS."""
     assert method.fit is not None
     folder, survey = run.files.output_dir / BASELINE_MAPS / method.name, run.layers[None].survey
@@ -105,5 +111,4 @@ def _write_map(run: FinetuneRun, method: Method, metrics: Mapping[str, Any]) -> 
         parts.write(block.row, block.col, product.make(block))
         bar.update(1)
     bar.close()
-    layers = [SourceLayer(layer.name, layer.path, layer.band, layer.units) for layer in survey.layers]
-    results.finish(folder, parts, product, **survey.map_scale, layers=layers)
+    results.finish(folder, parts, product, **survey.map_scale, layers=source_layers(survey, previews(survey)))

@@ -52,6 +52,7 @@ class GapModel:
         power: errors grow with this power of the roughness around a gap, 0..1.
         typical: middle roughness of the artificial gaps, units of the layer.
         least: least roughness of them; smoother ground counts as that.
+        gaps: number of artificial gaps that this was found on.
     """
 
     detail_fraction: float
@@ -60,6 +61,7 @@ class GapModel:
     power: float = 0.0
     typical: float = 0.0
     least: float = 0.0
+    gaps: int = 0
 
     def uncertainty(self, valid: np.ndarray, rough: np.ndarray) -> np.ndarray:
         """(rows, cols) float32: the error expected at each invalid pixel, 0 at valid ones; `rough` from `roughness`."""
@@ -146,7 +148,7 @@ def _fit(tables: Sequence[np.ndarray], power: float) -> GapModel:
     bins = [number == k for k in range(number.max() + 1) if (number == k).any()]
     errors = np.maximum.accumulate([math.sqrt(squares[inside].mean()) for inside in bins])
     distances = tuple(float(distance[inside].mean()) for inside in bins)
-    return GapModel(fraction, distances, tuple(errors.tolist()), power, typical, least)
+    return GapModel(fraction, distances, tuple(errors.tolist()), power, typical, least, len(tables))
 
 
 def _detail_fraction(tables: Sequence[np.ndarray]) -> float:

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from util.geotiff.raster_spec import RasterSpec
 from util.inference.engine import Engine, Ground
-from util.inference.gap_calibration import GapModel, TrialGap, fit_gap_model, roughness
+from util.inference.gap_calibration import FOLDS, GapModel, TrialGap, fit_gap_model, roughness
 from util.inference.gap_spline import RING, fillable, gap_details, resample_linear
 from util.inference.inputs import InferenceInputs
 from util.inference.layers import NativeLayer
@@ -29,6 +29,8 @@ ARTIFICIAL_GAPS = 24
 """Gaps cut out of each layer to calibrate the filling; enough for errors at eight distances."""
 GAP_TRIES = 1000
 """Tiles in which an artificial gap is tried, at most."""
+GAP_SIZES = (0.3, 0.6, 0.9)
+"""Edges of artificial gaps, as fractions of the widest gap that is filled."""
 
 
 class GapFillingProduct(Product):
@@ -188,7 +190,8 @@ class GapFillingProduct(Product):
     def calibrate(self, windows: Callable[[Block], Any], tiles: np.ndarray, *, count: int) -> dict[int, GapModel]:
         """Fits the gap model of each layer on artificial gaps in it, the other layers left as they are.
 
-        Squares of three sizes up to `max_gap` are cut out of the middle of tiles.
+        Squares of three sizes up to `max_gap` are cut out of the middle of tiles: in each tile that of which there are
+        fewest so far, or the next that fits.
 
         Args:
             windows: reads the pixels of a block.
@@ -205,15 +208,14 @@ class GapFillingProduct(Product):
         found = {}
         for layer in self.layers:
             collected: list[TrialGap] = []
+            counts = dict.fromkeys(GAP_SIZES, 0)
             for top, left in tiles.tolist():
                 block = Block(0, 0, top, left, top + size, left + size)
                 window = windows(block.grown(self.reach))
                 native = layer.window(block)
-                edge = self.max_gap * (0.3, 0.6, 0.9)[len(collected) % 3]
-                gap = _middle(native, edge / layer.resolution_y, edge / layer.resolution_x)
                 truth = window.read(layer.channel, *native)
-                around = ndimage.binary_dilation(gap, structure=np.ones((3, 3)), iterations=RING)
-                if not np.isfinite(truth[around]).all():
+                gap = self._fitting_gap(layer, native, truth, counts)
+                if gap is None:
                     continue
                 collected.append(self._try_gap(layer, block, window.without(layer.channel, native, gap), truth, gap))
                 if len(collected) == count:
@@ -223,6 +225,29 @@ class GapFillingProduct(Product):
             except ValueError as error:
                 raise ValueError(f"layer '{layer.values.name}': {error}; lower --max_gap") from error
         return found
+
+    def _fitting_gap(
+        self, layer: NativeLayer, native: tuple[int, int, int, int], truth: np.ndarray, counts: dict[float, int]
+    ) -> np.ndarray | None:
+        """An artificial gap with valid pixels in and around it, of the size with the lowest count, which it raises.
+
+        Args:
+            layer: the layer.
+            native: (row, col, rows, cols) of its pixels in a tile.
+            truth: these pixels.
+            counts: gaps made so far, by size; changed.
+
+        Returns:
+            (rows, cols) bool, True in the gap; None if none fits.
+        """
+        for fraction in sorted(counts, key=counts.__getitem__):
+            edge = self.max_gap * fraction
+            gap = _middle(native, edge / layer.resolution_y, edge / layer.resolution_x)
+            around = ndimage.binary_dilation(gap, structure=np.ones((3, 3)), iterations=RING)
+            if np.isfinite(truth[around]).all():
+                counts[fraction] += 1
+                return gap
+        return None
 
     def _try_gap(self, layer: NativeLayer, block: Block, window: Any, truth: np.ndarray, gap: np.ndarray) -> TrialGap:
         """Fills one artificial gap."""
@@ -308,20 +333,30 @@ def _record_gap_model(product: GapFillingProduct, layer: NativeLayer, model: Gap
     spec = product.rasters[name]
     tags = {
         "method": "thin-plate spline and model detail",
+        "artificial_gaps": str(model.gaps),
         "share_of_model_detail": f"{model.detail_fraction:.3f}",
         "uncertainty_follows": f"distance to valid pixels, roughness around to the power of {model.power:g}",
     }
     product.rasters[name] = replace(spec, tags={**spec.tags, **tags})
     logger.info(
-        "layer '%s': %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s from edge to middle "
-        "of a gap, growing with the roughness around it to the power of %g",
+        "layer '%s', %d artificial gaps: %.0f %% of the model's detail is added to the spline; error %.4g to %.4g %s "
+        "from edge to middle of a gap, growing with the roughness around it to the power of %g",
         layer.values.name,
+        model.gaps,
         100 * model.detail_fraction,
         model.errors[0],
         model.errors[-1],
         layer.values.unit,
         model.power,
     )
+    if model.gaps < FOLDS:
+        logger.warning(
+            "layer '%s': only %d artificial gaps found enough valid ground, expected %d or more: the fraction of the "
+            "model's detail and the uncertainty are rough guesses; a smaller --max_gap fits into more tiles",
+            layer.values.name,
+            model.gaps,
+            FOLDS,
+        )
 
 
 GAPFILL = ProductType(

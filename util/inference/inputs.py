@@ -109,11 +109,32 @@ def ground_of(survey: Any) -> Ground:
     return Ground(grid.crs.to_wkt(), grid.left, grid.top, survey.base_resolution, rows, cols)
 
 
+def file_names(names: Sequence[str]) -> list[str]:
+    """What layers are called in names of files: their names without characters that may not stand there.
+
+    No two are alike, also where upper and lower case are one: later ones end in `_2`, `_3`, ... A name that needs no
+    change comes before those that become it.
+    """
+    cleaned = [re.sub(r"[^\w.-]+", "_", name) for name in names]
+    order = sorted(range(len(names)), key=lambda number: cleaned[number] != names[number])
+    found: dict[int, str] = {}
+    taken: set[str] = set()
+    for number in order:
+        candidate, count = cleaned[number], 1
+        while candidate.casefold() in taken:
+            count += 1
+            candidate = f"{cleaned[number]}_{count}"
+        taken.add(candidate.casefold())
+        found[number] = candidate
+    return [found[number] for number in range(len(names))]
+
+
 def layer_values(survey: Any) -> list[LayerValues]:
     """Names and units of the layers of an `InferenceSurvey`, and how their channels become values."""
+    files = file_names([layer.name for layer in survey.layers])
     return [
-        LayerValues(layer.name, layer.units, re.sub(r"[^\w.-]+", "_", layer.name), encoding)
-        for layer, encoding in zip(survey.layers, survey.encodings, strict=True)
+        LayerValues(layer.name, layer.units, file, encoding)
+        for layer, file, encoding in zip(survey.layers, files, survey.encodings, strict=True)
     ]
 
 

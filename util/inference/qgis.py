@@ -12,10 +12,10 @@ import logging
 import math
 import os
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rasterio
@@ -28,7 +28,8 @@ from util.geotiff.parts import GDAL_ERRORS
 from util.geotiff.raster_spec import RasterSpec
 from util.hardware.system import replace_file
 from util.inference.quicklooks import panels_of
-from util.plots.maps import Panel, colour_range
+from util.plots.maps import Panel, Preview, colour_range
+from util.plots.reconstruction import robust_limits
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +40,28 @@ SAMPLE_PIXELS = 512
 MOST_BANDS = 16
 """Bands of a raster that the project lists, each as a layer of its own."""
 RAMP_COLOURS = 9
+NODATA_MARGIN = 1e-6
+"""Relative difference up to which a value is taken for nodata: values that are scaled are rounded to float32."""
 
 
 class SourceLayer(NamedTuple):
-    """A layer that results were made of: its name, the band of the file that holds it, and the unit of its values."""
+    """A layer that results were made of.
+
+    Attributes:
+        name: in the legend.
+        path: the file that holds it.
+        band: number of its band, from 1.
+        unit: of its values.
+        limits: values of the first and the last colour, physical units; None: 2 and 98 % quantiles of the file.
+        nodata: stored values that mean no data, whether the file declares them or not.
+    """
 
     name: str
     path: str
     band: int
     unit: str = ""
+    limits: tuple[float, float] | None = None
+    nodata: tuple[float, ...] = ()
 
 
 class MapLayer(NamedTuple):
@@ -58,12 +72,31 @@ class MapLayer(NamedTuple):
         path: the file.
         crs: coordinate reference system, as WKT.
         pipe: how it is drawn; None: as QGIS does by default.
+        nodata: further values that are not drawn, and the band that has them; None: those that the file declares.
     """
 
     name: str
     path: Path
     crs: str
     pipe: ET.Element | None
+    nodata: ET.Element | None = None
+
+
+def source_layers(survey: Any, previews: Iterable[Preview]) -> list[SourceLayer]:
+    """The layers of an `InferenceSurvey` that are there, with the limits and the nodata that its values have.
+
+    Args:
+        survey: the layers.
+        previews: small images of some of them, as they were read.
+    """
+    images = {name: image for name, _, image, classes in previews if classes is None and np.isfinite(image).any()}
+    limits = {name: robust_limits([image]) for name, image in images.items()}
+    present = zip(survey.stack.bands, survey.layers, survey.summaries, strict=True)
+    return [
+        SourceLayer(layer.name, layer.path, layer.band, layer.units, limits.get(layer.name), tuple(band.nodata))
+        for band, layer, summary in present
+        if summary is not None
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -242,7 +275,7 @@ def _result_layers(path: Path, spec: RasterSpec) -> list[MapLayer]:
 
 
 def _source_layer(source: SourceLayer) -> MapLayer | None:
-    """A layer in grey or colours between its 2 and 98 % quantiles; None if it is no file of its own."""
+    """A layer in colours between its limits, in physical units as QGIS has them; None if it is no file of its own."""
     path = Path(source.path)
     if not path.is_file():
         return None
@@ -250,11 +283,29 @@ def _source_layer(source: SourceLayer) -> MapLayer | None:
         with rasterio.open(path) as file:
             wkt = file.crs.to_wkt() if file.crs else ""
             has_colours = "palette" in {item.name for item in file.colorinterp}
-        pixels, _ = read_reduced(path, bands=[source.band], most=SAMPLE_PIXELS)
+            scale, offset = file.scales[source.band - 1], file.offsets[source.band - 1]
+            further = [value for value in source.nodata if math.isfinite(value) and value != file.nodata]
+        limits = source.limits
+        if limits is None:
+            pixels, _ = read_reduced(path, bands=[source.band], most=SAMPLE_PIXELS)
+            limits = robust_limits([pixels[~np.isin(pixels, np.asarray(further, np.float32))] * scale + offset])
     except GDAL_ERRORS:
         return None
-    pipe = None if has_colours else _pipe(_ramp(source.band, Panel(source.name, pixels[0], source.unit)))
-    return MapLayer(source.name, path, wkt, pipe)
+    panel = Panel(source.name, np.empty((0, 0)), source.unit, limits=limits)
+    pipe = None if has_colours else _pipe(_ramp(source.band, panel))
+    return MapLayer(source.name, path, wkt, pipe, _no_data(source.band, [v * scale + offset for v in further]))
+
+
+def _no_data(band: int, values: Sequence[float]) -> ET.Element | None:
+    """Values of a band that QGIS takes for no data besides those that the file declares; None if there are none."""
+    if not values:
+        return None
+    element = ET.Element("noData")
+    listed = ET.SubElement(element, "noDataList", bandNo=str(band), useSrcNoData="1")
+    for value in values:
+        margin = NODATA_MARGIN * abs(value)
+        ET.SubElement(listed, "noDataRange", min=f"{value - margin:.17g}", max=f"{value + margin:.17g}")
+    return element
 
 
 def _kept(project: Path, *, without: Sequence[Path]) -> list[MapLayer]:
@@ -287,6 +338,8 @@ def _add(layer: MapLayer, group: ET.Element, listed: ET.Element, *, folder: Path
     if layer.crs:
         ET.SubElement(entry, "srs").append(_crs(layer.crs))
     ET.SubElement(entry, "provider").text = "gdal"
+    if layer.nodata is not None:
+        entry.append(layer.nodata)
     if layer.pipe is not None:
         entry.append(layer.pipe)
     ET.SubElement(entry, "blendMode").text = "0"

@@ -113,14 +113,20 @@ def _first_three(projected: np.ndarray) -> np.ndarray:
 
 
 def _sample(spec: RasterSpec, parts: Sequence[Part]) -> np.ndarray:
-    """(n, B) complete vectors, as many from each part."""
+    """(n, B) vectors of places with any band, as many from each part; a band that is absent there has its mean.
+
+    A band that is absent everywhere is 0, so that it has no variance.
+    """
     sample = []
     for path, *_ in parts:
         flat = read_part(path).reshape(len(spec.names), -1).T
-        flat = flat[np.isfinite(flat).all(axis=1)]
+        flat = flat[np.isfinite(flat).any(axis=1)]
         most = -(-SAMPLE_PLACES // len(parts))
         sample.append(flat[np.linspace(0, len(flat) - 1, min(most, len(flat))).round().astype(int)])
-    return np.concatenate(sample)
+    vectors = np.concatenate(sample)
+    known = np.isfinite(vectors)
+    means = np.where(known, vectors, 0.0).sum(axis=0, dtype=np.float64) / np.maximum(known.sum(axis=0), 1)
+    return np.where(known, vectors, means.astype(vectors.dtype))
 
 
 def draw_raster(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from util.geotiff.cog_writer import join
-from util.geotiff.parts import Parts
+from util.geotiff.parts import Part, Parts
 from util.geotiff.raster_spec import RasterSpec, length_unit_of
 from util.inference.product import Product
 from util.inference.qgis import SourceLayer, write_project, write_style
@@ -57,6 +57,8 @@ def finish(
 ) -> dict[str, Any]:
     """Joins the parts into files under their final names, draws them, styles them for QGIS, and removes the parts.
 
+    Rasters without a valid pixel are left out with a warning.
+
     Args:
         output_dir: where results go.
         parts: the parts.
@@ -71,30 +73,46 @@ def finish(
         What was written, for the page of the run: `rasters` with their sizes and bands, and the `project`.
 
     Raises:
-        ValueError: a raster has no valid pixel.
+        ValueError: no raster has a valid pixel.
         OSError: a file cannot be written.
     """
     derived_parts = Parts(parts.folder / "derived")
-    derived = product.derive(parts, derived_parts)
-    sources = {name: (spec, parts) for name, spec in product.rasters.items()}
-    sources |= {name: (spec, derived_parts) for name, spec in derived.items()}
-    for name, (spec, source) in sources.items():
+    specs_of_derived = product.derive(parts, derived_parts)
+    computed, derived = _with_pixels(product.rasters, parts), _with_pixels(specs_of_derived, derived_parts)
+    if not computed:
+        names = ", ".join(product.rasters)
+        raise ValueError(f"{output_dir}: no valid pixel in {names}: nothing is written; check the layers and --aoi")
+    for name in sorted({**product.rasters, **specs_of_derived}.keys() - {**computed, **derived}.keys()):
+        _leave_out(output_dir / f"{name}.tif")
+    rasters = {name: spec for name, (spec, _) in {**derived, **computed}.items()}
+    for name, (spec, found) in {**computed, **derived}.items():
         path = output_dir / f"{name}.tif"
-        found = source.of(name)
-        if not found:
-            raise ValueError(f"{path}: no valid pixel in it, so it is not written; check the layers and --aoi")
         join(path, spec, found, workspace=parts.folder)
         write_style(path, spec)
         logger.info("raster   %s", path)
     lengths: dict[str, Any] = {"length_unit": length_unit, "unit_length": unit_length, "where": where}
-    for number, (name, spec) in enumerate((derived or product.rasters).items()):
+    for number, name in enumerate(derived or computed):
         others = beside() if beside is not None and not number else ()
-        logger.info("picture  %s", draw_raster(output_dir / f"{name}.tif", spec, beside=others, **lengths))
-    project = write_project(output_dir, {**derived, **product.rasters}, layers)
+        path = draw_raster(output_dir / f"{name}.tif", rasters[name], beside=others, **lengths)
+        logger.info("picture  %s", path)
+    project = write_project(output_dir, rasters, layers)
     logger.info("next: open %s in QGIS, or any of the rasters: their colours lie beside them (.qml)", project)
     parts.remove()
-    written = [raster_facts(output_dir / f"{name}.tif", spec) for name, (spec, _) in sources.items()]
+    written = [raster_facts(output_dir / f"{name}.tif", rasters[name]) for name in (*computed, *derived)]
     return {"rasters": written, "project": project.name}
+
+
+def _with_pixels(rasters: Mapping[str, RasterSpec], parts: Parts) -> dict[str, tuple[RasterSpec, list[Part]]]:
+    """The rasters with a valid pixel, and their parts."""
+    found = {name: (spec, parts.of(name)) for name, spec in rasters.items()}
+    return {name: (spec, own) for name, (spec, own) in found.items() if own}
+
+
+def _leave_out(path: Path) -> None:
+    """Warns that a raster is not written, and removes an older one, which would be taken for a result of this run."""
+    logger.warning("%s: no valid pixel in it, so it is not written; check the layers and --aoi", path)
+    for older in (path, Path(f"{path}.aux.xml"), path.with_suffix(".qml"), path.with_suffix(".png")):
+        older.unlink(missing_ok=True)
 
 
 def raster_facts(path: Path, spec: RasterSpec) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
 from util.hardware.system import replace_file
+from util.plots.names import short_name
 
 _COLUMNS = ("input", "masked input", "reconstruction", "target", "error")
 _INVALID_COLOUR = "0.85"  # light grey: nodata, or hidden from the model
@@ -177,9 +177,7 @@ def _draw_row(figure: Figure, axes: Sequence[Axes], row: RowImages, length_unit:
     if row.classes is None:
         bar.set_label(unit)
     else:
-        names = [
-            textwrap.shorten(row.classes[code][0], _NAME_LENGTH, placeholder="...") for code in sorted(row.classes)
-        ]
+        names = [short_name(row.classes[code][0], _NAME_LENGTH) for code in sorted(row.classes)]
         bar.set_ticks(range(len(names)), labels=names, fontsize=min(6.0, 110 / len(names)))
     drawn = axes[4].imshow(
         np.ma.masked_invalid(error),

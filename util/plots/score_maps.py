@@ -5,7 +5,6 @@ Each figure shows a warning, if there is one, in its title, because figures are 
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from util.plots.maps import Corner, Panel, colour_bytes, map_figure
+from util.plots.names import short_name
 from util.plots.reconstruction import robust_limits
-from util.plots.scores import distinct_colours, put_title
+from util.plots.scores import LONGEST_NAME, distinct_colours, put_title
 
 Legend = dict[int, tuple[str, tuple[int, int, int]]]
 
@@ -201,7 +201,7 @@ def _prediction_panels(
 def class_legend(names: Sequence[str], colours: Sequence[str]) -> Legend:
     """Class number -> (name, colour 0..255), from names and '#rrggbb'."""
     return {
-        number: (textwrap.shorten(name, 28, placeholder="..."), colour_bytes(colour))
+        number: (short_name(name, LONGEST_NAME), colour_bytes(colour))
         for number, (name, colour) in enumerate(zip(names, colours, strict=True))
     }
 

@@ -15,6 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from util.plots.names import short_name
+
+LONGEST_NAME = 28
+"""Characters of the name of a class beside a matrix or in a legend, at most."""
 _WARNING_COLOUR = "#a50f15"
 _MAX_CLASSES_WITH_COUNTS = 24
 """Up to this number of classes, a confusion matrix shows counts; with more they would not be legible."""
@@ -47,7 +51,7 @@ def confusion_figure(
     colours = colormaps["Blues"].with_extremes(bad="0.85")
     drawn = axis.imshow(np.ma.masked_invalid(fractions), cmap=colours, vmin=0, vmax=1)
     figure.colorbar(drawn, ax=axis, label="fraction of the true class", fraction=0.046, pad=0.03)
-    short = [textwrap.shorten(str(name), 28, placeholder="...") for name in names]
+    short = [short_name(str(name), LONGEST_NAME) for name in names]
     axis.set_xticks(range(classes), short, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set_yticks(range(classes), short, fontsize=8)
     axis.set_xlabel("prediction")
