@@ -403,7 +403,7 @@ def test_a_map_of_presences_shows_the_known_ones_and_the_layers(fits, tmp_path, 
         "util.inference.results.draw_raster", lambda path, spec, **how: seen.append((spec, how)) or path
     )
     run = fits.of("prospectivity")
-    predict(run, tmp_path)
+    predict(run, tmp_path, pictures=True)
     ((spec, how),) = seen
     rows = np.loadtxt(run.parent / "points.csv", delimiter=",", skiprows=1)
     found = sorted(spec.points)

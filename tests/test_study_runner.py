@@ -407,7 +407,11 @@ def test_the_report_says_which_fits_did_not_converge(early, capsys):
     out, argv = early
     text, record = (out / "report.md").read_text(), read_json(out / "study.json")
     stuck = sum(len(of.scores) == 8 for of in read_curves(out / "curves.csv") if of.arm != "scratch_long")
-    said = f"**{stuck} of 6 fits trained up to the bound" if stuck else "All fits that could end early did"
+    said = (
+        f"**{stuck} of 6 fits trained up to the greatest length without converging**"
+        if stuck
+        else "All fits that could end early did"
+    )
     assert record["patience"] == 2 and "## Length of the fits" in text and said in text
     assert re.search(r"\| scratch_long \| full \| all \| 2 \| [\d.]+ \| [\d.]+ \| fixed length \|", text)
     assert re.search(r"\| scratch \| full \| all \| \d of 2 \|", text)  # that reach the score of trees
