@@ -17,13 +17,12 @@ from util.finetuning.tasks import TASKS
 from util.geotiff.parts import Parts
 from util.inference import results
 from util.inference.engine import Ground
-from util.inference.finetuned_task import Task, provenance, task_of
-from util.inference.inputs import ground_of
+from util.inference.finetuned_task import Task, task_of
+from util.inference.inputs import common_tags, ground_of
 from util.inference.prediction import task_results
 from util.inference.product import Arrays, Product
 from util.inference.qgis import source_layers
 from util.mosaics.mosaic import Block
-from util.options.version import VERSION
 from util.plots.maps import Preview
 from util.processes import distributed as dist
 from util.processes.signals import Stop, Stopped
@@ -90,14 +89,8 @@ def _write_map(
     assert method.fit is not None
     folder, survey = run.files.output_dir / BASELINE_MAPS / method.name, run.layers[None].survey
     state = {**run.stored, "fold": None, "arm": method.name, "scores": metrics}
-    tags = {
-        "software": "GRID-MAE main_finetune",
-        "version": VERSION,
-        "layers": ", ".join(layer.name for layer in survey.layers),
-        "hidden_layers": ", ".join(survey.layers[number].name for number in sorted(survey.hidden)) or "none",
-        "output": "prediction",
-        **provenance(state),
-    }
+    tags = common_tags(state, survey, program="main_finetune", output="prediction")
+    tags["hidden_layers"] = ", ".join(survey.layers[number].name for number in sorted(survey.hidden)) or "none"
     predictor, _ = method.fit(baseline_inputs(run, None))
     task, seen = task_of(state, TASKS), run.inputs.data.seen(survey)
     product = TreeMap(predictor, ground=ground_of(survey), task=task, seen=seen, tags=tags)

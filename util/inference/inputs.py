@@ -176,16 +176,30 @@ def raster_tags(state: Mapping[str, Any], survey: Any, *, checkpoint: str, outpu
         output: name of the product.
     """
     weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in state["model"].values())
-    tags = {
-        "software": "GRID-MAE main_inference",
-        "version": str(state["version"]),
+    tags = common_tags(state, survey, program="main_inference", output=output) | {
         "checkpoint": Path(checkpoint).name,
         "checkpoint_weights_sha256": hashlib.sha256(weights).hexdigest()[:16],
-        "layers": ", ".join(layer.name for layer in survey.layers),
         "missing_layers": ", ".join(survey.missing) or "none",
-        "output": output,
     }
     if "task" in state:
         hidden = [survey.layers[channel].name for channel in hidden_channels(state)]
-        tags |= finetuned_task.provenance(state) | {"hidden_layers": ", ".join(hidden) or "none"}
+        tags["hidden_layers"] = ", ".join(hidden) or "none"
     return tags
+
+
+def common_tags(state: Mapping[str, Any], survey: Any, *, program: str, output: str) -> dict[str, str]:
+    """Metadata of rasters whatever made them: software, layers and, of fine-tuned models, task and scores.
+
+    Args:
+        state: contents of a checkpoint, or what one would hold.
+        survey: the `InferenceSurvey`.
+        program: that writes the rasters.
+        output: name of the product.
+    """
+    return {
+        "software": f"GRID-MAE {program}",
+        "version": str(state["version"]),
+        "layers": ", ".join(layer.name for layer in survey.layers),
+        "output": output,
+        **(finetuned_task.provenance(state) if "task" in state else {}),
+    }
