@@ -90,6 +90,19 @@ def test_embeddings_of_groups_that_never_have_data_together_have_colours_and_cla
         assert ((read_part(path) > 0) == known).all()
 
 
+@pytest.mark.parametrize("places, made", [(1, []), (3, ["embeddings_pca", "embeddings_clusters"])])
+def test_fewer_places_than_classes_end_with_a_warning_and_not_with_an_error(tmp_path, caplog, places, made):
+    raster = info(1, 4, names=("a", "b"), units=("", ""))
+    pixels = noise(raster)
+    pixels[:, 0, places:] = np.nan
+    parts, into = Parts(tmp_path / "parts"), Parts(tmp_path / "derived")
+    parts.open({}, resume=False)
+    parts.write(0, 0, {"embeddings": (raster, pixels, 0, 0)})
+    assert list(embedding_quicklooks(raster, parts.of("embeddings"), into, clusters=5, seed=0)) == made
+    assert "a single place" in caplog.text if places == 1 else "only 3 places have an embedding" in caplog.text
+    assert all(read_part(path).max() <= 3 for path, *_ in (into.of("embeddings_clusters") if made else ()))
+
+
 def test_all_classes_stand_in_the_legend_and_absent_ones_say_so(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(looks, "map_figure", lambda panels, **__: seen.append(panels) or Figure())

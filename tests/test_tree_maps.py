@@ -56,10 +56,12 @@ def test_classes_of_all_ground(ground, tmp_path):
 def test_values_in_their_units(ground, tmp_path):
     folder, high, known = ground
     flags = ["--no_network", "--baselines", "trees", "--task", "regression"]
-    assert labelled.finetune(folder / "layers", tmp_path, *flags, labels=folder / "density.tif") == 0
+    assert labelled.finetune(folder / "layers", tmp_path, *flags, labels=folder / "density.tif", pictures=True) == 0
     values, _, names, *_ = read(tmp_path / "baseline_maps/trees/prediction_values.tif")
     assert names == ("prediction",)
     np.testing.assert_allclose(values[0], np.where(known, np.where(high, 3.0, 2.6), np.nan)[::4, ::4], atol=1e-3)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "baseline_maps/trees/maps.qgs in QGIS" in page and "trees, fitted on all labels: prediction_values" in page
 
 
 def test_only_where_all_labels_may_be_used_and_trees_come_first(ground, tmp_path):

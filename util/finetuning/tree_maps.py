@@ -27,7 +27,7 @@ from util.plots.maps import Preview
 from util.processes import distributed as dist
 from util.processes.signals import Stop, Stopped
 from util.processes.terminal import progress_bar
-from util.records.finetune_records import BASELINE_MAPS
+from util.run_page.finetuning import BASELINE_MAPS
 
 logger = logging.getLogger(__name__)
 

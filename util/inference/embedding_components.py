@@ -60,13 +60,8 @@ def to_bytes(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
 
 
 def fit_clusters(sample: np.ndarray, count: int, *, seed: int) -> np.ndarray:
-    """Centres (K, k) of mini-batch k-means of (n, k) vectors, largest class first.
-
-    Raises:
-        ValueError: fewer places than classes.
-    """
-    if len(sample) < count:
-        raise ValueError(f"--clusters {count}: only {len(sample)} places have an embedding; ask for fewer classes")
+    """Centres (K, k) of mini-batch k-means of (n, k) vectors, largest class first; at most as many as vectors."""
+    count = min(count, len(sample))
     clusters = MiniBatchKMeans(count, random_state=seed, n_init=3, batch_size=4096).fit(sample)
     sizes = np.bincount(clusters.labels_, minlength=count)
     return clusters.cluster_centers_[np.argsort(-sizes, kind="stable")]

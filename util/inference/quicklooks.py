@@ -58,14 +58,17 @@ def embedding_quicklooks(
         seed: of the clusters.
 
     Returns:
-        The rasters made, by name.
+        The rasters made, by name; none, with a warning, if fewer than two places have an embedding.
 
     Raises:
-        ValueError: too few places have an embedding.
+        ValueError: no place has an embedding.
     """
     if not parts:
         raise ValueError("no place has an embedding: no layer has a valid pixel here; check the layers and --aoi")
     vectors = _sample(spec, parts)
+    if len(vectors) < 2:
+        logger.warning("a single place has an embedding: without others no colours%s", " or classes" * bool(clusters))
+        return {}
     components = fit_components(vectors, CLUSTER_COMPONENTS if clusters else 3)
     places = project(components, vectors.T)
     low, high = np.percentile(_first_three(places), (2, 98), axis=1)
@@ -83,6 +86,9 @@ def embedding_quicklooks(
     rasters = {"embeddings_pca": picture}
     if clusters:
         centres = fit_clusters(_smooth_sample(components, parts), clusters, seed=seed)
+        if len(centres) < clusters:
+            found = len(centres)
+            logger.warning("--clusters %d: only %d places have an embedding, so %d classes", clusters, found, found)
         classes = {k: (f"class {k}", colour) for k, colour in enumerate(class_colours(len(centres)), start=1)}
         tags = {**spec.tags, "smoothed": f"mean of {CLUSTER_WINDOW} x {CLUSTER_WINDOW} places before clustering"}
         classed = replace(spec, dtype="uint8", nodata=0, names=("class",), units=("",), classes=classes, tags=tags)

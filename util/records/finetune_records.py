@@ -20,13 +20,12 @@ from util.hardware.system import replace_file
 from util.plots.reconstruction import save_figure
 from util.records import tags as tag
 from util.records.log import JsonLines, Writer, make_writer, plain
+from util.run_page.finetuning import BASELINE_MAPS
 from util.run_page.page import PAGE_FILES, RunPage
 from util.run_page.record import read_records
 
 SETTINGS, METRICS, FITS = "run.json", "metrics.json", "fits"
 EVALUATION = "evaluation.json"
-BASELINE_MAPS = "baseline_maps"
-"""Folder of the maps of trees, each in a folder of its own."""
 FIGURES = ("scores", "map", "confusion", "success_rate", "calibration")
 RUN_FILES = (
     (SETTINGS, METRICS, FITS, BASELINE_MAPS, "confusion.csv", "checkpoint-*.pth", "log.txt", "reconstruction-*.png")

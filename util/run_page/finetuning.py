@@ -35,6 +35,8 @@ FIGURES = {
     "calibration": "Calibration of the main method",
 }
 """Pictures of a run, in the order of the page."""
+BASELINE_MAPS = "baseline_maps"
+"""Folder of the maps of trees, each in a folder of its own."""
 MOST_METHODS = 4
 """Methods whose curves are drawn."""
 COSTS = (
@@ -62,10 +64,14 @@ def finetuning_view(folder: Path, record: RunRecord) -> View:
     after = [("A map of the whole survey:", line) for line in after_finetuning(folder / LAST)]
     if not record.facts.get("has_final", True):
         after = []
+    projects = [path.relative_to(folder).as_posix() for path in sorted(folder.glob(f"{BASELINE_MAPS}/*/maps.qgs"))]
+    after += [(f"Open {path} in QGIS: what these trees predict.", "") for path in projects]
     after.append(curves_command(folder, record))
     pictures = [
         Picture(folder / f"{name}.png", title) for name, title in FIGURES.items() if (folder / f"{name}.png").exists()
     ]
+    maps = sorted(folder.glob(f"{BASELINE_MAPS}/*/*.png"))
+    pictures += [Picture(path, f"{path.parent.name}, fitted on all labels: {path.stem}") for path in maps]
     sections = [
         _result(folder, record, scores),
         next_section(record, after),
