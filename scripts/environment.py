@@ -24,6 +24,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST = (3, 11)
 INTERPRETERS = ("python3", "python3.13", "python3.12", "python3.11", "python")
+INTERRUPTED = 130  # exit status of programs that Ctrl-C ended, by convention
 CPU_INDEX = "PIP_EXTRA_INDEX_URL"
 """Variable of pip that names the index of torch without CUDA, for the lane `cpu`."""
 
@@ -162,14 +163,18 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 
 def call(command: Sequence[str | os.PathLike[str]]) -> int:
-    """Runs a program and returns its exit status; Ctrl-C reaches the program, which may save before it ends."""
+    """Runs a program and returns its exit status; Ctrl-C reaches the program, which may save before it ends.
+
+    A program that ended well after Ctrl-C has the status `INTERRUPTED`, as it did not do all it should.
+    """
     sys.stdout.flush()
+    well = 0
     with subprocess.Popen([os.fspath(part) for part in command], cwd=ROOT) as process:
         while True:
             try:
-                return process.wait()
+                return process.wait() or well
             except KeyboardInterrupt:
-                continue
+                well = INTERRUPTED
 
 
 def how_to_activate(python: str) -> str:

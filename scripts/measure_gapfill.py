@@ -73,11 +73,15 @@ def punch(values: np.ndarray, *, edge: int, count: int, taken: np.ndarray, rng: 
         rng: draws the positions.
 
     Returns:
-        (row slice, column slice) of each.
+        (row slice, column slice) of each; none where the array has no room for a square and its margin.
     """
-    margin, holes = max(RIM, edge), []
+    margin: int = max(RIM, edge)
+    holes: list[Hole] = []
+    room = [size - edge - 2 * margin for size in values.shape]
+    if min(room) < 0:
+        return holes
     for _ in range(TRIES):
-        row, col = (int(rng.integers(margin, max(margin + 1, size - edge - margin))) for size in values.shape)
+        row, col = (margin + int(rng.integers(0, max(1, most))) for most in room)
         hole = slice(row, row + edge), slice(col, col + edge)
         around = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in hole)
         if np.isfinite(values[around]).all() and not taken[around].any():

@@ -100,6 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"no layer '{args.layer}'; expected one of {names}")
         band = open_band(chosen)
         truth = open_band(replace(chosen, path=args.truth, band=1, nodata=None)) if args.truth else band
+        corner, other = ((of.grid.left, of.grid.top) for of in (band, truth))
+        if max(abs(a - b) for a, b in zip(corner, other, strict=True)) > 0.01 * truth.grid.resolution_x:
+            raise ValueError(
+                f"--truth {args.truth}: begins at {other}, expected the corner of layer '{args.layer}', {corner}; "
+                "cut both to the same corner"
+            )
     except (ValueError, OSError) as error:
         print(f"measure_superresolution: error: {error}", file=sys.stderr)
         return 2
@@ -119,7 +125,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = re.escape(file_names(trained)[trained.index(args.layer)])
         refined = re.compile(rf"superresolution_{name}_\d+x\.tif")
         for path in sorted(path for path in folder.iterdir() if refined.fullmatch(path.name)):
-            print(row_of(path, truth, open_band(coarse)), flush=True)
+            try:
+                print(row_of(path, truth, open_band(coarse)), flush=True)
+            except ValueError as error:
+                print(f"measure_superresolution: error: {error}", file=sys.stderr)
+                return 2
     maps = command(
         "main_inference", "--checkpoint", args.checkpoint, "--output", "superresolution", "--output_dir", "maps"
     )
@@ -128,13 +138,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def row_of(path: Path, truth: RasterBand, coarse: RasterBand) -> str:
-    """One row of the table: root mean square errors against the true layer averaged to the pixels of the result."""
+    """One row of the table: root mean square errors against the true layer averaged to the pixels of the result.
+
+    Raises:
+        ValueError: pixels of the result do not begin where those of the layer do.
+    """
     with rasterio.open(path) as file:
-        found, edge = file.read(), file.res[0]
+        found, edge, bounds = file.read(), file.res[0], file.bounds
         share = file.tags()["share_of_model_detail"]
-    expected = average(read_whole(truth), round(edge / truth.grid.resolution_x))
-    images = {"predicted": found[0], "interpolated": found[1]}
-    images |= simple_refinements(read_whole(coarse), round(coarse.grid.resolution_x / edge))
+    row, col = (bounds.top - truth.grid.top) / edge, (truth.grid.left - bounds.left) / edge
+    if max(abs(row - round(row)), abs(col - round(col))) > 0.01:
+        raise ValueError(
+            f"{path.name} begins {abs(col):.2f} columns and {abs(row):.2f} rows of {edge:g} from the layer's corner, "
+            "expected whole pixels; leave out the layers that are not aligned with it (--train_path)"
+        )
+    row, col = round(row), round(col)  # of the result that lie before the layer, which other layers may exceed
+    expected = average(read_whole(truth), round(edge / truth.grid.resolution_x))[max(0, -row) :, max(0, -col) :]
+    simple = simple_refinements(read_whole(coarse), round(coarse.grid.resolution_x / edge))
+    images = {
+        "predicted": found[0, max(0, row) :, max(0, col) :],
+        "interpolated": found[1, max(0, row) :, max(0, col) :],
+    }
+    images |= {name: image[max(0, -row) :, max(0, -col) :] for name, image in simple.items()}
     rows, cols = (min(image.shape[k] for image in (expected, *images.values())) for k in (0, 1))
     known = np.isfinite([image[:rows, :cols] for image in (expected, *images.values())]).all(axis=0)
     errors = [

@@ -17,16 +17,24 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from scripts.environment import ROOT, NoEnvironment, call, environment_python, how_to_activate, say
+from scripts.environment import INTERRUPTED, ROOT, NoEnvironment, call, environment_python, how_to_activate, say
 
 SURVEY = ["--train_path", "sample_survey/layers.csv"]
 TRAINING = ["--epochs", "25", "--warmup_epochs", "2"]
+SET_HERE = ("--output_dir", "--log_dir", "--dry_run", "--resume")
 MAPS = (["embeddings", "--clusters", "6"], ["reconstruction"], ["gapfill"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the steps in turn; returns the exit status of the first that fails, else 0."""
     arguments = sys.argv[1:] if argv is None else list(argv)
+    refused = [name for name in SET_HERE if any(word.split("=")[0] == name for word in arguments)]
+    if refused:
+        say(
+            f"quickstart: {refused[0]} cannot be given, as the quick start trains from the beginning in a new folder "
+            "and maps what it left there; leave it out, or run main_pretrain itself (README.md)"
+        )
+        return 2
     try:
         python = environment_python(os.environ)
     except NoEnvironment as error:
@@ -45,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = ["--output_dir", output, "--log_dir", output]
     status = call([python, "-m", "main_pretrain", *SURVEY, *TRAINING, *written, *arguments])
     if status:
+        if status == INTERRUPTED:
+            say(f"quickstart: stopped before the maps; {output}/report.html has the command that goes on training")
         return status
     step(f"4/4 Maps of the whole survey, in {output}/maps")
     trained = ["--checkpoint", f"{output}/checkpoint-last.pth", "--output_dir", f"{output}/maps"]

@@ -155,6 +155,24 @@ def test_what_cannot_be_recorded_ends_the_run(monkeypatch):
         train(make_updater("cpu", "on"), "cpu", WARM_UP + 1)
 
 
+def test_auto_goes_on_without_what_cannot_be_recorded(monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    updates = WARM_UP + TIMED + 3
+    expected = train(make_updater("cpu"), "cpu", updates)
+    with recorded_graphs():
+        monkeypatch.setattr(torch.cuda, "graph", refuse)
+        updater = make_updater("cpu", "auto")
+        found = train(updater, "cpu", updates)
+        with pytest.raises(torch.OutOfMemoryError):  # its remedy is that of all programs
+            train(make_updater("cpu", "on"), "cpu", WARM_UP + 1)
+    for ours, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)
+    assert not updater.uses_graphs and "cannot be recorded (CUDA out of memory); going on without" in caplog.text
+    assert not any(group["capturable"] for group in updater.optimizer.param_groups)
+
+
 # Whole runs
 
 

@@ -229,6 +229,18 @@ class TestStepMeter:
         assert (found.loss, found.base_loss, found.scale_loss, found.grad_norm) == (3.0, 2.0, 1.0, 4.0)
         assert found.first_bad is None and not found.bad_here
 
+    def test_norms_of_skipped_updates_are_left_out(self):
+        """The gradient scaler skips an update whose gradients are not finite."""
+        window = meter(check_gradients=False)
+        for norm in (3.0, math.inf, 5.0):
+            add(window, 1.0)
+            window.end_update(torch.tensor(norm))
+        found = window.read(same, same)
+        assert (found.grad_norm, found.first_bad) == (4.0, None)
+        add(window, 1.0)
+        window.end_update(torch.tensor(math.inf))
+        assert math.isnan(window.read(same, same).grad_norm)
+
     def test_a_fourth_loss_is_that_of_textures(self):
         window = meter()
         losses = tuple(map(torch.tensor, (7.0, 2.0, 1.0, 4.0)))

@@ -1,7 +1,9 @@
 """Which gaps are filled, and how a prediction is joined to what surrounds it."""
 
 import numpy as np
+import pytest
 
+from scripts.measure_gapfill import punch
 from util.inference import gap_spline as gaps
 from util.inference.gap_spline import fillable, gap_details, resample_linear
 
@@ -107,3 +109,13 @@ class TestResample:
         image = np.array([[1.0, np.nan], [3.0, np.nan]], dtype=np.float32)
         result = resample_linear(image, np.array([0.5]), np.array([0.0, 0.4, 0.9]))
         np.testing.assert_allclose(result, [[2.0, 2.0, np.nan]])
+
+
+@pytest.mark.parametrize("size, most", [(31, 0), (32, 1), (64, 1)])
+def test_artificial_holes_lie_whole_and_with_their_margin_within_the_layer(size, most):
+    """A square of 8 needs a margin of 12 on either side: 32 pixels."""
+    values, taken = np.zeros((size, 90)), np.zeros((size, 90), dtype=bool)
+    holes = punch(values, edge=8, count=1, taken=taken, rng=np.random.default_rng(0))
+    assert len(holes) == most and taken.sum() == 64 * most
+    for rows, cols in holes:
+        assert 12 <= rows.start and rows.stop <= size - 12 and 12 <= cols.start and cols.stop <= 78

@@ -874,6 +874,9 @@ def test_measuring_superresolution(trained, tmp_path, capsys):
     fine = write_grid(tmp_path / "fine.tif", plane(160, 160, 100.0))
     assert measure_superresolution.main([*flags[:2], "--layer", "gravity", "--truth", str(fine), *flags[2:]]) == 0
     assert capsys.readouterr().out.splitlines()[2].startswith("| 100 | 200 | ")
+    moved = write_grid(tmp_path / "moved.tif", plane(160, 160, 100.0), left=500_100.0)
+    assert measure_superresolution.main([*flags[:2], "--layer", "gravity", "--truth", str(moved), *flags[2:]]) == 2
+    assert "begins at (500100.0, 6000000.0), expected the corner of layer 'gravity'" in capsys.readouterr().err
     assert measure_superresolution.main([*flags[:2], "--layer", "other"]) == 2
     assert "no layer 'other'; expected one of gravity, magnetics" in capsys.readouterr().err
 

@@ -341,6 +341,22 @@ def test_a_run_that_is_stopped_goes_on_in_the_same_page(survey, tmp_path, monkey
     assert [session.state for session in read_records(tmp_path)[0].sessions] == ["stopped", "finished"]
 
 
+@pytest.mark.parametrize(
+    "given, again",
+    [
+        ("--batch_size auto --lr 1", "--batch_size auto --lr 1 --resume auto"),
+        ("--resume out/checkpoint-3.pth --amp auto", "--amp auto --resume auto"),
+        ("--resume=x --cache auto", "--cache auto --resume auto"),
+        ("--lr 1 --resume", "--lr 1 --resume auto"),
+    ],
+)
+def test_the_command_that_goes_on_is_the_given_one_with_one_resume(tmp_path, monkeypatch, given, again):
+    monkeypatch.setattr(Parser, "command_line", given.split())
+    page = RunPage(tmp_path, "main_pretrain")
+    page.begin(resumed=False, options={}, environment={})
+    assert read_records(tmp_path)[0].facts["resume_command"] == f"python -m main_pretrain {again}"
+
+
 def test_a_run_that_fails_says_why_and_another_one_begins_its_own_page(survey, tmp_path, monkeypatch):
     def fail(run, *, keep):
         raise OSError(f"cannot write {NASTY}")

@@ -306,6 +306,22 @@ def test_a_failing_check_ends_the_tests_with_its_status(project, tmp_path):
     assert [call.split(" ")[2] for call in calls(tmp_path)[1:]] == ["pip", "ruff", "ruff"]
 
 
+@pytest.mark.parametrize("given", [("--output_dir", "mine"), ("--log_dir=mine",), ("--dry_run",)])
+def test_the_quick_start_refuses_at_once_what_its_maps_would_not_find(project, tmp_path, given):
+    result = run("python3", project / "scripts/quickstart.py", *given)
+    assert result.returncode == 2 and f"{given[0].split('=')[0]} cannot be given" in result.stderr
+    assert not (tmp_path / "calls.txt").exists() and not (project / "quickstart_output").exists()
+
+
+def test_a_quick_start_that_is_stopped_makes_no_maps(project, tmp_path):
+    """Ctrl-C reaches the training, which saves and ends well, and the quick start."""
+    stopped = FAKE_PYTHON.replace("-c*) ;;", "-c*) ;;\n*main_pretrain*) kill -INT $PPID; sleep 0.2 ;;")
+    python = add_program(tmp_path, "python3", stopped)
+    result = run(python, project / "scripts/quickstart.py")
+    assert result.returncode == 130 and "run-1/report.html has the command that goes on training" in result.stderr
+    assert not any("main_inference" in call for call in calls(tmp_path))
+
+
 def test_the_quick_start_ends_with_how_to_go_on(project, tmp_path):
     making = FAKE_PYTHON.replace('cp "$0" "$4/bin/python" ;;', 'cp "$0" "$4/bin/python"; touch "$4/pyvenv.cfg" ;;')
     python = add_program(tmp_path, "python3", making)

@@ -2,7 +2,12 @@
 
 import numpy as np
 import pytest
+import rasterio
 
+from datasets.layers.layer import Layer
+from datasets.rasters.open_band import open_band
+from scripts.measure_superresolution import row_of
+from tests.rasters import write_grid
 from util.inference.superresolution import (
     SuperresolutionStep,
     detail_of,
@@ -97,3 +102,33 @@ class TestStep:
 
     def test_pixels_along_a_pixel(self):
         assert SuperresolutionStep(0, 4, known=2, zoom=2).factor == 2 and SuperresolutionStep(0, 4, known=1).factor == 4
+
+
+class TestMeasuring:
+    """A layer of 100 m that is averaged to 200 m, and a perfect prediction on ground that other layers make larger."""
+
+    def measure(self, tmp_path, *, west=0.0, north=0.0):
+        truth = np.random.default_rng(0).normal(size=(24, 20)).astype(np.float32)
+        found = np.full((2, 40, 40), 9.0, np.float32)
+        row, col = round(max(0.0, north)), round(max(0.0, west))
+        seen = truth[round(max(0.0, -north)) :, round(max(0.0, -west)) :]
+        found[:, row : row + seen.shape[0], col : col + seen.shape[1]] = seen
+        found[1] += 2.0
+        corner = {"left": 500_000.0 - 100 * west, "top": 6_000_000.0 + 100 * north}
+        path = write_grid(tmp_path / "superresolution_a_2x.tif", found, **corner)
+        with rasterio.open(path, "r+") as file:
+            file.update_tags(share_of_model_detail="1")
+        means = truth.reshape(12, 2, 10, 2).mean(axis=(1, 3))
+        coarse = write_grid(tmp_path / "coarse.tif", means, resolution=200.0)
+        fine = write_grid(tmp_path / "fine.tif", truth)
+        bands = [open_band(Layer(path=str(of), name="a", kind="continuous")) for of in (fine, coarse)]
+        return [float(cell) for cell in row_of(path, *bands).split("|")[3:7]]
+
+    @pytest.mark.parametrize("west, north", [(0, 0), (8, 0), (0, 6), (4, 2), (-2, -4)])
+    def test_rasters_are_compared_where_they_lie(self, tmp_path, west, north):
+        predicted, interpolated, bicubic, repeated = self.measure(tmp_path, west=west, north=north)
+        assert predicted == 0 and interpolated == pytest.approx(2, abs=1e-5) and 0 < repeated < 2 and 0 < bicubic < 2
+
+    def test_pixels_that_do_not_match_are_refused(self, tmp_path):
+        with pytest.raises(ValueError, match=r"begins 0.50 columns and 0.00 rows of 100 from the layer's corner"):
+            self.measure(tmp_path, west=0.5)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,8 @@ class RunPage:
         if record.is_running:  # it was killed
             record.sessions[-1].state = "stopped"
         record.words = list(Parser.command_line)
-        kept = [word for word in record.words if word not in resume_flags]
-        record.facts = {"resume_command": command(record.program, *kept, *resume_flags), **facts}
+        again = command(record.program, *_without_resume(record.words), *resume_flags)
+        record.facts = {"resume_command": again, **facts}
         record.options = dict(options)
         record.sessions.append(Session(time.time(), command(record.program, *record.words), dict(environment)))
         self._warnings_before = list(record.warnings)
@@ -198,3 +198,14 @@ def page_of(folder: Path, runs: list[RunRecord]) -> str:
     same = {run.program for run in runs} == {"main_inference"}
     title = views[0].title if len(views) == 1 else f"{'Maps' if same else 'Runs'} in {folder.resolve().name}"
     return render(views, title=title, written=time.time())
+
+
+def _without_resume(words: Sequence[str]) -> list[str]:
+    """A command line without --resume and its value."""
+    kept, is_value = [], False
+    for word in words:
+        is_value = is_value and not word.startswith("--")
+        if not (is_value or word == "--resume" or word.startswith("--resume=")):
+            kept.append(word)
+        is_value = word == "--resume"
+    return kept

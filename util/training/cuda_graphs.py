@@ -167,7 +167,7 @@ class GraphedUpdater(Updater):
             What `backward` returned. Replayed, it is overwritten by the next micro-batch.
 
         Raises:
-            RunFailed: the update cannot be recorded.
+            RunFailed: the update cannot be recorded, with choice `on`.
         """
         tensors = tree_leaves(inputs)
         shapes = [tensor.shape for tensor in tensors]
@@ -221,11 +221,15 @@ class GraphedUpdater(Updater):
     def _timed(self) -> AbstractContextManager[None]:
         return nullcontext() if self._comparison is None else self._comparison.timed()
 
-    def _record(self, backward: Callable[[Any, Any], Any], inputs: Any) -> RecordedUpdate:
+    def _record(self, backward: Callable[[Any, Any], Any], inputs: Any) -> RecordedUpdate | None:
         """Records an update of micro-batches like this one; weights and optimiser stay as they are.
 
+        Returns:
+            The update; None if it cannot be recorded where both ways may be used, which go on without graphs.
+
         Raises:
-            RunFailed: torch or the GPU refuse it.
+            RunFailed: torch refuses it.
+            torch.OutOfMemoryError: the GPU has too little memory for it.
         """
         inputs = tree_map(torch.clone, inputs)
         weight, lr = (torch.zeros((), device=self._device) for _ in range(2))
@@ -235,6 +239,13 @@ class GraphedUpdater(Updater):
             micro = Recorded(lambda: backward(inputs, weight), stream)
             finish = self._record_step(lr, stream)
         except RuntimeError as error:
+            if self._comparison is not None:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                logger.warning("--cuda_graphs auto: updates cannot be recorded (%s); going on without", reason)
+                self._choose(False)
+                return None
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             raise RunFailed(f"updates cannot be recorded as CUDA graphs ({error}); use --cuda_graphs off") from error
         logger.info("updates are recorded as CUDA graphs, after %d updates without", self._updates)
         return RecordedUpdate(tree_leaves(inputs), weight, lr, micro, finish)
@@ -259,7 +270,8 @@ class GraphedUpdater(Updater):
         plain = [(group["lr"], group["capturable"]) for group in groups]
         for group in groups:
             group["capturable"] = True
-        recorded = Recorded(lambda: super(GraphedUpdater, self).step(lr), stream)
-        for group, (rate, capturable) in zip(groups, plain, strict=True):
-            group["lr"], group["capturable"] = rate, capturable
-        return recorded
+        try:
+            return Recorded(lambda: super(GraphedUpdater, self).step(lr), stream)
+        finally:
+            for group, (rate, capturable) in zip(groups, plain, strict=True):
+                group["lr"], group["capturable"] = rate, capturable

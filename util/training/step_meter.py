@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class WindowOfSteps:
         loss: total loss, mean over updates.
         base_loss: base-scale term.
         scale_loss: finer-scale term.
-        grad_norm: mean gradient norm.
+        grad_norm: mean gradient norm of the updates that were not skipped; NaN if all were.
         layer_losses: (S, C) mean error per scale and channel, NaN where nothing was scored.
         first_bad: index, within the window, of the first update with a non-finite loss; None if there is none.
         bad_here: True if that update's loss was non-finite on this rank.
@@ -127,7 +128,8 @@ class StepMeter:
         bad = (~torch.isfinite(columns)).any(dim=1)
         first_bad = int(bad.nonzero()[0]) if bad.any() else None
         bad_here = first_bad is not None and not bool(torch.isfinite(here[first_bad, :4]).all())
-        updates, means = self.count, rows.mean(dim=0).tolist()
+        updates, means, norms = self.count, rows.mean(dim=0).tolist(), rows[:, 4]
+        finite = norms[torch.isfinite(norms)]  # the gradient scaler skips updates whose norm is not
         self._rows.zero_()
         self._sums.zero_()
         self.count = 0
@@ -136,7 +138,7 @@ class StepMeter:
             loss=means[0],
             base_loss=means[1],
             scale_loss=means[2],
-            grad_norm=means[4],
+            grad_norm=float(finite.mean()) if len(finite) else math.nan,
             layer_losses=sums[0] / sums[1],
             first_bad=first_bad,
             bad_here=bad_here,
