@@ -47,6 +47,7 @@ def worth_it_parser(doc: str, *, tasks: Sequence[str]) -> Parser:
     data.add_argument("--labels", help="raster or vector file; needed with --data_dir or --train_path")
     data.add_argument("--task", default=tasks[0], choices=tasks)
     data.add_argument("--label_column", help="column of classes or values, where labels are vectors or a CSV")
+    data.add_argument("--label_band", type=options.positive_int, default=1, help="band, where labels are a raster (1)")
     _add_study_options(parser)
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", default="./worth_it", help="everything goes there (./worth_it)")

@@ -100,11 +100,13 @@ def settings_of(args: argparse.Namespace) -> Settings:
     labels = ["--task", args.task]
     labels += ["--labels", from_anywhere(args.labels)] if args.labels else []
     labels += ["--label_column", args.label_column] if args.label_column else []
+    labels += ["--label_band", str(args.label_band)] if args.label_band != 1 else []
     return Settings(
         data=data,
         labels=tuple(labels),
         model=("--model", args.model, "--input_size", str(args.input_size), "--patch_size", str(args.patch_size)),
-        pretrain=(*hidden_labels(data, args.labels, args.task), *pretrain),
+        label_layers=label_layers(data, args.labels, args.label_band, args.task),
+        pretrain=pretrain,
         finetune=finetune,
         precision=args.amp,
         folds=args.folds,
@@ -138,18 +140,18 @@ def from_anywhere(path: str) -> str:
     return str(local.resolve()) if local.exists() else path
 
 
-def hidden_labels(data: tuple[str, str], labels: str | None, task: str) -> tuple[str, ...]:
-    """Flags that hide layers from pre-training which are the labels themselves, as fine-tuning hides them.
+def label_layers(data: tuple[str, str], labels: str | None, band: int, task: str) -> tuple[int, ...]:
+    """Numbers of the layers that are the labels themselves, which are hidden from pre-training as from fine-tuning.
 
     Raises:
         ValueError, FileNotFoundError: the layers cannot be listed.
     """
     layers = layers_from_directory(data[1]) if data[0] == "--data_dir" else read_layers_table(data[1])
-    themselves = layers_that_are(labels_path(labels, TASKS[task].sample_labels, layers), 1, layers)
+    themselves = layers_that_are(labels_path(labels, TASKS[task].sample_labels, layers), band, layers)
     if themselves:
         names = ", ".join(layers[number].name for number in themselves)
         logger.info("hidden from pre-training too, as it is the labels: %s", names)
-    return ("--masked_bands", *map(str, themselves)) if themselves else ()
+    return tuple(themselves)
 
 
 def make_pool(args: argparse.Namespace, folder: Path) -> Pool:

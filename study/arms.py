@@ -40,13 +40,14 @@ COLUMNS = (
     BLOCKS,
 )
 SET_BY_STUDY = (
-    "--data_dir --train_path --labels --task --finetune --output_dir --log_dir --resume --seed --fold_seed "
-    "--label_seed --epochs --tiles_per_epoch --folds --only_folds --label_fraction --no_final --no_network "
-    "--baselines --device --freeze_encoder --patience"
+    "--data_dir --train_path --labels --label_column --label_band --task --finetune --output_dir --log_dir --resume "
+    "--seed --fold_seed --label_seed --epochs --tiles_per_epoch --folds --only_folds --label_fraction --no_final "
+    "--no_network --baselines --device --freeze_encoder --patience"
 ).split()
 """Flags that the study gives itself."""
 FOR_ALL = (
-    "--data_dir --train_path --labels --label_column --task --model --input_size --patch_size --folds --amp --patience"
+    "--data_dir --train_path --labels --label_column --label_band --task --model --input_size --patch_size --folds "
+    "--amp --patience"
 ).split()
 """Flags that must be the same in every experiment, so that they are options of the study."""
 PRETRAINED_ALONE = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class Settings:
         data: flags that name the layers.
         labels: flags that name labels and task.
         model: flags of the model, which a checkpoint decides where there is one.
+        label_layers: numbers of the layers that are the labels, which pre-training must not see.
         pretrain: further flags of main_pretrain.
         finetune: further flags of main_finetune.
         precision: value of --amp.
@@ -36,6 +38,7 @@ class Settings:
     data: tuple[str, ...]
     labels: tuple[str, ...]
     model: tuple[str, ...] = ()
+    label_layers: tuple[int, ...] = ()
     pretrain: tuple[str, ...] = ()
     finetune: tuple[str, ...] = ()
     precision: str = "auto"
@@ -72,7 +75,8 @@ def pretrain_command(task: Task, settings: Settings, *, folder: Path, epochs: in
     """Pre-training on all ground: nothing is held out, as scores are those of fine-tuning."""
     command = ["main_pretrain", *settings.data, *settings.model, "--amp", settings.precision]
     command += ["--val_fraction", "0", "--figure_every", "0", "--keep_every", NEVER, "--num_workers", "1"]
-    command += [*_base(settings), *_warmup(epochs), *settings.pretrain, *(task.arm.pretrain or ())]
+    own = task.arm.pretrain or ()
+    command += [*_base(settings), *_warmup(epochs), *_hidden(settings, own), *settings.pretrain, *own]
     command += ["--tiles_per_epoch", str(PRETRAIN_TILES), "--epochs", str(epochs)]
     return [*command, "--seed", str(task.seed + task.arm.seed_offset)]
 
@@ -113,6 +117,16 @@ def _length(arm: StudyArm, patience: int, epochs: int) -> list[str]:
 
 def _warmup(epochs: int) -> list[str]:
     return ["--warmup_epochs", f"{WARMUP * epochs:g}"]
+
+
+def _hidden(settings: Settings, own: Sequence[str]) -> list[str]:
+    """Flags that hide the labels' layers from an arm's pre-training, numbered as after its own --dropped_bands."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--dropped_bands", type=int, nargs="*", default=[])
+    dropped = set(parser.parse_known_args(own)[0].dropped_bands)
+    left = [layer for layer in settings.label_layers if layer not in dropped]
+    numbers = [layer - sum(other < layer for other in dropped) for layer in left]
+    return ["--masked_bands", *map(str, numbers)] if numbers else []
 
 
 def _base(settings: Settings) -> list[str]:

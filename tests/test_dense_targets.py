@@ -1,5 +1,6 @@
 """Labels on target pixels and the windows that are trained on, per fold."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from datasets.finetuning.finetune_data import LabelOptions, SplitOptions, TargetOptions, open_targets
 from datasets.finetuning.layers import LayerOptions, labels_path, layers_that_are, open_layers
 from datasets.finetuning.window_targets import point_examples, tile_examples
+from datasets.folds.make_folds import LabelCells, make_folds
 from datasets.labels.label_map import LabelMap, seen_ground
 from datasets.layers.layer import Layer
 from datasets.rasters.scan import scan
@@ -338,6 +340,19 @@ def test_training_windows_are_shifted_and_turned(survey, labels_folder):
     assert set(jobs[:, 1]) == {-1, 0, 1} and set(jobs[:, 3]) == set(range(8))
     assert not fold.epoch(seed=0, epoch=0, tiles=200, augment=False)[:, 1:].any()
     assert set(jobs[:, 0]) <= set(fold.numbers.tolist())
+
+
+def test_a_tile_that_the_edge_cuts_is_centred_on_its_ground():
+    """Tiles of 16 on 88 x 93 base pixels end at rows 80 to 88 and columns 80 to 93: none is lost to the folds."""
+    classes = np.indices((88 * 2, 93 * 2)).sum(axis=0) // 40 % 2
+    counts = np.zeros((6, 6, 2))
+    np.add.at(counts, (*(np.indices(classes.shape) // 32), classes), 1)
+    labels = SimpleNamespace(values=classes, scale=2, count=lambda size: counts, source="labels")
+    examples = tile_examples(labels, size=16, least_labelled=0.1)
+    assert len(examples.centres) == 36
+    assert examples.centres[[0, 5, 30, 35]].tolist() == [[8, 8], [8, 86.5], [84, 8], [84, 86.5]]
+    folds = make_folds(LabelCells(counts, (88, 93), 16), tile=16, folds=2, buffer=0, seed=0, block=2)
+    assert set(folds.fold_at(*examples.centres.T)) == {0, 1}
 
 
 def test_tiles_have_the_class_of_most_of_their_pixels(survey, tmp_path):

@@ -16,6 +16,8 @@ from datasets.rasters.handles import close_datasets
 from tests import labelled, surveys
 from tests.rasters import write_grid
 
+SCORED = "finetuned/fits/scratch-fold0/checkpoint-last.pth"
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
@@ -202,8 +204,12 @@ def test_the_folder_of_an_earlier_run_is_left_alone_when_refused(place, tmp_path
         ("finetuned/checkpoint-last.pth", "", "was fitted on all of these labels, so they cannot score it; name the"),
         ("finetuned/checkpoint-last.pth", "--labels {}/./survey/../classes.tif", "was fitted on all of these labels"),
         ("finetuned/checkpoint-last.pth", "--labels {}/new_class.tif", "new_class.tif.*99"),
-        ("finetuned/fits/scratch-fold0/checkpoint-last.pth", "--val_buffer 3", "folds.*buffer: checkpoint 4, now 3"),
-        ("finetuned/fits/scratch-fold0/checkpoint-last.pth", "--data_dir {}/one_layer", "lacks the layers 'magnetics'"),
+        (SCORED, "--task regression", "--task regression: .*was fine-tuned with --task segmentation; leave it out"),
+        (SCORED, "--task classification", "--task classification: .*was fine-tuned with --task segmentation"),
+        (SCORED, "--label_scale 2", "--label_scale 2: .*was fine-tuned with --label_scale 1"),
+        (SCORED, "--input_size 32", "--input_size 32: .*was fine-tuned with --input_size "),
+        (SCORED, "--val_buffer 3", "folds.*buffer: checkpoint 4, now 3"),
+        (SCORED, "--data_dir {}/one_layer", "lacks the layers 'magnetics'"),
         ("pretrained/checkpoint-last.pth", "", "pretrained/checkpoint-last.pth: .*task.* missing"),
         ("damaged.pth", "", "damaged.pth: damaged"),
         ("nowhere.pth", "", "nowhere.pth: no such file"),

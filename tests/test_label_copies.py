@@ -1,9 +1,12 @@
 """Layers that hold the labels under another name, codes or units."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import rasterio
 
+from datasets.finetuning import label_copies
 from tests import labelled, surveys
 from tests.rasters import write_grid
 
@@ -16,6 +19,20 @@ def grids(tmp_path):
 
 def warnings_of(caplog):
     return [text for text in caplog.messages if "gives the labels away" in text]
+
+
+@pytest.fixture
+def survey_of(monkeypatch):
+    """One layer that is not read, and labels that are (400,) values."""
+    monkeypatch.setattr(label_copies, "shown_layers", lambda _: [0])
+    encoding = SimpleNamespace(feature_names=lambda: ["value"])
+    survey = SimpleNamespace(encodings=[encoding], layers=[SimpleNamespace(name="density")])
+
+    def make(truth):
+        labels = truth[None]
+        return survey, SimpleNamespace(values=labels, classes=None, scale=1, labelled=lambda *_: np.isfinite(labels))
+
+    return make
 
 
 @pytest.fixture
@@ -53,3 +70,11 @@ def test_values_in_other_units_are_named(grids, tmp_path, started, caplog):
     started(grids, labels, "--task", "regression")
     (text,) = warnings_of(caplog)
     assert "'density'" in text
+
+
+@pytest.mark.parametrize(("known", "named"), [(2, 0), (19, 0), (20, 1), (400, 1)])
+def test_a_few_pixels_prove_nothing(known, named, survey_of, monkeypatch):
+    """Two points always lie on a line."""
+    values = np.where(np.arange(400) < known, np.arange(400.0), np.nan)[:, None]
+    monkeypatch.setattr(label_copies, "pixel_features", lambda *_, **__: values)
+    assert len(label_copies.label_copies(*survey_of(3.0 * np.arange(400.0) - 7.0))) == named

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import main_pretrain
 from scripts import worth_it
 from scripts.parsers import duration
 from study import commands, plan, runner
@@ -527,8 +528,28 @@ def test_layers_that_are_the_labels_are_hidden_from_pretraining(tmp_path):
     layers = sorted(path.name for path in survey.glob("*.tif"))
     for number, name in enumerate(layers):
         data = ("--data_dir", str(survey))
-        assert worth_it.hidden_labels(data, str(survey / name), "regression") == ("--masked_bands", str(number))
-    assert worth_it.hidden_labels(data, str(tmp_path / "other.tif"), "segmentation") == ()
+        assert worth_it.label_layers(data, str(survey / name), 1, "regression") == (number,)
+        assert worth_it.label_layers(data, str(survey / name), 2, "regression") == ()
+    assert worth_it.label_layers(data, str(tmp_path / "other.tif"), 1, "segmentation") == ()
+
+
+@pytest.mark.parametrize(
+    ("own", "hidden"),
+    [
+        ((), [2, 3]),
+        (("--dropped_bands", "0"), [1, 2]),
+        (("--scales", "1", "--dropped_bands", "1", "4"), [1, 2]),
+        (("--dropped_bands=2",), [2]),
+        (("--dropped_bands", "2", "3"), []),
+        (("--masked_bands", "0"), [0]),
+    ],
+)
+def test_hidden_labels_are_numbered_as_after_an_arms_dropped_layers(own, hidden, tmp_path):
+    settings = commands.Settings(("--data_dir", "d"), ("--labels", "l"), label_layers=(2, 3))
+    one = Task("pretrain/a", "pretrain", StudyArm("a", pretrain=own), 0)
+    command = commands.pretrain_command(one, settings, folder=tmp_path, epochs=2)
+    parser = main_pretrain.get_args_parser()
+    assert parser.parse_args(command[1:]).masked_bands == hidden
 
 
 def test_labels_that_do_not_fit_end_the_trials_with_the_programs_words(ended, tmp_path, monkeypatch, capsys):

@@ -27,3 +27,24 @@ def test_the_time_left_covers_all_fits(monkeypatch):
     assert found[0] == timer.duration_text(110) and found[5] == timer.duration_text(60)
     assert left.note == ""
     assert found[-2] == "10 s" and found[-1] == ""
+
+
+def test_the_time_since_the_last_reading_is_stored_without_pauses(monkeypatch):
+    """Trained 10 s and read, 7 s more, then 100 s of validation in which a checkpoint is saved."""
+    now = [0.0]
+    monkeypatch.setattr(timer.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(timer.time, "process_time", lambda: 2 * now[0])
+    first = timer.TrainingTimer()
+    now[0] = 10
+    first.read(1)
+    now[0] = 17
+    with first.paused():
+        now[0] = 117
+        stored = first.state()
+    assert stored == {"trained_s": 17, "trained_cpu_s": 34} == first.state()
+    first.read(1)
+    assert (first.trained_s, first.trained_cpu_s) == (17, 34)
+    resumed = timer.TrainingTimer()
+    resumed.resume(stored)
+    now[0] = 120
+    assert resumed.state() == {"trained_s": 20, "trained_cpu_s": 40}

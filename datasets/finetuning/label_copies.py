@@ -11,6 +11,9 @@ from datasets.survey.inference_survey import InferenceSurvey
 SAMPLE_PIXELS = 4000
 """Labelled pixels that are compared."""
 
+LEAST_PIXELS = 20
+"""With fewer known pixels chance can make any layer look like the labels: two points always lie on a line."""
+
 COPY_SHARE = 0.99
 """Share of sampled pixels whose label a layer's value gives away from which on it counts as a copy."""
 
@@ -57,7 +60,7 @@ def _agreement(values: np.ndarray, truth: np.ndarray, *, is_classes: bool) -> fl
         truth: (n,) class numbers or values.
         is_classes: labels are classes.
     """
-    if len(truth) < 2 or len(np.unique(truth)) < 2:
+    if len(truth) < LEAST_PIXELS or len(np.unique(truth)) < 2:
         return 0.0
     if is_classes:
         _, number = np.unique(values, axis=0, return_inverse=True)

@@ -123,6 +123,8 @@ def _places(marked: np.ndarray, numbers: np.ndarray) -> np.ndarray:
 def tile_examples(labels: LabelMap, *, size: int, least_labelled: float) -> WindowExamples:
     """Tiles side by side, each of the class that most of its labelled pixels have.
 
+    The window of a tile that the edge of the ground cuts is centred on the part that lies on the ground.
+
     Args:
         labels: classes on target pixels.
         size: edge of a tile, base-scale pixels.
@@ -140,8 +142,9 @@ def tile_examples(labels: LabelMap, *, size: int, least_labelled: float) -> Wind
             "ground; lower --min_labelled or choose a smaller --input_size"
         )
     cells = np.argwhere(kept)
+    ends = np.minimum((cells + 1) * size, np.array(labels.values.shape) / labels.scale)
     return WindowExamples(
-        centres=(cells + 0.5) * size,
+        centres=(cells * size + ends) / 2,
         classes=counts[kept].argmax(axis=1).astype(np.int64),
         background=np.zeros(len(cells), dtype=bool),
         extent=size,

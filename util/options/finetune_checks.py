@@ -53,6 +53,10 @@ LEAST_VALIDATED_FOLDS = 3
 """Folds without which none is left to train on beside those that are tested and validated."""
 
 
+FITTED = ("task", "label_scale", "head", "model", "patch_size", "input_size")
+"""Options that a fine-tuned checkpoint decides."""
+
+
 SCRATCH_ONLY = ("model", "model_type", "patch_size", "dropped_bands", "grouped_bands", "scales")
 """Options that a checkpoint decides."""
 
@@ -216,7 +220,17 @@ def with_stored(args: argparse.Namespace, stored: Mapping[str, Any], given: froz
         args: the options.
         stored: those of the checkpoint.
         given: names of options that are on the command line, be it with their default.
+
+    Raises:
+        ValueError: an option that decides what the network predicts, or from what, and differs from the checkpoint's.
     """
+    for name in FITTED:
+        value, fitted = getattr(args, name), stored.get(name)
+        if name in given and fitted is not None and value != fitted:
+            raise ValueError(
+                f"--{name} {value}: the checkpoint {args.resume} was fine-tuned with --{name} {fitted}; leave it out, "
+                f"or score a checkpoint that was fine-tuned with --{name} {value}"
+            )
     here = given | set("eval resume device output_dir log_dir world_size local_rank dist_url baselines aoi".split())
     if here & {"data_dir", "train_path"}:  # layers are named in one way: as given now
         here |= {"data_dir", "train_path"}

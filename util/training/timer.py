@@ -67,6 +67,7 @@ class TrainingTimer:
         self.tiles = 0
         self._start, self._cpu_start = time.monotonic(), time.process_time()
         self._waited = 0.0
+        self._paused: tuple[float, float] | None = None
         self.trained_s = self.trained_cpu_s = 0.0
 
     def timed(self, items: Iterable[T]) -> Iterator[T]:
@@ -83,8 +84,9 @@ class TrainingTimer:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Excludes the time inside the context."""
-        begin, cpu_begin = time.monotonic(), time.process_time()
+        self._paused = begin, cpu_begin = time.monotonic(), time.process_time()
         yield
+        self._paused = None
         self._start += time.monotonic() - begin
         self._cpu_start += time.process_time() - cpu_begin
 
@@ -99,8 +101,12 @@ class TrainingTimer:
         return result | {"cpu_seconds": self.trained_cpu_s}
 
     def state(self) -> dict[str, float]:
-        """Returns the totals to store in a checkpoint."""
-        return {"trained_s": self.trained_s, "trained_cpu_s": self.trained_cpu_s}
+        """Returns the totals to store in a checkpoint, with the time since the last reading."""
+        now, cpu_now = self._paused or (time.monotonic(), time.process_time())
+        return {
+            "trained_s": self.trained_s + now - self._start,
+            "trained_cpu_s": self.trained_cpu_s + cpu_now - self._cpu_start,
+        }
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Restores the totals from a checkpoint; old ones have no CPU seconds."""
