@@ -25,11 +25,13 @@ import torch
 
 import models_mae_group_channels as models
 import models_vit_group_channels as finetune_models
+from datasets.layers.paths import file_of, sheet_paths
 from datasets.loading.augment import ROTATIONS, rotated_back, rotated_native, rotated_tiles
 from datasets.loading.prefetch import prefetch
 from datasets.survey.inference_survey import (
     InferenceSurvey,
     open_inference_survey,
+    stored_base_crs,
     stored_encodings,
     stored_layers,
     stored_native,
@@ -196,8 +198,8 @@ def prepare(args: argparse.Namespace, device: torch.device, ranks: dist.Ranks) -
         num_workers=args.num_workers,
         show_progress=ranks.is_main and not args.no_progress,
     )
-    settings = {**inputs.tags, **inference_options.decisive(args), "ground": list(survey.shape)}
-    settings["files"] = [[layer.name, layer.path, layer.band] for layer in survey.layers]
+    sources = results.sources_of(survey, lambda path: [file_of(sheet) for sheet in sheet_paths(path)])
+    settings = {**inputs.tags, **inference_options.decisive(args), **sources}
     overwrite, resume = args.overwrite or restarted, args.resume or restarted
     dist.on_main_rank(lambda: begin_or_resume(run, settings, overwrite=overwrite, resume=resume))
     restarts.mark_started(output_dir)
@@ -220,6 +222,7 @@ def open_data(args: argparse.Namespace, state: dict[str, Any]) -> InferenceSurve
         input_size=state["model_config"]["img_size"],
         scales=scales,
         base_resolution=base_resolution(args, state),
+        base_crs=None if args.base_resolution else stored_base_crs(state),
         finest_scale=max(trained.get("scales") or scales),
         hidden=hidden_channels(state),
         targets=target_numbers(state),

@@ -42,6 +42,10 @@ def place(tmp_path_factory):
     assert labelled.finetune(survey, folder / "finetuned", "--only_folds", "0", "--epochs", "1", labels=labels) == 0
     (folder / "one_layer").mkdir()
     shutil.copy(survey / "gravity.tif", folder / "one_layer")
+    (folder / "degrees").mkdir()
+    for name in ("gravity", "magnetics"):
+        values = np.random.default_rng(0).normal(size=(160, 160)).astype(np.float32)
+        write_grid(folder / f"degrees/{name}.tif", values, resolution=0.001, left=141.0, top=-36.0, crs="EPSG:4326")
     damaged = bytearray((folder / "pretrained/checkpoint-last.pth").read_bytes())
     damaged[5000] ^= 1
     (folder / "damaged.pth").write_bytes(damaged)
@@ -99,6 +103,11 @@ CASES = [
         "--finetune {}/published.pth",
         "classes.tif",
         r"published.pth: weights for 6 channels in groups \[\[0, 1, 2, 3\], \[4, 5\]\], but there are 2 layers in",
+    ),
+    (
+        "--finetune {}/pretrained/checkpoint-last.pth --data_dir {}/degrees",
+        "classes.tif",
+        "degrees: its CRS EPSG:4326 .*is in degrees, expected m as in training .*or give --base_resolution in degrees",
     ),
     (
         "--finetune {}/pretrained/checkpoint-last.pth --data_dir {}/one_layer",

@@ -31,7 +31,7 @@ from scripts import measure_gapfill, measure_superresolution
 from tests import small_maps
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, start_of_launch, write_survey
-from util.checkpoints.checkpoint_file import save_checkpoint
+from util.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
 from util.inference.embeddings import EmbeddingProduct
 from util.inference.engine import Engine, Meter
 from util.inference.gap_filling import GapFillingProduct, _record_gap_model
@@ -289,7 +289,7 @@ def make_checkpoint(survey_dir: Path, path: Path, **model) -> Path:
         "statistics": [item.as_dict() for item in survey.statistics],
         "options": {"scales": [1, 2, 4], "mask_ratio": 0.75, "extent": "union", "masked_bands": []},
         "version": "test",
-        "base_resolution": survey.base_resolution,
+        **survey.record(),
     }
     save_checkpoint(path, state)
     return path
@@ -529,6 +529,34 @@ class TestOutputs:
         infer(trained, tmp_path / "out", "embeddings", "--data_dir", str(tmp_path))
         assert "layer 'magnetics': values here are about 500000, in training they were" in caplog.text
         assert "are the units the same?" in caplog.text and "layer 'gravity'" not in caplog.text
+
+    @pytest.mark.parametrize(
+        ("crs", "corner", "pixel", "said"),
+        [
+            ("EPSG:2225", (6_100_000.0, 2_100_000.0), 328.0, "is in US survey foot, expected m as in training"),
+            ("EPSG:4326", (141.0, -36.0), 0.001, "is in degrees, expected m as in training"),
+        ],
+    )
+    def test_layers_in_other_units(self, trained, tmp_path, capsys, crs, corner, pixel, said):
+        """Base pixels of 400 m are none of 400 feet or degrees, unless they are asked for."""
+        place = {"crs": crs, "left": corner[0], "top": corner[1]}
+        rng = np.random.default_rng(0)
+        for name, pixels, factor in (("gravity", 80, 2), ("magnetics", 160, 1)):
+            values = rng.normal(size=(pixels, pixels)).astype(np.float32)
+            write_grid(tmp_path / f"{name}.tif", values, resolution=factor * pixel, **place)
+        more = ("--data_dir", str(tmp_path), "--clusters", "3")
+        infer(trained, tmp_path / "out", "embeddings", *more, status=2)
+        text = capsys.readouterr().err
+        assert said in text and "or give --base_resolution in " in text
+        state = load_checkpoint(trained.checkpoint, required=("ground",))
+        save_checkpoint(tmp_path / "old.pth", {k: v for k, v in state.items() if k != "ground"})
+        if pixel < 1:  # as versions wrote it that did not store the CRS
+            old = ("--checkpoint", str(tmp_path / "old.pth"))
+            infer(trained, tmp_path / "out", "embeddings", *more, *old, status=2)
+            assert "0.16 x 0.16 degrees, less than one base pixel of 400 degrees" in capsys.readouterr().err
+        out = infer(trained, tmp_path / "out", "embeddings", *more, "--base_resolution", str(4 * pixel))
+        with rasterio.open(out / "embeddings.tif") as file:
+            assert np.isfinite(file.read()).any() and file.crs == rasterio.crs.CRS.from_string(crs)
 
     def test_missing_layer(self, trained, tmp_path, capsys):
         alone = tmp_path / "alone"

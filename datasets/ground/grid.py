@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -21,6 +22,10 @@ SNAP = 0.01
 
 ALIKE = 1.01
 """Resolutions within this factor count as equal: warping makes 99.97 m of 100 m."""
+
+
+SAME_UNIT = 1e-3
+"""Relative difference of two units of length, such as those of the feet in use, that counts as none."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,29 @@ def length_unit(crs: CRS) -> str:
     except CRSError:
         return ""
     return "m" if unit.lower() in ("metre", "meter") else unit if unit != "unknown" else ""
+
+
+def check_unit(there: CRS, trained: CRS, *, base: float, where: str, remedy: str = "") -> None:
+    """Refuses ground in another unit of length than that of training, in which base pixels would have another size.
+
+    Args:
+        there: CRS of the ground.
+        trained: CRS of training.
+        base: edge of a base-scale pixel, units of `trained`.
+        where: the ground, for the message.
+        remedy: what may be done besides warping the layers, with a comma before it.
+
+    Raises:
+        ValueError: the units differ.
+    """
+    same = math.isclose(metres_per_unit(there), metres_per_unit(trained), rel_tol=SAME_UNIT)
+    if same and there.is_geographic == trained.is_geographic:
+        return
+    unit, expected = (length_unit(crs) or "a unit without a name" for crs in (there, trained))
+    raise ValueError(
+        f"{where}: its CRS {crs_name(there)} is in {unit}, expected {expected} as in training ({crs_name(trained)}): a "
+        f"base pixel of {base:g} would have another size on the ground; warp its layers to a CRS in {expected}{remedy}"
+    )
 
 
 def length_text(length: float, crs: CRS) -> str:

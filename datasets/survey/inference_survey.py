@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from affine import Affine
+from rasterio.crs import CRS
 
 from datasets.ground.area_of_interest import AreaOfInterest, load_area_of_interest, stored_area_of_interest
-from datasets.ground.grid import Grid, crs_name, length_text, metres_per_unit
+from datasets.ground.grid import Grid, check_unit, crs_name, length_text, length_unit, metres_per_unit
 from datasets.ground.planet import planet_of
 from datasets.ground.wraparound import pixel_size_m, wrap_columns, wraps
 from datasets.layers.encoding import Encoding, channel_ranges, encoding_from_dict, linear_encodings
@@ -294,6 +295,11 @@ def stored_layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
     return [replace(layer, dummies=tuple(layer.dummies)) for layer in layers]
 
 
+def stored_base_crs(state: Mapping[str, Any]) -> str | None:
+    """WKT of the CRS whose units a checkpoint's base pixel has; None in those of older versions, and of images."""
+    return (state.get("ground") or {}).get("crs")
+
+
 def stored_encodings(state: Mapping[str, Any]) -> tuple[Encoding, ...]:
     """How values become channels, as a checkpoint says; those of older ones follow from the statistics."""
     if "encodings" in state:
@@ -340,6 +346,7 @@ def open_inference_survey(
     input_size: int,
     scales: Sequence[int],
     base_resolution: float | None,
+    base_crs: str | None = None,
     finest_scale: int,
     encodings: Sequence[Encoding],
     hidden: Sequence[int] = (),
@@ -360,6 +367,7 @@ def open_inference_survey(
         input_size: base-scale pixels along a tile's edge.
         scales: scales of the model, 1 first.
         base_resolution: edge of a base-scale pixel, CRS units; None: finest resolution x `finest_scale`.
+        base_crs: WKT of the CRS whose units `base_resolution` has, if it is that of training; None: the layers'.
         finest_scale: largest scale that training was asked for.
         encodings: per layer, how values become channels.
         hidden: layers that training presented as wholly invalid; they need not be there.
@@ -373,7 +381,7 @@ def open_inference_survey(
         native: what the model's stem reads.
 
     Raises:
-        ValueError: a layer is missing, or cannot be used; all are missing.
+        ValueError: a layer is missing, or cannot be used; all are missing; their CRS has another unit than training's.
         FileNotFoundError: for files that are not there.
     """
     found, extra = _find_layers(trained, data_dir, layers_table)
@@ -389,6 +397,7 @@ def open_inference_survey(
     notes += _strangers(trained, summaries, encodings)
     reference = stack.reference
     base = base_resolution or max(reference.resolution_x, reference.resolution_y) * finest_scale
+    _check_base(base, reference, crs=base_crs, where=where or "the layers of the checkpoint")
     if native.scales:
         check_native_scales(stack.bands, native.scales, base_resolution=base, hidden=stack.hidden)
     return _assemble(
@@ -403,6 +412,20 @@ def open_inference_survey(
         warnings=notes,
         native=native.groups,
     )
+
+
+def _check_base(base: float, reference: Grid, *, crs: str | None, where: str) -> None:
+    """Refuses base pixels in other units than the ground's, or larger than all of it, as a wrong unit makes them."""
+    unit = length_unit(reference.crs)
+    if crs:
+        remedy = f", or give --base_resolution in {unit}" if unit else ", or give --base_resolution"
+        check_unit(reference.crs, CRS.from_wkt(crs), base=base, where=where, remedy=remedy)
+    width, height = reference.cols * reference.resolution_x, reference.rows * reference.resolution_y
+    if base > max(width, height):
+        raise ValueError(
+            f"{where}: {width:g} x {height:g} {unit}, less than one base pixel of {base:g} {unit}; expected ground in "
+            "the units of training: warp the layers, or give --base_resolution"
+        )
 
 
 def inference_survey_from(survey: Survey, *, scales: Sequence[int], hidden: Sequence[int] = ()) -> InferenceSurvey:

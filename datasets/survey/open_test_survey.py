@@ -10,16 +10,13 @@ from rasterio.crs import CRS
 from rasterio.warp import transform_bounds
 
 from datasets.ground.area_of_interest import load_area_of_interest
-from datasets.ground.grid import ALIKE, GDAL_ERRORS, Grid, crs_name, length_unit, metres_per_unit
+from datasets.ground.grid import ALIKE, GDAL_ERRORS, Grid, check_unit
 from datasets.ground.planet import longitude_periods
 from datasets.survey.open_layers import TrainedLayers
 from datasets.survey.open_survey import SurveySettings, open_bands, open_survey
 from datasets.survey.scales_and_groups import check_native_scales
 from datasets.survey.stack import longest_edge, reference_grid
 from datasets.survey.survey import Survey
-
-SAME_UNIT = 1e-3
-"""Relative difference of two units of length, such as those of the feet in use, that counts as none."""
 
 LEAST_OVERLAP = 0.001
 """Share of the test survey's ground that training must share for a warning: less is a common edge."""
@@ -55,7 +52,7 @@ def open_test_survey(survey: Survey, table: str, *, settings: SurveySettings) ->
     )
     bands, base = open_bands(settings), survey.base_resolution
     reference = reference_grid(bands, extent=settings.extent)
-    _check_unit(reference.crs, survey.stack.reference.crs, base=base, where=where)
+    check_unit(reference.crs, survey.stack.reference.crs, base=base, where=where)
     if survey.native_scales:
         unseen = {*settings.masked_bands, *survey.targets}
         check_native_scales(bands, survey.native_scales, base_resolution=base, hidden=unseen)
@@ -74,22 +71,6 @@ def open_test_survey(survey: Survey, table: str, *, settings: SurveySettings) ->
         scales=survey.scales,
         scored=scored,
         layer_warnings=(*other.layer_warnings, *notes, *_overlap(reference, survey.stack.reference, where=where)),
-    )
-
-
-def _check_unit(there: CRS, trained: CRS, *, base: float, where: str) -> None:
-    """Refuses ground in another unit of length, in which a base pixel would have another size.
-
-    Raises:
-        ValueError: the units differ.
-    """
-    same = math.isclose(metres_per_unit(there), metres_per_unit(trained), rel_tol=SAME_UNIT)
-    if same and there.is_geographic == trained.is_geographic:
-        return
-    unit, expected = (length_unit(crs) or "a unit without a name" for crs in (there, trained))
-    raise ValueError(
-        f"{where}: its CRS {crs_name(there)} is in {unit}, expected {expected} as in training ({crs_name(trained)}): a "
-        f"base pixel of {base:g} would have another size on the ground; warp its layers to a CRS in {expected}"
     )
 
 

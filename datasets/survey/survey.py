@@ -261,10 +261,11 @@ class Survey:
         write_layers_table(folder / "layers.csv", self.layers)
 
     def record(self) -> dict[str, Any]:
-        """The ground edge of a base-scale pixel, the ground that was held out, and the area of interest."""
-        aoi = self.stack.aoi
+        """The ground edge of a base-scale pixel, where the ground lies, what was held out, and the area of interest."""
+        aoi, grid = self.stack.aoi, self.stack.reference
         return {
             "base_resolution": self.base_resolution,
+            "ground": {"crs": grid.crs.to_wkt(), "bounds": list(grid.bounds)},
             "held_out": self.held_out_ground(),
             "aoi": None if aoi is None else aoi.plain(),
         }
