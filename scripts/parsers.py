@@ -172,7 +172,9 @@ def export_parser(doc: str) -> Parser:
         help="torch: a smaller checkpoint; safetensors: weights and facts; onnx: for programs without torch (torch)",
     )
     parser.add_argument(
-        "--output", metavar="FILE", help="file to write; its model card goes beside it (model.pth, .safetensors, .onnx)"
+        "--output",
+        metavar="FILE",
+        help="file to write; its model card FILE.md goes beside it (model.pth, .safetensors, .onnx)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file and its card")
     parser.add_argument("--licence", default="", help="licence of the weights, for the model card (not stated)")

@@ -26,6 +26,7 @@ if __name__ == "__main__":  # --help and wrong flags are answered at once: the i
     before_imports(worth_it_parser(__doc__, tasks=table_names.FINETUNE["tasks"]))
 
 import argparse
+import json
 import logging
 import os
 import shlex
@@ -50,7 +51,7 @@ from study.together import draw_together
 from util.finetuning.compared_methods import choose_folds
 from util.finetuning.tasks import OFFERED, TASKS
 from util.hardware.device import describe_environment
-from util.hardware.system import disk_full_message, usable_cpus
+from util.hardware.system import disk_full_message, usable_cpus, written_whole
 from util.options.commands import command, without_flags
 from util.options.finetune_checks import LEAST_VALIDATED_FOLDS
 from util.processes.signals import Stop
@@ -219,15 +220,20 @@ def hardware(args: argparse.Namespace, study: Study, argv: Sequence[str]) -> dic
 
 
 def report_again(folder: Path, options: Mapping[str, Any]) -> None:
-    """Writes the report of a study and its page from the results in its folder.
+    """Writes the report of a study and its page from the results in its folder; a `title` given is stored first.
 
     Raises:
-        ValueError, OSError: there are none, or they are damaged.
+        ValueError, OSError: there are none, or they are damaged; the title cannot be stored.
     """
     facts = read_facts(folder / FACTS) if (folder / FACTS).exists() else {}
+    if options["title"] and (folder / RESULTS).exists():  # without results there is no study to name
+        facts["title"] = options["title"]
+        with written_whole(folder / FACTS) as waiting:
+            waiting.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     logger.info("report  %s", build_report(folder / RESULTS, facts, folder))
     with RunPage(folder, "scripts.worth_it") as page:
-        page.begin(resumed=True, resume_flags=(), options=options, environment={})
+        named = {"title": facts.get("title")}
+        page.begin(resumed=True, resume_flags=(), options=options, environment={}, facts=named)
         page.finish()
 
 

@@ -73,7 +73,7 @@ def run_export(trained, name, path, *flags):
 
 @pytest.mark.parametrize(("fine_tuned", "program"), [(False, "main_finetune --finetune"), (True, "main_inference")])
 def test_what_an_exported_file_is_for(tmp_path, fine_tuned, program):
-    path, card = tmp_path / "model.pth", tmp_path / "model.md"
+    path, card = tmp_path / "model.pth", tmp_path / "model.pth.md"
     lines = export.next_steps(path, card, "torch", is_finetuned=fine_tuned)
     assert any(program in line and str(path) in line for line in lines)
     assert str(card) in export.next_steps(path, card, "onnx", is_finetuned=fine_tuned)[0]
@@ -170,7 +170,7 @@ def test_one_raster_of_all_layers_gives_what_inference_gives(trained, tmp_path, 
 def test_the_lines_of_the_card_load_the_weights(trained, tmp_path, monkeypatch, name, form):
     path = tmp_path / f"m.{form}"
     assert run_export(trained, name, path, "--format", form, "--licence", "CC-BY-4.0") == 0
-    card = (tmp_path / "m.md").read_text(encoding="utf-8")
+    card = (tmp_path / f"m.{form}.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(card.split("```python\n")[1].split("```")[0], names)
@@ -178,6 +178,21 @@ def test_the_lines_of_the_card_load_the_weights(trained, tmp_path, monkeypatch, 
     assert surveys.same_bits(dict(names["network"].state_dict()), dict(expected))
     assert "CC-BY-4.0" in card and "| 0 | gravity |" in card and "- base pixel: 400 CRS units" in card
     assert ("mean_iou" in card) == (name == "classes")
+
+
+def test_formats_of_one_model_have_their_own_cards_in_one_folder(trained, tmp_path):
+    """As docs/export.md gives the commands, beside a page that is none of theirs."""
+    (tmp_path / "model.md").write_text("mine", encoding="utf-8")
+    forms = ["torch", "safetensors", *(["onnx"] if importlib.util.find_spec("onnxruntime") else [])]
+    names = [f"model{export.SUFFIXES[form]}" for form in forms]
+    for flags in ((), ("--overwrite",)):
+        for form, name in zip(forms, names, strict=True):
+            assert run_export(trained, "pre", tmp_path / name, "--format", form, *flags) == 0
+    cards = [f"{name}.md" for name in names]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["model.md", *names, *cards])
+    heads = [(tmp_path / card).read_text(encoding="utf-8").splitlines()[0] for card in cards]
+    assert heads == [f"# {name}" for name in names]
+    assert (tmp_path / "model.md").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_torch_file_is_a_checkpoint_for_our_programs_without_anybodys_folders(trained, tmp_path):
@@ -219,7 +234,7 @@ def test_models_of_images_have_a_card_without_ground_and_name_no_folder(of_image
         pytest.importorskip("onnxruntime")
     path = tmp_path / "m.out"
     assert run_export(of_images, "fits/fits/scratch-fold0", path, "--format", form) == 0
-    card = (tmp_path / "m.md").read_text(encoding="utf-8")
+    card = (tmp_path / "m.out.md").read_text(encoding="utf-8")
     assert "- base pixel: that of the images" in card and "ground of training" not in card
     contents = b"".join(file.read_bytes() for file in tmp_path.iterdir())
     assert b"secret" not in contents and str(Path(export.__file__).parents[1]).encode() not in contents
@@ -308,13 +323,13 @@ def test_the_checkpoint_itself_is_never_replaced(trained, tmp_path, capsys):
 
 
 def test_nothing_is_replaced_unless_asked_for(trained, tmp_path, capsys):
-    (tmp_path / "m.md").write_text("mine", encoding="utf-8")
+    (tmp_path / "m.pth.md").write_text("mine", encoding="utf-8")
     assert run_export(trained, "pre", tmp_path / "m.pth") == 2
-    assert "m.md exists; give another path, or --overwrite" in capsys.readouterr().err
+    assert "m.pth.md exists; give another path, or --overwrite" in capsys.readouterr().err
     assert run_export(trained, "pre", tmp_path) == 2
     assert "is a folder; give the path of a file" in capsys.readouterr().err
     assert run_export(trained, "pre", tmp_path / "m.pth", "--overwrite") == 0
-    assert (tmp_path / "m.md").read_text(encoding="utf-8") != "mine"
+    assert (tmp_path / "m.pth.md").read_text(encoding="utf-8") != "mine"
 
 
 def test_missing_packages_are_named(trained, tmp_path, monkeypatch, capsys):

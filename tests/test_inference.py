@@ -23,6 +23,7 @@ import torch
 import main_inference
 import models_mae_group_channels as models
 from datasets.layers.encoding import Encoding
+from datasets.layers.layer import Layer
 from datasets.rasters.handles import close_datasets
 from datasets.survey.coverage import overlap_matrix
 from datasets.survey.inference_survey import open_inference_survey, stored_layers
@@ -32,6 +33,7 @@ from tests import small_maps
 from tests.rasters import write_grid
 from tests.surveys import TORCHRUN_VARIABLES, start_of_launch, write_survey
 from util.checkpoints.checkpoint_file import load_checkpoint, save_checkpoint
+from util.inference import results
 from util.inference.embeddings import EmbeddingProduct
 from util.inference.engine import Engine, Meter
 from util.inference.gap_filling import GapFillingProduct, _record_gap_model
@@ -766,6 +768,84 @@ class TestStopping:
         infer(trained, tmp_path, status=1)
         infer(trained, tmp_path, "embeddings", "--resume", "--overlap", "0.75", status=2)
         assert "parts of another job: overlap was 0.5, now 0.75" in capsys.readouterr().err
+
+    def test_resumed_with_another_area_of_interest(self, trained, tmp_path, monkeypatch, capsys):
+        """The file of polygons has the same name and holds others: blocks that are done lack what these add."""
+        area, out = tmp_path / "area.gpkg", tmp_path / "out"
+        small, large = (shapely.box(502_000, 5_990_000, right, 5_994_000) for right in (505_000, 512_000))
+
+        def draw(box):
+            geopandas.GeoDataFrame(geometry=[box], crs="EPSG:28354").to_file(area)
+
+        draw(small)
+        whole = infer(trained, tmp_path / "whole", "embeddings", "--aoi", str(area))
+        with monkeypatch.context() as patches:
+            patches.setattr(main_inference, "compute", lambda *_: False)
+            infer(trained, out, "embeddings", "--aoi", str(area), status=1)
+        draw(large)
+        infer(trained, out, "embeddings", "--aoi", str(area), "--resume", status=2)
+        assert "holds parts of another job: polygons of --aoi (sha256) was '" in capsys.readouterr().err
+        draw(small)  # a new file with the same polygons
+        infer(trained, out, "embeddings", "--aoi", str(area), "--resume")
+        np.testing.assert_array_equal(pixels_of(out / "embeddings.tif"), pixels_of(whole / "embeddings.tif"))
+
+    def test_resumed_with_another_file_of_a_layer(self, trained, tmp_path, monkeypatch, capsys):
+        survey, out = write_survey(tmp_path / "survey"), tmp_path / "out"
+        with monkeypatch.context() as patches:
+            patches.setattr(main_inference, "compute", lambda *_: False)
+            infer(trained, out, "embeddings", "--data_dir", str(survey), status=1)
+        path = survey / "gravity.tif"
+        size, time = path.stat().st_size, path.stat().st_mtime_ns
+        os.utime(path, ns=(time, time + 10**9))
+        infer(trained, out, "embeddings", "--data_dir", str(survey), "--resume", status=2)
+        said = f"gravity.tif (bytes, modified in ns) was [{size}, {time}], now [{size}, {time + 10**9}]"
+        assert said in capsys.readouterr().err
+        os.utime(path, ns=(time, time))
+        infer(trained, out, "embeddings", "--data_dir", str(survey), "--resume")
+
+    def test_a_job_of_a_version_that_did_not_compare_files_is_not_continued(
+        self, trained, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(main_inference, "compute", lambda *_: False)
+        infer(trained, tmp_path, status=1)
+        record = tmp_path / ".embeddings.parts/job.json"
+        job = json.loads(record.read_text())
+        older = {key: value for key, value in job.items() if "(" not in key and "nodata" not in key}
+        assert {"ground", "files", "aoi", "overlap"} <= older.keys() < job.keys()
+        record.write_text(json.dumps(older))
+        infer(trained, tmp_path, "embeddings", "--resume", status=2)
+        assert "holds parts of another job" in (message := capsys.readouterr().err)
+        assert "was None, now [" in message and "leave --resume out to begin again" in message
+
+    def test_what_is_no_local_file_is_compared_by_its_path(self, tmp_path):
+        """Stores, URLs and archives have no state; absent layers are not read; NaN equals itself."""
+        (tmp_path / "a.tif").write_bytes(b"12345")
+        (tmp_path / "b.zarr").mkdir()
+        os.utime(tmp_path / "a.tif", ns=(7, 8))
+        paths = [
+            str(tmp_path / "a.tif"),
+            str(tmp_path / "b.zarr"),
+            "https://host/c.tif",
+            "/vsizip/d.zip/d.tif",
+            "e.tif",
+        ]
+        layers = [Layer(name, path) for name, path in zip("abcde", paths, strict=True)]
+        bands = [SimpleNamespace(nodata=(np.float32("nan"), -1.0)) for _ in layers]
+        survey = SimpleNamespace(
+            shape=(3, 4),
+            layers=layers,
+            aoi=None,
+            stack=SimpleNamespace(bands=bands),
+            summaries=[object()] * 4 + [None],
+        )
+        found = results.sources_of(survey, lambda path: [path])
+        assert found == {
+            "ground": [3, 4],
+            "files": [[layer.name, layer.path, 1] for layer in layers],
+            "polygons of --aoi (sha256)": None,
+            **{f"nodata of '{name}'": ["nan", "-1.0"] for name in "abcd"},
+            f"{paths[0]} (bytes, modified in ns)": [5, 8],
+        }
 
     def test_existing_results_are_kept(self, trained, tmp_path, capsys):
         (tmp_path / "embeddings.tif").write_text("precious")

@@ -330,6 +330,26 @@ def test_nothing_is_done_twice_and_the_report_is_rebuilt_the_same(ended, capsys)
     assert (out / "report.md").read_text() == report
 
 
+def test_the_report_is_written_again_under_another_title(ended, tmp_path, capsys):
+    """The new title is stored, in `study.json` as elsewhere; a later call without one keeps it."""
+    out = tmp_path / "copy"
+    out.mkdir()
+    for name in ("results.csv", "study.json"):
+        (out / name).write_bytes((ended[0] / name).read_bytes())
+    before, again = read_json(out / "study.json"), ["--report_only", "--output_dir", str(out)]
+    for title in (["--title", "Rocks & <ores>"], []):
+        assert worth_it.main([*again, *title]) == 0
+        assert read_json(out / "study.json") == {**before, "title": "Rocks & <ores>"}
+        heading = (out / "report.md").read_text(encoding="utf-8").splitlines()[0]
+        assert heading == "# Is multi-scale pre-training worth its cost? Rocks & <ores>"
+        assert "Rocks &amp; &lt;ores&gt;</h1>" in (out / "report.html").read_text(encoding="utf-8")
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    (out / "results.csv").unlink()
+    assert worth_it.main([*again, "--title", "Other"]) == 2
+    assert "no such table of results" in capsys.readouterr().err
+    assert read_json(out / "study.json")["title"] == "Rocks & <ores>"
+
+
 def test_checkpoints_that_nothing_needs_are_gone(ended):
     names = {str(path.relative_to(ended[0]).parts[0]) for path in ended[0].rglob("checkpoint-*.pth")}
     assert names == {"pretrain", "trials"}

@@ -333,6 +333,6 @@ def test_targets_are_neither_filled_nor_refined(caplog):
 def test_the_model_card_says_what_the_encoder_has_learned(trained, tmp_path):
     flags = ["--checkpoint", str(trained / "checkpoint-last.pth"), "--format", "torch"]
     assert export.main([*flags, "--output", str(tmp_path / "model.pth")]) == 0
-    card = (tmp_path / "model.md").read_text(encoding="utf-8")
+    card = (tmp_path / "model.pth.md").read_text(encoding="utf-8")
     assert "| geology | categorical, not shown to the model, but predicted |" in card
     assert "Pre-trained to predict geology, whose values it has learned wherever they were known." in card

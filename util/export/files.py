@@ -26,8 +26,8 @@ def check_free(path: Path, *, overwrite: bool) -> None:
 
 
 def card_path(path: Path) -> Path:
-    """Where the model card of an exported file goes: beside it."""
-    return path.with_suffix(".md")
+    """Where the model card of an exported file goes: beside it, under its whole name, as formats share a stem."""
+    return path.with_name(f"{path.name}.md")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import os
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,49 @@ logger = logging.getLogger(__name__)
 
 MOST_NAMES = 6
 """Bands that a page names."""
+
+
+def sources_of(survey: Any, files_of: Callable[[str], Iterable[str]]) -> dict[str, Any]:
+    """What the parts of rasters are made from: a run can only be resumed with the same ground, polygons and layers.
+
+    Polygons are compared by a digest, local files by size and time of modification. URLs, stores in folders and
+    files in archives are compared by their paths alone.
+
+    Args:
+        survey: an `InferenceSurvey`.
+        files_of: gives the files that a layer's path names.
+
+    Returns:
+        Settings by name, fit for JSON.
+    """
+    found: dict[str, Any] = {
+        "ground": list(survey.shape),
+        "files": [[layer.name, layer.path, layer.band] for layer in survey.layers],
+        "polygons of --aoi (sha256)": None if survey.aoi is None else _digest(survey.aoi.plain()),
+    }
+    for band, layer, summary in zip(survey.stack.bands, survey.layers, survey.summaries, strict=True):
+        if summary is None:  # absent: nothing is read
+            continue
+        found[f"nodata of '{layer.name}'"] = [str(float(value)) for value in band.nodata]  # text: NaN is never equal
+        for file in files_of(layer.path):
+            state = _file_state(file)
+            if state is not None:
+                found[f"{file} (bytes, modified in ns)"] = state
+    return found
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that differ where the contents do."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file_state(path: str) -> list[int] | None:
+    """Size in bytes and time of modification in nanoseconds; None for all that is no file of this machine."""
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):  # a URL, a path in an archive
+        return None
+    return [state.st_size, state.st_mtime_ns] if stat.S_ISREG(state.st_mode) else None
 
 
 def begin_or_resume(

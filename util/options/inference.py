@@ -12,7 +12,7 @@ APPLIED_AT_THE_END = ("clusters",)
 """Result options that the parts of rasters do not depend on."""
 
 ALSO_DECISIVE = ("base_resolution", "block_size", "aoi", "extent", "reproject", "amp")
-"""Other options that parts depend on; checkpoint and layers are compared themselves."""
+"""Other options that parts depend on; checkpoint, layers and polygons are compared themselves."""
 
 
 def product_options(args: argparse.Namespace, options_of: Mapping[str, Sequence[str]]) -> dict[str, Any]:
