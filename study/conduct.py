@@ -476,7 +476,8 @@ class Study:
             facts: of hardware, versions and commands, as `report` takes them.
         """
         environment = {"device": facts["device"], "programs at a time": facts["jobs"], **facts["versions"]}
-        self.page.begin(resumed=True, resume_flags=(), options=options, environment=environment)
+        named = {"title": facts["title"]}
+        self.page.begin(resumed=True, resume_flags=(), options=options, environment=environment, facts=named)
 
     def end_page(self, outcome: Outcome) -> None:
         """Notes on the page what failed and what is left."""

@@ -336,6 +336,7 @@ def test_the_report_is_written_again_under_another_title(ended, tmp_path, capsys
     out.mkdir()
     for name in ("results.csv", "study.json"):
         (out / name).write_bytes((ended[0] / name).read_bytes())
+    assert "Small</h1>" in (ended[0] / "report.html").read_text(encoding="utf-8")
     before, again = read_json(out / "study.json"), ["--report_only", "--output_dir", str(out)]
     for title in (["--title", "Rocks & <ores>"], []):
         assert worth_it.main([*again, *title]) == 0
