@@ -28,6 +28,12 @@ _SEXAGESIMAL = re.compile(
     r"[NSEW]?\s*[+-]?\d+(?:[.,]\d+)?(?:\s*[°ºdms:'′’\"″\s]\s*(?:\d+(?:[.,]\d+)?)?)*\s*[NSEW]?", re.IGNORECASE
 )
 
+# Texts that programs write for a missing number, in lower case. Among names of classes they are names like any other.
+_MISSING = (
+    *("na", "n/a", "#na", "#n/a", "#n/a n/a", "<na>", "nan", "-nan", "null", "none"),
+    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+)
+
 
 def choose_column(frame: geopandas.GeoDataFrame, column: str | None, where: str) -> str:
     """Return the attribute to use: the one named, or the only one there is.
@@ -81,6 +87,7 @@ def with_codes(
         known = ~(absent | dummy)
         names = tuple(str(text) for text in texts[known])
         codes = names
+        _warn_of_missing(names, f"{where}: column '{column}'")
         _warn_of_spellings(set(names), f"{where}: column '{column}'")
     if absent.any():
         logger.warning("%s: %d of %d features have no '%s': not used", where, absent.sum(), len(absent), column)
@@ -115,7 +122,8 @@ def nodata_in(numbers: np.ndarray, nodata: float | None, where: str) -> np.ndarr
         where: names the column in the warning.
 
     Returns:
-        (n,) bool: declared, at least 1e30 in size, or recognised by `NodataScan`. NaN are not among them.
+        (n,) bool: declared, at least 1e30 in size, or recognised by `NodataScan`. NaN are not among them, nor are
+        doubtful dummies, of which a warning is given.
     """
     finite = np.isfinite(numbers)
     declared = np.isin(numbers, () if nodata is None else stored_values([nodata], "float64"))
@@ -123,19 +131,25 @@ def nodata_in(numbers: np.ndarray, nodata: float | None, where: str) -> np.ndarr
     huge = np.zeros(len(numbers), dtype=bool) if huge is None else huge & finite & ~declared
     scan = NodataScan("float64")
     scan.add(numbers, declared | huge | ~finite)
-    dummies, _ = scan.classify_nodata_candidates()
+    if (numbers[finite] == np.rint(numbers[finite])).all():
+        scan.dtype = "int64"  # a known dummy may occur by chance among whole numbers
+    dummies, doubtful = scan.classify_nodata_candidates()
+    for value, count in doubtful:
+        warn_of_doubtful_nodata(value, f"{count} of {len(numbers)} features", where)
     undeclared = huge | np.isin(numbers, stored_values(dummies, "float64"))
     _warn_of_nodata(np.unique(numbers[undeclared]).tolist(), int(undeclared.sum()), len(numbers), where)
     return declared | undeclared
 
 
 def _nodata_in_texts(texts: pandas.Series, nodata: float | None, where: str) -> np.ndarray:
-    """The same among names of classes: a known dummy, where no other name is a number."""
+    """The same among names of classes: a known dummy, where other names are no numbers."""
     numbers = pandas.to_numeric(texts, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     declared = np.isin(numbers, () if nodata is None else stored_values([nodata], "float64"))
     is_number = np.isfinite(numbers) & ~declared
     dummy = is_number & (np.isin(numbers, KNOWN_DUMMIES) | (np.abs(numbers) >= HUGE))
     if (is_number & ~dummy).any() or not (texts.notna().to_numpy(dtype=bool) & ~is_number).any():
+        for value in np.unique(numbers[dummy]).tolist():
+            warn_of_doubtful_nodata(value, f"{(numbers == value).sum()} of {len(numbers)} features", where)
         dummy = np.zeros(len(numbers), dtype=bool)
     _warn_of_nodata(np.unique(numbers[dummy]).tolist(), int(dummy.sum()), len(numbers), where)
     return declared | dummy
@@ -154,6 +168,37 @@ def _warn_of_spellings(names: set[str], where: str) -> None:
             where,
             "; ".join(alike),
         )
+
+
+def _warn_of_missing(names: tuple[str, ...], where: str) -> None:
+    """Warn of names that programs write for a missing value; None is an everyday class, such as of alteration."""
+    found = sorted({name for name in names if name.lower() in _MISSING and name.lower() != "none"})
+    for name in found:
+        logger.warning(
+            "%s: %d of %d features hold '%s': taken for a class; leave these cells empty if it means no data",
+            where,
+            names.count(name),
+            len(names),
+            name,
+        )
+
+
+def warn_of_doubtful_nodata(value: float, count: str, where: str) -> None:
+    """Warn of a known dummy that is too near the other values to be recognised as nodata.
+
+    Args:
+        value: the number, as it is stored.
+        count: how many hold it, and of what, such as `99 pixels`.
+        where: names the labels.
+    """
+    logger.warning(
+        "%s: %s hold %.9g, often a dummy, but other values are near it: taken for data; if it means no data: "
+        "--label_nodata %.9g",
+        where,
+        count,
+        value,
+        value,
+    )
 
 
 def _warn_of_nodata(values: list[float], count: int, total: int, where: str) -> None:
@@ -177,9 +222,10 @@ def parse_numbers(column: pandas.Series, where: str, *, otherwise: str = "correc
         otherwise: what to do with a text that resembles no number.
 
     Raises:
-        ValueError: a text is no number; names row, column, text, and what to do.
+        ValueError: a text is no number; names row, column, text, and what to do. Or it holds dates or times.
     """
-    column = with_decimal_points(column)
+    _check_no_dates(column, where, otherwise)
+    column = with_decimal_points(without_missing(column))
     values = pandas.to_numeric(column, errors="coerce")
     texts = column.astype("string").str.strip()
     wrong = (values.isna() & column.notna() & (texts != "")).to_numpy(dtype=bool, na_value=False)
@@ -191,6 +237,21 @@ def parse_numbers(column: pandas.Series, where: str, *, otherwise: str = "correc
             f"{text[:60]!r}, expected numbers{_remedy(text) or f'; {otherwise}'}"
         )
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _check_no_dates(column: pandas.Series, where: str, otherwise: str) -> None:
+    """Refuse dates and times, which pandas would turn into a count of time since 1970.
+
+    Raises:
+        ValueError: the column holds them.
+    """
+    kind = pandas.api.types.infer_dtype(column, skipna=True)
+    if kind.startswith(("date", "time")):
+        there = column.dropna()
+        example = f", such as {there.iloc[0]}" if len(there) else ""
+        raise ValueError(
+            f"{where}: column '{column.name}' holds dates or times{example}, expected numbers; {otherwise}"
+        )
 
 
 def _remedy(text: str) -> str:
@@ -213,6 +274,15 @@ def _remedy(text: str) -> str:
     return ""
 
 
+def without_missing(column: pandas.Series) -> pandas.Series:
+    """Return a column with nothing in place of texts that mean a missing number: NA, N/A, nan, null and the like."""
+    if pandas.api.types.is_numeric_dtype(column):
+        return column
+    texts = column.astype("string").str.strip().str.lower()
+    missing = texts.isin(_MISSING).to_numpy(dtype=bool)
+    return column.mask(missing) if missing.any() else column
+
+
 def with_decimal_points(column: pandas.Series) -> pandas.Series:
     """Return a column of texts as numbers if all are numbers with decimal commas; any other column as it is.
 
@@ -221,7 +291,7 @@ def with_decimal_points(column: pandas.Series) -> pandas.Series:
     """
     if pandas.api.types.is_numeric_dtype(column):
         return column
-    texts = column.astype("string").str.strip()
+    texts = without_missing(column).astype("string").str.strip()
     there = texts[texts.notna() & (texts != "")]
     commas = there[there.str.contains(",", regex=False)]
     if commas.empty or not there.str.fullmatch(_DECIMAL_COMMA).all() or commas.str.fullmatch(_PERHAPS_THOUSANDS).all():

@@ -19,6 +19,7 @@ from rasterio.warp import transform as transform_points
 from datasets.ground.grid import ALIKE, GDAL_ERRORS, Grid, crs_agree
 from datasets.ground.planet import longitude_periods
 from datasets.ground.warp import WARP_BLOCK, footprint, warp_window
+from datasets.labels.columns import warn_of_doubtful_nodata
 from datasets.labels.overlap import overlap_advice
 from datasets.layers.class_table import MAX_CLASSES, Code, check_class_count, sorted_codes
 from datasets.layers.layer import Layer
@@ -261,6 +262,8 @@ def check_codes_without_names(labels: LabelRaster, codes: Sequence[Code]) -> Non
 def without_undeclared_nodata(labels: LabelRaster, codes: Sequence[Code] | None = None) -> LabelRaster:
     """Return the labels with dummies that nobody declared as nodata, by the rule for layers (`NodataScan`), and say so.
 
+    Doubtful dummies stay data, as in layers, with a warning.
+
     Args:
         labels: the labels.
         codes: the codes that occur, if they are known; else all pixels are read.
@@ -274,7 +277,10 @@ def without_undeclared_nodata(labels: LabelRaster, codes: Sequence[Code] | None 
             census.add(raw, invalid)
     else:
         census.add(np.array(codes, dtype=labels.source.dtype), None)
-    dummies, _ = census.classify_nodata_candidates()
+    dummies, doubtful = census.classify_nodata_candidates()
+    if codes is None or len(codes) > 2:  # without one of two codes a single class would be left
+        for value, _ in doubtful:
+            warn_of_doubtful_nodata(value, _pixels_that_hold(labels, value), labels.source.layer.where)
     if not dummies:
         return labels
     logger.warning(
@@ -284,6 +290,16 @@ def without_undeclared_nodata(labels: LabelRaster, codes: Sequence[Code] | None 
         listed(dummies),
     )
     return replace(labels, source=labels.source.with_nodata(stored_values(dummies, labels.source.dtype)))
+
+
+def _pixels_that_hold(labels: LabelRaster, value: float) -> str:
+    """How many pixels under the grid hold a stored number; about, where blocks overlap. A pass over all pixels."""
+    count = blocks = 0
+    for raw, invalid in labels.stored():
+        same = raw == raw.dtype.type(value)
+        count += int(np.count_nonzero(same if invalid is None else same & ~invalid))
+        blocks += 1
+    return f"{'about ' if blocks > 1 else ''}{count} pixels"
 
 
 def find_codes(labels: LabelRaster) -> tuple[Code, ...]:

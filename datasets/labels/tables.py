@@ -15,7 +15,7 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
 from datasets.ground.grid import GDAL_ERRORS, Grid, metres_per_unit
-from datasets.labels.columns import parse_numbers
+from datasets.labels.columns import parse_numbers, without_missing
 
 TABLES = (".csv", ".tsv", ".txt")
 """Endings of files that are read as tables with coordinates."""
@@ -56,7 +56,7 @@ def has_wkt_areas(path: str) -> bool:
     """
     table = _read(path)
     wkt = _wkt_column(table)
-    texts = [] if wkt is None else table[wkt].dropna().astype(str).str.strip().str.upper()
+    texts = [] if wkt is None else without_missing(table[wkt]).dropna().astype(str).str.strip().str.upper()
     return any(not text.startswith(("POINT", "MULTIPOINT")) for text in texts)
 
 
@@ -100,6 +100,8 @@ def _read(path: str) -> pandas.DataFrame:
                 encoding="utf-8-sig",
                 skipinitialspace=True,
                 index_col=False,
+                keep_default_na=False,  # None and NA may be names of classes
+                na_values=[""],
                 low_memory=False,  # a column has one type in all rows, not one for each part of a long table
             )
     except pandas.errors.ParserWarning as error:  # otherwise columns would be shifted or cut
@@ -118,7 +120,18 @@ def _read(path: str) -> pandas.DataFrame:
         raise ValueError(f"{where}: has {count} columns '{twice[0]}', expected names that differ; rename one")
     table.columns = [str(name).strip() for name in table.columns]
     table.index = pandas.RangeIndex(2, len(table) + 2, name="row")
-    return table
+    return table.apply(_as_numbers) if len(table) else table
+
+
+def _as_numbers(column: pandas.Series) -> pandas.Series:
+    """A column that pandas left as texts because of NA and the like among its numbers; any other as it is."""
+    numbers = without_missing(column)
+    if numbers is column or numbers.isna().all():
+        return column
+    try:
+        return pandas.to_numeric(numbers)
+    except (ValueError, TypeError):
+        return column
 
 
 def _wkt_column(table: pandas.DataFrame) -> str | None:
@@ -126,6 +139,7 @@ def _wkt_column(table: pandas.DataFrame) -> str | None:
 
 
 def _from_wkt(column: pandas.Series, where: str) -> np.ndarray:
+    column = without_missing(column)
     texts = column.astype("string").to_numpy(dtype=object, na_value=None)
     geometries = shapely.from_wkt(texts, on_invalid="ignore")
     broken = np.flatnonzero(shapely.is_missing(geometries) & column.notna().to_numpy())
@@ -218,7 +232,7 @@ def _check_zones(
 
 def _zones_in(column: pandas.Series, grid: Grid) -> list[int]:
     """The zones of UTM that a column names, sorted; none where it holds something else, or zones far from the grid."""
-    texts = column.dropna().astype(str).str.strip()
+    texts = without_missing(column).dropna().astype(str).str.strip()
     matches = [_ZONE.fullmatch(text) for text in texts if text]
     zones = sorted({int(match[1]) for match in matches if match})
     if not all(matches):
