@@ -313,6 +313,15 @@ def test_the_quick_start_refuses_at_once_what_its_maps_would_not_find(project, t
     assert not (tmp_path / "calls.txt").exists() and not (project / "quickstart_output").exists()
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """Programs started by a test heed Ctrl-C, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_a_quick_start_that_is_stopped_makes_no_maps(project, tmp_path):
     """Ctrl-C reaches the training, which saves and ends well, and the quick start."""
     stopped = FAKE_PYTHON.replace("-c*) ;;", "-c*) ;;\n*main_pretrain*) kill -INT $PPID; sleep 0.2 ;;")
